@@ -1,0 +1,43 @@
+"""Pyramid Attention Broadcast for video diffusion transformers, as a torch.compile backend.
+
+``torch.compile(model, backend="pab")`` is all it takes; the rest is for looking inside and for
+explicit control. Paper: Real-Time Video Generation with Pyramid Attention Broadcast,
+arXiv 2408.12588.
+"""
+
+from __future__ import annotations
+
+from .board import stats
+from .errors import (
+    GradModeError,
+    InvariantError,
+    OptionError,
+    PabError,
+    PlanError,
+    UnsupportedModelError,
+)
+from .explain import explain
+from .options import Options
+from .report import Explanation, SiteReport
+from .schedule import Schedule
+from .scope import generation, reset, step
+from .stats import RunStats
+
+__all__ = [
+    "Explanation",
+    "GradModeError",
+    "InvariantError",
+    "OptionError",
+    "Options",
+    "PabError",
+    "PlanError",
+    "RunStats",
+    "Schedule",
+    "SiteReport",
+    "UnsupportedModelError",
+    "explain",
+    "generation",
+    "reset",
+    "stats",
+    "step",
+]

@@ -1,0 +1,101 @@
+"""The clock: what one call's timestep says about where the generation is.
+
+A timestep that is a view into a scheduler's table tells the step (its offset) and the whole schedule
+without touching the device after the first look. Any other timestep is read by value, which costs
+one synchronisation per call on an accelerator.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+
+
+@dataclass(frozen=True, eq=False)
+class TimestepTable:
+    """A scheduler's table of timesteps.
+
+    Attributes:
+        base: a tensor over the whole table; keeps its storage, and so its address, alive.
+        version: version counter of the storage when it was read.
+        values: the timestep of every step.
+    """
+
+    base: torch.Tensor
+    version: int
+    values: tuple[float, ...]
+
+    def holds(self, timestep: torch.Tensor) -> bool:
+        """Whether a timestep is a view into this table, unchanged since it was read."""
+        return (
+            timestep.dtype == self.base.dtype
+            and timestep.untyped_storage().data_ptr() == self.base.untyped_storage().data_ptr()
+            and version_of(timestep) == self.version
+        )
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What a call's timestep says.
+
+    Attributes:
+        value: timestep value; None when the rows of the batch are at different timesteps.
+        index: its place in ``table``, or None without one.
+        table: the scheduler's table that it is a view of, if any.
+    """
+
+    value: float | None
+    index: int | None = None
+    table: TimestepTable | None = field(default=None, compare=False)
+
+
+def read_timestep(timestep: torch.Tensor, known: TimestepTable | None) -> Reading:
+    """Read a timestep of shape ``[]``, ``[batch]`` or ``[batch, 1]``.
+
+    Args:
+        timestep: the clock input of this call.
+        known: the table of the running generation, which need not be read again.
+    """
+    if not _is_one_element(timestep):
+        values = timestep.flatten().tolist()
+        return Reading(float(values[0]) if len(set(values)) == 1 else None)
+    index = timestep.storage_offset()
+    if known is not None and known.holds(timestep):
+        return Reading(known.values[index], index, known)
+    table = _table_of(timestep)
+    if table is not None:
+        return Reading(table.values[index], index, table)
+    return Reading(float(timestep.flatten()[0].item()))
+
+
+def version_of(tensor: torch.Tensor) -> int:
+    """Version counter of a tensor; 0 for inference tensors, which have none."""
+    return 0 if tensor.is_inference() else tensor._version
+
+
+def is_schedule(values: Sequence[float]) -> bool:
+    """Whether numbers can be the timesteps of one generation: at least two, in one direction."""
+    if len(values) < 2 or not all(abs(value) <= 1e6 for value in values):
+        return False
+    pairs = list(zip(values, values[1:], strict=False))
+    falls, rises = any(a > b for a, b in pairs), any(a < b for a, b in pairs)
+    return falls != rises
+
+
+def _is_one_element(timestep: torch.Tensor) -> bool:
+    """Whether all elements are one number in memory (a scalar, or a scalar expanded)."""
+    return timestep.numel() > 0 and all(
+        size == 1 or stride == 0
+        for size, stride in zip(timestep.shape, timestep.stride(), strict=True)
+    )
+
+
+def _table_of(timestep: torch.Tensor) -> TimestepTable | None:
+    length = timestep.untyped_storage().nbytes() // timestep.element_size()
+    if length < 2 or length > 10_000:
+        return None
+    base = timestep.as_strided((length,), (1,), 0)
+    values = tuple(float(value) for value in base.tolist())
+    return TimestepTable(base, version_of(timestep), values) if is_schedule(values) else None

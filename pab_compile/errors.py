@@ -1,0 +1,21 @@
+"""Errors that users can meet; all derive from ``PabError``."""
+
+from __future__ import annotations
+
+from pab_compile.passes.errors import InvariantError, PabError, UnsupportedModelError
+
+from .options import OptionError
+from .plan import PlanError
+
+__all__ = [
+    "GradModeError",
+    "InvariantError",
+    "OptionError",
+    "PabError",
+    "PlanError",
+    "UnsupportedModelError",
+]
+
+
+class GradModeError(PabError, RuntimeError):
+    """The model was called with gradients enabled and weights or inputs that need them."""

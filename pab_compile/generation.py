@@ -1,0 +1,225 @@
+"""Generations and lanes: whose cached outputs a call may use.
+
+A *generation* is one video being denoised. A *lane* is one of the calls that a pipeline makes per
+step (conditional, unconditional, ...), told apart by the prompt it carries: counting calls alone
+mixes lanes as soon as guidance is switched off half-way. Whatever does not add up starts afresh and
+computes; a generation whose calls may belong to two videos is not trusted and computes throughout.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+
+from .clock import Reading, TimestepTable, version_of
+from .decisions import Decisions
+from .schedule import Schedule
+from .slots import Slot
+from .stats import RunStats, StepRecord, summarise
+
+_MAX_LANES = 8
+
+
+@dataclass(frozen=True, eq=False)
+class Identity:
+    """Which tensor this is: its memory, its version, its layout. Holds the tensor, so the memory
+    cannot be handed to another one. Inference tensors carry no version, so a copy is held and
+    compared instead."""
+
+    tensor: torch.Tensor
+    copy: torch.Tensor | None
+    key: tuple[object, ...]
+
+    @staticmethod
+    def of(tensor: torch.Tensor, *, remember: bool = True) -> Identity:
+        """The identity of a tensor as it is now."""
+        key = (tensor.data_ptr(), version_of(tensor), tensor.shape, tensor.stride(), tensor.dtype)
+        copy = tensor.clone() if remember and tensor.is_inference() else None
+        return Identity(tensor, copy, key)
+
+    def is_same(self, other: torch.Tensor) -> bool:
+        """Whether a tensor is this one unchanged, or equal to it in value.
+
+        Comparing values synchronises an accelerator; it happens only when the memory differs.
+        """
+        if self.copy is None and Identity.of(other, remember=False).key == self.key:
+            return True
+        if self.copy is None and version_of(self.tensor) != self.key[1]:
+            return False
+        mine = self.tensor if self.copy is None else self.copy
+        return (
+            mine.shape == other.shape
+            and mine.dtype == other.dtype
+            and mine.device == other.device
+            and torch.equal(mine, other)
+        )
+
+    def is_same_memory(self, other: torch.Tensor) -> bool:
+        """Whether a tensor is this one unchanged, without comparing values."""
+        return Identity.of(other, remember=False).key == self.key
+
+
+@dataclass(eq=False)
+class Lane:
+    """One of the calls per step, with its slots and its prelude.
+
+    Attributes:
+        name: as the user named it (``step(lane=...)``), or None.
+        prompts: the per-prompt inputs that it carries.
+        slots: (graph, site) -> slot.
+        prelude: (graph, piece) -> values computed once for this lane.
+    """
+
+    name: str | None
+    prompts: tuple[Identity, ...]
+    latents: Identity
+    step: int
+    slots: dict[tuple[int, int], Slot] = field(default_factory=dict)
+    prelude: dict[tuple[int, int], tuple[torch.Tensor | None, ...]] = field(default_factory=dict)
+
+    def carries(self, prompts: Sequence[torch.Tensor]) -> bool:
+        """Whether these per-prompt inputs are this lane's."""
+        return len(prompts) == len(self.prompts) and all(
+            mine.is_same(other) for mine, other in zip(self.prompts, prompts, strict=True)
+        )
+
+    def free(self) -> None:
+        """Let go of every tensor."""
+        self.slots.clear()
+        self.prelude.clear()
+
+    def num_bytes(self) -> int:
+        """Bytes in slots."""
+        return sum(slot.num_bytes() for slot in self.slots.values())
+
+
+@dataclass(frozen=True)
+class Call:
+    """One call of a compiled model, as the clock sees it.
+
+    Attributes:
+        reading: what the timestep says; None under explicit control.
+        latents: the tensor being denoised.
+        prompts: the per-prompt inputs.
+        lane: name of the lane, if the user gave one.
+        index: step given by the user, or None.
+        schedule: schedule given by the user, or None.
+    """
+
+    reading: Reading
+    latents: torch.Tensor
+    prompts: tuple[torch.Tensor, ...]
+    lane: str | None = None
+    index: int | None = None
+    schedule: Schedule | None = None
+
+
+class Generation:
+    """One video being denoised by one model."""
+
+    def __init__(self, call: Call, trusted: bool = True) -> None:
+        reading = call.reading
+        self.origin = reading.index or 0
+        self.step = call.index or 0
+        self.first_timestep = 0.0 if reading.value is None else reading.value
+        self.timestep = reading.value
+        self.table: TimestepTable | None = reading.table
+        self.schedule = call.schedule or _schedule_of(reading)
+        self.trusted = trusted
+        self.notes: list[str] = []
+        self.lanes: list[Lane] = []
+        self.decisions: dict[int, Decisions] = {}
+        self.records: list[StepRecord] = []
+        self.num_lanes = 0
+        self.peak_cache_bytes = 0
+        self.held_bytes = 0
+        self.num_pieces = 0
+        self.compile_seconds = 0.0
+        self.seen: list[float] = [] if reading.value is None else [reading.value]
+        self.closed = False
+
+    @property
+    def first_reusable_step(self) -> int:
+        """Earliest step whose outputs may be reused.
+
+        Without a schedule the first call may have been a lone one (a warm-up), so what it computed
+        is not trusted to belong to the calls after it.
+        """
+        return 0 if self.schedule.is_known else 1
+
+    @property
+    def is_last_step(self) -> bool:
+        """Whether the current step is known to be the last."""
+        return self.schedule.num_steps is not None and self.step >= self.schedule.num_steps - 1
+
+    def advance(self, step: int, reading: Reading) -> None:
+        """Move on to the next step."""
+        self.step = step
+        self.timestep = reading.value
+        if reading.value is not None:
+            self.seen.append(reading.value)
+
+    def find_lane(self, call: Call) -> Lane | None:
+        """The lane of a call: by name, else the first with its prompts not yet called this step."""
+        if call.lane is not None:
+            return next((lane for lane in self.lanes if lane.name == call.lane), None)
+        mine = [lane for lane in self.lanes if lane.name is None and lane.carries(call.prompts)]
+        return next((lane for lane in mine if lane.step < self.step), mine[-1] if mine else None)
+
+    def open_lane(self, call: Call) -> Lane:
+        """Add a lane for a call."""
+        if len(self.lanes) >= _MAX_LANES:
+            self.lanes.pop(0).free()
+            self.notes.append(
+                "the per-prompt inputs differ at every call, so nothing can be reused: state those "
+                'that change with the step as options={"axes": {"<input>": "step"}}'
+            )
+        prompts = tuple(Identity.of(prompt) for prompt in call.prompts)
+        latents = Identity.of(call.latents, remember=False)
+        self.num_lanes += 1
+        self.lanes.append(Lane(call.lane, prompts, latents, self.step))
+        return self.lanes[-1]
+
+    def free(self) -> None:
+        """Close the generation and let go of every tensor."""
+        for lane in self.lanes:
+            lane.free()
+        self.lanes.clear()
+        self.table = None
+        self.closed = True
+
+    def measure(self) -> None:
+        """Take note of the bytes that are held now."""
+        cached = sum(lane.num_bytes() for lane in self.lanes)
+        self.peak_cache_bytes = max(self.peak_cache_bytes, cached)
+        held = sum(
+            t.numel() * t.element_size()
+            for lane in self.lanes
+            for values in lane.prelude.values()
+            for t in values
+            if t is not None
+        )
+        self.held_bytes = max(self.held_bytes, held)
+
+    def stats(self) -> RunStats:
+        """Statistics of the steps so far."""
+        kinds = dict.fromkeys(kind for record in self.records for kind in record.kinds)
+        return summarise(
+            self.records,
+            tuple(kinds),
+            lanes=self.num_lanes,
+            peak_cache_bytes=self.peak_cache_bytes,
+            held_bytes=self.held_bytes,
+            num_pieces=self.num_pieces,
+            compile_seconds=self.compile_seconds,
+            notes=self.notes,
+        )
+
+
+def _schedule_of(reading: Reading) -> Schedule:
+    if reading.table is None:
+        return Schedule()
+    timesteps = reading.table.values[reading.index or 0 :]
+    return Schedule(len(timesteps), timesteps)

@@ -1,0 +1,151 @@
+"""Lowering: every distinct piece is handed to the inner compiler once.
+
+Pieces with the same structure, shapes, strides and dtypes share one compiled function; weights are
+inputs. The graphs are plain ``fx.GraphModule``s by the time the inner compiler sees them, so its
+caches on disk hold nothing of ours. One of the two files that may use private torch APIs (the other
+is ``passes/capture.py``).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import fx
+from torch._dynamo.backends.registry import lookup_backend
+from torch._dynamo.eval_frame import reset_code
+from torch._inductor import list_mode_options
+from torch._inductor.compile_fx import compile_fx
+
+from pab_compile.passes import ir
+
+from .progress import CompileProgress
+
+Function = Callable[..., Sequence[torch.Tensor]]
+
+
+class PieceCompiler:
+    """Compiles graph modules that return tuples; equal ones only once, and only when called.
+
+    Args:
+        inner: ``inductor``, ``eager``, the name of a registered backend, or a backend.
+        mode: torch.compile's mode, for Inductor.
+        progress: told when a piece starts and ends compiling.
+    """
+
+    def __init__(
+        self, inner: str | Callable[..., Any], mode: str | None, progress: CompileProgress
+    ) -> None:
+        self._inner = inner
+        self._mode = mode
+        self._progress = progress
+        self._compiled: dict[str, Function] = {}
+        self.compile_seconds = 0.0
+
+    @property
+    def num_pieces(self) -> int:
+        """Number of distinct pieces."""
+        return len(self._compiled)
+
+    def compile(self, graph_module: fx.GraphModule) -> Function:
+        """The compiled function of a piece; the inner compiler runs at its first call."""
+        key = structure_key(graph_module)
+        if key not in self._compiled:
+            self._compiled[key] = self._lazily(graph_module)
+            self._progress.add_pieces(1)
+        return self._compiled[key]
+
+    def compile_whole(self, graph_module: fx.GraphModule, args: Sequence[Any]) -> Callable[..., Any]:
+        """Hand a whole Dynamo graph to the inner compiler as it is."""
+        return self._run_inner(graph_module, args)
+
+    def _lazily(self, graph_module: fx.GraphModule) -> Function:
+        compiled: list[Function] = []
+
+        def function(*args: torch.Tensor) -> Sequence[torch.Tensor]:
+            if not compiled:
+                start = time.perf_counter()
+                compiled.append(self._run_inner(graph_module, args))
+                self.compile_seconds += time.perf_counter() - start
+                self._progress.finish_piece()
+            return compiled[0](*args)
+
+        return function
+
+    def _run_inner(self, graph_module: fx.GraphModule, args: Sequence[torch.Tensor]) -> Function:
+        if self._inner == "eager":
+            return graph_module.forward
+        if self._inner == "inductor":
+            patches = dict(list_mode_options(self._mode)) if self._mode else None
+            return compile_fx(graph_module, list(args), config_patches=patches)  # type: ignore[return-value]
+        backend = lookup_backend(self._inner) if isinstance(self._inner, str) else self._inner
+        return backend(graph_module, list(args))
+
+
+def structure_key(graph_module: fx.GraphModule) -> str:
+    """Hash of all that a compiled function depends on: ops, arguments, layouts of the inputs."""
+    index = {node: number for number, node in enumerate(graph_module.graph.nodes)}
+
+    def reference(node: fx.Node) -> str:
+        return f"%{index[node]}"
+
+    lines = []
+    for node in graph_module.graph.nodes:
+        if node.op == "placeholder":
+            lines.append(f"input {_layout(ir.tensor(node))}")
+            continue
+        target = id(getattr(graph_module, node.target)) if node.op == "get_attr" else node.target
+        args = fx.map_arg(node.args, lambda n: _Reference(reference(n)))
+        kwargs = fx.map_arg(node.kwargs, lambda n: _Reference(reference(n)))
+        lines.append(f"{node.op} {target} {args!r} {kwargs!r}")
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+
+class _Reference(str):
+    """A node by its number; prints without quotes so that it cannot be taken for a string."""
+
+    def __repr__(self) -> str:
+        return str(self)
+
+
+def _layout(tensor: torch.Tensor | None) -> str:
+    if tensor is None:
+        return "?"
+    return f"{tuple(tensor.shape)} {tensor.stride()} {tensor.dtype} {tensor.device}"
+
+
+def trace_once(
+    forward: Callable[..., Any],
+    args: Sequence[Any],
+    kwargs: dict[str, Any],
+    look: Callable[[fx.GraphModule, Sequence[Any]], None],
+) -> None:
+    """Trace a function with Dynamo, show every graph to ``look``, and run the graphs as they are.
+
+    Nothing of it stays in Dynamo's caches, so an existing compilation of the model is untouched.
+    """
+
+    def backend(graph_module: fx.GraphModule, inputs: Sequence[Any]) -> Callable[..., Any]:
+        look(graph_module, inputs)
+        return graph_module.forward
+
+    def traced(*args: Any, **kwargs: Any) -> Any:
+        return forward(*args, **kwargs)
+
+    try:
+        torch.compile(traced, backend=backend)(*args, **kwargs)
+    finally:
+        reset_code(traced.__code__)
+
+
+def options_of_compiled(model: Any) -> dict[str, Any] | None:
+    """The options that a module was compiled with, or None for one that is not compiled."""
+    compiled = getattr(model, "dynamo_ctx", None) or getattr(model, "_compiled_call_impl", None)
+    backend = getattr(compiled, "callback", None) or compiled
+    while backend is not None and not hasattr(backend, "kwargs"):
+        backend = getattr(backend, "_torchdynamo_orig_backend", None)
+    found = getattr(backend, "kwargs", None) or {}
+    return found.get("options")

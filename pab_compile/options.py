@@ -1,0 +1,185 @@
+"""Options of the backend: parsed and validated once, immutable afterwards."""
+
+from __future__ import annotations
+
+import difflib
+import os
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from pab_compile.passes.errors import PabError
+from pab_compile.passes.sites import CUTS, KINDS
+
+from .plan import MAX_ORDER, CallablePlan, Plan, RangePlan, load_plan
+from .presets import DEFAULT_RANGES, DEFAULT_WINDOW, PRESETS, Window
+
+ON_UNSUPPORTED = ("raise", "passthrough")
+
+
+class OptionError(PabError, ValueError):
+    """An option that is unknown or has a value outside its domain."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """What ``torch.compile(model, backend="pab", options={...})`` accepts.
+
+    Attributes:
+        ranges: kind -> compute every so many steps; or the name of a preset.
+        window: (low, high) in which reuse is allowed; floats are fractions of the steps, integers
+            timestep values. None: the preset's, or (0.15, 0.85).
+        predict: order of the reuse: 0 repeats, 1 extrapolates linearly; an integer, or per kind.
+        cut: ``attention`` caches before the gate, ``gated`` after it.
+        plan: a callable or the path of a plan file instead of ranges, window and predict.
+        inner: compiler of the pieces: ``inductor``, ``eager``, or any registered backend.
+        mode: torch.compile's mode, handed to Inductor.
+        axes: input name -> its axes, where they cannot be inferred; ``"step"`` marks the timestep.
+        dump: directory for dumps of every pass.
+        on_unsupported: ``raise``, or ``passthrough`` to compile without reuse after one warning.
+    """
+
+    ranges: Mapping[str, int] | str = field(default_factory=lambda: dict(DEFAULT_RANGES))
+    window: Window | None = None
+    predict: int | Mapping[str, int] = 0
+    cut: str = "attention"
+    plan: Callable[..., int | None] | str | Path | None = None
+    inner: str | Callable[..., Any] = "inductor"
+    mode: str | None = None
+    axes: Mapping[str, str] = field(default_factory=dict)
+    dump: str | None = None
+    on_unsupported: str = "raise"
+
+    def make_plan(self) -> Plan:
+        """The plan that these options describe."""
+        if callable(self.plan):
+            return CallablePlan(self.plan)
+        if self.plan is not None:
+            return load_plan(self.plan)
+        if isinstance(self.ranges, str):
+            preset = PRESETS[self.ranges]
+            ranges, window = preset.ranges, preset.window
+        else:
+            ranges, window = self.ranges, DEFAULT_WINDOW
+        if isinstance(self.predict, Mapping):
+            predict = dict(self.predict)
+        else:
+            predict = dict.fromkeys(KINDS, self.predict)
+        return RangePlan(dict(ranges), self.window or window, predict)
+
+
+def parse_options(options: Mapping[str, Any] | None, mode: str | None = None) -> Options:
+    """Validate the options of a ``torch.compile`` call.
+
+    Args:
+        options: as the user gave them.
+        mode: torch.compile's ``mode``; ``options["mode"]`` does the same.
+
+    Raises:
+        OptionError: names the option, what was found and what is accepted.
+    """
+    given = dict(options or {})
+    known = [f.name for f in fields(Options)]
+    for name in given:
+        if name not in known:
+            raise OptionError(f"Unknown option {name!r}.{near_miss(name, known)}")
+    if mode is not None:
+        given.setdefault("mode", mode)
+    given.setdefault("dump", os.environ.get("PAB_DUMP") or None)
+    parsed = Options(**given)
+    _check_choice("cut", parsed.cut, CUTS)
+    _check_choice("on_unsupported", parsed.on_unsupported, ON_UNSUPPORTED)
+    _check_ranges(parsed.ranges)
+    _check_window(parsed.window)
+    _check_predict(parsed.predict)
+    _check_axes(parsed.axes)
+    _check_plan(parsed, given)
+    if not isinstance(parsed.inner, str) and not callable(parsed.inner):
+        raise OptionError(f"inner is the name of a backend or a callable, got {parsed.inner!r}.")
+    return parsed
+
+
+def near_miss(name: str, known: Iterable[str]) -> str:
+    """A hint for a misspelt name, and the list of the right ones."""
+    names = sorted(known)
+    close = difflib.get_close_matches(str(name), names, n=1)
+    hint = f" Did you mean {close[0]!r}?" if close else ""
+    return f"{hint} Known: {', '.join(names)}."
+
+
+def _check_choice(option: str, value: Any, choices: Iterable[str]) -> None:
+    if value not in tuple(choices):
+        raise OptionError(f"{option}={value!r} is not a choice.{near_miss(value, choices)}")
+
+
+def _check_kind(option: str, kind: Any) -> None:
+    if kind not in KINDS:
+        raise OptionError(f"{option}: unknown kind {kind!r}.{near_miss(kind, KINDS)}")
+
+
+def _check_ranges(ranges: Any) -> None:
+    if isinstance(ranges, str):
+        if ranges not in PRESETS:
+            raise OptionError(f"Unknown preset {ranges!r}.{near_miss(ranges, PRESETS)}")
+        return
+    if not isinstance(ranges, Mapping):
+        raise OptionError(f"ranges maps kinds to integers or names a preset, got {ranges!r}.")
+    for kind, value in ranges.items():
+        _check_kind("ranges", kind)
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise OptionError(
+                f"ranges[{kind!r}]={value!r}: a range is an integer of at least 1 "
+                "(1 computes at every step, n at every n-th)."
+            )
+
+
+def _check_window(window: Any) -> None:
+    if window is None:
+        return
+    if not isinstance(window, (tuple, list)) or len(window) != 2:
+        raise OptionError(f"window is a pair (low, high), got {window!r}.")
+    low, high = window
+    if type(low) is not type(high) or not isinstance(low, (int, float)) or isinstance(low, bool):
+        raise OptionError(
+            f"window={window!r}: both bounds are floats (fractions of the steps) or both are "
+            "integers (timestep values)."
+        )
+    if low >= high:
+        raise OptionError(f"window={window!r} is reversed or empty: low must be below high.")
+    if isinstance(low, float) and not (0 <= low and high <= 1):
+        raise OptionError(
+            f"window={window!r}: fractions of the steps lie in [0, 1]; use integers for timesteps."
+        )
+    if isinstance(low, int) and low < -1:
+        raise OptionError(f"window={window!r}: timestep values are not negative.")
+
+
+def _check_predict(predict: Any) -> None:
+    orders = predict if isinstance(predict, Mapping) else {None: predict}
+    for kind, order in orders.items():
+        if kind is not None:
+            _check_kind("predict", kind)
+        if isinstance(order, bool) or not isinstance(order, int) or not 0 <= order <= MAX_ORDER:
+            raise OptionError(
+                f"predict={order!r}: an order of prediction is 0 (repeat) to {MAX_ORDER} (linear)."
+            )
+
+
+def _check_axes(axes: Any) -> None:
+    if not isinstance(axes, Mapping) or not all(
+        isinstance(name, str) and isinstance(value, str) for name, value in axes.items()
+    ):
+        raise OptionError(
+            f'axes maps input names to axes, such as {{"x": "b c t h w"}}, got {axes!r}.'
+        )
+
+
+def _check_plan(parsed: Options, given: Mapping[str, Any]) -> None:
+    if parsed.plan is None:
+        return
+    if not callable(parsed.plan) and not isinstance(parsed.plan, (str, Path)):
+        raise OptionError(f"plan is a callable or the path of a plan file, got {parsed.plan!r}.")
+    clash = [name for name in ("ranges", "window", "predict") if name in given]
+    if clash:
+        raise OptionError(f"plan replaces {', '.join(clash)}: give the one or the other.")

@@ -1,0 +1,174 @@
+"""Reports: what was found in a model and what the plan does with it, as records and as a table."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import json
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from pab_compile.passes.sites import ATTENTION_KINDS, Site
+
+from .draw import SiteBox
+from .plan import Plan
+
+
+@dataclass(frozen=True)
+class SiteReport:
+    """One site as users see it.
+
+    Attributes:
+        name: unique in the model; the module path where it is known.
+        kind: ``spatial``, ``temporal``, ``cross``, ``full``, ``joint``, ``text``, ``mlp``, ``other``.
+        mechanism: ``sdpa``, ``softmax``, ``linear`` or ``mlp``.
+        module: path of the module, or ``""``.
+        query_axes: axes of the query sequence, outer to inner.
+        key_axes: axes of the key sequence.
+        range: computed every so many steps inside the window; 1 is always. None: the plan says.
+        cache_bytes: bytes of one cached output for one lane.
+        flops: floating point operations that one reuse saves.
+        reason: evidence for the kind; why it is not broadcast where it is not.
+    """
+
+    name: str
+    kind: str
+    mechanism: str
+    module: str
+    query_axes: tuple[str, ...]
+    key_axes: tuple[str, ...]
+    range: int | None
+    cache_bytes: int
+    flops: int
+    reason: str
+
+    def to_json(self) -> dict[str, Any]:
+        """All fields, in types that JSON knows."""
+        return dataclasses.asdict(self)
+
+
+def describe_site(site: Site, plan: Plan) -> SiteReport:
+    """A site and what a plan does with it."""
+    steps = plan.range_of(site) if site.can_broadcast else 1
+    reason = site.reason
+    if site.can_broadcast and not plan.may_reuse(site):
+        reason += "; not broadcast: the plan computes it at every step"
+    return SiteReport(
+        name=site.name,
+        kind=site.kind,
+        mechanism=site.mechanism,
+        module=site.module,
+        query_axes=site.query_axes,
+        key_axes=site.key_axes,
+        range=steps,
+        cache_bytes=site.cache_bytes,
+        flops=site.flops,
+        reason=reason,
+    )
+
+
+def site_box(site: Site, plan: Plan) -> SiteBox:
+    """A site as it is drawn."""
+    report = describe_site(site, plan)
+    axes = f"{_axes(report.query_axes)} <- {_axes(report.key_axes)}"
+    return SiteBox(
+        name=site.name,
+        kind=site.kind,
+        lines=(site.mechanism if site.kind == "mlp" else f"{site.mechanism}  {axes}",),
+        range=report.range or 2,
+        cache_bytes=site.cache_bytes if plan.may_reuse(site) else 0,
+    )
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """What ``explain`` found: the sites in model order, and the graph's totals.
+
+    Attributes:
+        sites: every attention and every residual branch without one.
+        num_nodes: ops in the captured graph(s).
+        total_flops: floating point operations of one call.
+        clock: name of the timestep input.
+        latents: name of the denoised input.
+        notes: what the analysis was not sure of.
+        seconds: pass name -> seconds.
+    """
+
+    sites: tuple[SiteReport, ...]
+    num_nodes: int
+    total_flops: int
+    clock: str
+    latents: str
+    notes: tuple[str, ...]
+    seconds: dict[str, float]
+
+    def counts(self) -> dict[str, int]:
+        """Number of attention sites per kind; kinds that do not occur are left out.
+
+        Residual branches without attention (``mlp``) are in ``sites`` only.
+        """
+        found = Counter(site.kind for site in self.sites)
+        return {kind: found[kind] for kind in ATTENTION_KINDS if found[kind]}
+
+    def to_json(self) -> str:
+        """All fields as JSON."""
+        return json.dumps(dataclasses.asdict(self), indent=2)
+
+    def __str__(self) -> str:
+        """A table of the sites, equal neighbours folded into one line."""
+        table = Table(title=self._title(), title_justify="left")
+        for heading in ("sites", "kind", "mechanism", "query <- key", "range"):
+            table.add_column(heading)
+        for heading in ("cache MiB", "MFLOP", "share"):
+            table.add_column(heading, justify="right")
+        for group in _similar(self.sites):
+            site, flops = group[0], sum(s.flops for s in group)
+            table.add_row(
+                site.name if len(group) == 1 else f"{len(group)} like {site.name}",
+                site.kind,
+                site.mechanism,
+                f"{_axes(site.query_axes)} <- {_axes(site.key_axes)}",
+                "plan" if site.range is None else str(site.range),
+                f"{sum(s.cache_bytes for s in group) / 2**20:.2f}",
+                f"{flops / 1e6:.1f}",
+                f"{flops / self.total_flops:.1%}" if self.total_flops else "-",
+            )
+        buffer = io.StringIO()
+        Console(file=buffer, width=150).print(table)
+        lines = [line.rstrip() for line in buffer.getvalue().splitlines()]
+        reasons = [f"{s.name} ({s.kind}): {s.reason}" for s in self.sites if s.range == 1]
+        lines += ["Computed at every step:"] if reasons else []
+        lines += [f"  {reason}" for reason in _folded(reasons)]
+        lines += [f"Note: {note}" for note in self.notes]
+        return "\n".join(lines)
+
+    def _title(self) -> str:
+        cached = sum(s.cache_bytes for s in self.sites if s.range != 1)
+        counted = ", ".join(f"{number} {kind}" for kind, number in self.counts().items())
+        return (
+            f"{counted}; latents {self.latents!r}, clock {self.clock!r}; "
+            f"caches {cached / 2**30:.3f} GiB per lane"
+        )
+
+
+def _axes(axes: Sequence[str]) -> str:
+    return "*".join(axes) or "-"
+
+
+def _similar(sites: Sequence[SiteReport]) -> list[list[SiteReport]]:
+    """Sites that differ in name only, in order of their first."""
+    groups: dict[tuple[Any, ...], list[SiteReport]] = {}
+    for site in sites:
+        key = (site.kind, site.mechanism, site.query_axes, site.key_axes, site.range, site.flops)
+        groups.setdefault(key, []).append(site)
+    return list(groups.values())
+
+
+def _folded(reasons: Sequence[str], most: int = 12) -> list[str]:
+    rest = len(reasons) - most
+    return [*reasons[:most], *([f"... and {rest} more (see .sites)"] if rest > 0 else [])]

@@ -1,0 +1,127 @@
+"""Scopes: where the state of running generations lives.
+
+Without anything said, every thread has a scope of its own. ``generation()`` opens another one for
+the block, found through a context variable, so that it also follows tasks; ``step()`` states the
+clock explicitly. Nothing here is shared between scopes.
+"""
+
+from __future__ import annotations
+
+import contextvars
+import threading
+import weakref
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+
+from pab_compile.passes.errors import PabError
+
+from .schedule import Schedule
+from .tracker import Tracker
+
+
+class Scope:
+    """Trackers of all models that run in a thread or a ``generation()`` block."""
+
+    def __init__(self, schedule: Schedule | None = None) -> None:
+        self._schedule = schedule
+        self._trackers: dict[int, tuple[weakref.ref[torch.Tensor], Tracker]] = {}
+
+    def tracker(self, weight: torch.Tensor) -> Tracker:
+        """The tracker of the model that holds this weight."""
+        entry = self._trackers.get(id(weight))
+        if entry is None or entry[0]() is not weight:
+            entry = (weakref.ref(weight), Tracker(self._schedule))
+            self._trackers[id(weight)] = entry
+        return entry[1]
+
+    def free(self) -> None:
+        """Free every running generation."""
+        for _, tracker in self._trackers.values():
+            tracker.drop()
+        self._trackers.clear()
+
+
+@dataclass(frozen=True)
+class ExplicitStep:
+    """What ``step()`` states."""
+
+    index: int
+    num_steps: int
+    lane: str | None
+
+
+class _ThreadScope(threading.local):
+    def __init__(self) -> None:
+        self.scope = Scope()
+
+
+_thread = _ThreadScope()
+_stated_scope: contextvars.ContextVar[Scope | None] = contextvars.ContextVar("scope", default=None)
+_stated_step: contextvars.ContextVar[ExplicitStep | None] = contextvars.ContextVar(
+    "step", default=None
+)
+
+
+def current_scope() -> Scope:
+    """The scope of the running code."""
+    return _stated_scope.get() or _thread.scope
+
+
+def stated_step() -> ExplicitStep | None:
+    """What the innermost ``step()`` states, or None."""
+    return _stated_step.get()
+
+
+@contextmanager
+def generation(timesteps: Iterable[float] | torch.Tensor | None = None) -> Iterator[None]:
+    """Run one generation in a scope of its own, freed at the end.
+
+    Args:
+        timesteps: the timestep values of all steps in order, where they cannot be seen from the
+            model's inputs. A tensor is read once.
+
+    Raises:
+        PabError: ``timesteps`` is empty.
+    """
+    schedule = None
+    if timesteps is not None:
+        listed = timesteps.tolist() if isinstance(timesteps, torch.Tensor) else list(timesteps)
+        if not listed:
+            raise PabError("generation(timesteps=...) got no timesteps: give one per step.")
+        schedule = Schedule(len(listed), tuple(float(value) for value in listed))
+    scope = Scope(schedule)
+    token = _stated_scope.set(scope)
+    try:
+        yield
+    finally:
+        _stated_scope.reset(token)
+        scope.free()
+
+
+@contextmanager
+def step(index: int, num_steps: int, lane: str | None = None) -> Iterator[None]:
+    """State which step the calls inside the block are; the timestep input is then not read.
+
+    Args:
+        index: number of the step, from 0.
+        num_steps: number of steps of the generation.
+        lane: name of the call where there are several per step, such as ``"cond"``.
+
+    Raises:
+        PabError: ``index`` does not lie in ``[0, num_steps)``.
+    """
+    if not 0 <= index < num_steps:
+        raise PabError(f"step(index={index}, num_steps={num_steps}): index must be below num_steps.")
+    token = _stated_step.set(ExplicitStep(index, num_steps, lane))
+    try:
+        yield
+    finally:
+        _stated_step.reset(token)
+
+
+def reset() -> None:
+    """Forget every running generation of the current scope and free what it holds."""
+    current_scope().free()

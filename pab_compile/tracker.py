@@ -1,0 +1,144 @@
+"""Tracker: decides for every call which generation, step and lane it belongs to."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+from .clock import TimestepTable
+from .generation import Call, Generation, Identity, Lane
+from .schedule import Schedule
+
+_INTERLEAVED = (
+    "two generations with the same timesteps and prompts run at once, or one was broken off and "
+    "started again, so none of their outputs were reused: wrap each in pab_compile.generation(), "
+    "or call pab_compile.reset() after breaking off"
+)
+_MIXED = "the rows of the batch are at different timesteps, so this step was computed"
+
+
+class Tracker:
+    """The generation that a model is in, within one thread or one ``generation()`` scope.
+
+    Args:
+        schedule: timesteps that the user gave for the scope, or None.
+    """
+
+    def __init__(self, schedule: Schedule | None = None) -> None:
+        self._given = schedule
+        self._learned: tuple[float, ...] = ()
+        self.generation: Generation | None = None
+
+    @property
+    def table(self) -> TimestepTable | None:
+        """The scheduler's table of the running generation."""
+        return self.generation.table if self.generation else None
+
+    def place(self, call: Call) -> tuple[Generation, Lane] | None:
+        """Find the generation (at the right step) and lane of a call, opening them as needed.
+
+        Returns:
+            None for a call that has no place in a schedule (rows at different timesteps): compute.
+        """
+        if call.reading.value is None and call.index is None:
+            if self.generation is not None:
+                self.generation.notes.append(_MIXED)
+            return None
+        generation = self.generation
+        if generation is None or generation.closed:
+            generation = self._begin(call)
+        else:
+            generation = self._follow(generation, call)
+        lane = generation.find_lane(call)
+        if lane is not None and lane.step == generation.step:
+            if not lane.latents.is_same_memory(call.latents):
+                # The same step, prompts and lane, but another video.
+                generation = self._begin(call, suspicious=True)
+                lane = None
+            elif call.lane is None:
+                lane = None
+        if lane is None:
+            lane = generation.open_lane(call)
+        lane.step = generation.step
+        lane.latents = Identity.of(call.latents, remember=False)
+        return generation, lane
+
+    def drop(self) -> None:
+        """Forget the running generation and free what it holds."""
+        if self.generation is not None:
+            self.generation.free()
+
+    def _follow(self, generation: Generation, call: Call) -> Generation:
+        """The generation of a call while another one is running: that one, or a new one."""
+        step = self._next_step(generation, call)
+        if step == generation.step:
+            return generation
+        if step == generation.step + 1:
+            self._check_learned(generation, call, step)
+            generation.advance(step, call.reading)
+            return generation
+        return self._begin(call, suspicious=self._is_same_video(generation, call))
+
+    def _next_step(self, generation: Generation, call: Call) -> int | None:
+        """The step of a call in the running generation, or None when it does not continue it."""
+        if call.index is not None:
+            return call.index
+        value, index = call.reading.value, call.reading.index
+        if generation.table is not None or call.reading.table is not None:
+            if index is None or generation.table is not call.reading.table:
+                return None
+            return index - generation.origin
+        if value is None or generation.timestep is None:
+            return None
+        if value == generation.timestep:
+            return generation.step + 1 if self._repeats_timestep(generation, call) else generation.step
+        if len(set(generation.seen)) < 2:
+            return generation.step + 1
+        falling = generation.seen[0] > generation.timestep
+        onwards = value < generation.timestep if falling else value > generation.timestep
+        return generation.step + 1 if onwards else None
+
+    def _repeats_timestep(self, generation: Generation, call: Call) -> bool:
+        """Whether a scheduler evaluates a timestep twice (PNDM, Heun): same lane, other latents."""
+        if generation.step == 0:
+            return False
+        lane = generation.find_lane(call)
+        return (
+            lane is not None
+            and lane.step == generation.step
+            and not lane.latents.is_same_memory(call.latents)
+        )
+
+    def _is_same_video(self, generation: Generation, call: Call) -> bool:
+        """Whether a new start may be an interleaved call: same table and prompts, not finished."""
+        table = call.reading.table
+        if table is None or generation.table is not table or generation.is_last_step:
+            return False
+        return generation.find_lane(call) is not None
+
+    def _check_learned(self, generation: Generation, call: Call, step: int) -> None:
+        """Without a table: the timesteps must follow those of the generation before."""
+        value = call.reading.value
+        if value is None or generation.table is not None or call.index is not None:
+            return
+        learned = self._learned
+        if learned and learned[0] == generation.seen[0] and step < len(learned):
+            if not math.isclose(learned[step], value) and generation.trusted:
+                generation.trusted = False
+                generation.notes.append(
+                    "the timesteps differ from those of the generation before though they start "
+                    f"alike; if two generations run at once: {_INTERLEAVED}"
+                )
+
+    def _begin(self, call: Call, suspicious: bool = False) -> Generation:
+        before = self.generation
+        if before is not None:
+            if before.table is None and not before.closed:
+                self._learned = tuple(before.seen)
+            before.free()
+        if call.schedule is None and self._given is not None:
+            call = replace(call, schedule=self._given)
+        self.generation = Generation(call, trusted=not suspicious)
+        if suspicious:
+            self.generation.notes.append(_INTERLEAVED)
+        return self.generation

@@ -1,0 +1,1 @@
+"""Compiler passes over captured graphs: torch, sympy and networkx only."""

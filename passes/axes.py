@@ -1,0 +1,303 @@
+"""Axis inference: what every dimension of every tensor in a graph is.
+
+The graph is walked once. Every dimension becomes an ordered product of atoms (``passes.atoms``),
+carried by one rule per op (``passes.axis_rules``); only structure decides, so equal sizes are never
+taken for equal axes. At the end the atoms are named after the inputs that they come from: the
+latents are the input whose axes the output has, and which of their dimensions is the channel
+shows in what the first projection sums over.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import fx
+
+from . import ir
+from .atoms import Atom, Dim, leaves, seed, size, sources
+from .axis_names import BATCH, CHANNEL, PACKED, TEXT, Namer
+from .axis_rules import dims_of_call
+from .axis_trace import Dims, Outputs, Trace, anew, shape_of
+from .errors import PabError, UnsupportedModelError
+
+VIDEO = frozenset("thws")
+"""Axes of the latents that attention can mix."""
+
+_GRIDS = {1: ("s",), 2: ("h", "w"), 3: ("t", "h", "w")}
+_NOT_AXES = ("step", "held")
+_TEXT_NAMES = ("text", "encoder_hidden_states", "prompt", "context", "caption", "txt")
+_OTHER_NAMES = ("image", "img", "audio", "video", "mask")
+_LATENT_NAMES = ("latent", "hidden_states", "sample")
+
+
+class StatedAxesError(PabError, ValueError):
+    """The user's ``axes`` option does not fit the graph's inputs."""
+
+
+@dataclass(frozen=True)
+class AxisTable:
+    """Axes of every tensor of one graph.
+
+    Attributes:
+        latents: Placeholder of the tensor that the model denoises.
+        sources: Name of the token axis of every other input that has one.
+        notes: What the inference was not sure of, in English.
+    """
+
+    latents: fx.Node
+    sources: Mapping[str, str]
+    notes: tuple[str, ...]
+    _dims: Mapping[fx.Node, Dims | Outputs | None] = field(repr=False)
+    _namer: Namer = field(repr=False)
+
+    def dims(self, node: fx.Node) -> Dims:
+        """Dimensions of a node that yields one tensor; empty for any other node."""
+        found = self._dims.get(node)
+        return found if isinstance(found, tuple) else ()
+
+    @property
+    def frame_major(self) -> bool:
+        """Whether ``t``, ``h`` and ``w`` are factors of packed tokens, named by their order."""
+        return bool(self._namer.packed)
+
+    def roles(self, node: fx.Node, dim: int) -> tuple[str, ...]:
+        """Axes that one dimension is made of, outer to inner; unnamed parts are left out.
+
+        Returns:
+            Some of ``b``, ``t``, ``h``, ``w``, ``s`` (packed video tokens), ``text`` or another
+            input's name, and ``channel``.
+        """
+        dims = self.dims(node)
+        return self._namer.roles(dims[dim]) if dims else ()
+
+    def names(self, node: fx.Node) -> tuple[str, ...]:
+        """One printable name per dimension, such as ``("b*t", "h*w", "c")``."""
+        return tuple(self._namer.name(dim) for dim in self.dims(node))
+
+
+def infer_axes(graph_module: fx.GraphModule, stated: Mapping[str, str] | None = None) -> AxisTable:
+    """Find the axes of every tensor in a captured graph.
+
+    Args:
+        graph_module: Functional ATen graph whose nodes carry fake tensors.
+        stated: Axes of inputs as the user knows them, ``{"hidden_states": "b c t h w"}``. The
+            values ``"step"`` and ``"held"`` speak of time, not of axes, and are ignored.
+
+    Raises:
+        StatedAxesError: A stated input does not exist or has another rank.
+        UnsupportedModelError: No input looks like latents.
+    """
+    inputs = [n for n in ir.placeholders(graph_module.graph) if not ir.is_constant_input(n)]
+    given = _check_stated(inputs, stated or {})
+    main = [i for i, node in enumerate(inputs) if _has_tokens(node) or ir.source(node) in given]
+    trace = Trace(main=frozenset(main))
+    _walk(graph_module.graph, inputs, trace)
+    latents = _find_latents(graph_module.graph, inputs, main, given, trace)
+    namer = Namer()
+    notes: list[str] = []
+    axis_names: dict[str, str] = {}
+    for number in sorted(main, key=lambda i: (i != latents, i)):
+        node, dims = inputs[number], trace.of(inputs[number])
+        own = _axis_name(ir.source(node), len(dims))
+        names = given.get(ir.source(node))
+        if names is None:
+            channel = _channel_dim(number, dims, trace)
+            if channel is None and number == latents:
+                notes.append(
+                    f"input '{ir.source(node)}': no projection shows which dimension is the "
+                    "channel; took the usual place"
+                )
+            names = _usual_names(len(dims), channel, None if number == latents else own)
+        if names is None:
+            raise UnsupportedModelError(
+                f"the latents '{ir.source(node)}' have {len(dims)} dimensions, for which no names "
+                f"are known; state them: {_how_to_state(node)}"
+            )
+        for dim, name in enumerate(names):
+            namer.by_origin[number, dim] = CHANNEL if name == "c" else name
+            if name == PACKED and number == latents:
+                notes += namer.name_packed(dims[dim], ir.source(node))
+        namer.order.append(number)
+        if number != latents:
+            fed = {name for dim in dims for name in namer.roles(dim)} & (set(names) - {"c"})
+            axis_names |= {ir.source(node): n for n in names if n in fed and _is_source_axis(n)}
+    notes += _describe(trace, namer)
+    return AxisTable(inputs[latents], axis_names, tuple(dict.fromkeys(notes)), trace.dims, namer)
+
+
+def _has_tokens(node: fx.Node) -> bool:
+    """Whether an input can have token axes: a floating tensor of rank 3 or more."""
+    tensor = ir.tensor(node)
+    return tensor is not None and tensor.is_floating_point() and tensor.ndim >= 3
+
+
+def _is_source_axis(name: str) -> bool:
+    return name not in VIDEO and name not in (BATCH, CHANNEL, "c")
+
+
+def _check_stated(inputs: list[fx.Node], stated: Mapping[str, str]) -> dict[str, tuple[str, ...]]:
+    by_name = {ir.source(node): node for node in inputs}
+    given: dict[str, tuple[str, ...]] = {}
+    for name, text in stated.items():
+        if name not in by_name:
+            near = difflib.get_close_matches(name, by_name, n=1)
+            hint = f"; did you mean '{near[0]}'?" if near else ""
+            raise StatedAxesError(
+                f"axes are stated for '{name}', which is no input of this graph{hint} "
+                f"(inputs: {', '.join(by_name)})"
+            )
+        if text in _NOT_AXES:
+            continue
+        tensor = ir.tensor(by_name[name])
+        names = tuple(CHANNEL if axis == "c" else axis for axis in text.split())
+        if tensor is None or len(names) != tensor.ndim or len(set(names)) != len(names):
+            shape = None if tensor is None else tuple(tensor.shape)
+            raise StatedAxesError(
+                f"input '{name}' has shape {shape}, which the stated axes '{text}' do not fit: "
+                "give one distinct name per dimension, separated by spaces"
+            )
+        given[name] = names
+    return given
+
+
+def _walk(graph: fx.Graph, inputs: list[fx.Node], trace: Trace) -> None:
+    """Fill in the axes of every node, in order."""
+    numbers = {node: number for number, node in enumerate(inputs)}
+    for node in graph.nodes:
+        fed = frozenset[int]().union(*(trace.feeds[arg] for arg in node.all_input_nodes))
+        trace.feeds[node] = fed | {numbers[node]} if node in numbers else fed
+        val = ir.value(node)
+        shape = shape_of(val)
+        if node in numbers and shape is not None:
+            trace.dims[node] = tuple(seed(n, numbers[node], i) for i, n in enumerate(shape))
+        elif node.op != "call_function":
+            trace.dims[node] = None if shape is None else anew(shape)
+        elif ir.is_getitem(node):
+            several = trace.dims.get(node.args[0])
+            trace.dims[node] = several[node.args[1]] if isinstance(several, list) else None
+        elif shape is not None or isinstance(val, (list, tuple)):
+            trace.dims[node] = _checked(node, trace, val)
+
+
+def _checked(node: fx.Node, trace: Trace, val: object) -> Dims | Outputs | None:
+    """Axes of a call; new ones where sizes are known only at run time."""
+    vals = list(val) if isinstance(val, (list, tuple)) else [val]
+    shapes = [shape_of(v) for v in vals]
+    blind = any(
+        isinstance(ir.value(arg), torch.Tensor) and trace.dims.get(arg) is None
+        for arg in node.all_input_nodes
+    )
+    if blind or any(
+        s is None and isinstance(v, torch.Tensor) for s, v in zip(shapes, vals, strict=True)
+    ):
+        trace.unknown.append(node)
+        found: Outputs = [None if s is None else anew(s) for s in shapes]
+    else:
+        result = dims_of_call(trace, node)
+        found = result if isinstance(result, list) else [result]
+    for dims, shape in zip(found, shapes, strict=True):
+        got = None if dims is None else tuple(size(dim) for dim in dims)
+        assert got == shape, f"axis rule of {node.target} gave sizes {got} for shape {shape}"
+    return found if isinstance(val, (list, tuple)) else found[0]
+
+
+def _find_latents(
+    graph: fx.Graph,
+    inputs: list[fx.Node],
+    main: Sequence[int],
+    given: Mapping[str, tuple[str, ...]],
+    trace: Trace,
+) -> int:
+    """Number of the input whose axes the output has."""
+    outputs = [node for node in ir.outputs(graph) if trace.of(node)]
+    reaching = [i for i in main if any(i in trace.feeds[node] for node in outputs)]
+    video = [i for i in reaching if VIDEO & set(given.get(ir.source(inputs[i]), ()))]
+    candidates = video or reaching
+    if not candidates:
+        seen = ", ".join(f"{ir.source(n)} {shape_of(ir.value(n))}" for n in inputs)
+        raise UnsupportedModelError(
+            "found no latents: no floating input with 3 or more dimensions reaches the output "
+            f"(inputs: {seen or 'none'}). Name the axes of the tensor that the model denoises: "
+            'options={"axes": {"<input>": "b c t h w"}}'
+        )
+    projected = {i for _, dims in trace.projected for dim in dims for i in sources(dim)}
+
+    def likeness(number: int) -> tuple[int, bool, int, bool, int]:
+        name = ir.source(inputs[number]).lower()
+        mine = [size(dim) for dim in trace.of(inputs[number])]
+        traced = [sum(number in sources(dim) for dim in trace.of(node)) for node in outputs]
+        alike = [
+            sum(n == size(dim) for n, dim in zip(mine, trace.of(node), strict=True))
+            for node in outputs
+            if len(trace.of(node)) == len(mine)
+        ]
+        named = any(word in name for word in _LATENT_NAMES) and "encoder" not in name
+        return max(traced), number in projected, max(alike, default=-1), named, -number
+
+    return max(candidates, key=likeness)
+
+
+def _channel_dim(number: int, dims: Dims, trace: Trace) -> int | None:
+    """Which dimension of an input the first projection sums over."""
+    order = [1, len(dims) - 1, *range(2, len(dims) - 1), 0]
+    for _, summed in trace.projected:
+        if not any(number in sources(dim) for dim in summed):
+            continue
+        atoms = {atom for dim in summed for atom in _with_parts(dim)}
+        for large in (True, False):
+            for dim in order:
+                if (size(dims[dim]) > 1) is large and set(leaves(dims[dim])) <= atoms:
+                    return dim
+    return None
+
+
+def _with_parts(dim: Dim) -> set[Atom]:
+    atoms = set(leaves(dim))
+    return atoms.union(*(_with_parts(part) for atom in atoms for part in atom.parts))
+
+
+def _usual_names(rank: int, channel: int | None, own: str | None) -> tuple[str, ...] | None:
+    """Names of an input's dimensions: batch first, then the grid (or its own tokens)."""
+    if channel is None:
+        channel = 1 if own is None and rank > 3 else rank - 1
+    rest = [dim for dim in range(rank) if dim != channel and (dim or not channel)]
+    names = [BATCH] * rank
+    names[channel] = CHANNEL
+    grid = (own,) * len(rest) if own is not None else _GRIDS.get(len(rest))
+    if grid is None:
+        return None
+    for dim, name in zip(rest, grid, strict=True):
+        names[dim] = name
+    return tuple(names)
+
+
+def _axis_name(name: str, rank: int) -> str:
+    """Name of an input's own token axis: ``text`` for prompt embeddings, else the input's name."""
+    lower = name.lower()
+    is_text = any(word in lower for word in _TEXT_NAMES)
+    is_other = any(word in lower for word in _OTHER_NAMES)
+    return TEXT if rank == 3 and is_text and not is_other else name
+
+
+def _how_to_state(node: fx.Node) -> str:
+    return f'options={{"axes": {{"{ir.source(node)}": "b c t h w"}}}}'
+
+
+def _describe(trace: Trace, namer: Namer) -> list[str]:
+    """What rules could not settle, where it concerns axes that have names."""
+    notes: list[str] = []
+    for node, left, right in trace.clashes:
+        where = ir.source_line(node) or node.name
+        a, b = namer.roles(left), namer.roles(right)
+        if not right and len(set(a) - {CHANNEL}) > 1:
+            notes.append(f"a view cuts across {'*'.join(a)}; its axes are mixed ({where})")
+        elif a and b and a != b:
+            notes.append(f"{'*'.join(a)} meets {'*'.join(b)}; kept apart ({where})")
+    for node in trace.unknown:
+        if trace.feeds[node]:
+            where = ir.source_line(node) or node.name
+            notes.append(f"no axis rule for {node.target}: its axes are unnamed ({where})")
+    return notes

@@ -1,0 +1,95 @@
+"""Names of axes, from where their atoms come from."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from .atoms import Atom, Dim, Origin, leaves, root, size
+
+BATCH, CHANNEL, PACKED, TEXT = "b", "channel", "s", "text"
+
+
+@dataclass
+class Namer:
+    """Names of atoms, by where they come from.
+
+    Attributes:
+        by_origin: Role of every dimension of the inputs that have token axes.
+        packed: Roles of the factors that packed video tokens were split into.
+        order: Inputs by how much their names count, the latents first.
+    """
+
+    by_origin: dict[tuple[int, int], str] = field(default_factory=dict)
+    packed: dict[Atom, tuple[str, ...]] = field(default_factory=dict)
+    order: list[int] = field(default_factory=list)
+
+    def name_packed(self, dim: Dim, source: str) -> list[str]:
+        """Name the factors of packed video tokens: frames outside, space inside."""
+        notes: list[str] = []
+        for top in _tops(dim):
+            # A factor that a projection sums over is the inside of a patch, not a place of its own.
+            factors = [a for a in leaves((top,)) if a.size > 1 and not a.contracted]
+            if len(factors) < 2:
+                continue
+            space = (("h",), ("w",)) if len(factors) == 3 else (("h", "w"),) * (len(factors) - 1)
+            self.packed |= dict(zip(factors, (("t",), *space), strict=True))
+            sizes = "*".join(str(atom.size) for atom in factors)
+            notes.append(
+                f"packed tokens of '{source}' are split into {sizes}: taken as frame-major, "
+                "the outer factor as t, the rest as space"
+            )
+        return notes
+
+    def roles(self, dim: Dim) -> tuple[str, ...]:
+        """Roles of a dimension, outer to inner, each once."""
+        return tuple(dict.fromkeys(r for atom in leaves(dim) for r in self._roles_of(atom, ())))
+
+    def _roles_of(self, atom: Atom, above: tuple[Atom, ...]) -> tuple[str, ...]:
+        if atom in above:
+            return ()
+        inside = [leaf for part in atom.parts for leaf in leaves(part)]
+        if found := self._merged(inside, (*above, atom)):
+            return found
+        if atom in self.packed:
+            return self.packed[atom]
+        if (name := self._own_name(atom.origins)) is not None:
+            return (name,)
+        if found := self._merged(leaves(atom.shows), (*above, atom)):
+            return found
+        return (CHANNEL,) if atom.feature else ()
+
+    def _merged(self, atoms: Sequence[Atom], above: tuple[Atom, ...]) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(r for atom in atoms for r in self._roles_of(atom, above)))
+
+    def _own_name(self, origins: set[Origin]) -> str | None:
+        by_input = {origin.source: origin.dim for origin in origins}
+        for number in self.order:
+            if number in by_input:
+                return self.by_origin[number, by_input[number]]
+        return None
+
+    def name(self, dim: Dim) -> str:
+        """A dimension in print: ``b*t``, ``text+h*w``, ``c``, or its size if unknown."""
+        atoms = [atom for atom in leaves(dim) if atom.size != 1 or self._roles_of(atom, ())]
+        words = [self._word(atom, alone=len(atoms) == 1) for atom in atoms]
+        words = [w for i, w in enumerate(words) if i == 0 or w != words[i - 1] or w.isdigit()]
+        if all(word.isdigit() for word in words):
+            return str(size(dim))
+        return "*".join(words)
+
+    def _word(self, atom: Atom, alone: bool) -> str:
+        if atom.parts and self._merged([a for p in atom.parts for a in leaves(p)], (atom,)):
+            words = [self.name(part) for part in atom.parts]
+            words = [w for i, w in enumerate(words) if i == 0 or w != words[i - 1]]
+            return "+".join(words) if alone or len(words) == 1 else f"({'+'.join(words)})"
+        roles = ["c" if role == CHANNEL else role for role in self._roles_of(atom, ())]
+        return "*".join(roles) or str(atom.size)
+
+
+def _tops(dim: Dim) -> list[Atom]:
+    """An input's axis and, where it was cut, its parts: the atoms that views may have split."""
+    found = [root(atom) for atom in dim]
+    for atom in found:
+        found.extend(root(a) for part in atom.parts if not atom.factors for a in part)
+    return found

@@ -1,0 +1,13 @@
+"""Errors of this library. Each says what was found, why that is a problem, and what to do."""
+
+
+class PabError(Exception):
+    """Base of every error that this library raises on purpose."""
+
+
+class UnsupportedModelError(PabError):
+    """The graph cannot be given a step-conditioned rewrite (no attention, no clock, ...)."""
+
+
+class InvariantError(PabError):
+    """A pass broke an invariant of the graph: a defect of this library, never of the model."""

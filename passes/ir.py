@@ -1,0 +1,162 @@
+"""Facts about nodes of a captured graph, read and written through accessors only.
+
+The IR is a functional, pre-dispatch ATen graph (``torch.fx``). Every call node has a fake tensor
+(or a list of them) as its value; placeholders keep the order of the compiled function's inputs.
+No other module reads or writes ``node.meta``.
+"""
+
+from __future__ import annotations
+
+import operator
+import re
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import fx
+
+_SOURCE = "pab_source"
+_CONSTANT = "pab_constant"
+_BINDING = "pab_binding"
+
+
+def value(node: fx.Node) -> Any:
+    """Fake value of a node: a tensor, a list of tensors, a number, or None where unknown."""
+    return node.meta.get("val")
+
+
+def set_value(node: fx.Node, val: Any) -> None:
+    """Record the fake value of a node that a pass created."""
+    node.meta["val"] = val
+
+
+def tensor(node: fx.Node) -> torch.Tensor | None:
+    """Fake tensor of a node, or None when its value is not one tensor."""
+    val = value(node)
+    return val if isinstance(val, torch.Tensor) else None
+
+
+def shape(node: fx.Node) -> tuple[int, ...] | None:
+    """Sizes of the tensor that a node yields, or None when its value is not one tensor."""
+    val = tensor(node)
+    return None if val is None else tuple(int(size) for size in val.shape)
+
+
+def num_bytes(node: fx.Node) -> int:
+    """Size in bytes of the tensor(s) that a node yields."""
+    val = value(node)
+    tensors = val if isinstance(val, (list, tuple)) else [val]
+    return sum(t.numel() * t.element_size() for t in tensors if isinstance(t, torch.Tensor))
+
+
+def op_name(node: fx.Node) -> str:
+    """Short name of the op: ``linear`` for ``aten.linear.default``, ``getitem``, or the target."""
+    target = node.target
+    if isinstance(target, torch._ops.OpOverload):
+        return target._schema.name.split("::")[-1]
+    return getattr(target, "__name__", str(target))
+
+
+def op_namespace(node: fx.Node) -> str:
+    """Namespace of the op: ``aten``, ``_c10d_functional``, ..., or ``""`` for plain callables."""
+    target = node.target
+    return target.namespace if isinstance(target, torch._ops.OpOverload) else ""
+
+
+def is_getitem(node: fx.Node) -> bool:
+    """Whether the node picks one output of a multi-output op."""
+    return node.op == "call_function" and node.target is operator.getitem
+
+
+def is_call(node: fx.Node, *names: str) -> bool:
+    """Whether the node calls an op of one of these short names."""
+    return node.op == "call_function" and op_name(node) in names
+
+
+def placeholders(graph: fx.Graph) -> list[fx.Node]:
+    """Inputs of the graph in order."""
+    return list(graph.find_nodes(op="placeholder"))
+
+
+def output_node(graph: fx.Graph) -> fx.Node:
+    """The one output node of a graph."""
+    return next(iter(graph.find_nodes(op="output")))
+
+
+def outputs(graph: fx.Graph) -> list[fx.Node]:
+    """Nodes that the graph returns, each once, in order."""
+    return list(dict.fromkeys(output_node(graph).all_input_nodes))
+
+
+def argument(node: fx.Node, position: int, name: str, default: Any = None) -> Any:
+    """Argument of a call by position or keyword."""
+    if len(node.args) > position:
+        return node.args[position]
+    return node.kwargs.get(name, default)
+
+
+def source(node: fx.Node) -> str:
+    """How the model's caller names this input: ``hidden_states``, or the path of a parameter."""
+    return node.meta.get(_SOURCE, node.name)
+
+
+def set_source(node: fx.Node, name: str) -> None:
+    """Record how the model's caller names this input."""
+    node.meta[_SOURCE] = name
+
+
+def is_constant_input(node: fx.Node) -> bool:
+    """Whether this placeholder is a parameter or buffer of the model."""
+    return bool(node.meta.get(_CONSTANT, False))
+
+
+def set_constant_input(node: fx.Node, constant: bool) -> None:
+    """Record whether this placeholder is a parameter or buffer of the model."""
+    node.meta[_CONSTANT] = constant
+
+
+def binding(node: fx.Node) -> Any:
+    """Binding time of the node's value (see ``passes.binding``), or None before that pass."""
+    return node.meta.get(_BINDING)
+
+
+def set_binding(node: fx.Node, when: Any) -> None:
+    """Record the binding time of the node's value."""
+    node.meta[_BINDING] = when
+
+
+def module_path(node: fx.Node) -> str:
+    """Path of the innermost module that ran this op (``blocks.0.attn1``), or ``""``."""
+    stack = node.meta.get("nn_module_stack") or {}
+    paths = [entry[0] for entry in stack.values()]
+    return _clean_path(paths[-1]) if paths else ""
+
+
+def _clean_path(path: str) -> str:
+    """``L['self'].__dict__['_modules']['blocks'].0.attn1`` -> ``blocks.0.attn1``."""
+    _, _, inside = path.partition("['_modules']")
+    return re.sub(r"\['?([^\]']*)'?\]", r".\1", inside).replace("._modules.", ".").strip(".")
+
+
+def source_line(node: fx.Node) -> str:
+    """Last line of Python that the op came from (``file.py:12 in forward: code``), or ``""``."""
+    trace = (node.meta.get("stack_trace") or "").rstrip().splitlines()
+    for index in range(len(trace) - 1, -1, -1):
+        line = trace[index].strip()
+        if line.startswith("File "):
+            where, _, function = line.removeprefix("File ").partition(", in ")
+            path, _, number = where.partition(", line ")
+            code = trace[index + 1].strip() if index + 1 < len(trace) else ""
+            file_name = path.strip('"').rsplit("/", 1)[-1]
+            return f"{file_name}:{number} in {function}: {code}"
+    return ""
+
+
+def users(node: fx.Node) -> Sequence[fx.Node]:
+    """Users of a node in graph order of insertion (deterministic)."""
+    return list(node.users)
+
+
+def calls(graph: fx.Graph) -> Iterator[fx.Node]:
+    """All op calls of a graph in order."""
+    return (node for node in graph.nodes if node.op == "call_function")

@@ -1,0 +1,111 @@
+"""Outlining: move groups of nodes into submodules of their own, called from the outer graph."""
+
+from __future__ import annotations
+
+import heapq
+import operator
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from graphlib import TopologicalSorter
+
+import torch
+from torch import fx
+
+from . import ir
+
+
+@dataclass(frozen=True, eq=False)
+class Outlined:
+    """A group of nodes as a graph module: ``inputs`` -> a tuple of the values of ``outputs``."""
+
+    graph_module: fx.GraphModule
+    inputs: tuple[fx.Node, ...]
+    outputs: tuple[fx.Node, ...]
+
+
+def extract(
+    root: torch.nn.Module, nodes: Sequence[fx.Node], outputs: Sequence[fx.Node]
+) -> Outlined:
+    """Copy nodes (in graph order) into a graph module that returns a tuple of ``outputs``."""
+    inside = set(nodes)
+    inputs = dict.fromkeys(n for node in nodes for n in node.all_input_nodes if n not in inside)
+    graph = fx.Graph()
+    copies: dict[fx.Node, fx.Node] = {}
+    for node in inputs:
+        copies[node] = graph.placeholder(node.name)
+        copies[node].meta = dict(node.meta)
+    for node in nodes:
+        copies[node] = graph.node_copy(node, copies.__getitem__)
+        copies[node].meta = dict(node.meta)
+    graph.output(tuple(copies[node] for node in outputs))
+    return Outlined(fx.GraphModule(root, graph), tuple(inputs), tuple(outputs))
+
+
+def outline(
+    graph_module: fx.GraphModule,
+    groups: Mapping[fx.Node, str],
+    wrap: Callable[[str, Outlined], torch.nn.Module],
+) -> fx.GraphModule:
+    """Rebuild a graph with every group of nodes replaced by one ``call_module``.
+
+    Args:
+        graph_module: the graph; not modified.
+        groups: node -> name of its group. Groups must be convex (no path out of a group and back).
+        wrap: makes the submodule of a group from its name and extracted graph.
+
+    Returns:
+        A new graph module. Group ``g`` is the submodule ``g``, which returns a tuple; each of its
+        values is picked by a ``getitem`` that carries the name and facts of the node it stands for.
+    """
+    members: dict[str, list[fx.Node]] = {}
+    for node in graph_module.graph.nodes:
+        if node in groups:
+            members.setdefault(groups[node], []).append(node)
+    root = torch.nn.Module()
+    for name, held in graph_module.named_children():
+        root.add_module(name, held)
+    for name, buffer in graph_module.named_buffers(recurse=False):
+        root.register_buffer(name, buffer, persistent=False)
+
+    new_graph = fx.Graph()
+    copies: dict[fx.Node, fx.Node] = {}
+    for unit in _ordered_units(graph_module.graph, groups):
+        if isinstance(unit, fx.Node):
+            copies[unit] = new_graph.node_copy(unit, copies.__getitem__)
+            copies[unit].meta = dict(unit.meta)
+            continue
+        nodes = members[unit]
+        inside = set(nodes)
+        outputs = [n for n in nodes if any(user not in inside for user in n.users)]
+        outlined = extract(graph_module, nodes, outputs)
+        root.add_module(unit, wrap(unit, outlined))
+        call = new_graph.call_module(unit, tuple(copies[n] for n in outlined.inputs))
+        ir.set_value(call, tuple(ir.value(n) for n in outputs))
+        for index, node in enumerate(outputs):
+            picked = new_graph.create_node(
+                "call_function", operator.getitem, (call, index), name=node.name
+            )
+            picked.meta = dict(node.meta)
+            copies[node] = picked
+    new_graph.lint()
+    return fx.GraphModule(root, new_graph)
+
+
+def _ordered_units(graph: fx.Graph, groups: Mapping[fx.Node, str]) -> list[fx.Node | str]:
+    """Single nodes and names of groups, each after everything it reads, else in graph order."""
+    position: dict[fx.Node | str, int] = {}
+    sorter: TopologicalSorter[fx.Node | str] = TopologicalSorter()
+    for index, node in enumerate(graph.nodes):
+        unit = groups.get(node, node)
+        position[unit] = index
+        sources = {groups.get(n, n) for n in node.all_input_nodes} - {unit}
+        sorter.add(unit, *sources)
+    sorter.prepare()
+    ordered: list[fx.Node | str] = []
+    ready: list[tuple[int, fx.Node | str]] = []
+    while sorter.is_active():
+        for unit in sorter.get_ready():
+            heapq.heappush(ready, (position[unit], unit))
+        ordered.append(heapq.heappop(ready)[1])
+        sorter.done(ordered[-1])
+    return ordered

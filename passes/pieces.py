@@ -1,0 +1,136 @@
+"""Pieces: how a rewritten graph is cut for the inner compiler.
+
+Three sorts of pieces, so that equal blocks give equal pieces and compile time does not grow with
+depth:
+
+- one per *branch* (a site's region);
+- *glue*, one per stretch between branches. A node belongs to the first stretch in which all its
+  inputs are known; what depends on no branch (per-layer modulation tables) sinks to the stretch
+  that first uses it, or the first piece would grow with depth;
+- *prelude*: what is the same at every step of a generation (prompt projections, keys and values of
+  cross-attention, rotary tables), split by the one piece that uses it. It is computed once per
+  generation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import fx
+
+from . import ir
+from .binding import Binding
+from .outline import Outlined, outline
+
+GLUE = "glue"
+PRELUDE = "prelude"
+# Views and casts of weights are left where they are used: to keep their result would keep a second
+# copy of the weights.
+_FREE_OPS = frozenset(
+    "view reshape _unsafe_view unsqueeze squeeze permute transpose t expand select slice split "
+    "split_with_sizes chunk unbind getitem narrow flatten unflatten _to_copy to alias".split()
+)
+
+
+class Piece(torch.nn.Module):
+    """A stretch of glue or a prelude in the cut graph: ``compute`` yields a tuple.
+
+    Attributes:
+        sort: ``glue`` or ``prelude``.
+        compute: the stretch as a graph module.
+    """
+
+    def __init__(self, sort: str, compute: fx.GraphModule) -> None:
+        super().__init__()
+        self.sort = sort
+        self.compute = compute
+
+    def forward(self, *inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Compute the piece."""
+        return self.compute(*inputs)
+
+
+def cut_into_pieces(graph_module: fx.GraphModule) -> fx.GraphModule:
+    """Group everything outside the branches into preludes and stretches of glue.
+
+    Args:
+        graph_module: a graph with branches (``passes.broadcast``); not modified.
+
+    Returns:
+        A graph module of placeholders, ``call_module`` nodes and ``getitem`` only.
+    """
+    hoisted = _hoisted(graph_module.graph)
+    level = _levels(graph_module.graph, hoisted)
+    groups: dict[fx.Node, str] = {
+        node: f"{GLUE}_{level[node]}" for node in level if _is_plain_call(node)
+    }
+    for node, consumer in _consumers(graph_module.graph, hoisted, groups).items():
+        groups[node] = f"{PRELUDE}_{consumer}" if consumer else PRELUDE
+
+    def wrap(name: str, outlined: Outlined) -> Piece:
+        return Piece(name.partition("_")[0], outlined.graph_module)
+
+    return outline(graph_module, groups, wrap)
+
+
+def _is_branch_value(node: fx.Node) -> bool:
+    return ir.is_getitem(node) and node.all_input_nodes[0].op == "call_module"
+
+
+def _is_plain_call(node: fx.Node) -> bool:
+    return node.op == "call_function" and not _is_branch_value(node)
+
+
+def _hoisted(graph: fx.Graph) -> set[fx.Node]:
+    """Nodes to compute once per generation."""
+    free: set[fx.Node] = set()
+    hoisted: set[fx.Node] = set()
+    for node in graph.nodes:
+        if ir.binding(node) == Binding.CONSTANT and (
+            node.op in ("placeholder", "get_attr")
+            or (ir.op_name(node) in _FREE_OPS and all(n in free for n in node.all_input_nodes))
+        ):
+            free.add(node)
+        elif _is_plain_call(node) and ir.binding(node) in (Binding.CONSTANT, Binding.PROMPT):
+            hoisted.add(node)
+    for node in reversed(graph.nodes):
+        if node in free and _is_plain_call(node) and all(user in hoisted for user in node.users):
+            hoisted.add(node)
+    return hoisted
+
+
+def _levels(graph: fx.Graph, hoisted: set[fx.Node]) -> dict[fx.Node, int]:
+    """Number of the stretch of glue for every node that is neither hoisted nor in a branch."""
+    level: dict[fx.Node, int] = {}
+    for node in graph.nodes:
+        if node.op == "output" or node in hoisted:
+            continue
+        known = max((level.get(n, 0) for n in node.all_input_nodes), default=0)
+        level[node] = known + 1 if _is_branch_value(node) else known
+    early = [n for n in graph.nodes if level.get(n) == 0 and _is_plain_call(n)]
+    for node in reversed(early):
+        level[node] = min((level[user] for user in node.users if user in level), default=0)
+    for node in early:
+        if ir.is_getitem(node):
+            level[node] = level[node.all_input_nodes[0]]
+    return level
+
+
+def _consumers(
+    graph: fx.Graph, hoisted: set[fx.Node], groups: Mapping[fx.Node, str]
+) -> dict[fx.Node, str]:
+    """For every hoisted node the one piece that uses it, or ``""`` when several do."""
+    consumers: dict[fx.Node, frozenset[str]] = {}
+    for node in reversed(graph.nodes):
+        if node not in hoisted:
+            continue
+        names: frozenset[str] = frozenset()
+        for user in node.users:
+            names |= consumers.get(user) or {groups.get(user) or str(user.target)}
+        consumers[node] = names
+    found = {n: next(iter(names)) if len(names) == 1 else "" for n, names in consumers.items()}
+    for node in graph.nodes:
+        if node in found and ir.is_getitem(node):
+            found[node] = found[node.all_input_nodes[0]]
+    return found

@@ -1,0 +1,92 @@
+"""Verify: the invariants that every rewrite must keep, checked on the graph itself."""
+
+from __future__ import annotations
+
+from torch import fx
+
+from . import ir
+from .binding import Binding
+from .broadcast import StepBranch
+from .errors import InvariantError
+from .pieces import PRELUDE, Piece
+
+_RANDOM = ("rand", "randn", "randint", "bernoulli", "dropout", "native_dropout", "multinomial")
+
+
+def verify(after: fx.GraphModule, before: fx.GraphModule) -> None:
+    """Check a rewritten graph against the one it came from.
+
+    - the graph is well formed; inputs and outputs are the same in number, order and layout;
+    - only single tensors pass between submodules: a multi-output op stays with its getitems;
+    - submodules are branches or pieces, each returns a tuple and holds no call of another;
+    - a branch has an output and holds nothing random or mutating, so that leaving it out changes
+      nothing but its value;
+    - a prelude reads nothing that changes from step to step;
+    - no op of the graph was lost, and none was doubled.
+
+    Raises:
+        InvariantError: the first invariant that does not hold.
+    """
+    after.graph.lint()
+    _check_signature(after, before)
+    for node in after.graph.find_nodes(op="call_module"):
+        module = after.get_submodule(str(node.target))
+        if not isinstance(module, (StepBranch, Piece)):
+            raise InvariantError(f"{node.target}: a {type(module).__name__} is not a branch or piece")
+        for source in node.all_input_nodes:
+            if ir.tensor(source) is None:
+                raise InvariantError(f"{node.target} reads {source.name}, which is not one tensor")
+        _check_submodule(str(node.target), module.compute)
+        if isinstance(module, StepBranch):
+            _check_branch(node, module)
+        elif module.sort == PRELUDE:
+            _check_prelude(node)
+    lost = count_ops(before) - count_ops(after)
+    if lost:
+        raise InvariantError(f"{abs(lost)} ops were {'lost' if lost > 0 else 'doubled'}")
+
+
+def count_ops(graph_module: fx.GraphModule) -> int:
+    """Number of op calls of a graph and its submodules; picks of a submodule's values excluded."""
+    total = 0
+    for node in ir.calls(graph_module.graph):
+        total += not (ir.is_getitem(node) and node.all_input_nodes[0].op == "call_module")
+    for node in graph_module.graph.find_nodes(op="call_module"):
+        module = graph_module.get_submodule(str(node.target))
+        total += count_ops(module.compute) if isinstance(module, (StepBranch, Piece)) else 1
+    return total
+
+
+def _check_signature(after: fx.GraphModule, before: fx.GraphModule) -> None:
+    for what, find in (("inputs", ir.placeholders), ("outputs", ir.outputs)):
+        old = [ir.shape(node) for node in find(before.graph)]
+        new = [ir.shape(node) for node in find(after.graph)]
+        if old != new:
+            raise InvariantError(f"the {what} changed from {old} to {new}")
+
+
+def _check_submodule(name: str, compute: fx.GraphModule) -> None:
+    compute.graph.lint()
+    if not isinstance(ir.output_node(compute.graph).args[0], tuple):
+        raise InvariantError(f"{name} does not return a tuple")
+    if not ir.outputs(compute.graph):
+        raise InvariantError(f"{name} returns nothing, so nothing can use it")
+    nested = list(compute.graph.find_nodes(op="call_module"))
+    if nested:
+        raise InvariantError(f"{name} calls another submodule, {nested[0].target}")
+
+
+def _check_branch(node: fx.Node, branch: StepBranch) -> None:
+    for inner in ir.calls(branch.compute.graph):
+        schema = getattr(inner.target, "_schema", None)
+        if (schema is not None and schema.is_mutable) or ir.is_call(inner, *_RANDOM):
+            raise InvariantError(
+                f"{node.target}: {inner.target} has an effect besides its value, so the branch "
+                f"must not be left out ({ir.source_line(inner)})"
+            )
+
+
+def _check_prelude(node: fx.Node) -> None:
+    late = [n for n in node.all_input_nodes if (ir.binding(n) or Binding.CONSTANT) > Binding.PROMPT]
+    if late:
+        raise InvariantError(f"{node.target} reads {late[0].name}, which changes at every step")
