@@ -98,7 +98,9 @@ class CompiledGraph:
                 "torch.no_grad() or torch.inference_mode(), or freeze the weights with "
                 "model.requires_grad_(False)."
             )
-        return compile_program(self._graph_module, args, options, plan, compiler)
+        return compile_program(
+            self._graph_module, args, options, plan, compiler, compilation=self._given[0]
+        )
 
     def _pass_through(self, args: Sequence[Any]) -> Callable[..., Any]:
         _, _, compiler = self._options_plan_compiler()

@@ -1,12 +1,13 @@
 """The clock: what one call's timestep says about where the generation is.
 
-A timestep that is a view into a scheduler's table tells the step (its offset) and the whole schedule
-without touching the device after the first look. Any other timestep is read by value, which costs
-one synchronisation per call on an accelerator.
+A timestep that is a view into a scheduler's table tells the step (its offset) and the whole
+schedule without touching the device after the first look. Any other timestep is read by value,
+which costs one synchronisation per call on an accelerator.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -61,7 +62,7 @@ def read_timestep(timestep: torch.Tensor, known: TimestepTable | None) -> Readin
     if not _is_one_element(timestep):
         values = timestep.flatten().tolist()
         return Reading(float(values[0]) if len(set(values)) == 1 else None)
-    index = timestep.storage_offset()
+    index = int(timestep.storage_offset())
     if known is not None and known.holds(timestep):
         return Reading(known.values[index], index, known)
     table = _table_of(timestep)
@@ -79,7 +80,7 @@ def is_schedule(values: Sequence[float]) -> bool:
     """Whether numbers can be the timesteps of one generation: at least two, in one direction."""
     if len(values) < 2 or not all(abs(value) <= 1e6 for value in values):
         return False
-    pairs = list(zip(values, values[1:], strict=False))
+    pairs = list(itertools.pairwise(values))
     falls, rises = any(a > b for a, b in pairs), any(a < b for a, b in pairs)
     return falls != rises
 

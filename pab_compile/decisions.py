@@ -95,7 +95,7 @@ def _column(entries: Sequence[int]) -> list[Decision]:
     sources: list[int | None] = []
     entries = list(entries)
     last: int | None = None
-    for step, entry in enumerate(entries):
+    for step in range(len(entries)):
         sources.append(last)
         if last is None:
             entries[step] = COMPUTE  # nothing to reuse yet, whatever the plan says

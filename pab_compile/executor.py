@@ -37,7 +37,7 @@ class Op:
         frees: registers that nothing reads any more.
         site: number of the branch's site, or -1.
         prelude: number of the prelude, or -1.
-        kept: for a prelude, the positions that other pieces than preludes read: only these are held.
+        kept: for a prelude, the positions that a piece other than a prelude reads: these are held.
     """
 
     function: Function
@@ -75,7 +75,8 @@ class Executor:
         ]
         self._returned = ir.output_node(cut_graph.graph).args[0]
         self._returned_registers = [
-            register[r] if isinstance(r, fx.Node) else None for r in self._returned  # type: ignore[union-attr]
+            register[r] if isinstance(r, fx.Node) else None
+            for r in self._returned  # type: ignore[union-attr]
         ]
         last_use = {source: node for node in nodes for source in node.all_input_nodes}
         kept = set(ir.outputs(cut_graph.graph))
@@ -102,7 +103,9 @@ class Executor:
                     frees=tuple(register[n] for n in dying),
                     site=site,
                     prelude=prelude,
-                    kept=tuple(int(u.args[1]) for u in node.users if not _feeds_preludes_only(u, cut_graph)),  # type: ignore[arg-type]
+                    kept=tuple(
+                        int(u.args[1]) for u in node.users if not _feeds_preludes_only(u, cut_graph)
+                    ),  # type: ignore[arg-type]
                 )
             )
 
@@ -183,7 +186,9 @@ class _Frame:
             self._store(op, decision, tuple(results))
         return results
 
-    def visit_prelude(self, op: Op, registers: list[torch.Tensor | None]) -> Sequence[torch.Tensor | None]:
+    def visit_prelude(
+        self, op: Op, registers: list[torch.Tensor | None]
+    ) -> Sequence[torch.Tensor | None]:
         """Compute what is the same at every step once per lane."""
         key = (self._executor.number, op.prelude)
         held = self._lane.prelude.get(key)

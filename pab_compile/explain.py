@@ -15,7 +15,7 @@ from pab_compile.passes.flops import count_flops
 from pab_compile.passes.pipeline import Program
 
 from .dump import Dumper
-from .lower import options_of_compiled, trace_once
+from .lower import compilation_of, trace_once
 from .options import parse_options
 from .program import analyse
 from .report import Explanation, describe_site
@@ -46,8 +46,8 @@ def explain(
         OptionError: an option is wrong.
         UnsupportedModelError: no graph of the model has latents, a clock and attention.
     """
-    if options is None:
-        options = options_of_compiled(model)
+    if options is None and (compilation := compilation_of(model)) is not None:
+        options = compilation.options
     parsed = parse_options(options)
     plan = parsed.make_plan()
     dumper = Dumper.from_options({"dump": parsed.dump})

@@ -24,9 +24,11 @@ _MAX_LANES = 8
 
 @dataclass(frozen=True, eq=False)
 class Identity:
-    """Which tensor this is: its memory, its version, its layout. Holds the tensor, so the memory
-    cannot be handed to another one. Inference tensors carry no version, so a copy is held and
-    compared instead."""
+    """Which tensor this is: its memory, its version, its layout.
+
+    Holds the tensor, so that its memory cannot be handed to another one. Inference tensors carry no
+    version, so a copy of them is held and compared instead.
+    """
 
     tensor: torch.Tensor
     copy: torch.Tensor | None

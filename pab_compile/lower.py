@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -58,7 +59,9 @@ class PieceCompiler:
             self._progress.add_pieces(1)
         return self._compiled[key]
 
-    def compile_whole(self, graph_module: fx.GraphModule, args: Sequence[Any]) -> Callable[..., Any]:
+    def compile_whole(
+        self, graph_module: fx.GraphModule, args: Sequence[Any]
+    ) -> Callable[..., Any]:
         """Hand a whole Dynamo graph to the inner compiler as it is."""
         return self._run_inner(graph_module, args)
 
@@ -141,11 +144,27 @@ def trace_once(
         reset_code(traced.__code__)
 
 
-def options_of_compiled(model: Any) -> dict[str, Any] | None:
-    """The options that a module was compiled with, or None for one that is not compiled."""
-    compiled = getattr(model, "dynamo_ctx", None) or getattr(model, "_compiled_call_impl", None)
-    backend = getattr(compiled, "callback", None) or compiled
-    while backend is not None and not hasattr(backend, "kwargs"):
-        backend = getattr(backend, "_torchdynamo_orig_backend", None)
-    found = getattr(backend, "kwargs", None) or {}
-    return found.get("options")
+@dataclass(frozen=True)
+class Compilation:
+    """What a compiled module was compiled with: the ``options`` object of that call."""
+
+    options: dict[str, Any] | None
+
+
+def compilation_of(model: Any) -> Compilation | None:
+    """How a module was compiled, with ``torch.compile`` or in place; None where it was not."""
+    for candidate in _compile_contexts(model):
+        backend = getattr(candidate, "callback", None)
+        while backend is not None and not hasattr(backend, "kwargs"):
+            backend = getattr(backend, "_torchdynamo_orig_backend", None)
+        if backend is not None:
+            return Compilation(backend.kwargs.get("options"))
+    return None
+
+
+def _compile_contexts(model: Any) -> Iterator[Any]:
+    """Where Dynamo keeps the backend: on the wrapper module, or in the closure of the call."""
+    yield getattr(model, "dynamo_ctx", None)
+    in_place = getattr(model, "_compiled_call_impl", None)
+    for cell in getattr(in_place, "__closure__", None) or ():
+        yield cell.cell_contents

@@ -65,7 +65,7 @@ class Options:
         if isinstance(self.predict, Mapping):
             predict = dict(self.predict)
         else:
-            predict = dict.fromkeys(KINDS, self.predict)
+            predict = {kind: self.predict for kind in KINDS}
         return RangePlan(dict(ranges), self.window or window, predict)
 
 
@@ -147,7 +147,7 @@ def _check_window(window: Any) -> None:
         )
     if low >= high:
         raise OptionError(f"window={window!r} is reversed or empty: low must be below high.")
-    if isinstance(low, float) and not (0 <= low and high <= 1):
+    if isinstance(low, float) and not 0 <= low < high <= 1:
         raise OptionError(
             f"window={window!r}: fractions of the steps lie in [0, 1]; use integers for timesteps."
         )

@@ -46,8 +46,18 @@ def compile_program(
     options: Options,
     plan: Plan,
     compiler: PieceCompiler,
+    compilation: object,
 ) -> CompiledProgram:
-    """Analyse, rewrite and lower a graph for inputs of these sizes."""
+    """Analyse, rewrite and lower a graph for inputs of these sizes.
+
+    Args:
+        dynamo_graph: the graph.
+        args: Dynamo's inputs.
+        options: how to compile it.
+        plan: the plan that the options describe.
+        compiler: compiles the pieces.
+        compilation: the object that all graphs of one ``torch.compile`` call have in common.
+    """
     dumper = Dumper.from_options({"dump": options.dump})
     program = analyse(dynamo_graph, args, options, plan, dumper)
 
@@ -69,7 +79,8 @@ def compile_program(
     weights = [i for i, node in enumerate(inputs) if ir.is_constant_input(node)]
     run_passes(program, rewriting(wanted), dumper.watch)
     executor = Executor(program.graph_module, compiler, plan)
-    return CompiledProgram(executor, compiler, latents, clock, held, weights[:1] or [latents])
+    identity = weights[0] if weights else latents
+    return CompiledProgram(executor, compiler, latents, clock, held, identity, compilation)
 
 
 class CompiledProgram:
@@ -82,6 +93,7 @@ class CompiledProgram:
         clock: position of the timestep.
         held: positions of the per-prompt inputs.
         identity: position of a weight, by which the model is told from others that share this code.
+        compilation: what tells this compilation of the model from others.
     """
 
     def __init__(
@@ -91,20 +103,22 @@ class CompiledProgram:
         latents: int,
         clock: int,
         held: Sequence[int],
-        identity: Sequence[int],
+        identity: int,
+        compilation: object,
     ) -> None:
         self._executor = executor
         self._compiler = compiler
         self._latents = latents
         self._clock = clock
         self._held = tuple(held)
-        self._identity = identity[0]
+        self._identity = identity
+        self._compilation = compilation
 
     def __call__(self, args: Sequence[Any]) -> tuple[torch.Tensor | None, ...]:
         """Run one call of the model with Dynamo's inputs."""
         inputs = tensor_inputs(args)
         weight = inputs[self._identity]
-        tracker = current_scope().tracker(weight)
+        tracker = current_scope().tracker(weight, self._compilation)
         place = tracker.place(self._call(inputs, tracker.table))
         try:
             outputs = self._executor.run(inputs, place)
@@ -127,4 +141,4 @@ class CompiledProgram:
     def _publish(self, weight: torch.Tensor, generation: Generation, lane: Lane) -> None:
         generation.num_pieces = self._compiler.num_pieces
         generation.compile_seconds = self._compiler.compile_seconds
-        board.publish(weight, generation)
+        board.publish(weight, self._compilation, generation)

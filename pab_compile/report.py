@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
@@ -25,7 +26,7 @@ class SiteReport:
 
     Attributes:
         name: unique in the model; the module path where it is known.
-        kind: ``spatial``, ``temporal``, ``cross``, ``full``, ``joint``, ``text``, ``mlp``, ``other``.
+        kind: one of ``passes.sites.KINDS``.
         mechanism: ``sdpa``, ``softmax``, ``linear`` or ``mlp``.
         module: path of the module, or ``""``.
         query_axes: axes of the query sequence, outer to inner.
@@ -121,7 +122,7 @@ class Explanation:
 
     def __str__(self) -> str:
         """A table of the sites, equal neighbours folded into one line."""
-        table = Table(title=self._title(), title_justify="left")
+        table = Table(title=self._title(), title_justify="left", box=box.SIMPLE_HEAD)
         for heading in ("sites", "kind", "mechanism", "query <- key", "range"):
             table.add_column(heading)
         for heading in ("cache MiB", "MFLOP", "share"):
@@ -129,7 +130,7 @@ class Explanation:
         for group in _similar(self.sites):
             site, flops = group[0], sum(s.flops for s in group)
             table.add_row(
-                site.name if len(group) == 1 else f"{len(group)} like {site.name}",
+                _name(group),
                 site.kind,
                 site.mechanism,
                 f"{_axes(site.query_axes)} <- {_axes(site.key_axes)}",
@@ -141,9 +142,9 @@ class Explanation:
         buffer = io.StringIO()
         Console(file=buffer, width=150).print(table)
         lines = [line.rstrip() for line in buffer.getvalue().splitlines()]
-        reasons = [f"{s.name} ({s.kind}): {s.reason}" for s in self.sites if s.range == 1]
-        lines += ["Computed at every step:"] if reasons else []
-        lines += [f"  {reason}" for reason in _folded(reasons)]
+        always = [group for group in _similar(self.sites) if group[0].range == 1]
+        lines += ["Computed at every step:"] if always else []
+        lines += [f"  {_name(group)} ({group[0].kind}): {group[0].reason}" for group in always]
         lines += [f"Note: {note}" for note in self.notes]
         return "\n".join(lines)
 
@@ -169,6 +170,5 @@ def _similar(sites: Sequence[SiteReport]) -> list[list[SiteReport]]:
     return list(groups.values())
 
 
-def _folded(reasons: Sequence[str], most: int = 12) -> list[str]:
-    rest = len(reasons) - most
-    return [*reasons[:most], *([f"... and {rest} more (see .sites)"] if rest > 0 else [])]
+def _name(group: Sequence[SiteReport]) -> str:
+    return group[0].name if len(group) == 1 else f"{len(group)} like {group[0].name}"

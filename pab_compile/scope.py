@@ -23,25 +23,34 @@ from .tracker import Tracker
 
 
 class Scope:
-    """Trackers of all models that run in a thread or a ``generation()`` block."""
+    """Trackers of all compiled models that run in a thread or a ``generation()`` block."""
 
     def __init__(self, schedule: Schedule | None = None) -> None:
         self._schedule = schedule
-        self._trackers: dict[int, tuple[weakref.ref[torch.Tensor], Tracker]] = {}
+        self._trackers: dict[tuple[int, int], _Entry] = {}
 
-    def tracker(self, weight: torch.Tensor) -> Tracker:
-        """The tracker of the model that holds this weight."""
-        entry = self._trackers.get(id(weight))
-        if entry is None or entry[0]() is not weight:
-            entry = (weakref.ref(weight), Tracker(self._schedule))
-            self._trackers[id(weight)] = entry
-        return entry[1]
+    def tracker(self, weight: torch.Tensor, options: object) -> Tracker:
+        """The tracker of a compiled model: one of its weights, the options of its compilation."""
+        entry = self._trackers.get((id(weight), id(options)))
+        if entry is None or entry.weight() is not weight:
+            entry = _Entry(weakref.ref(weight), options, Tracker(self._schedule))
+            self._trackers[id(weight), id(options)] = entry
+        return entry.tracker
 
     def free(self) -> None:
         """Free every running generation."""
-        for _, tracker in self._trackers.values():
-            tracker.drop()
+        for entry in self._trackers.values():
+            entry.tracker.drop()
         self._trackers.clear()
+
+
+@dataclass(frozen=True, eq=False)
+class _Entry:
+    """Holds the options, so that their identity is not handed to others."""
+
+    weight: weakref.ref[torch.Tensor]
+    options: object
+    tracker: Tracker
 
 
 @dataclass(frozen=True)
@@ -114,7 +123,9 @@ def step(index: int, num_steps: int, lane: str | None = None) -> Iterator[None]:
         PabError: ``index`` does not lie in ``[0, num_steps)``.
     """
     if not 0 <= index < num_steps:
-        raise PabError(f"step(index={index}, num_steps={num_steps}): index must be below num_steps.")
+        raise PabError(
+            f"step(index={index}, num_steps={num_steps}): index must be below num_steps."
+        )
     token = _stated_step.set(ExplicitStep(index, num_steps, lane))
     try:
         yield

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import statistics
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -113,7 +114,7 @@ def summarise(
     for record in records:
         starts.setdefault(record.step, record.started)
     times = sorted(starts.values())
-    gaps = [after - before for before, after in zip(times, times[1:], strict=False)]
+    gaps = [after - before for before, after in itertools.pairwise(times)]
     return RunStats(
         steps=len(starts),
         calls=len(records),

@@ -14,6 +14,11 @@ _INTERLEAVED = (
     "started again, so none of their outputs were reused: wrap each in pab_compile.generation(), "
     "or call pab_compile.reset() after breaking off"
 )
+_OTHER_TIMESTEPS = (
+    "the timesteps start like those of the generation before and then differ, which may be another "
+    "number of steps or two generations at once, so nothing was reused: say which with "
+    "pab_compile.generation(timesteps=...)"
+)
 _MIXED = "the rows of the batch are at different timesteps, so this step was computed"
 
 
@@ -71,9 +76,9 @@ class Tracker:
     def _follow(self, generation: Generation, call: Call) -> Generation:
         """The generation of a call while another one is running: that one, or a new one."""
         step = self._next_step(generation, call)
-        if step == generation.step:
+        if step is not None and step == generation.step:
             return generation
-        if step == generation.step + 1:
+        if step is not None and step == generation.step + 1:
             self._check_learned(generation, call, step)
             generation.advance(step, call.reading)
             return generation
@@ -91,7 +96,9 @@ class Tracker:
         if value is None or generation.timestep is None:
             return None
         if value == generation.timestep:
-            return generation.step + 1 if self._repeats_timestep(generation, call) else generation.step
+            return (
+                generation.step + 1 if self._repeats_timestep(generation, call) else generation.step
+            )
         if len(set(generation.seen)) < 2:
             return generation.step + 1
         falling = generation.seen[0] > generation.timestep
@@ -122,13 +129,10 @@ class Tracker:
         if value is None or generation.table is not None or call.index is not None:
             return
         learned = self._learned
-        if learned and learned[0] == generation.seen[0] and step < len(learned):
-            if not math.isclose(learned[step], value) and generation.trusted:
-                generation.trusted = False
-                generation.notes.append(
-                    "the timesteps differ from those of the generation before though they start "
-                    f"alike; if two generations run at once: {_INTERLEAVED}"
-                )
+        comparable = step < len(learned) and learned[0] == generation.seen[0]
+        if comparable and generation.trusted and not math.isclose(learned[step], value):
+            generation.trusted = False
+            generation.notes.append(_OTHER_TIMESTEPS)
 
     def _begin(self, call: Call, suspicious: bool = False) -> Generation:
         before = self.generation

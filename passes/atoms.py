@@ -247,27 +247,27 @@ def regroup(dims: Sequence[Dim], shape: Sequence[int]) -> list[Dim] | None:
     ``[(b), (t, h, w)] -> (b*t, h*w)`` gives ``[(b, t), (h, w)]``; atoms are split where the view
     looks inside them.
     """
-    flat = [atom for dim in dims for atom in leaves(dim)]
-    if not _divides([atom.size for atom in flat], shape):
+    flat = [(atom, index) for index, dim in enumerate(dims) for atom in leaves(dim)]
+    if not _divides([atom.size for atom, _ in flat], shape):
         return None
     out: list[Dim] = []
     for index, num in enumerate(shape):
-        current: list[Atom] = []
+        current: list[tuple[Atom, int]] = []
         have = 1
         while have < num:
-            atom = flat[0]
+            atom, origin = flat[0]
             if num % (have * atom.size):
                 if num % have or atom.size % (num // have):
                     return None
                 split(atom, num // have)
-                flat[:1] = leaves((atom,))
+                flat[:1] = [(leaf, origin) for leaf in leaves((atom,))]
                 continue
             current.append(flat.pop(0))
             have *= atom.size
         remaining = shape[index + 1 :]
-        while flat and flat[0].size == 1 and _keeps_unit(current, flat, num, remaining):
+        while flat and flat[0][0].size == 1 and _keeps_unit(current, flat, num, remaining):
             current.append(flat.pop(0))
-        out.append(tuple(current))
+        out.append(tuple(atom for atom, _ in current))
     return out
 
 
@@ -312,20 +312,30 @@ def _divides(sizes: Sequence[int], shape: Sequence[int]) -> bool:
     return not left and not right
 
 
-def _keeps_unit(current: list[Atom], flat: list[Atom], num: int, remaining: Sequence[int]) -> bool:
+def _keeps_unit(
+    current: list[tuple[Atom, int]],
+    flat: list[tuple[Atom, int]],
+    num: int,
+    remaining: Sequence[int],
+) -> bool:
     """Whether an atom of size 1 belongs to the dimension just filled, or to the next.
 
-    The view does not say; the atom stays with the side that comes from the same input.
+    The view does not say; the atom stays with what it shared a dimension with, or else with what
+    comes from the same input. Atoms come with the number of the dimension they were in.
     """
     if not remaining:
         return True
-    num_units = next((i for i, atom in enumerate(flat) if atom.size != 1), len(flat))
+    num_units = next((i for i, (atom, _) in enumerate(flat) if atom.size != 1), len(flat))
     num_unit_dims = next((i for i, n in enumerate(remaining) if n != 1), len(remaining))
     if num_unit_dims or num == 1:
         return num == 1 and num_units > num_unit_dims
-    following = [atom for atom in flat if atom.size != 1][:1]
-    mine = sources((flat[0],))
-    return bool(mine & sources(current)) or not mine & sources(following)
+    unit, origin = flat[0]
+    before, after = current[-1:], flat[num_units : num_units + 1]
+    together = [any(index == origin for _, index in side) for side in (before, after)]
+    if together[0] is not together[1]:
+        return together[0]
+    mine, first, last = (sources(a for a, _ in side) for side in ([(unit, 0)], current, after))
+    return bool(mine & first) or not mine & last
 
 
 def mergeable(left: Dim, right: Dim) -> bool:

@@ -106,6 +106,8 @@ def convolution(trace: Trace, node: fx.Node) -> Dims:
     for dim, n, window, step in zip(dims[at + 1 :], shape[at + 1 :], kernel, steps, strict=True):
         if n > size(dim) and n % size(dim) == 0 and step > 1:
             out.append((*dim, *fresh(n // size(dim))))
+        elif n == 1 < window == step == size(dim):
+            out.append(like(1, dim))
         else:
             out.append(strided(dim, n, window if window == step else 0))
     return (*dims[:at], *out)

@@ -15,7 +15,7 @@ from torch import fx
 from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
 
 from . import ir
-from .atoms import Dim, fresh, show, size, sources, unify
+from .atoms import Dim, fresh, leaves, show, size, sources, unify
 
 Dims = tuple[Dim, ...]
 Outputs = list[Dims | None]
@@ -71,10 +71,14 @@ class Trace:
                 show(dim, best)
         return best
 
-    def _certainty(self, dim: Dim, operand: fx.Node) -> int:
-        """How well an operand knows what its dimension is: by descent, by meeting, not at all."""
+    def _certainty(self, dim: Dim, operand: fx.Node) -> tuple[int, int]:
+        """How well an operand knows what its dimension is: by descent, by meeting, not at all.
+
+        Between equals, the one that also knows an axis of size 1.
+        """
         found = sources(dim)
-        return 2 if found & self.feeds[operand] else int(bool(found))
+        num_units = sum(atom.size == 1 for atom in leaves(dim))
+        return (2 if found & self.feeds[operand] else int(bool(found))), num_units
 
     def _is_hearsay(self, left: Dim, owner: fx.Node, right: Dim, operand: fx.Node) -> bool:
         """Whether one side has its axis only from an earlier meeting and the other differs."""

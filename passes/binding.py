@@ -1,8 +1,8 @@
 """Binding times: when is a node's value known?
 
-``CONSTANT`` (weights only) < ``PROMPT`` (the same at every step of a generation) < ``STEP`` (depends
-on the timestep) < ``LATENT`` (depends on what is being denoised). A node binds as late as the latest
-of its inputs. Found by data flow from the inputs.
+``CONSTANT`` (weights only) < ``PROMPT`` (the same at every step of a generation) < ``STEP``
+(depends on the timestep) < ``LATENT`` (depends on what is being denoised). A node binds as late as
+the latest of its inputs. Found by data flow from the inputs.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ def _input_binding(node: fx.Node, latents: fx.Node, step_inputs: frozenset[fx.No
 
 
 def find_clock(graph: fx.Graph, latents: fx.Node, stated: Mapping[str, str]) -> fx.Node:
-    """Find the timestep: a scalar or one number per batch row that is embedded by sin/cos or a table.
+    """Find the timestep: one number, or one per batch row, embedded by sin/cos or a table.
 
     Args:
         graph: a captured graph.
@@ -102,9 +102,9 @@ def find_clock(graph: fx.Graph, latents: fx.Node, stated: Mapping[str, str]) -> 
     seen = ", ".join(f"{ir.source(n)}{list(ir.shape(n) or ())}" for n in inputs) or "none"
     raise UnsupportedModelError(
         "No timestep was found: no input is one number (or one per batch row) that is embedded. "
-        f"Inputs besides the latents {ir.source(latents)!r}: {seen}. If this is one block of a larger "
-        "model (regional compilation), compile the whole model instead: equal blocks are compiled "
-        "only once anyway, and the meaning of a block's axes is unknown from inside it. Otherwise "
+        f"Inputs besides the latents {ir.source(latents)!r}: {seen}. If this is one block of a "
+        "larger model (regional compilation), compile the whole model instead: equal blocks are "
+        "compiled only once anyway, and what a block's axes mean is unknown from inside it. Otherwise "
         'state the clock: options={"axes": {"<input>": "step"}}.'
     )
 
@@ -117,10 +117,8 @@ def step_inputs(graph: fx.Graph, clock: fx.Node, stated: Mapping[str, str]) -> f
 
 def _is_scalar_per_row(node: fx.Node, latents: fx.Node) -> bool:
     shape = ir.shape(node)
-    batch = (ir.shape(latents) or (1,))[0]
-    return shape is not None and (
-        shape == () or (len(shape) <= 2 and shape[0] in (1, batch) and shape[1:] in ((), (1,)))
-    )
+    batch = next(iter(ir.shape(latents) or (1,)))
+    return shape in ((), (1,), (batch,), (1, 1), (batch, 1))
 
 
 def _sounds_like_time(node: fx.Node) -> bool:

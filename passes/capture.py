@@ -41,6 +41,7 @@ def capture(dynamo_graph: fx.GraphModule, args: Sequence[Any]) -> fx.GraphModule
         captured, signature = aot_export_module(
             static_graph, fake_args, trace_joint=False, pre_dispatch=True
         )
+    assert isinstance(captured, fx.GraphModule)
     _bind_lifted_tensors(captured, static_graph, signature)
     for node, (name, constant) in zip(ir.placeholders(captured.graph), sources, strict=True):
         ir.set_source(node, name)

@@ -29,39 +29,11 @@ from .axis_names import BATCH, CHANNEL, TEXT
 from .contractions import AttentionCall, Contraction, attention_call, contraction
 
 _SOFTMAX = ("softmax", "_softmax", "_safe_softmax")
-_POINTWISE = [
-    "mul",
-    "div",
-    "add",
-    "sub",
-    "neg",
-    "rsub",
-    "masked_fill",
-    "where",
-    "_to_copy",
-    "to",
-    "type_as",
-    "clone",
-    "contiguous",
-    "detach",
-    "alias",
-    "dropout",
-    "native_dropout",
-    "exp",
-    "relu",
-    "elu",
-    "sigmoid",
-    "tanh",
-    "silu",
-    "gelu",
-    "softplus",
-    "nan_to_num",
-    "clamp",
-    "clamp_min",
-    "clamp_max",
-    "lift_fresh_copy",
-]
-_VIEWS = [
+_CASTS = ("_to_copy", "to", "type_as", "clone", "contiguous", "detach", "alias", "lift_fresh_copy")
+_SCALES = ("mul", "div", "add", "sub", "rsub", "neg", "masked_fill", "where", "clamp", "nan_to_num")
+_ACTIVATIONS = ("exp", "relu", "elu", "sigmoid", "tanh", "silu", "gelu", "softplus", "dropout")
+_POINTWISE = (*_SOFTMAX, *_CASTS, *_SCALES, *_ACTIVATIONS, "native_dropout", "clamp_min")
+_VIEWS = (
     "view",
     "reshape",
     "_unsafe_view",
@@ -70,7 +42,7 @@ _VIEWS = [
     "squeeze",
     "unsqueeze",
     "expand",
-]
+)
 _MAX_STEPS = 24
 
 
@@ -125,7 +97,7 @@ def kind_of(query: Iterable[str], key: Iterable[str]) -> str:
     if not k_video:
         return "cross" if k and not q - VIDEO else "other"
     if k - VIDEO:
-        return "joint" if q_video == k_video and q - VIDEO <= k - VIDEO else "other"
+        return "joint" if q - VIDEO <= k - VIDEO else "other"
     if q != k:
         return "other"
     if q == {"t"}:
@@ -318,7 +290,7 @@ def _sources(node: fx.Node, dim: int) -> list[tuple[fx.Node, int]]:
 
 
 def _is_pointwise(node: fx.Node) -> bool:
-    return ir.is_call(node, *_POINTWISE, *_SOFTMAX)
+    return ir.is_call(node, *_POINTWISE)
 
 
 def _pointwise(node: fx.Node, shape: tuple[int, ...], dim: int) -> list[tuple[fx.Node, int]]:

@@ -34,7 +34,9 @@ def find_sites(
     """
     latent = [m for m in mixers if ir.binding(m.nodes[-1]) == Binding.LATENT]
     finder = RegionFinder(graph, [m.nodes for m in latent], [m.kind for m in latent], cut)
-    drafts = [_attention_site([latent[i] for i in growth.mixers], growth) for growth in finder.grow()]
+    drafts = [
+        _attention_site([latent[i] for i in growth.mixers], growth) for growth in finder.grow()
+    ]
     drafts += [_bound_early_site(m) for m in mixers if m not in latent]
     mixer_nodes = frozenset(node for mixer in mixers for node in mixer.nodes)
     drafts += [_mlp_site(b, axes, cut) for b in find_branches(graph, mixer_nodes)]

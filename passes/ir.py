@@ -18,6 +18,7 @@ from torch import fx
 _SOURCE = "pab_source"
 _CONSTANT = "pab_constant"
 _BINDING = "pab_binding"
+_AXES = "pab_axes"
 
 
 def value(node: fx.Node) -> Any:
@@ -123,6 +124,16 @@ def binding(node: fx.Node) -> Any:
 def set_binding(node: fx.Node, when: Any) -> None:
     """Record the binding time of the node's value."""
     node.meta[_BINDING] = when
+
+
+def axis_names(node: fx.Node) -> tuple[str, ...] | None:
+    """Printable name of every dimension (see ``passes.axes``), or None before that pass."""
+    return node.meta.get(_AXES)
+
+
+def set_axis_names(node: fx.Node, names: tuple[str, ...]) -> None:
+    """Record the printable name of every dimension."""
+    node.meta[_AXES] = names
 
 
 def module_path(node: fx.Node) -> str:

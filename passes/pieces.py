@@ -28,8 +28,9 @@ PRELUDE = "prelude"
 # Views and casts of weights are left where they are used: to keep their result would keep a second
 # copy of the weights.
 _FREE_OPS = frozenset(
-    "view reshape _unsafe_view unsqueeze squeeze permute transpose t expand select slice split "
-    "split_with_sizes chunk unbind getitem narrow flatten unflatten _to_copy to alias".split()
+    {"view", "reshape", "_unsafe_view", "flatten", "unflatten", "unsqueeze", "squeeze", "permute"}
+    | {"transpose", "t", "expand", "select", "slice", "narrow", "split", "split_with_sizes"}
+    | {"chunk", "unbind", "getitem", "_to_copy", "to", "alias"}
 )
 
 
@@ -39,12 +40,14 @@ class Piece(torch.nn.Module):
     Attributes:
         sort: ``glue`` or ``prelude``.
         compute: the stretch as a graph module.
+        note: what it is, for dumps.
     """
 
     def __init__(self, sort: str, compute: fx.GraphModule) -> None:
         super().__init__()
         self.sort = sort
         self.compute = compute
+        self.note = "at every step" if sort == GLUE else "once per generation and lane"
 
     def forward(self, *inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """Compute the piece."""

@@ -79,7 +79,10 @@ class InferAxes:
         roles = (STATED_STEP, STATED_HELD)
         stated = {k: v for k, v in self.stated.items() if v not in roles}
         program.axes = infer_axes(program.graph_module, stated)
-        return 0
+        single = [node for node in program.graph_module.graph.nodes if ir.tensor(node) is not None]
+        for node in single:
+            ir.set_axis_names(node, program.axes.names(node))
+        return len(single)
 
 
 @dataclass(frozen=True)
@@ -143,9 +146,7 @@ class Broadcast:
 
     def __call__(self, program: Program) -> int:
         """Rewrite the graph."""
-        program.graph_module, count = broadcast(
-            program.graph_module, program.sites, self.wanted
-        )
+        program.graph_module, count = broadcast(program.graph_module, program.sites, self.wanted)
         return count
 
 
@@ -174,9 +175,7 @@ def rewriting(wanted: Callable[[Site], bool]) -> tuple[Pass, ...]:
 class Watch(Protocol):
     """Told about every pass: its name, and how to print the graph as it is at that moment."""
 
-    def __call__(
-        self, pass_name: str, text: Callable[[], str]
-    ) -> AbstractContextManager[None]:
+    def __call__(self, pass_name: str, text: Callable[[], str]) -> AbstractContextManager[None]:
         """A context that the pass runs in."""
         ...
 
@@ -185,9 +184,7 @@ def _unwatched(pass_name: str, text: Callable[[], str]) -> AbstractContextManage
     return nullcontext()
 
 
-def run_passes(
-    program: Program, passes: Sequence[Pass], watch: Watch = _unwatched
-) -> Program:
+def run_passes(program: Program, passes: Sequence[Pass], watch: Watch = _unwatched) -> Program:
     """Run passes in order and verify the graph after each rewrite.
 
     Args:
@@ -197,7 +194,7 @@ def run_passes(
     """
 
     def text() -> str:
-        return format_graph(program.graph_module, program.axes and program.axes.names)
+        return format_graph(program.graph_module, ir.axis_names)
 
     for step in passes:
         before = program.graph_module

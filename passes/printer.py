@@ -96,7 +96,8 @@ def _lines(
             yield _line(node, names)
             continue
         note = getattr(branch, "note", _REUSE_NOTE)
-        yield f"{_line(node, names, callee=f'branch {node.target}')}  # {note}"
+        word = getattr(branch, "sort", "branch")
+        yield f"{_line(node, names, callee=f'{word} {node.target}')}  # {note}"
         yield from (_INDENT + line for line in _lines(inner, names, _bound(inner, node)))
 
 

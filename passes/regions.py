@@ -9,7 +9,7 @@ its latent-dependent inputs are already in. It stops before
   Open-Sora and Latte cache.
 
 The *frontier* (edges leaving the region) is where caching is possible; the cheapest cut between
-the mixer and the frontier is what is cached. Backwards, whatever feeds only the cut is dead with it.
+the mixer and the frontier is what is cached. Backwards, what feeds only the cut is dead with it.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _ADD_OPS = ("add", "sub", "rsub")
 
 @dataclass(frozen=True, eq=False)
 class Growth:
-    """What one or several merged mixers dominate: ``nodes`` in graph order, and the ``frontier``."""
+    """What one or several merged mixers dominate: ``nodes`` in graph order, ``frontier``."""
 
     mixers: tuple[int, ...]
     nodes: tuple[fx.Node, ...]
@@ -175,9 +175,9 @@ def dead_regions(
         if len(owners) == 1 and None not in owners:
             owner[node] = str(owners.pop())
     for node in graph.nodes:  # a value of a multi-output op stays where the op is
-        if node in owner and ir.is_getitem(node) and node not in cut_nodes:
-            if owner.get(node.all_input_nodes[0]) != owner[node]:
-                del owner[node]
+        strays = node in owner and ir.is_getitem(node) and node not in cut_nodes
+        if strays and owner.get(node.all_input_nodes[0]) != owner[node]:
+            del owner[node]
     regions: dict[str, list[fx.Node]] = {name: [] for name in cuts}
     for node in graph.nodes:
         if node in owner:

@@ -1,8 +1,8 @@
 """Residual branches without a token mixer: the ``mlp`` sites.
 
 A residual branch is what an ``add`` brings back to a value it was computed from: in ``x + f(x)``
-every latent-dependent path into ``f(x)`` starts at ``x``. Parallel branches (``x + f(x) + g(x)``) are
-told apart by looking through the chain of adds.
+every latent-dependent path into ``f(x)`` starts at ``x``. Parallel branches
+(``x + f(x) + g(x)``) are told apart by looking through the chain of adds.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def find_branches(graph: fx.Graph, mixer_nodes: frozenset[fx.Node]) -> tuple[Bra
 
 
 def cut_of(branch: Branch, cut: str) -> fx.Node:
-    """The tensor to cache: the end of the branch, or with ``attention`` its value before the gate."""
+    """The tensor to cache: the branch's end, or with ``attention`` its value before the gate."""
     node = branch.end
     while cut == "attention" and ir.is_call(node, *_GATE_OPS):
         inputs = node.all_input_nodes

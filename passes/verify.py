@@ -32,7 +32,9 @@ def verify(after: fx.GraphModule, before: fx.GraphModule) -> None:
     for node in after.graph.find_nodes(op="call_module"):
         module = after.get_submodule(str(node.target))
         if not isinstance(module, (StepBranch, Piece)):
-            raise InvariantError(f"{node.target}: a {type(module).__name__} is not a branch or piece")
+            raise InvariantError(
+                f"{node.target}: a {type(module).__name__} is not a branch or piece"
+            )
         for source in node.all_input_nodes:
             if ir.tensor(source) is None:
                 raise InvariantError(f"{node.target} reads {source.name}, which is not one tensor")
