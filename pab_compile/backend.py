@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from pab_compile.passes.capture import size_inputs
+from pab_compile.passes.capture import Inputs
 from pab_compile.passes.errors import UnsupportedModelError
 
 from .errors import GradModeError
@@ -31,7 +31,7 @@ def pab(
 
     Args:
         graph_module: Dynamo's graph.
-        example_inputs: unused: the graph is captured at its first call, with the real inputs.
+        example_inputs: tell numbers from tensors; the graph is captured at its first call.
         options: see ``pab_compile.Options``.
         mode: torch.compile's mode, handed to Inductor.
 
@@ -39,16 +39,21 @@ def pab(
         A function of Dynamo's inputs. Errors about the model or the options are raised by its first
         call, so that they reach the user as they are.
     """
-    return CompiledGraph(graph_module, options, mode)
+    return CompiledGraph(graph_module, example_inputs, options, mode)
 
 
 class CompiledGraph:
     """One Dynamo graph, specialised to the sizes that it is called with."""
 
     def __init__(
-        self, graph_module: fx.GraphModule, options: Mapping[str, Any] | None, mode: str | None
+        self,
+        graph_module: fx.GraphModule,
+        example_inputs: Sequence[Any],
+        options: Mapping[str, Any] | None,
+        mode: str | None,
     ) -> None:
         self._graph_module = graph_module
+        self._inputs = Inputs.of(graph_module, example_inputs)
         self._given = (options, mode)
         self._programs: dict[tuple[Any, ...], CompiledProgram] = {}
         self._passed_through: dict[tuple[Any, ...], Callable[..., Any]] = {}
@@ -57,7 +62,7 @@ class CompiledGraph:
 
     def __call__(self, *args: Any) -> Any:
         """Run one call of the model."""
-        key = self._specialisation(args)
+        key = self._inputs.numbers(args)
         if key in self._passed_through:
             return self._passed_through[key](*args)
         if key not in self._programs:
@@ -71,14 +76,9 @@ class CompiledGraph:
                 return self._passed_through[key](*args)
         self.progress.start()
         try:
-            return self._programs[key](args)
+            return self._programs[key](self._inputs.tensors(args))
         finally:
             self.progress.stop()
-
-    @staticmethod
-    def _specialisation(args: Sequence[Any]) -> tuple[Any, ...]:
-        """What a program is specialised on besides what Dynamo guards: the dynamic sizes."""
-        return size_inputs(args)
 
     def _options_plan_compiler(self) -> tuple[Options, Plan, PieceCompiler]:
         if self._prepared is None:

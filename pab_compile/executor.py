@@ -62,6 +62,7 @@ class Executor:
         self.number = next(_program_numbers)
         self.sites: list[Site] = []
         self._plan = plan
+        self._must_copy = compiler.reuses_output_memory
         self._constants = dict(cut_graph.named_buffers(recurse=False))
         self._build(cut_graph, compiler)
 
@@ -123,6 +124,8 @@ class Executor:
             registers[register] = tensor
         for register, tensor in self._held:
             registers[register] = tensor
+        if self._must_copy:
+            torch.compiler.cudagraph_mark_step_begin()
         frame = None if place is None else _Frame(self, *place)
         for op in self._ops:
             if op.site >= 0 and frame is not None:
@@ -146,6 +149,10 @@ class Executor:
                 self._plan, self.sites, generation.schedule, generation.first_timestep
             )
         return generation.decisions[self.number]
+
+    def kept(self, tensor: torch.Tensor) -> torch.Tensor:
+        """A tensor that outlives the step: itself, or a copy where its memory would be reused."""
+        return tensor.clone() if self._must_copy else tensor
 
     def history_of(self, site: int) -> int:
         """Outputs to keep of a site when the future is unknown."""
@@ -195,7 +202,8 @@ class _Frame:
         if held is None:
             computed = op.function(*[registers[i] for i in op.inputs])
             self._lane.prelude[key] = tuple(
-                value if position in op.kept else None for position, value in enumerate(computed)
+                self._executor.kept(value) if position in op.kept else None
+                for position, value in enumerate(computed)
             )
             return computed
         return held
@@ -230,7 +238,8 @@ class _Frame:
         if length == 0:
             self._lane.slots.pop(key, None)
             return
-        self._lane.slots.setdefault(key, Slot()).store(self._generation.step, tensors, length)
+        kept = tuple(self._executor.kept(tensor) for tensor in tensors)
+        self._lane.slots.setdefault(key, Slot()).store(self._generation.step, kept, length)
 
     def _trim(self, op: Op, slot: Slot, decision: Decision) -> None:
         if decision.history is None:

@@ -208,6 +208,12 @@ class Generation:
     def stats(self) -> RunStats:
         """Statistics of the steps so far."""
         kinds = dict.fromkeys(kind for record in self.records for kind in record.kinds)
+        notes = list(self.notes)
+        if not notes and self.is_last_step and not any(record.reused for record in self.records):
+            notes.append(
+                f"nothing was reused: the plan computes every site at each of the "
+                f"{self.schedule.num_steps} steps; few-step schedules leave little to gain"
+            )
         return summarise(
             self.records,
             tuple(kinds),
@@ -216,7 +222,7 @@ class Generation:
             held_bytes=self.held_bytes,
             num_pieces=self.num_pieces,
             compile_seconds=self.compile_seconds,
-            notes=self.notes,
+            notes=notes,
         )
 
 

@@ -47,6 +47,11 @@ class PieceCompiler:
         self.compile_seconds = 0.0
 
     @property
+    def reuses_output_memory(self) -> bool:
+        """Whether a piece's next call may overwrite its last outputs, as CUDA graphs do."""
+        return self._inner == "inductor" and bool(self._patches().get("triton.cudagraphs"))
+
+    @property
     def num_pieces(self) -> int:
         """Number of distinct pieces."""
         return len(self._compiled)
@@ -78,12 +83,14 @@ class PieceCompiler:
 
         return function
 
+    def _patches(self) -> dict[str, Any]:
+        return dict(list_mode_options(self._mode)) if self._mode else {}
+
     def _run_inner(self, graph_module: fx.GraphModule, args: Sequence[torch.Tensor]) -> Function:
         if self._inner == "eager":
             return graph_module.forward
         if self._inner == "inductor":
-            patches = dict(list_mode_options(self._mode)) if self._mode else None
-            return compile_fx(graph_module, list(args), config_patches=patches)  # type: ignore[return-value]
+            return compile_fx(graph_module, list(args), config_patches=self._patches())  # type: ignore[return-value]
         backend = lookup_backend(self._inner) if isinstance(self._inner, str) else self._inner
         return backend(graph_module, list(args))
 

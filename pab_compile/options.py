@@ -65,7 +65,7 @@ class Options:
         if isinstance(self.predict, Mapping):
             predict = dict(self.predict)
         else:
-            predict = {kind: self.predict for kind in KINDS}
+            predict = dict.fromkeys(KINDS, self.predict)
         return RangePlan(dict(ranges), self.window or window, predict)
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import fx
 
 from pab_compile.passes import ir
-from pab_compile.passes.capture import capture, tensor_inputs
+from pab_compile.passes.capture import capture
 from pab_compile.passes.pipeline import Program, analysis, rewriting, run_passes
 from pab_compile.passes.sites import Site
 
@@ -114,9 +114,8 @@ class CompiledProgram:
         self._identity = identity
         self._compilation = compilation
 
-    def __call__(self, args: Sequence[Any]) -> tuple[torch.Tensor | None, ...]:
-        """Run one call of the model with Dynamo's inputs."""
-        inputs = tensor_inputs(args)
+    def __call__(self, inputs: Sequence[torch.Tensor]) -> tuple[torch.Tensor | None, ...]:
+        """Run one call of the model with the inputs of the captured graph."""
         weight = inputs[self._identity]
         tracker = current_scope().tracker(weight, self._compilation)
         place = tracker.place(self._call(inputs, tracker.table))

@@ -104,7 +104,7 @@ def find_clock(graph: fx.Graph, latents: fx.Node, stated: Mapping[str, str]) -> 
         "No timestep was found: no input is one number (or one per batch row) that is embedded. "
         f"Inputs besides the latents {ir.source(latents)!r}: {seen}. If this is one block of a "
         "larger model (regional compilation), compile the whole model instead: equal blocks are "
-        "compiled only once anyway, and what a block's axes mean is unknown from inside it. Otherwise "
+        "compiled only once anyway, and what a block's axes mean is unknown inside it. Otherwise "
         'state the clock: options={"axes": {"<input>": "step"}}.'
     )
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -26,17 +27,18 @@ def capture(dynamo_graph: fx.GraphModule, args: Sequence[Any]) -> fx.GraphModule
 
     Args:
         dynamo_graph: what Dynamo hands to a backend. Not modified.
-        args: one value per placeholder: tensors (real, meta or fake) and integers. Integers
-            (dynamic sizes) become constants, so the result has static shapes; its placeholders are
-            the tensor inputs in order (see ``tensor_inputs``).
+        args: one value per placeholder: tensors (real, meta or fake) and numbers. Numbers (dynamic
+            sizes and the like) become constants, so the result has static shapes; its placeholders
+            are the other inputs in order (see ``Inputs``).
 
     Returns:
         A graph module without dropout, metadata assertions and dead code. Every placeholder knows
         its name in the caller's words and whether it is a parameter (``ir.source``,
         ``ir.is_constant_input``); every call keeps its module path and source line.
     """
-    static_graph, sources = _with_constant_sizes(dynamo_graph, args)
-    fake_args = _fake(tensor_inputs(args))
+    inputs = Inputs.of(dynamo_graph, args)
+    static_graph, sources = _with_constant_numbers(dynamo_graph, inputs, args)
+    fake_args = _fake(inputs.tensors(args))
     with torch.no_grad():
         captured, signature = aot_export_module(
             static_graph, fake_args, trace_joint=False, pre_dispatch=True
@@ -50,14 +52,45 @@ def capture(dynamo_graph: fx.GraphModule, args: Sequence[Any]) -> fx.GraphModule
     return captured
 
 
-def tensor_inputs(args: Sequence[Any]) -> list[torch.Tensor]:
-    """The inputs of a captured graph among the inputs of the Dynamo graph: the tensors."""
-    return [arg for arg in args if isinstance(arg, torch.Tensor)]
+@dataclass(frozen=True)
+class Inputs:
+    """Which inputs of a Dynamo graph are tensors, and which are numbers to specialise on.
+
+    Numbers are integers (dynamic sizes), and scalar tensors of which only ``item()`` is used: that
+    is how Dynamo passes a dynamic ``float``.
+    """
+
+    is_number: tuple[bool, ...]
+
+    @staticmethod
+    def of(dynamo_graph: fx.GraphModule, args: Sequence[Any]) -> Inputs:
+        """Tell the inputs of a Dynamo graph apart."""
+        nodes = ir.placeholders(dynamo_graph.graph)
+        return Inputs(tuple(_is_number(n, arg) for n, arg in zip(nodes, args, strict=True)))
+
+    def tensors(self, args: Sequence[Any]) -> list[torch.Tensor]:
+        """The inputs of the captured graph."""
+        return [arg for arg, number in zip(args, self.is_number, strict=True) if not number]
+
+    def numbers(self, args: Sequence[Any]) -> tuple[Any, ...]:
+        """What the captured graph is specialised on."""
+        pairs = zip(args, self.is_number, strict=True)
+        return tuple(_plain(arg) for arg, number in pairs if number)
 
 
-def size_inputs(args: Sequence[Any]) -> tuple[Any, ...]:
-    """The inputs of a Dynamo graph that a captured graph is specialised on: the numbers."""
-    return tuple(arg for arg in args if not isinstance(arg, torch.Tensor))
+def _is_number(placeholder: fx.Node, value: Any) -> bool:
+    if not isinstance(value, torch.Tensor):
+        return True
+    on_host = value.ndim == 0 and value.device.type == "cpu"
+    return on_host and bool(placeholder.users) and all(map(_is_item, placeholder.users))
+
+
+def _is_item(node: fx.Node) -> bool:
+    return node.op == "call_method" and node.target == "item"
+
+
+def _plain(number: Any) -> Any:
+    return number.item() if isinstance(number, torch.Tensor) else number
 
 
 def remove_noise(graph_module: fx.GraphModule) -> int:
@@ -87,22 +120,24 @@ def _is_identity(node: fx.Node) -> bool:
     return ir.is_call(node, "alias", "detach")
 
 
-def _with_constant_sizes(
-    dynamo_graph: fx.GraphModule, args: Sequence[Any]
+def _with_constant_numbers(
+    dynamo_graph: fx.GraphModule, inputs: Inputs, args: Sequence[Any]
 ) -> tuple[fx.GraphModule, list[tuple[str, bool]]]:
     graph = fx.Graph()
     sources: list[tuple[str, bool]] = []
     known: dict[fx.Node, Any] = {}
-    values = iter(args)
+    values = zip(args, inputs.is_number, strict=True)
     for node in dynamo_graph.graph.nodes:
         if node.op == "placeholder":
-            value = next(values)
-            if not isinstance(value, torch.Tensor):
-                known[node] = value
+            value, is_number = next(values)
+            if is_number:
+                known[node] = _plain(value)
                 continue
             sources.append(_describe_input(node, value))
-        copied = graph.node_copy(node, lambda old: known[old])
-        known[node] = copied
+        elif _is_item(node) and not isinstance(known[node.args[0]], fx.Node):
+            known[node] = known[node.args[0]]
+            continue
+        known[node] = graph.node_copy(node, known.__getitem__)
     return fx.GraphModule(dynamo_graph, graph), sources
 
 

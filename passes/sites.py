@@ -6,8 +6,16 @@ from dataclasses import dataclass
 
 from torch import fx
 
-ATTENTION_KINDS = ("spatial", "temporal", "cross", "full", "joint", "text", "other")
-KINDS = (*ATTENTION_KINDS, "mlp")
+ATTENTION_KINDS: tuple[str, ...] = (
+    "spatial",
+    "temporal",
+    "cross",
+    "full",
+    "joint",
+    "text",
+    "other",
+)
+KINDS: tuple[str, ...] = (*ATTENTION_KINDS, "mlp")
 CUTS = ("attention", "gated")
 
 
