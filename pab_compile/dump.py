@@ -18,19 +18,15 @@ from __future__ import annotations
 import itertools
 import json
 import logging
-import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from torch._logging import trace_structured
 
 from pab_compile.passes.printer import diff_text
 
 from .draw import SiteBox, to_dot, to_svg
-
-ENVIRONMENT_VARIABLE = "PAB_DUMP"
 
 
 class Dumper:
@@ -40,24 +36,10 @@ class Dumper:
         directory: where to write, created when needed; None writes no files.
     """
 
-    def __init__(self, directory: Path | None) -> None:
-        self._directory = directory
+    def __init__(self, directory: str | Path | None) -> None:
+        self._directory = Path(directory) if directory else None
         self._graph_directory: Path | None = None
         self._num_passes = 0
-
-    @classmethod
-    def from_options(cls, options: Mapping[str, Any]) -> Dumper:
-        """Make the dumper that ``options["dump"]`` asks for, or else ``PAB_DUMP``.
-
-        Raises:
-            ValueError: ``options["dump"]`` is not a path.
-        """
-        chosen = options.get("dump")
-        if chosen is not None and not isinstance(chosen, (str, os.PathLike)):
-            raise ValueError(f'options["dump"] must be the path of a directory, not {chosen!r}.')
-        if chosen is None:
-            chosen = os.environ.get(ENVIRONMENT_VARIABLE)
-        return cls(Path(chosen) if chosen else None)
 
     @property
     def is_on(self) -> bool:

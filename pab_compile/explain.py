@@ -50,7 +50,7 @@ def explain(
         options = compilation.options
     parsed = parse_options(options)
     plan = parsed.make_plan()
-    dumper = Dumper.from_options({"dump": parsed.dump})
+    dumper = Dumper(parsed.dump)
     programs: list[Program] = []
     failures: list[UnsupportedModelError] = []
 

@@ -95,6 +95,11 @@ class PieceCompiler:
         return backend(graph_module, list(args))
 
 
+def known_modes() -> tuple[str, ...]:
+    """The values of torch.compile's ``mode``."""
+    return tuple(list_mode_options())
+
+
 def structure_key(graph_module: fx.GraphModule) -> str:
     """Hash of all that a compiled function depends on: ops, arguments, layouts of the inputs."""
     index = {node: number for number, node in enumerate(graph_module.graph.nodes)}

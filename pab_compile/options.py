@@ -12,6 +12,7 @@ from typing import Any
 from pab_compile.passes.errors import PabError
 from pab_compile.passes.sites import CUTS, KINDS
 
+from .lower import known_modes
 from .plan import MAX_ORDER, CallablePlan, Plan, RangePlan, load_plan
 from .presets import DEFAULT_RANGES, DEFAULT_WINDOW, PRESETS, Window
 
@@ -48,7 +49,7 @@ class Options:
     inner: str | Callable[..., Any] = "inductor"
     mode: str | None = None
     axes: Mapping[str, str] = field(default_factory=dict)
-    dump: str | None = None
+    dump: str | Path | None = None
     on_unsupported: str = "raise"
 
     def make_plan(self) -> Plan:
@@ -95,6 +96,10 @@ def parse_options(options: Mapping[str, Any] | None, mode: str | None = None) ->
     _check_predict(parsed.predict)
     _check_axes(parsed.axes)
     _check_plan(parsed, given)
+    if parsed.dump is not None and not isinstance(parsed.dump, (str, Path)):
+        raise OptionError(f"dump is the path of a directory, got {parsed.dump!r}.")
+    if parsed.mode is not None:
+        _check_choice("mode", parsed.mode, known_modes())
     if not isinstance(parsed.inner, str) and not callable(parsed.inner):
         raise OptionError(f"inner is the name of a backend or a callable, got {parsed.inner!r}.")
     return parsed
@@ -160,9 +165,10 @@ def _check_predict(predict: Any) -> None:
     for kind, order in orders.items():
         if kind is not None:
             _check_kind("predict", kind)
+        name = "predict" if kind is None else f"predict[{kind!r}]"
         if isinstance(order, bool) or not isinstance(order, int) or not 0 <= order <= MAX_ORDER:
             raise OptionError(
-                f"predict={order!r}: an order of prediction is 0 (repeat) to {MAX_ORDER} (linear)."
+                f"{name}={order!r}: an order of prediction is 0 (repeat) to {MAX_ORDER} (linear)."
             )
 
 

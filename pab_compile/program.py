@@ -58,7 +58,7 @@ def compile_program(
         compiler: compiles the pieces.
         compilation: the object that all graphs of one ``torch.compile`` call have in common.
     """
-    dumper = Dumper.from_options({"dump": options.dump})
+    dumper = Dumper(options.dump)
     program = analyse(dynamo_graph, args, options, plan, dumper)
 
     def wanted(site: Site) -> bool:

@@ -101,7 +101,7 @@ def infer_axes(graph_module: fx.GraphModule, stated: Mapping[str, str] | None = 
     axis_names: dict[str, str] = {}
     for number in sorted(main, key=lambda i: (i != latents, i)):
         node, dims = inputs[number], trace.of(inputs[number])
-        own = _axis_name(ir.source(node), len(dims))
+        own = None if _is_alike(node, inputs[latents]) else _axis_name(node)
         names = given.get(ir.source(node))
         if names is None:
             channel = _channel_dim(number, dims, trace)
@@ -110,7 +110,7 @@ def infer_axes(graph_module: fx.GraphModule, stated: Mapping[str, str] | None = 
                     f"input '{ir.source(node)}': no projection shows which dimension is the "
                     "channel; took the usual place"
                 )
-            names = _usual_names(len(dims), channel, None if number == latents else own)
+            names = _usual_names(len(dims), channel, own)
         if names is None:
             raise UnsupportedModelError(
                 f"the latents '{ir.source(node)}' have {len(dims)} dimensions, for which no names "
@@ -198,9 +198,11 @@ def _checked(node: fx.Node, trace: Trace, val: object) -> Dims | Outputs | None:
     else:
         result = dims_of_call(trace, node)
         found = result if isinstance(result, list) else [result]
-    for dims, shape in zip(found, shapes, strict=True):
+    for index, (dims, shape) in enumerate(zip(found, shapes, strict=True)):
         got = None if dims is None else tuple(size(dim) for dim in dims)
-        assert got == shape, f"axis rule of {node.target} gave sizes {got} for shape {shape}"
+        if got != shape:
+            trace.unknown.append(node)
+            found[index] = None if shape is None else anew(shape)
     return found if isinstance(val, (list, tuple)) else found[0]
 
 
@@ -213,7 +215,12 @@ def _find_latents(
 ) -> int:
     """Number of the input whose axes the output has."""
     outputs = [node for node in ir.outputs(graph) if trace.of(node)]
-    reaching = [i for i in main if any(i in trace.feeds[node] for node in outputs)]
+    reaching = [
+        i
+        for i in main
+        if any(i in trace.feeds[node] for node in outputs)
+        and (ir.source(inputs[i]) in given or not _is_text(inputs[i]))
+    ]
     video = [i for i in reaching if VIDEO & set(given.get(ir.source(inputs[i]), ()))]
     candidates = video or reaching
     if not candidates:
@@ -274,12 +281,23 @@ def _usual_names(rank: int, channel: int | None, own: str | None) -> tuple[str, 
     return tuple(names)
 
 
-def _axis_name(name: str, rank: int) -> str:
-    """Name of an input's own token axis: ``text`` for prompt embeddings, else the input's name."""
-    lower = name.lower()
-    is_text = any(word in lower for word in _TEXT_NAMES)
-    is_other = any(word in lower for word in _OTHER_NAMES)
-    return TEXT if rank == 3 and is_text and not is_other else name
+def _is_text(node: fx.Node) -> bool:
+    """Whether an input is prompt embeddings, by its rank and the name that the caller gives it."""
+    tensor, name = ir.tensor(node), ir.source(node).lower()
+    is_other = any(word in name for word in _OTHER_NAMES)
+    is_text = any(word in name for word in _TEXT_NAMES) and not is_other
+    return is_text and tensor is not None and tensor.ndim == 3
+
+
+def _axis_name(node: fx.Node) -> str:
+    """Name of an input's own token axis."""
+    return TEXT if _is_text(node) else ir.source(node)
+
+
+def _is_alike(node: fx.Node, latents: fx.Node) -> bool:
+    """Whether an input is the latents or, as a control video is, of their kind."""
+    ranks = [0 if (t := ir.tensor(n)) is None else t.ndim for n in (node, latents)]
+    return node is latents or (ranks[0] == ranks[1] > 3)
 
 
 def _how_to_state(node: fx.Node) -> str:

@@ -8,7 +8,8 @@ import torch
 from torch import fx
 
 from . import ir
-from .atoms import Dim, concat, cut, fresh, like, regroup_loosely, size, sources
+from .atom_algebra import concat, cut, regroup_loosely
+from .atoms import Dim, fresh, like, size, sources
 from .axis_trace import Dims, Outputs, Trace, anew, first, output_shape, output_shapes, wrap
 
 # -- views -------------------------------------------------------------------------------------
@@ -19,9 +20,9 @@ def view(trace: Trace, node: fx.Node) -> Dims:
     dims, shape = trace.of(first(node)), output_shape(node)
     if isinstance(ir.argument(node, 1, "dtype"), torch.dtype) or 0 in shape:
         return carried(dims, shape)
-    found, exact = regroup_loosely(dims, shape)
-    if not exact and trace.feeds[node]:
-        trace.clashes.append((node, tuple(a for d in dims for a in d), ()))
+    found, mixed = regroup_loosely(dims, shape)
+    if mixed and trace.feeds[node]:
+        trace.clashes.append((node, mixed, ()))
     return tuple(found)
 
 
@@ -179,10 +180,15 @@ def _piece(trace: Trace, operand: fx.Node, dim: Dim, start: int, stop: int) -> D
 
 
 def _bounds(node: fx.Node, position: int, num: int) -> tuple[int, int, int]:
-    """Start, stop and step of a slice whose arguments begin at this position."""
+    """Start, stop and step of a slice whose arguments begin at this position.
+
+    A bound that is known only at run time makes the step 0, which fits no range.
+    """
     start = ir.argument(node, position, "start")
     stop = ir.argument(node, position + 1, "end")
     step = ir.argument(node, position + 2, "step", 1)
+    if any(isinstance(bound, fx.Node) for bound in (start, stop, step)):
+        return 0, num, 0
     return slice(start, stop, step).indices(num)
 
 
@@ -267,7 +273,8 @@ def index(trace: Trace, node: fx.Node) -> Dims:
             if len(trace.of(asked[i])) >= rank - position
         ]
         met = trace.meet(node, pairs, num)
-        looked_up.append(met if sources(met) else like(num, *(dims[i] for i in at)))
+        known = sources(met) & trace.main or not trace.feeds[first(node)]
+        looked_up.append(met if known else like(num, *(dims[i] for i in at)))
     return (*rest[:where], *looked_up, *rest[where:])
 
 
@@ -276,7 +283,8 @@ def index_select(trace: Trace, node: fx.Node) -> Dims:
     dims, shape = trace.of(first(node)), output_shape(node)
     at = wrap(ir.argument(node, 1, "dim"), len(dims))
     picked = trace.of(ir.argument(node, 2, "index"))
-    new = picked[0] if picked and sources(picked[0]) else like(shape[at], dims[at])
+    known = picked and (sources(picked[0]) & trace.main or not trace.feeds[first(node)])
+    new = picked[0] if known else like(shape[at], dims[at])
     return (*dims[:at], new, *dims[at + 1 :])
 
 

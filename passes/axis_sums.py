@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from torch import fx
 
 from . import ir
-from .atoms import Dim, fresh, like, mark_contracted, regroup, size
+from .atom_algebra import regroup
+from .atoms import Dim, fresh, like, mark_contracted, size
 from .axis_trace import Dims, Outputs, Trace, anew, first, output_shape, output_shapes, wrap
 from .contractions import AttentionCall, Contraction, Place
 

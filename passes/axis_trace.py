@@ -15,7 +15,8 @@ from torch import fx
 from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
 
 from . import ir
-from .atoms import Dim, fresh, leaves, show, size, sources, unify
+from .atom_algebra import unify
+from .atoms import Dim, fresh, leaves, show, size, sources
 
 Dims = tuple[Dim, ...]
 Outputs = list[Dims | None]

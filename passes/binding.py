@@ -66,6 +66,8 @@ def _input_binding(node: fx.Node, latents: fx.Node, step_inputs: frozenset[fx.No
         return Binding.LATENT
     if node in step_inputs:
         return Binding.STEP
+    if ir.is_random(node):
+        return Binding.STEP
     if node.op == "placeholder" and not ir.is_constant_input(node):
         return Binding.PROMPT
     return Binding.CONSTANT

@@ -72,7 +72,8 @@ def broadcast(
 
 def branch_name(index: int, site: Site) -> str:
     """Name of a branch's submodule: its kind, its number, its path as an identifier."""
-    return f"{site.kind}_{index}_{re.sub(r'[^0-9A-Za-z_]', '_', site.name)}"
+    path = re.sub(r"[^0-9A-Za-z_]", "_", site.module)
+    return f"{site.kind}_{index}_{path}" if path else f"{site.kind}_{index}"
 
 
 def branches(graph_module: fx.GraphModule) -> list[tuple[fx.Node, StepBranch]]:

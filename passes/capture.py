@@ -18,6 +18,7 @@ from torch._functorch.aot_autograd import aot_export_module
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
 from . import ir
+from .errors import UnsupportedModelError
 
 _LAST_INDEX = re.compile(r"\[['\"]?([^\]'\"]+)['\"]?\]$|\.(\w+)$")
 
@@ -49,6 +50,7 @@ def capture(dynamo_graph: fx.GraphModule, args: Sequence[Any]) -> fx.GraphModule
         ir.set_source(node, name)
         ir.set_constant_input(node, constant)
     remove_noise(captured)
+    _refuse_autocast(captured.graph)
     return captured
 
 
@@ -114,6 +116,16 @@ def remove_noise(graph_module: fx.GraphModule) -> int:
     return before - len(graph.nodes)
 
 
+def _refuse_autocast(graph: fx.Graph) -> None:
+    entered = next((node for node in graph.nodes if ir.op_name(node) == "_enter_autocast"), None)
+    if entered is not None:
+        raise UnsupportedModelError(
+            "The model switches torch.autocast on or off inside its forward "
+            f"({ir.source_line(entered) or 'source unknown'}), and the casts of such a part are "
+            "not traced. Use autocast around the call of the model, or cast its weights and inputs."
+        )
+
+
 def _is_identity(node: fx.Node) -> bool:
     if ir.is_call(node, "dropout", "feature_dropout"):
         return not ir.argument(node, 2, "train", True) or ir.argument(node, 1, "p", 0.5) == 0
@@ -150,9 +162,10 @@ def _describe_input(node: fx.Node, value: torch.Tensor) -> tuple[str, bool]:
         re.search(r"_parameters\b|_buffers\b", name)
     )
     if constant:
-        return name, True
+        return ir.short_path(name), True
     match = _LAST_INDEX.search(name)
-    return (match.group(1) or match.group(2)) if match else name, False
+    short = (match.group(1) or match.group(2)) if match else name
+    return node.name if short.isdigit() else short, False
 
 
 def _fake(tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:

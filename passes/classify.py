@@ -7,7 +7,7 @@ kind         queries run along                           keys run along
 ``temporal`` ``t`` only                                  the same
 ``full``     ``t`` with ``h``/``w``, or packed ``s``     the same
 ``joint``    video, or video and text                    video and text
-``cross``    video                                       other sources only
+``cross``    video (an extra token may lead them)        other sources only
 ``text``     text                                        text
 ``other``    anything else
 ===========  ==========================================  ==================
@@ -95,7 +95,7 @@ def kind_of(query: Iterable[str], key: Iterable[str]) -> str:
     if not q_video:
         return "text" if q == k == {TEXT} else "other"
     if not k_video:
-        return "cross" if k and not q - VIDEO else "other"
+        return "cross" if k and not k & q else "other"
     if k - VIDEO:
         return "joint" if q - VIDEO <= k - VIDEO else "other"
     if q != k:
@@ -159,9 +159,9 @@ class _Finder:
     ) -> bool:
         nodes = (step.node, *step.path, node)
         summed = (spec.operands[operand], [dim])
-        if self._tokens(*summed):
+        if step.normalised or self._tokens(*summed):
             return self._scores(nodes, summed, step, first)
-        return not step.normalised and self._linear(nodes, spec, operand, first)
+        return self._linear(nodes, spec, operand, first)
 
     def _scores(
         self,
@@ -177,11 +177,12 @@ class _Finder:
         query = 1 - next(iter(keys))
         free = [places[0][1] for places in first.kept if {o for o, _ in places} == {query}]
         where = (first.operands[query], free)
+        query_axes, key_axes = self._tokens(*where), self._tokens(*summed)
         if not all(operand in self.fed for operand in first.operands):
-            if step.normalised:
+            if step.normalised and key_axes:  # scores from weights alone: pooling
                 self.pooled[nodes[-1]] = self._mixer(nodes, "softmax", where, summed)
             return False
-        if not step.normalised and not self._tokens(*where):
+        if not query_axes and not (step.normalised and key_axes):
             return False
         mechanism = "softmax" if step.normalised else "linear"
         self.found[nodes[-1]] = self._mixer(nodes, mechanism, where, summed)
@@ -240,11 +241,12 @@ class _Finder:
         reason += f" ({where})" if where else ""
         return Mixer(nodes, kind, mechanism, query_axes, key_axes, reason)
 
-    def _print(self, node: fx.Node, dims: Iterable[int]) -> str:
+    def _print(self, node: fx.Node, dims: list[int]) -> str:
         names = self.axes.names(node)
-        return (
-            "*".join(names[dim] for dim in dims if names[dim] not in ("1", "c")) or "nothing named"
-        )
+        named = [names[dim] for dim in dims if names[dim] not in ("1", "c")]
+        if not any(self._tokens(node, dims)):
+            return f"{'*'.join(named) or 'no'} tokens without a name"
+        return "*".join(named)
 
 
 def _reason(kind: str, mechanism: str, query: str, key: str) -> str:
@@ -252,7 +254,7 @@ def _reason(kind: str, mechanism: str, query: str, key: str) -> str:
     if kind == "cross":
         return f"{how}queries run along {query}, keys along another source, {key}"
     if kind == "joint":
-        return f"{how}video and text attend together: queries along {query}, keys along {key}"
+        return f"{how}video and other tokens in one: queries along {query}, keys along {key}"
     if kind == "other":
         return f"{how}queries run along {query}, keys along {key}: no kind fits"
     return f"{how}queries and keys both run along {query}"

@@ -19,6 +19,7 @@ _SOURCE = "pab_source"
 _CONSTANT = "pab_constant"
 _BINDING = "pab_binding"
 _AXES = "pab_axes"
+_PLUMBING = ("__dict__", "_modules", "_parameters", "_buffers")
 
 
 def value(node: fx.Node) -> Any:
@@ -67,6 +68,26 @@ def op_namespace(node: fx.Node) -> str:
 def is_getitem(node: fx.Node) -> bool:
     """Whether the node picks one output of a multi-output op."""
     return node.op == "call_function" and node.target is operator.getitem
+
+
+def is_branch_value(node: fx.Node) -> bool:
+    """Whether the node picks a value that a submodule returns."""
+    return is_getitem(node) and node.all_input_nodes[0].op == "call_module"
+
+
+def is_plain_call(node: fx.Node) -> bool:
+    """Whether the node calls an op, rather than picks a value that a submodule returns."""
+    return node.op == "call_function" and not is_branch_value(node)
+
+
+def is_random(node: fx.Node) -> bool:
+    """Whether two runs of the op on the same inputs may differ."""
+    tags = getattr(node.target, "tags", ())
+    if torch.Tag.nondeterministic_seeded not in tags:
+        return False
+    if "scaled_dot_product" in op_name(node):
+        return argument(node, 4, "dropout_p", 0.0) != 0
+    return True
 
 
 def is_call(node: fx.Node, *names: str) -> bool:
@@ -140,13 +161,17 @@ def module_path(node: fx.Node) -> str:
     """Path of the innermost module that ran this op (``blocks.0.attn1``), or ``""``."""
     stack = node.meta.get("nn_module_stack") or {}
     paths = [entry[0] for entry in stack.values()]
-    return _clean_path(paths[-1]) if paths else ""
+    return short_path(paths[-1]) if paths else ""
 
 
-def _clean_path(path: str) -> str:
-    """``L['self'].__dict__['_modules']['blocks'].0.attn1`` -> ``blocks.0.attn1``."""
-    _, _, inside = path.partition("['_modules']")
-    return re.sub(r"\['?([^\]']*)'?\]", r".\1", inside).replace("._modules.", ".").strip(".")
+def short_path(path: str) -> str:
+    """Path within the model, of a module or weight, from Dynamo's expression for it.
+
+    ``L['self'].__dict__['_modules']['blocks'].0.attn1`` -> ``blocks.0.attn1``.
+    """
+    inside = re.sub(r"^[LG]\['\w+'\](\.__self__)?", "", path)
+    parts = re.sub(r"\['?([^\]']*)'?\]", r".\1", inside).split(".")
+    return ".".join(part for part in parts if part and part not in _PLUMBING)
 
 
 def source_line(node: fx.Node) -> str:

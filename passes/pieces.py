@@ -20,18 +20,11 @@ import torch
 from torch import fx
 
 from . import ir
-from .binding import Binding
+from .hoisting import hoisted_nodes
 from .outline import Outlined, outline
 
 GLUE = "glue"
 PRELUDE = "prelude"
-# Views and casts of weights are left where they are used: to keep their result would keep a second
-# copy of the weights.
-_FREE_OPS = frozenset(
-    {"view", "reshape", "_unsafe_view", "flatten", "unflatten", "unsqueeze", "squeeze", "permute"}
-    | {"transpose", "t", "expand", "select", "slice", "narrow", "split", "split_with_sizes"}
-    | {"chunk", "unbind", "getitem", "_to_copy", "to", "alias"}
-)
 
 
 class Piece(torch.nn.Module):
@@ -63,10 +56,10 @@ def cut_into_pieces(graph_module: fx.GraphModule) -> fx.GraphModule:
     Returns:
         A graph module of placeholders, ``call_module`` nodes and ``getitem`` only.
     """
-    hoisted = _hoisted(graph_module.graph)
+    hoisted = hoisted_nodes(graph_module.graph)
     level = _levels(graph_module.graph, hoisted)
     groups: dict[fx.Node, str] = {
-        node: f"{GLUE}_{level[node]}" for node in level if _is_plain_call(node)
+        node: f"{GLUE}_{level[node]}" for node in level if ir.is_plain_call(node)
     }
     for node, consumer in _consumers(graph_module.graph, hoisted, groups).items():
         groups[node] = f"{PRELUDE}_{consumer}" if consumer else PRELUDE
@@ -77,32 +70,6 @@ def cut_into_pieces(graph_module: fx.GraphModule) -> fx.GraphModule:
     return outline(graph_module, groups, wrap)
 
 
-def _is_branch_value(node: fx.Node) -> bool:
-    return ir.is_getitem(node) and node.all_input_nodes[0].op == "call_module"
-
-
-def _is_plain_call(node: fx.Node) -> bool:
-    return node.op == "call_function" and not _is_branch_value(node)
-
-
-def _hoisted(graph: fx.Graph) -> set[fx.Node]:
-    """Nodes to compute once per generation."""
-    free: set[fx.Node] = set()
-    hoisted: set[fx.Node] = set()
-    for node in graph.nodes:
-        if ir.binding(node) == Binding.CONSTANT and (
-            node.op in ("placeholder", "get_attr")
-            or (ir.op_name(node) in _FREE_OPS and all(n in free for n in node.all_input_nodes))
-        ):
-            free.add(node)
-        elif _is_plain_call(node) and ir.binding(node) in (Binding.CONSTANT, Binding.PROMPT):
-            hoisted.add(node)
-    for node in reversed(graph.nodes):
-        if node in free and _is_plain_call(node) and all(user in hoisted for user in node.users):
-            hoisted.add(node)
-    return hoisted
-
-
 def _levels(graph: fx.Graph, hoisted: set[fx.Node]) -> dict[fx.Node, int]:
     """Number of the stretch of glue for every node that is neither hoisted nor in a branch."""
     level: dict[fx.Node, int] = {}
@@ -110,8 +77,8 @@ def _levels(graph: fx.Graph, hoisted: set[fx.Node]) -> dict[fx.Node, int]:
         if node.op == "output" or node in hoisted:
             continue
         known = max((level.get(n, 0) for n in node.all_input_nodes), default=0)
-        level[node] = known + 1 if _is_branch_value(node) else known
-    early = [n for n in graph.nodes if level.get(n) == 0 and _is_plain_call(n)]
+        level[node] = known + 1 if ir.is_branch_value(node) else known
+    early = [n for n in graph.nodes if level.get(n) == 0 and ir.is_plain_call(n)]
     for node in reversed(early):
         level[node] = min((level[user] for user in node.users if user in level), default=0)
     for node in early:

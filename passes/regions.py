@@ -3,7 +3,7 @@
 A region grows forward from a token mixer along the latent-dependent graph: a node joins when all
 its latent-dependent inputs are already in. It stops before
 
-- another token mixer, the residual add, and the output of the model;
+- another token mixer, and the residual add (a model without one is cached as far as it goes);
 - with the cut ``attention``, the first op that brings in a per-step value (the gate): paper,
   section 3.2, as diffusers caches; with ``gated`` it goes on to the residual add, as the paper's
   Open-Sora and Latte cache.
@@ -22,6 +22,7 @@ from torch import fx
 
 from . import ir
 from .binding import Binding
+from .hoisting import hoisted_nodes
 
 _ADD_OPS = ("add", "sub", "rsub")
 
@@ -154,7 +155,7 @@ def dead_regions(
 ) -> dict[str, tuple[fx.Node, ...]]:
     """What each cut makes dead: nodes whose every use leads into that cut and into no other.
 
-    Per-prompt values stay outside, because they are computed once per generation anyway.
+    What is computed once per generation stays outside (``passes.hoisting``).
 
     Args:
         graph: a captured graph with binding times.
@@ -164,12 +165,13 @@ def dead_regions(
         Site name -> nodes in graph order, cut included. Regions are disjoint. A site whose cut
         feeds back into its own region gets an empty region.
     """
+    hoisted = hoisted_nodes(graph)
     owner = {node: name for name, cut in cuts.items() for node in cut}
     cut_nodes = frozenset(owner)
     for node in reversed(graph.nodes):
         if node.op != "call_function" or node in cut_nodes or not node.users:
             continue
-        if ir.binding(node) == Binding.PROMPT:
+        if node in hoisted:
             continue
         owners = {owner.get(user) for user in node.users}
         if len(owners) == 1 and None not in owners:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 from torch import fx
 
 from . import ir
@@ -9,8 +11,6 @@ from .binding import Binding
 from .broadcast import StepBranch
 from .errors import InvariantError
 from .pieces import PRELUDE, Piece
-
-_RANDOM = ("rand", "randn", "randint", "bernoulli", "dropout", "native_dropout", "multinomial")
 
 
 def verify(after: fx.GraphModule, before: fx.GraphModule) -> None:
@@ -27,7 +27,7 @@ def verify(after: fx.GraphModule, before: fx.GraphModule) -> None:
     Raises:
         InvariantError: the first invariant that does not hold.
     """
-    after.graph.lint()
+    _check_form("the graph", after)
     _check_signature(after, before)
     for node in after.graph.find_nodes(op="call_module"):
         module = after.get_submodule(str(node.target))
@@ -43,20 +43,27 @@ def verify(after: fx.GraphModule, before: fx.GraphModule) -> None:
             _check_branch(node, module)
         elif module.sort == PRELUDE:
             _check_prelude(node)
-    lost = count_ops(before) - count_ops(after)
-    if lost:
-        raise InvariantError(f"{abs(lost)} ops were {'lost' if lost > 0 else 'doubled'}")
+    old, new = count_ops(before), count_ops(after)
+    if old != new:
+        raise InvariantError(f"ops were lost: {dict(old - new)}, or doubled: {dict(new - old)}")
 
 
-def count_ops(graph_module: fx.GraphModule) -> int:
-    """Number of op calls of a graph and its submodules; picks of a submodule's values excluded."""
-    total = 0
-    for node in ir.calls(graph_module.graph):
-        total += not (ir.is_getitem(node) and node.all_input_nodes[0].op == "call_module")
-    for node in graph_module.graph.find_nodes(op="call_module"):
+def count_ops(graph_module: fx.GraphModule) -> Counter[str]:
+    """Op calls of a graph and its submodules by name; picks of a submodule's values excluded."""
+    graph = graph_module.graph
+    total = Counter(ir.op_name(node) for node in ir.calls(graph) if ir.is_plain_call(node))
+    for node in graph.find_nodes(op="call_module"):
         module = graph_module.get_submodule(str(node.target))
-        total += count_ops(module.compute) if isinstance(module, (StepBranch, Piece)) else 1
+        if isinstance(module, (StepBranch, Piece)):
+            total += count_ops(module.compute)
     return total
+
+
+def _check_form(name: str, graph_module: fx.GraphModule) -> None:
+    try:
+        graph_module.graph.lint()
+    except RuntimeError as error:
+        raise InvariantError(f"{name} is not well formed: {error}") from error
 
 
 def _check_signature(after: fx.GraphModule, before: fx.GraphModule) -> None:
@@ -68,7 +75,7 @@ def _check_signature(after: fx.GraphModule, before: fx.GraphModule) -> None:
 
 
 def _check_submodule(name: str, compute: fx.GraphModule) -> None:
-    compute.graph.lint()
+    _check_form(name, compute)
     if not isinstance(ir.output_node(compute.graph).args[0], tuple):
         raise InvariantError(f"{name} does not return a tuple")
     if not ir.outputs(compute.graph):
@@ -81,7 +88,7 @@ def _check_submodule(name: str, compute: fx.GraphModule) -> None:
 def _check_branch(node: fx.Node, branch: StepBranch) -> None:
     for inner in ir.calls(branch.compute.graph):
         schema = getattr(inner.target, "_schema", None)
-        if (schema is not None and schema.is_mutable) or ir.is_call(inner, *_RANDOM):
+        if (schema is not None and schema.is_mutable) or ir.is_random(inner):
             raise InvariantError(
                 f"{node.target}: {inner.target} has an effect besides its value, so the branch "
                 f"must not be left out ({ir.source_line(inner)})"

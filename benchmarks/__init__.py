@@ -1,0 +1,1 @@
+"""Benchmarks of pab_compile; run them with `python -m benchmarks`."""

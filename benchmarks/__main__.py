@@ -1,0 +1,58 @@
+"""Runs benchmarks: `python -m benchmarks [compile|steady|generation|gpu|all] [--quick]`."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from . import compile_time, generation, gpu, steady
+from .results import RESULTS_DIR, Result, footer, make_table, write
+
+BENCHMARKS: dict[str, Callable[[Result, bool, Progress], None]] = {
+    "compile": compile_time.run,
+    "steady": steady.run,
+    "generation": generation.run,
+    "gpu": gpu.run,
+}
+"""Name -> function that fills a result; what each measures is in README.md."""
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    choices = (*BENCHMARKS, "all")
+    parser.add_argument("names", nargs="*", choices=choices, default="all", help="default: all")
+    parser.add_argument("--quick", action="store_true", help="smallest sizes; writes no files")
+    parser.add_argument("--json", type=Path, help="write here instead of benchmarks/results/")
+    return parser.parse_args()
+
+
+def main() -> None:
+    args, console = parse_args(), Console()
+    asked = [args.names] if isinstance(args.names, str) else args.names
+    names = list(BENCHMARKS) if "all" in asked else asked
+    columns = (TextColumn("{task.description}"), BarColumn(bar_width=30))
+    tail = (MofNCompleteColumn(), TimeElapsedColumn())
+    results = []
+    with Progress(*columns, *tail, console=console, transient=True) as progress:
+        for name in names:
+            command = f"python -m benchmarks {name}{' --quick' if args.quick else ''}"
+            result = Result(name, command, {}, file_name=name)
+            if args.quick:
+                result.notes.append("Smallest sizes: a check that it runs, not a measurement.")
+            BENCHMARKS[name](result, args.quick, progress)
+            results.append(result)
+            console.print(make_table(result))
+            for line in footer(result):
+                console.print(line, markup=False, highlight=False)
+            if not args.quick and not args.json:
+                write([result], RESULTS_DIR / f"{result.file_name}.json")
+    if args.json:
+        write(results, args.json)
+
+
+if __name__ == "__main__":
+    main()

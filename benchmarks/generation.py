@@ -1,0 +1,120 @@
+"""Benchmark `generation`: the speed-up over a whole generation, and the distance from eager."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from rich.progress import Progress
+
+from .latte import CPU_HALF, TINY, Size
+from .results import Result
+from .sampling import DIGITS_DIR, Task, digits_task, psnr, random_task
+from .timing import Samples, median, ratios
+from .variants import (
+    EAGER,
+    HOOKS,
+    HOOKS_COMPILED,
+    PAB246,
+    STOCK,
+    THIRD_LINEAR,
+    Variant,
+    eager,
+    hooks,
+    pab,
+    stock,
+)
+from .workers import Worker
+
+OURS, OURS_LINEAR = "pab, PAB246", "pab, all sites every third step, linear"
+MAKERS: dict[str, Callable[[Task], Variant]] = {
+    EAGER: eager,
+    STOCK: stock,
+    HOOKS: lambda task: hooks(task, compiled=False),
+    HOOKS_COMPILED: lambda task: hooks(task, compiled=True),
+    OURS: lambda task: pab(task, OURS, PAB246),
+    OURS_LINEAR: lambda task: pab(task, OURS_LINEAR, THIRD_LINEAR),
+}
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a worker generates: `size` with random weights, or the demo's model without a size."""
+
+    variant: str
+    num_steps: int
+    size: Size | None
+    num_videos: int
+
+
+def run(result: Result, quick: bool, progress: Progress) -> None:
+    """Generates with every variant in turns, with random weights and with the demo's model."""
+    num_steps, rounds = (8, 1) if quick else (30, 5)
+    size, num_videos = (TINY, 2) if quick else (CPU_HALF, 10)
+    result.settings = {
+        "steps": num_steps,
+        "rounds": rounds,
+        "layers": size.num_layers,
+        "width": size.num_heads * size.head_dim,
+        "latents": f"2 x 4 x {size.num_frames} x {size.side} x {size.side}",
+        "videos of digits": num_videos,
+    }
+    _compare(result, "random weights", size, num_steps, num_videos, rounds, progress)
+    if (DIGITS_DIR / "prompts.safetensors").is_file():
+        _compare(result, "trained on digits", None, num_steps, num_videos, rounds, progress)
+    result.notes.append(
+        "PAB246 follows the same schedule everywhere: window 150 < timestep < 850. PSNR is that of "
+        "the final latents against eager; with random weights it says nothing about quality."
+    )
+
+
+def make(job: Job) -> tuple[Task, Variant]:
+    """Makes a job's task and variant, in the worker."""
+    if job.size is None:
+        task = digits_task(job.num_steps, job.num_videos)
+    else:
+        task = random_task(job.size, job.num_steps)
+    return task, MAKERS[job.variant](task)
+
+
+def _compare(
+    result: Result,
+    label: str,
+    size: Size | None,
+    num_steps: int,
+    num_videos: int,
+    rounds: int,
+    progress: Progress,
+) -> None:
+    bar = progress.add_task(label, total=len(MAKERS) * (rounds + 1))
+    workers: dict[str, Worker] = {}
+    samples: Samples = {name: [] for name in MAKERS}
+    try:
+        for name in MAKERS:
+            progress.update(bar, description=f"{label}: first generation (compiles), {name}")
+            workers[name] = Worker(make, Job(name, num_steps, size, num_videos))
+            workers[name].generate()
+            progress.advance(bar)
+        for turn in range(rounds):
+            for name, worker in workers.items():
+                progress.update(bar, description=f"{label}: round {turn + 1}, {name}")
+                samples[name].append(worker.generate())
+                progress.advance(bar)
+        latents = {name: worker.latents() for name, worker in workers.items()}
+    finally:
+        for worker in workers.values():
+            worker.close()
+        progress.remove_task(bar)
+    for name in (OURS, OURS_LINEAR):
+        for other in (EAGER, STOCK, HOOKS, HOOKS_COMPILED):
+            seen = ratios(samples, other, name)
+            result.add(f"{label}: speed-up of {name} / {other}", median(seen), samples=seen)
+    for other in (STOCK, HOOKS, HOOKS_COMPILED):
+        seen = ratios(samples, EAGER, other)
+        result.add(f"{label}: for scale, {other} / {EAGER}", median(seen), samples=seen)
+    for name, mine in latents.items():
+        if name != EAGER:
+            value = psnr(mine, latents[EAGER])
+            result.add(f"{label}: PSNR against eager, {name}", value, "dB")
+    same = psnr(latents[OURS], latents[HOOKS])
+    result.add(f"{label}: PSNR of {OURS} against {HOOKS}", same, "dB")

@@ -1,0 +1,51 @@
+"""Fixtures for every test: fresh compilers and generations, a seed, one Inductor cache."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+import pab_compile
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _inductor_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """One Inductor cache for the session, shared by all workers of a parallel run."""
+    outer = os.environ.get("TORCHINDUCTOR_CACHE_DIR")
+    if outer is None:
+        base = tmp_path_factory.getbasetemp()
+        shared = base.parent if os.environ.get("PYTEST_XDIST_WORKER") else base
+        os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(shared / "inductor_cache")
+    yield
+    if outer is None:
+        del os.environ["TORCHINDUCTOR_CACHE_DIR"]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _few_threads() -> Iterator[None]:
+    """Tiny models gain nothing from threads, and results must not depend on their number."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _quiet_traces() -> None:
+    """torch logs a line per structured trace, which would fill the report of a failing test."""
+    logging.getLogger("torch.__trace").propagate = False
+
+
+@pytest.fixture(autouse=True)
+def _fresh_state() -> Iterator[None]:
+    """No compiled code and no running generation is left over from another test."""
+    torch._dynamo.reset()
+    pab_compile.reset()
+    torch.manual_seed(0)
+    yield
+    pab_compile.reset()
+    torch._dynamo.reset()

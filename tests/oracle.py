@@ -1,0 +1,201 @@
+"""Pyramid Attention Broadcast on a Latte in plain eager code, told at every call where it is.
+
+It knows nothing of the compiler: transformer blocks of a copy of the model get a forward of their
+own, written after diffusers' ``BasicTransformerBlock`` (ada_norm_single), that asks ``_branch`` for
+the result of every residual branch. The rule is the paper's::
+
+    reuse  <=>  range > 1  and  step % range != 0  and  the step lies inside the window
+
+A reuse takes the output of the last step at which the rule computed. If this lane has none from
+that step (it was not called then), it computes.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections import Counter, defaultdict
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from types import MethodType
+from typing import Any
+
+import torch
+from diffusers import LatteTransformer3DModel
+
+from latte import Moment
+
+KINDS = ("spatial", "temporal", "cross", "mlp")
+
+
+@dataclass(frozen=True)
+class Rule:
+    """Who reuses when.
+
+    Attributes:
+        ranges: kind -> compute every so many steps.
+        window: fractions of the steps (floats, half open) or timestep values (integers, exclusive).
+        predict: order of the reuse, or one per kind.
+    """
+
+    ranges: Mapping[str, int] = field(
+        default_factory=lambda: {"spatial": 2, "temporal": 4, "cross": 6}
+    )
+    window: tuple[float, float] | tuple[int, int] = (0.15, 0.85)
+    predict: int | Mapping[str, int] = 0
+
+    def options(self) -> dict[str, Any]:
+        """The same rule as options of the backend."""
+        return {"ranges": self.ranges, "window": self.window, "predict": self.predict}
+
+    def reuses(self, kind: str, step: int, moment: Moment) -> bool:
+        """Whether a kind reuses at a step with the moment's timestep."""
+        low, high = self.window
+        if isinstance(low, int):
+            inside = low < moment.timestep < high
+        else:
+            inside = low <= step / moment.num_steps < high
+        return inside and step % self.ranges.get(kind, 1) != 0
+
+    def order(self, kind: str) -> int:
+        """0 repeats the last output, 1 extrapolates linearly from the last two."""
+        return self.predict if isinstance(self.predict, int) else self.predict.get(kind, 0)
+
+
+@dataclass(frozen=True)
+class Event:
+    """What one branch did at one call."""
+
+    name: str
+    kind: str
+    step: int
+    lane: str
+    reused: tuple[int, ...]
+    num_bytes: int
+
+
+class Oracle:
+    """A copy of a Latte that broadcasts by a rule.
+
+    Attributes:
+        events: what every branch did at every call.
+    """
+
+    def __init__(
+        self, model: LatteTransformer3DModel, rule: Rule | None = None, cut: str = "attention"
+    ) -> None:
+        self.events: list[Event] = []
+        self._rule = rule or Rule()
+        self._gate_inside = cut == "gated"
+        self._outputs: dict[tuple[str, str], list[tuple[int, torch.Tensor]]] = defaultdict(list)
+        self._computed_at: dict[str, int] = {}
+        self._now = Moment(0, 1, 0.0, "")
+        self._model = copy.deepcopy(model)
+        for self_kind, blocks in (
+            ("spatial", self._model.transformer_blocks),
+            ("temporal", self._model.temporal_transformer_blocks),
+        ):
+            for index, block in enumerate(blocks):
+                block.forward = MethodType(self._block(f"{self_kind}.{index}", self_kind), block)
+
+    def __call__(
+        self, latents: torch.Tensor, timestep: torch.Tensor, prompt: torch.Tensor, moment: Moment
+    ) -> torch.Tensor:
+        """One call, as a ``latte.Loop`` makes it. Calls must come in the order of their steps."""
+        if moment.step != self._now.step:
+            for kind in KINDS:
+                if not self._rule.reuses(kind, self._now.step, self._now):
+                    self._computed_at[kind] = self._now.step
+        self._now = moment
+        return self._model(
+            latents, timestep=timestep, encoder_hidden_states=prompt, return_dict=False
+        )[0]
+
+    def _block(self, name: str, kind: str) -> Callable[..., torch.Tensor]:
+        def forward(
+            block: Any,
+            tokens: torch.Tensor,
+            attention_mask: None,
+            text: torch.Tensor | None,
+            text_mask: torch.Tensor | None,
+            timestep: torch.Tensor,
+            *_: None,
+        ) -> torch.Tensor:
+            table = block.scale_shift_table[None] + timestep.reshape(len(tokens), 6, -1)
+            shift, scale, gate, mlp_shift, mlp_scale, mlp_gate = table.chunk(6, dim=1)
+
+            def attention() -> torch.Tensor:
+                return block.attn1(block.norm1(tokens) * (1 + scale) + shift)
+
+            tokens = self._gated(f"{name}.attn1", kind, attention, gate) + tokens
+            if block.attn2 is not None:
+
+                def cross() -> torch.Tensor:
+                    return block.attn2(tokens, encoder_hidden_states=text, attention_mask=text_mask)
+
+                tokens = self._branch(f"{name}.attn2", "cross", cross) + tokens
+
+            def mlp() -> torch.Tensor:
+                return block.ff(block.norm2(tokens) * (1 + mlp_scale) + mlp_shift)
+
+            return self._gated(f"{name}.ff", "mlp", mlp, mlp_gate) + tokens
+
+        return forward
+
+    def _gated(
+        self, name: str, kind: str, compute: Callable[[], torch.Tensor], gate: torch.Tensor
+    ) -> torch.Tensor:
+        if self._gate_inside:
+            return self._branch(name, kind, lambda: gate * compute())
+        return gate * self._branch(name, kind, compute)
+
+    def _branch(self, name: str, kind: str, compute: Callable[[], torch.Tensor]) -> torch.Tensor:
+        now = self._now
+        outputs = self._outputs[now.lane, name]
+        wanted = self._rule.reuses(kind, now.step, now)
+        if wanted and outputs and outputs[-1][0] == self._computed_at.get(kind):
+            used = outputs[-2:] if self._rule.order(kind) == 1 else outputs[-1:]
+            result = extrapolate(used, now.step)
+            steps = tuple(step for step, _ in used)
+        else:
+            result = compute()
+            steps = ()
+            if not wanted:
+                outputs.append((now.step, result))
+        size = result.numel() * result.element_size()
+        self.events.append(Event(name, kind, now.step, now.lane, steps, size))
+        return result
+
+    def computed(self) -> dict[str, int]:
+        """Kind -> computations."""
+        return _count(event.kind for event in self.events if not event.reused)
+
+    def reused(self) -> dict[str, int]:
+        """Kind -> reuses."""
+        return _count(event.kind for event in self.events if event.reused)
+
+    def held_bytes(self) -> Counter[int]:
+        """Step -> bytes at its end, if outputs live from their step to their last reuse."""
+        last_use: dict[tuple[str, str, int], int] = {}
+        for event in self.events:
+            for step in event.reused:
+                last_use[event.name, event.lane, step] = event.step
+        held: Counter[int] = Counter()
+        for event in self.events:
+            if not event.reused:
+                until = last_use.get((event.name, event.lane, event.step), event.step)
+                for step in range(event.step, until):
+                    held[step] += event.num_bytes
+        return held
+
+
+def extrapolate(outputs: list[tuple[int, torch.Tensor]], step: int) -> torch.Tensor:
+    """The straight line through the outputs of one or two steps, at a later step."""
+    if len(outputs) == 1:
+        return outputs[0][1]
+    (before, old), (last, new) = outputs
+    return new + (new - old) * ((step - last) / (last - before))
+
+
+def _count(kinds: Any) -> dict[str, int]:
+    counted = Counter(kinds)
+    return {kind: counted[kind] for kind in KINDS}

@@ -1,0 +1,259 @@
+"""Capture: a Dynamo graph becomes a functional, pre-dispatch ATen graph."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import pytest
+import torch
+from torch import fx
+from torch.nn.functional import dropout
+
+import captured as models
+from captured import captured, values
+from golden import check_inline
+from pab_compile.lower import trace_once
+from pab_compile.passes import ir
+from pab_compile.passes.capture import Inputs, capture, remove_noise
+from pab_compile.passes.errors import UnsupportedModelError
+from pab_compile.passes.printer import format_graph
+
+EVERY_MODEL = [
+    models.gated_attention,
+    models.mlp_block,
+    models.parallel_block,
+    models.cross_attention,
+    models.two_prompts,
+    models.joint_attention,
+    models.batch_loop,
+    models.no_residual,
+    models.widening,
+]
+
+
+class Attention(torch.nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x.softmax(-1)
+
+
+class TwoBlocks(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks = torch.nn.ModuleList([Attention(), Attention()])
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        for block in self.blocks:
+            x = block(x)
+        return x
+
+
+def through_dynamo(function: Callable[..., Any], *args: Any, **kwargs: Any) -> fx.GraphModule:
+    """The capture of the one graph that Dynamo makes of a call."""
+    found: list[fx.GraphModule] = []
+
+    def look(graph_module: fx.GraphModule, inputs: Sequence[Any]) -> None:
+        found.append(capture(graph_module, inputs))
+
+    with torch.no_grad():
+        trace_once(function, args, kwargs, look)
+    (graph_module,) = found
+    return graph_module
+
+
+def ops(graph_module: fx.GraphModule) -> list[str]:
+    return [ir.op_name(node) for node in ir.calls(graph_module.graph)]
+
+
+def test_attention_linear_and_views_stay_single_nodes() -> None:
+    check_inline(
+        format_graph(captured(models.gated_attention).graph_module),
+        """\
+        %latents = input latents : f32[2, 4, 3, 2, 5]
+        %timestep = input timestep : f32[2]
+        %w_in = weight w_in : f32[4, 4]
+        %w_time = weight w_time : f32[4, 4]
+        %w_qkv = weight w_qkv : f32[4, 4]
+        %w_out = weight w_out : f32[4, 4]
+        %permute = aten.permute(%latents, [0, 2, 3, 4, 1]) : f32[2, 3, 2, 5, 4]
+        %view = aten.view(%permute, [2, 30, 4]) : f32[2, 30, 4]
+        %linear = aten.linear(%view, %w_in) : f32[2, 30, 4]
+        %unsqueeze = aten.unsqueeze(%timestep, 1) : f32[2, 1]
+        %expand = aten.expand(%unsqueeze, [2, 4]) : f32[2, 4]
+        %sin = aten.sin(%expand) : f32[2, 4]
+        %linear_1 = aten.linear(%sin, %w_time) : f32[2, 4]
+        %unsqueeze_1 = aten.unsqueeze(%linear_1, 1) : f32[2, 1, 4]
+        %mul = aten.mul(%linear, %unsqueeze_1) : f32[2, 30, 4]
+        %linear_2 = aten.linear(%mul, %w_qkv) : f32[2, 30, 4]
+        %silu = aten.silu(%unsqueeze_1) : f32[2, 1, 4]
+        %attend = aten.scaled_dot_product_attention(%linear_2, %linear_2, %linear_2) : f32[2, 30, 4]
+        %linear_3 = aten.linear(%attend, %w_out) : f32[2, 30, 4]
+        %mul_1 = aten.mul(%silu, %linear_3) : f32[2, 30, 4]
+        %add = aten.add(%linear, %mul_1) : f32[2, 30, 4]
+        %view_1 = aten.view(%add, [2, 3, 2, 5, 4]) : f32[2, 3, 2, 5, 4]
+        %permute_1 = aten.permute(%view_1, [0, 4, 1, 2, 3]) : f32[2, 4, 3, 2, 5]
+        return %permute_1
+        """,
+    )
+
+
+@pytest.mark.parametrize("model", EVERY_MODEL, ids=lambda f: f.__name__)
+def test_the_captured_graph_computes_what_the_function_computes(
+    model: Callable[..., torch.Tensor],
+) -> None:
+    found = captured(model)
+    for mine, expected in zip(found.graph_module(*found.args), found.eager(), strict=True):
+        assert torch.equal(mine, expected)
+
+
+def test_inputs_keep_their_order_and_know_whether_they_are_weights() -> None:
+    inputs = ir.placeholders(captured(models.mlp_block).graph)
+    assert [(ir.source(node), ir.is_constant_input(node)) for node in inputs] == [
+        ("latents", False),
+        ("timestep", False),
+        ("w_in", True),
+        ("w_time", True),
+        ("w_out", True),
+        ("w_up", True),
+        ("w_down", True),
+    ]
+
+
+def test_inputs_are_named_in_the_words_of_the_caller() -> None:
+    class Model(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.proj = torch.nn.Linear(3, 3)
+            self.register_buffer("table", torch.ones(3))
+
+        def forward(self, hidden_states: torch.Tensor, extra: dict[str, Any]) -> torch.Tensor:
+            return self.proj(hidden_states + extra["image"]) * self.table
+
+    call = Model().forward
+    found = through_dynamo(call, hidden_states=values(2, 3), extra={"image": values(2, 3)})
+    inputs = ir.placeholders(found.graph)
+    free = [ir.source(node) for node in inputs if not ir.is_constant_input(node)]
+    assert free == ["hidden_states", "image"]
+    held = [ir.source(node) for node in inputs if ir.is_constant_input(node)]
+    assert len(held) == 3
+    assert all("proj" in name or "table" in name for name in held)
+
+
+def test_every_call_knows_its_module() -> None:
+    found = through_dynamo(TwoBlocks().forward, values(2, 3))
+    assert [ir.module_path(node) for node in ir.calls(found.graph)] == ["blocks.0", "blocks.1"]
+
+
+def test_every_call_knows_its_line() -> None:
+    for node in ir.calls(through_dynamo(TwoBlocks().forward, values(2, 3)).graph):
+        line = ir.source_line(node)
+        assert line.startswith("test_capture.py:")
+        assert line.endswith("in forward: return x.softmax(-1)")
+
+
+def test_dropout_in_eval_leaves_nothing_and_in_training_stays() -> None:
+    def model(x: torch.Tensor) -> torch.Tensor:
+        return dropout(x, 0.5, False) + dropout(x, 0.0, True)
+
+    def training(x: torch.Tensor) -> torch.Tensor:
+        return dropout(x, 0.5, True)
+
+    assert ops(captured(model, x=values(2, 3)).graph_module) == ["add"]
+    assert ops(captured(training, x=values(2, 3)).graph_module) == ["dropout"]
+
+
+def test_aliases_and_dead_code_leave_nothing() -> None:
+    def model(x: torch.Tensor) -> torch.Tensor:
+        x.exp()
+        return x.detach().sin()
+
+    assert ops(captured(model, x=values(2, 3)).graph_module) == ["sin"]
+
+
+def test_removing_noise_twice_removes_nothing_the_second_time() -> None:
+    found = captured(models.gated_attention)
+    assert remove_noise(found.graph_module) == 0
+
+
+def test_writing_in_place_becomes_functional() -> None:
+    def model(x: torch.Tensor) -> torch.Tensor:
+        y = x * 2
+        y.add_(1)
+        return y
+
+    found = captured(model, x=values(2, 3))
+    assert ops(found.graph_module) == ["mul", "add"]
+    assert torch.equal(found.graph_module(*found.args)[0], found.eager()[0])
+
+
+def test_a_region_of_no_grad_is_inlined() -> None:
+    def model(x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
+        with torch.no_grad():
+            y = x @ w
+        return y + 1
+
+    assert ops(through_dynamo(model, values(2, 3), values(3, 3))) == ["matmul", "add"]
+
+
+def test_a_region_of_autocast_is_refused() -> None:
+    def model(x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
+        with torch.autocast("cpu", torch.bfloat16):
+            y = x @ w
+        return y.float() + 1
+
+    with pytest.raises(UnsupportedModelError, match=r"switches torch\.autocast .*test_capture"):
+        through_dynamo(model, values(2, 3), values(3, 3))
+
+
+def test_sizes_become_constants() -> None:
+    graph = fx.Graph()
+    size, x = graph.placeholder("size"), graph.placeholder("x")
+    graph.output((graph.call_method("reshape", (x, size, -1)),))
+    args = [2, values(4, 3)]
+    dynamo_graph = fx.GraphModule(torch.nn.Module(), graph)
+    found = capture(dynamo_graph, args)
+    check_inline(
+        format_graph(found),
+        """\
+        %arg0_1 = input x : f32[4, 3]
+        %view = aten.view(%arg0_1, [2, -1]) : f32[2, 6]
+        return %view
+        """,
+    )
+    inputs = Inputs.of(dynamo_graph, args)
+    assert [t.shape for t in inputs.tensors(args)] == [(4, 3)]
+    assert inputs.numbers(args) == (2,)
+
+
+def test_tensors_that_the_graph_holds_stay_attributes() -> None:
+    class Model(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("table", torch.arange(3.0))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x + self.table
+
+    model = Model()
+    traced = fx.symbolic_trace(model)
+    traced.graph.output_node().args = ((traced.graph.output_node().args[0],),)
+    found = capture(traced, [values(2, 3)])
+    assert len(ir.placeholders(found.graph)) == 1
+    assert len(list(found.graph.find_nodes(op="get_attr"))) == 1
+    assert torch.equal(found(values(2, 3))[0], model(values(2, 3)))
+
+
+def test_the_graph_that_is_captured_is_not_changed() -> None:
+    traced = fx.symbolic_trace(lambda x: (dropout(x, 0.5, False),))
+    before = str(traced.graph)
+    capture(traced, [values(2, 3)])
+    assert str(traced.graph) == before
+
+
+def test_meta_and_fake_tensors_are_captured_like_real_ones() -> None:
+    traced = fx.symbolic_trace(lambda x: (x.softmax(-1),))
+    real = format_graph(capture(traced, [values(2, 3)]))
+    meta = format_graph(capture(traced, [torch.empty(2, 3, device="meta")]))
+    with torch._subclasses.FakeTensorMode():
+        fake = format_graph(capture(traced, [torch.empty(2, 3)]))
+    assert real == meta == fake

@@ -1,0 +1,188 @@
+"""Options: validated once, and the plan that they describe."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pab_compile.errors import OptionError, PabError
+from pab_compile.options import Options, near_miss, parse_options
+from pab_compile.passes.sites import KINDS, Site
+from pab_compile.plan import COMPUTE, CallablePlan, RangePlan, TablePlan
+from pab_compile.presets import DEFAULT_RANGES, DEFAULT_WINDOW, PRESETS
+
+
+def refused(options: dict[str, Any]) -> str:
+    """The message with which options are refused."""
+    with pytest.raises(OptionError) as caught:
+        parse_options(options)
+    assert isinstance(caught.value, PabError)
+    assert isinstance(caught.value, ValueError)
+    return str(caught.value)
+
+
+def test_nothing_given_is_the_default_plan() -> None:
+    for given in (None, {}):
+        plan = parse_options(given).make_plan()
+        assert isinstance(plan, RangePlan)
+        assert plan.ranges == DEFAULT_RANGES
+        assert plan.window == DEFAULT_WINDOW
+        assert plan.predict == dict.fromkeys(KINDS, 0)
+
+
+def test_the_environment_gives_the_dump_directory_and_the_option_wins(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("PAB_DUMP", "from_environment")
+    assert parse_options({}).dump == "from_environment"
+    assert parse_options({"dump": "given"}).dump == "given"
+    monkeypatch.setenv("PAB_DUMP", "")
+    assert parse_options({}).dump is None
+
+
+def test_mode_comes_as_argument_or_option() -> None:
+    assert parse_options({}, "reduce-overhead").mode == "reduce-overhead"
+    assert parse_options({"mode": "max-autotune"}).mode == "max-autotune"
+
+
+@pytest.mark.parametrize("name", sorted(PRESETS))
+def test_a_preset_brings_its_ranges_and_window(name: str) -> None:
+    plan = parse_options({"ranges": name}).make_plan()
+    assert isinstance(plan, RangePlan)
+    assert (plan.ranges, plan.window) == (PRESETS[name].ranges, PRESETS[name].window)
+
+
+def test_the_published_presets_have_the_published_values() -> None:
+    published = {
+        "pab246": (2, 4, 6, (0.15, 0.85)),
+        "pab357": (3, 5, 7, (0.15, 0.85)),
+        "pab579": (5, 7, 9, (0.15, 0.85)),
+        "latte": (2, 3, 6, (100, 800)),
+        "open-sora": (2, 4, 6, (450, 930)),
+        "open-sora-plan": (2, 4, 6, (100, 850)),
+    }
+    found = {
+        name: (*(preset.ranges[k] for k in ("spatial", "temporal", "cross")), preset.window)
+        for name, preset in PRESETS.items()
+    }
+    assert found == published
+    for preset in PRESETS.values():
+        assert preset.ranges["full"] == preset.ranges["joint"] == preset.ranges["spatial"]
+
+
+def test_a_window_replaces_that_of_the_preset() -> None:
+    plan = parse_options({"ranges": "latte", "window": (200, 300)}).make_plan()
+    assert isinstance(plan, RangePlan)
+    assert plan.window == (200, 300)
+
+
+def test_prediction_is_one_order_or_one_per_kind() -> None:
+    for given, expected in ((1, dict.fromkeys(KINDS, 1)), ({"spatial": 1}, {"spatial": 1})):
+        plan = parse_options({"predict": given}).make_plan()
+        assert isinstance(plan, RangePlan)
+        assert plan.predict == expected
+
+
+def test_a_function_is_a_plan(tmp_path: Path) -> None:
+    assert isinstance(parse_options({"plan": lambda *_: None}).make_plan(), CallablePlan)
+
+
+def test_a_file_is_a_plan(tmp_path: Path) -> None:
+    path = tmp_path / "plan.json"
+    path.write_text('{"format": "pab_compile.plan/1", "num_steps": 2, "sites": {"a": ["C", 0]}}')
+    for given in (path, str(path)):
+        plan = parse_options({"plan": given}).make_plan()
+        assert isinstance(plan, TablePlan)
+        assert plan.rows == {"a": (COMPUTE, 0)}
+
+
+def test_what_was_given_is_not_changed_and_changes_nothing_later() -> None:
+    ranges = {"spatial": 2}
+    given = {"ranges": ranges}
+    plan = parse_options(given, "default").make_plan()
+    ranges["spatial"] = 9
+    assert given == {"ranges": ranges}
+    assert isinstance(plan, RangePlan)
+    assert plan.ranges == {"spatial": 2}
+
+
+def test_options_cannot_be_changed() -> None:
+    with pytest.raises(AttributeError):
+        parse_options({}).cut = "gated"  # type: ignore[misc]
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"range": {}}, ["Unknown option 'range'", "Did you mean 'ranges'?", "Known: axes, cut"]),
+        ({"ranges": {"spacial": 2}}, ["unknown kind 'spacial'", "Did you mean 'spatial'?"]),
+        ({"ranges": "latt"}, ["Unknown preset 'latt'", "Did you mean 'latte'?", "pab246"]),
+        ({"ranges": 3}, ["ranges maps kinds to integers or names a preset, got 3"]),
+        ({"ranges": {"spatial": 0}}, ["ranges['spatial']=0", "an integer of at least 1"]),
+        ({"ranges": {"cross": -2}}, ["ranges['cross']=-2", "an integer of at least 1"]),
+        ({"ranges": {"cross": 2.0}}, ["ranges['cross']=2.0", "an integer of at least 1"]),
+        ({"ranges": {"cross": True}}, ["ranges['cross']=True", "an integer of at least 1"]),
+        ({"ranges": {"cross": "2"}}, ["ranges['cross']='2'", "an integer of at least 1"]),
+        ({"window": (0.8, 0.2)}, ["window=(0.8, 0.2) is reversed"]),
+        ({"window": (800, 100)}, ["window=(800, 100) is reversed"]),
+        ({"window": (0.5, 0.5)}, ["is reversed or empty"]),
+        ({"window": (0.1, 1.5)}, ["lie in [0, 1]", "use integers for timesteps"]),
+        ({"window": (-0.1, 0.5)}, ["lie in [0, 1]"]),
+        ({"window": (-5, 500)}, ["timestep values are not negative"]),
+        ({"window": (0, 0.5)}, ["both bounds are floats", "or both are integers"]),
+        ({"window": (False, True)}, ["both bounds are floats"]),
+        ({"window": ("0.1", "0.5")}, ["both bounds are floats"]),
+        ({"window": (float("nan"), 0.5)}, ["lie in [0, 1]"]),
+        ({"window": 0.5}, ["window is a pair (low, high), got 0.5"]),
+        ({"window": (0.1, 0.5, 0.9)}, ["window is a pair"]),
+        ({"predict": 2}, ["predict=2", "0 (repeat) to 1 (linear)"]),
+        ({"predict": True}, ["predict=True"]),
+        ({"predict": {"crosss": 1}}, ["unknown kind 'crosss'", "Did you mean 'cross'?"]),
+        ({"predict": {"cross": -1}}, ["predict=-1"]),
+        ({"cut": "gate"}, ["cut='gate' is not a choice", "Did you mean 'gated'?"]),
+        ({"on_unsupported": "pass"}, ["on_unsupported='pass'", "passthrough, raise"]),
+        ({"inner": 3}, ["inner is the name of a backend or a callable, got 3"]),
+        ({"axes": {"x": 3}}, ['such as {"x": "b c t h w"}']),
+        ({"axes": "b c t h w"}, ["axes maps input names to axes"]),
+        ({"plan": 3}, ["plan is a callable or the path of a plan file, got 3"]),
+        (
+            {"plan": "p.json", "ranges": {}, "predict": 1},
+            ["plan replaces ranges, predict", "the one or the other"],
+        ),
+    ],
+    ids=str,
+)
+def test_a_wrong_option_is_named_with_what_was_found_and_what_is_accepted(
+    given: dict[str, Any], words: list[str]
+) -> None:
+    message = refused(given)
+    for word in words:
+        assert word in message
+
+
+def test_a_dump_that_is_no_path_is_refused() -> None:
+    assert "dump" in refused({"dump": 3})
+
+
+def test_an_unknown_mode_is_refused() -> None:
+    assert "mode" in refused({"mode": "reduce-overheads"})
+
+
+def test_a_near_miss_is_offered_only_where_there_is_one() -> None:
+    assert near_miss("spacial", KINDS).startswith(" Did you mean 'spatial'?")
+    assert near_miss("zzz", ["a", "b"]) == " Known: a, b."
+    assert "Did you mean" not in near_miss("zzz", KINDS)
+
+
+def test_every_option_is_described() -> None:
+    described = Options.__doc__ or ""
+    assert all(f"{name}:" in described for name in Options.__dataclass_fields__)
+
+
+def test_kinds_without_a_range_are_computed_at_every_step() -> None:
+    site = Site("a", "mlp", "mlp", "", (), (), (), (), 0, 0, "")
+    plan = parse_options({}).make_plan()
+    assert not plan.may_reuse(site)
+    assert plan.range_of(site) == 1
