@@ -14,14 +14,12 @@ from typing import Any
 import torch
 from torch import fx
 
-from pab_compile.dump import Dumper
 from pab_compile.lower import PieceCompiler
 from pab_compile.options import parse_options
 from pab_compile.passes.broadcast import StepBranch
-from pab_compile.passes.capture import Inputs
+from pab_compile.passes.capture import Inputs, capture
 from pab_compile.passes.pieces import PRELUDE, Piece
-from pab_compile.passes.pipeline import rewriting, run_passes
-from pab_compile.program import analyse
+from pab_compile.passes.pipeline import Program, analysis, rewriting, run_passes
 from pab_compile.progress import CompileProgress
 
 
@@ -67,8 +65,9 @@ def rewrite(
     graph_module, args = seen[0]
     parsed = parse_options(options)
     plan = parsed.make_plan()
-    program = analyse(graph_module, args, parsed, plan, Dumper.from_options({"dump": None}))
-    run_passes(program, rewriting(lambda site: site.kind != "mlp" or plan.may_reuse(site)))
+    wanted = rewriting(lambda site: site.kind != "mlp" or plan.may_reuse(site))
+    program = Program(capture(graph_module, args))
+    run_passes(program, (*analysis(parsed.axes, parsed.cut), *wanted))
     return Rewritten(program.graph_module, Inputs.of(graph_module, args).tensors(args))
 
 

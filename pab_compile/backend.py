@@ -13,7 +13,7 @@ from pab_compile.passes.capture import Inputs
 from pab_compile.passes.errors import UnsupportedModelError
 
 from .errors import GradModeError
-from .lower import PieceCompiler
+from .lower import PieceCompiler, compiler_lock
 from .options import Options, parse_options
 from .plan import Plan
 from .program import CompiledProgram, compile_program
@@ -62,23 +62,29 @@ class CompiledGraph:
 
     def __call__(self, *args: Any) -> Any:
         """Run one call of the model."""
-        key = self._inputs.numbers(args)
+        key = self._inputs.specialisation(args)
         if key in self._passed_through:
             return self._passed_through[key](*args)
         if key not in self._programs:
-            try:
-                self._programs[key] = self._compile(args)
-            except UnsupportedModelError as error:
-                if self._options_plan_compiler()[0].on_unsupported == "raise":
-                    raise
-                warnings.warn(f"pab: compiled without reuse. {error}", stacklevel=2)
-                self._passed_through[key] = self._pass_through(args)
+            with compiler_lock:
+                if key not in self._programs and key not in self._passed_through:
+                    self._specialise(key, args)
+            if key in self._passed_through:
                 return self._passed_through[key](*args)
         self.progress.start()
         try:
             return self._programs[key](self._inputs.tensors(args))
         finally:
             self.progress.stop()
+
+    def _specialise(self, key: tuple[Any, ...], args: Sequence[Any]) -> None:
+        try:
+            self._programs[key] = self._compile(args)
+        except UnsupportedModelError as error:
+            if self._options_plan_compiler()[0].on_unsupported == "raise":
+                raise
+            warnings.warn(f"pab: compiled without reuse. {error}", stacklevel=4)
+            self._passed_through[key] = self._pass_through(args)
 
     def _options_plan_compiler(self) -> tuple[Options, Plan, PieceCompiler]:
         if self._prepared is None:

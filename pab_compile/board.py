@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import weakref
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -16,47 +16,47 @@ from .lower import Compilation, compilation_of
 from .stats import RunStats
 
 
+@dataclass(frozen=True, eq=False)
+class _Entry:
+    """The last generation of one compilation of one model."""
+
+    weight: weakref.ref[torch.Tensor]
+    weights: frozenset[int]
+    options: object
+    running: Generation
+
+
 class Board:
     """The last generation of every compiled model; forgets with the model.
 
-    A compiled model is told by one of its weights and by the options of its compilation, so that
-    several compilations of one model are kept apart.
+    A compiled model is told by its weights and by the options of its compilation, so that several
+    compilations of one model, and models that share weights, are kept apart.
     """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._entries: dict[int, tuple[weakref.ref[torch.Tensor], list[_Entry]]] = {}
+        self._entries: list[_Entry] = []
 
-    def publish(self, weight: torch.Tensor, options: object, running: Generation) -> None:
-        """Record the generation that the model with this weight is in."""
+    def publish(self, weights: Sequence[torch.Tensor], options: object, run: Generation) -> None:
+        """Record the generation that the model with these weights is in; newest last."""
         with self._lock:
-            held = self._entries.get(id(weight))
-            entries = held[1] if held is not None and held[0]() is weight else []
-            if entries and entries[-1].running is running:
+            if self._entries and self._entries[-1].running is run:
                 return
-            entries = [e for e in entries if e.options is not options]
-            entries.append(_Entry(options, running))
-            self._entries[id(weight)] = (weakref.ref(weight), entries)
+            key = frozenset(map(id, weights))
+            kept = [e for e in self._entries if e.weight() is not None and e.running is not run]
+            kept = [e for e in kept if e.options is not options or e.weights != key]
+            self._entries = [*kept, _Entry(weakref.ref(weights[0]), key, options, run)]
 
-    def find(
-        self, weights: Iterable[torch.Tensor], compilation: Compilation | None
-    ) -> RunStats | None:
+    def find(self, module: torch.nn.Module, compilation: Compilation | None) -> RunStats | None:
         """Statistics of the last generation of a compiled model; of any compilation for None."""
+        own = {id(tensor) for tensor in (*module.parameters(), *module.buffers())}
         with self._lock:
-            for weight in weights:
-                held = self._entries.get(id(weight))
-                if held is None or held[0]() is not weight:
+            for entry in reversed(self._entries):
+                if entry.weight() is None or not entry.weights <= own:
                     continue
-                for entry in reversed(held[1]):
-                    if compilation is None or entry.options is compilation.options:
-                        return entry.running.stats()
+                if compilation is None or entry.options is compilation.options:
+                    return entry.running.stats()
         return None
-
-
-@dataclass(frozen=True, eq=False)
-class _Entry:
-    options: object
-    running: Generation
 
 
 board = Board()
@@ -72,7 +72,7 @@ def stats(compiled: torch.nn.Module) -> RunStats:
     Raises:
         PabError: the model has not run, or was not compiled with this backend.
     """
-    found = board.find(compiled.parameters(), compilation_of(compiled))
+    found = board.find(compiled, compilation_of(compiled))
     if found is None:
         raise PabError(
             f"No statistics: this {type(compiled).__name__} has not completed a step compiled with "

@@ -38,6 +38,7 @@ class Op:
         site: number of the branch's site, or -1.
         prelude: number of the prelude, or -1.
         kept: for a prelude, the positions that a piece other than a prelude reads: these are held.
+        is_returned: whether the caller gets a value of this piece, and may write to it.
     """
 
     function: Function
@@ -47,6 +48,7 @@ class Op:
     site: int = -1
     prelude: int = -1
     kept: tuple[int, ...] = ()
+    is_returned: bool = False
 
 
 class Executor:
@@ -104,6 +106,7 @@ class Executor:
                     frees=tuple(register[n] for n in dying),
                     site=site,
                     prelude=prelude,
+                    is_returned=any(user in kept for user in node.users),
                     kept=tuple(
                         int(u.args[1]) for u in node.users if not _feeds_preludes_only(u, cut_graph)
                     ),  # type: ignore[arg-type]
@@ -150,9 +153,9 @@ class Executor:
             )
         return generation.decisions[self.number]
 
-    def kept(self, tensor: torch.Tensor) -> torch.Tensor:
-        """A tensor that outlives the step: itself, or a copy where its memory would be reused."""
-        return tensor.clone() if self._must_copy else tensor
+    def kept(self, tensor: torch.Tensor, is_returned: bool = False) -> torch.Tensor:
+        """A tensor that outlives the step: itself, or a copy where others may write to it."""
+        return tensor.clone() if self._must_copy or is_returned else tensor
 
     def history_of(self, site: int) -> int:
         """Outputs to keep of a site when the future is unknown."""
@@ -185,6 +188,8 @@ class _Frame:
         step = self._generation.step
         if self._may_reuse(decision, slot) and slot is not None:
             loaded = slot.load(step, decision.entry)
+            if op.is_returned:
+                loaded = tuple(tensor.clone() for tensor in loaded)
             self._trim(op, slot, decision)
             return loaded
         self._computed[op.site] = 1
@@ -219,11 +224,12 @@ class _Frame:
         self._generation.records.append(record)
         self._generation.measure()
         if self._generation.is_last_step:
-            self._lane.free()
+            self._generation.close_lane(self._lane)
 
     def _may_reuse(self, decision: Decision, slot: Slot | None) -> bool:
         return (
             decision.reuses
+            and self._generation.trusted
             and slot is not None
             and slot.last_step is not None
             and slot.last_step == decision.source
@@ -238,7 +244,7 @@ class _Frame:
         if length == 0:
             self._lane.slots.pop(key, None)
             return
-        kept = tuple(self._executor.kept(tensor) for tensor in tensors)
+        kept = tuple(self._executor.kept(tensor, op.is_returned) for tensor in tensors)
         self._lane.slots.setdefault(key, Slot()).store(self._generation.step, kept, length)
 
     def _trim(self, op: Op, slot: Slot, decision: Decision) -> None:

@@ -60,7 +60,7 @@ class Identity:
 
     def is_same_memory(self, other: torch.Tensor) -> bool:
         """Whether a tensor is this one unchanged, without comparing values."""
-        return Identity.of(other, remember=False).key == self.key
+        return self.copy is None and Identity.of(other, remember=False).key == self.key
 
 
 @dataclass(eq=False)
@@ -80,6 +80,12 @@ class Lane:
     step: int
     slots: dict[tuple[int, int], Slot] = field(default_factory=dict)
     prelude: dict[tuple[int, int], tuple[torch.Tensor | None, ...]] = field(default_factory=dict)
+
+    def carries_memory(self, prompts: Sequence[torch.Tensor]) -> bool:
+        """Whether these are the very tensors that this lane carries; looks at no values."""
+        return len(prompts) == len(self.prompts) and all(
+            mine.is_same_memory(other) for mine, other in zip(self.prompts, prompts, strict=True)
+        )
 
     def carries(self, prompts: Sequence[torch.Tensor]) -> bool:
         """Whether these per-prompt inputs are this lane's."""
@@ -156,6 +162,11 @@ class Generation:
         """Whether the current step is known to be the last."""
         return self.schedule.num_steps is not None and self.step >= self.schedule.num_steps - 1
 
+    @property
+    def is_nearly_done(self) -> bool:
+        """Whether at most one step is left; a table may have an entry more than there are steps."""
+        return self.schedule.num_steps is not None and self.step >= self.schedule.num_steps - 2
+
     def advance(self, step: int, reading: Reading) -> None:
         """Move on to the next step."""
         self.step = step
@@ -167,7 +178,9 @@ class Generation:
         """The lane of a call: by name, else the first with its prompts not yet called this step."""
         if call.lane is not None:
             return next((lane for lane in self.lanes if lane.name == call.lane), None)
-        mine = [lane for lane in self.lanes if lane.name is None and lane.carries(call.prompts)]
+        unnamed = [lane for lane in self.lanes if lane.name is None]
+        mine = [lane for lane in unnamed if lane.carries_memory(call.prompts)]
+        mine = mine or [lane for lane in unnamed if lane.carries(call.prompts)]
         return next((lane for lane in mine if lane.step < self.step), mine[-1] if mine else None)
 
     def open_lane(self, call: Call) -> Lane:
@@ -183,6 +196,11 @@ class Generation:
         self.num_lanes += 1
         self.lanes.append(Lane(call.lane, prompts, latents, self.step))
         return self.lanes[-1]
+
+    def close_lane(self, lane: Lane) -> None:
+        """Free a lane that has done its last step."""
+        lane.free()
+        self.lanes = [other for other in self.lanes if other is not lane]
 
     def free(self) -> None:
         """Close the generation and let go of every tensor."""

@@ -9,6 +9,7 @@ is ``passes/capture.py``).
 from __future__ import annotations
 
 import hashlib
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -22,10 +23,15 @@ from torch._inductor import list_mode_options
 from torch._inductor.compile_fx import compile_fx
 
 from pab_compile.passes import ir
+from pab_compile.passes.errors import PabError
 
 from .progress import CompileProgress
 
 Function = Callable[..., Sequence[torch.Tensor]]
+
+
+compiler_lock = threading.RLock()
+"""Held while anything is traced or compiled: torch's tracers are not safe in several threads."""
 
 
 class PieceCompiler:
@@ -75,10 +81,12 @@ class PieceCompiler:
 
         def function(*args: torch.Tensor) -> Sequence[torch.Tensor]:
             if not compiled:
-                start = time.perf_counter()
-                compiled.append(self._run_inner(graph_module, args))
-                self.compile_seconds += time.perf_counter() - start
-                self._progress.finish_piece()
+                with compiler_lock:
+                    if not compiled:
+                        start = time.perf_counter()
+                        compiled.append(self._run_inner(graph_module, args))
+                        self.compile_seconds += time.perf_counter() - start
+                        self._progress.finish_piece()
             return compiled[0](*args)
 
         return function
@@ -142,9 +150,13 @@ def trace_once(
 
     Nothing of it stays in Dynamo's caches, so an existing compilation of the model is untouched.
     """
+    failures: list[PabError] = []
 
     def backend(graph_module: fx.GraphModule, inputs: Sequence[Any]) -> Callable[..., Any]:
-        look(graph_module, inputs)
+        try:
+            look(graph_module, inputs)
+        except PabError as error:  # raised below: Dynamo would wrap it
+            failures.append(error)
         return graph_module.forward
 
     def traced(*args: Any, **kwargs: Any) -> Any:
@@ -154,6 +166,8 @@ def trace_once(
         torch.compile(traced, backend=backend)(*args, **kwargs)
     finally:
         reset_code(traced.__code__)
+    if failures:
+        raise failures[0]
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -17,7 +18,7 @@ from .board import board
 from .clock import Reading, TimestepTable, read_timestep
 from .dump import Dumper
 from .executor import Executor
-from .generation import Call, Generation, Lane
+from .generation import Call, Generation
 from .lower import PieceCompiler
 from .options import Options
 from .plan import Plan
@@ -79,45 +80,49 @@ def compile_program(
     weights = [i for i, node in enumerate(inputs) if ir.is_constant_input(node)]
     run_passes(program, rewriting(wanted), dumper.watch)
     executor = Executor(program.graph_module, compiler, plan)
-    identity = weights[0] if weights else latents
-    return CompiledProgram(executor, compiler, latents, clock, held, identity, compilation)
+    roles = InputRoles(latents, clock, tuple(held), tuple(weights or [latents]))
+    return CompiledProgram(executor, compiler, roles, compilation)
+
+
+@dataclass(frozen=True)
+class InputRoles:
+    """Positions among the inputs of a captured graph.
+
+    Attributes:
+        latents: what is denoised.
+        clock: the timestep.
+        held: the per-prompt inputs.
+        weights: what tells the model from others that share its code.
+    """
+
+    latents: int
+    clock: int
+    held: tuple[int, ...]
+    weights: tuple[int, ...]
 
 
 class CompiledProgram:
-    """A lowered graph that knows which of its inputs are latents, clock and prompts.
+    """A lowered graph that knows what its inputs are.
 
     Args:
         executor: runs the pieces.
         compiler: where their statistics are.
-        latents: position of the latents among the tensor inputs.
-        clock: position of the timestep.
-        held: positions of the per-prompt inputs.
-        identity: position of a weight, by which the model is told from others that share this code.
+        roles: which input is what.
         compilation: what tells this compilation of the model from others.
     """
 
     def __init__(
-        self,
-        executor: Executor,
-        compiler: PieceCompiler,
-        latents: int,
-        clock: int,
-        held: Sequence[int],
-        identity: int,
-        compilation: object,
+        self, executor: Executor, compiler: PieceCompiler, roles: InputRoles, compilation: object
     ) -> None:
         self._executor = executor
         self._compiler = compiler
-        self._latents = latents
-        self._clock = clock
-        self._held = tuple(held)
-        self._identity = identity
+        self._roles = roles
         self._compilation = compilation
 
     def __call__(self, inputs: Sequence[torch.Tensor]) -> tuple[torch.Tensor | None, ...]:
         """Run one call of the model with the inputs of the captured graph."""
-        weight = inputs[self._identity]
-        tracker = current_scope().tracker(weight, self._compilation)
+        weights = [inputs[position] for position in self._roles.weights]
+        tracker = current_scope().tracker(weights, self._compilation)
         place = tracker.place(self._call(inputs, tracker.table))
         try:
             outputs = self._executor.run(inputs, place)
@@ -125,19 +130,19 @@ class CompiledProgram:
             tracker.drop()
             raise
         if place is not None:
-            self._publish(weight, *place)
+            self._publish(weights, place[0])
         return outputs
 
     def _call(self, inputs: Sequence[torch.Tensor], table: TimestepTable | None) -> Call:
         stated = stated_step()
-        prompts = tuple(inputs[i] for i in self._held)
-        latents = inputs[self._latents]
+        prompts = tuple(inputs[i] for i in self._roles.held)
+        latents = inputs[self._roles.latents]
         if stated is not None:
             schedule = Schedule(stated.num_steps)
             return Call(Reading(None), latents, prompts, stated.lane, stated.index, schedule)
-        return Call(read_timestep(inputs[self._clock], table), latents, prompts)
+        return Call(read_timestep(inputs[self._roles.clock], table), latents, prompts)
 
-    def _publish(self, weight: torch.Tensor, generation: Generation, lane: Lane) -> None:
+    def _publish(self, weights: Sequence[torch.Tensor], generation: Generation) -> None:
         generation.num_pieces = self._compiler.num_pieces
         generation.compile_seconds = self._compiler.compile_seconds
-        board.publish(weight, self._compilation, generation)
+        board.publish(weights, self._compilation, generation)

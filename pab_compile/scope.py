@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextvars
 import threading
 import weakref
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -27,14 +27,16 @@ class Scope:
 
     def __init__(self, schedule: Schedule | None = None) -> None:
         self._schedule = schedule
-        self._trackers: dict[tuple[int, int], _Entry] = {}
+        self._trackers: dict[tuple[int, ...], _Entry] = {}
 
-    def tracker(self, weight: torch.Tensor, options: object) -> Tracker:
-        """The tracker of a compiled model: one of its weights, the options of its compilation."""
-        entry = self._trackers.get((id(weight), id(options)))
-        if entry is None or entry.weight() is not weight:
-            entry = _Entry(weakref.ref(weight), options, Tracker(self._schedule))
-            self._trackers[id(weight), id(options)] = entry
+    def tracker(self, weights: Sequence[torch.Tensor], options: object) -> Tracker:
+        """The tracker of a compiled model: its weights, and the options of its compilation."""
+        key = (id(options), *map(id, weights))
+        entry = self._trackers.get(key)
+        if entry is None or entry.weight() is not weights[0]:
+            self._trackers = {k: e for k, e in self._trackers.items() if e.weight() is not None}
+            entry = _Entry(weakref.ref(weights[0]), options, Tracker(self._schedule))
+            self._trackers[key] = entry
         return entry.tracker
 
     def free(self) -> None:

@@ -82,7 +82,7 @@ class Tracker:
             self._check_learned(generation, call, step)
             generation.advance(step, call.reading)
             return generation
-        return self._begin(call, suspicious=self._is_same_video(generation, call))
+        return self._begin(call, suspicious=self._may_be_interleaved(generation, call))
 
     def _next_step(self, generation: Generation, call: Call) -> int | None:
         """The step of a call in the running generation, or None when it does not continue it."""
@@ -116,12 +116,14 @@ class Tracker:
             and not lane.latents.is_same_memory(call.latents)
         )
 
-    def _is_same_video(self, generation: Generation, call: Call) -> bool:
-        """Whether a new start may be an interleaved call: same table and prompts, not finished."""
-        table = call.reading.table
-        if table is None or generation.table is not table or generation.is_last_step:
+    def _may_be_interleaved(self, generation: Generation, call: Call) -> bool:
+        """Whether a new start may be a call of another video that runs beside an unfinished one."""
+        if generation.is_nearly_done or not generation.schedule.is_known:
             return False
-        return generation.find_lane(call) is not None
+        if (call.reading.index or 0) > 0:
+            return True
+        same_table = call.reading.table is generation.table
+        return same_table and generation.find_lane(call) is not None
 
     def _check_learned(self, generation: Generation, call: Call, step: int) -> None:
         """Without a table: the timesteps must follow those of the generation before."""
@@ -129,8 +131,9 @@ class Tracker:
         if value is None or generation.table is not None or call.index is not None:
             return
         learned = self._learned
-        comparable = step < len(learned) and learned[0] == generation.seen[0]
-        if comparable and generation.trusted and not math.isclose(learned[step], value):
+        if not generation.trusted or not learned or learned[0] != generation.seen[0]:
+            return
+        if step >= len(learned) or not math.isclose(learned[step], value):
             generation.trusted = False
             generation.notes.append(_OTHER_TIMESTEPS)
 
@@ -140,8 +143,10 @@ class Tracker:
             if before.table is None and not before.closed:
                 self._learned = tuple(before.seen)
             before.free()
-        if call.schedule is None and self._given is not None:
-            call = replace(call, schedule=self._given)
+        given = self._given
+        stated_steps = call.schedule.num_steps if call.schedule is not None else None
+        if given is not None and stated_steps in (None, given.num_steps):
+            call = replace(call, schedule=given)
         self.generation = Generation(call, trusted=not suspicious)
         if suspicious:
             self.generation.notes.append(_INTERLEAVED)

@@ -56,28 +56,37 @@ def capture(dynamo_graph: fx.GraphModule, args: Sequence[Any]) -> fx.GraphModule
 
 @dataclass(frozen=True)
 class Inputs:
-    """Which inputs of a Dynamo graph are tensors, and which are numbers to specialise on.
+    """Which inputs of a Dynamo graph are tensors, and what a captured graph is specialised on.
 
-    Numbers are integers (dynamic sizes), and scalar tensors of which only ``item()`` is used: that
-    is how Dynamo passes a dynamic ``float``.
+    Numbers are integers (dynamic sizes, storage offsets), and scalar tensors of which only
+    ``item()`` is used: that is how Dynamo passes a dynamic ``float``.
+
+    Attributes:
+        is_number: per input, whether it is a number.
+        used: positions of the numbers that an op uses.
+        resizable: positions of the tensors whose sizes or strides Dynamo leaves open.
     """
 
     is_number: tuple[bool, ...]
+    used: tuple[int, ...]
+    resizable: tuple[int, ...]
 
     @staticmethod
     def of(dynamo_graph: fx.GraphModule, args: Sequence[Any]) -> Inputs:
         """Tell the inputs of a Dynamo graph apart."""
         nodes = ir.placeholders(dynamo_graph.graph)
-        return Inputs(tuple(_is_number(n, arg) for n, arg in zip(nodes, args, strict=True)))
+        is_number = tuple(_is_number(n, arg) for n, arg in zip(nodes, args, strict=True))
+        used = tuple(i for i, n in enumerate(nodes) if is_number[i] and n.users)
+        return Inputs(is_number, used, tuple(i for i, n in enumerate(nodes) if _is_resizable(n)))
 
     def tensors(self, args: Sequence[Any]) -> list[torch.Tensor]:
         """The inputs of the captured graph."""
         return [arg for arg, number in zip(args, self.is_number, strict=True) if not number]
 
-    def numbers(self, args: Sequence[Any]) -> tuple[Any, ...]:
-        """What the captured graph is specialised on."""
-        pairs = zip(args, self.is_number, strict=True)
-        return tuple(_plain(arg) for arg, number in pairs if number)
+    def specialisation(self, args: Sequence[Any]) -> tuple[Any, ...]:
+        """What the captured graph is specialised on: used numbers, open sizes and strides."""
+        layouts = ((args[i].shape, args[i].stride()) for i in self.resizable)
+        return (*(_plain(args[i]) for i in self.used), *layouts)
 
 
 def _is_number(placeholder: fx.Node, value: Any) -> bool:
@@ -85,6 +94,13 @@ def _is_number(placeholder: fx.Node, value: Any) -> bool:
         return True
     on_host = value.ndim == 0 and value.device.type == "cpu"
     return on_host and bool(placeholder.users) and all(map(_is_item, placeholder.users))
+
+
+def _is_resizable(placeholder: fx.Node) -> bool:
+    example = placeholder.meta.get("example_value")
+    return isinstance(example, torch.Tensor) and any(
+        isinstance(number, torch.SymInt) for number in (*example.shape, *example.stride())
+    )
 
 
 def _is_item(node: fx.Node) -> bool:

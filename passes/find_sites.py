@@ -54,7 +54,7 @@ def _attention_site(mixers: Sequence[Mixer], growth: Growth) -> Site:
     if not cut:
         reason += "; not broadcast: no tensor separates it from the rest of the graph"
     return Site(
-        name=_site_path(first.nodes[-1], growth.nodes),
+        name="",
         kind=first.kind,
         mechanism=first.mechanism,
         module=_site_path(first.nodes[-1], growth.nodes),
@@ -72,7 +72,7 @@ def _bound_early_site(mixer: Mixer) -> Site:
     once = ir.binding(mixer.nodes[-1]) <= Binding.PROMPT
     when = "computed once per generation" if once else "computed at every step"
     return Site(
-        name=ir.module_path(mixer.nodes[-1]),
+        name="",
         kind=mixer.kind,
         mechanism=mixer.mechanism,
         module=ir.module_path(mixer.nodes[-1]),
@@ -91,7 +91,7 @@ def _mlp_site(branch: Branch, axes: AxisTable, cut: str) -> Site:
     path = ir.module_path(branch.last_contraction)
     tokens = tuple(name for dim in range(1, _rank(node) - 1) for name in axes.roles(node, dim))
     return Site(
-        name=path,
+        name="",
         kind="mlp",
         mechanism="mlp",
         module=path,
@@ -116,15 +116,22 @@ def _site_path(mixer: fx.Node, nodes: Iterable[fx.Node]) -> str:
 
 
 def _with_unique_names(sites: Sequence[Site]) -> list[Site]:
-    """Name every site: its path, or its kind where it has none; numbered where that repeats."""
-    wanted = [site.name or site.kind for site in sites]
+    """Name sites by their path; by path and kind where that repeats; numbered where both do."""
+    paths = Counter(site.module for site in sites)
+    wanted = [
+        site.module if site.module and paths[site.module] == 1 else _with_kind(site)
+        for site in sites
+    ]
     total, seen = Counter(wanted), Counter[str]()
     named = []
     for site, name in zip(sites, wanted, strict=True):
-        unique = name if total[name] == 1 and site.name else f"{name}#{seen[name]}"
+        named.append(replace(site, name=name if total[name] == 1 else f"{name}#{seen[name]}"))
         seen[name] += 1
-        named.append(replace(site, name=unique))
     return named
+
+
+def _with_kind(site: Site) -> str:
+    return f"{site.module}:{site.kind}" if site.module else site.kind
 
 
 def _with_region(site: Site, region: tuple[fx.Node, ...]) -> Site:

@@ -140,7 +140,7 @@ def test_options_cannot_be_changed() -> None:
         ({"predict": 2}, ["predict=2", "0 (repeat) to 1 (linear)"]),
         ({"predict": True}, ["predict=True"]),
         ({"predict": {"crosss": 1}}, ["unknown kind 'crosss'", "Did you mean 'cross'?"]),
-        ({"predict": {"cross": -1}}, ["predict=-1"]),
+        ({"predict": {"cross": -1}}, ["predict['cross']=-1"]),
         ({"cut": "gate"}, ["cut='gate' is not a choice", "Did you mean 'gated'?"]),
         ({"on_unsupported": "pass"}, ["on_unsupported='pass'", "passthrough, raise"]),
         ({"inner": 3}, ["inner is the name of a backend or a callable, got 3"]),

@@ -43,11 +43,11 @@ def test_sites_stand_in_the_order_in_which_the_model_runs_them() -> None:
     check_inline(
         table(analysed(small_dit(2)).sites),
         """\
-        blocks.0#0: spatial by sdpa, caches linear_5
-        blocks.0#1: cross by sdpa, caches linear_8
+        blocks.0:spatial: spatial by sdpa, caches linear_5
+        blocks.0:cross: cross by sdpa, caches linear_8
         blocks.0.down: mlp by mlp, caches linear_10
-        blocks.1#0: spatial by sdpa, caches linear_13
-        blocks.1#1: cross by sdpa, caches linear_16
+        blocks.1:spatial: spatial by sdpa, caches linear_13
+        blocks.1:cross: cross by sdpa, caches linear_16
         blocks.1.down: mlp by mlp, caches linear_18
         """,
     )
@@ -147,7 +147,7 @@ def test_the_gated_cut_moves_every_gated_site_and_no_other() -> None:
         for name in before
     }
     assert cuts == {
-        "spatial#0": ("linear.default", "mul.Tensor"),
-        "cross#0": ("linear.default", "linear.default"),
-        "mlp#0": ("linear.default", "mul.Tensor"),
+        "blocks.0:spatial": ("linear.default", "mul.Tensor"),
+        "blocks.0:cross": ("linear.default", "linear.default"),
+        "blocks.0.down": ("linear.default", "mul.Tensor"),
     }

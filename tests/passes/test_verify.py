@@ -88,14 +88,14 @@ def test_a_submodule_must_return_a_tuple() -> None:
         end = ir.output_node(branch_of(graph_module).compute.graph)
         end.args = (end.all_input_nodes[0],)
 
-    breaks(change, "cross_0_cross_0 does not return a tuple")
+    breaks(change, "cross_0 does not return a tuple")
 
 
 def test_a_submodule_must_return_something() -> None:
     def change(graph_module: fx.GraphModule) -> None:
         ir.output_node(branch_of(graph_module).compute.graph).args = ((),)
 
-    breaks(change, "cross_0_cross_0 returns nothing")
+    breaks(change, "cross_0 returns nothing")
 
 
 def test_a_submodule_must_not_call_another() -> None:
@@ -105,7 +105,7 @@ def test_a_submodule_must_not_call_another() -> None:
         with compute.graph.inserting_before(ir.output_node(compute.graph)):
             compute.graph.call_module("inner", (ir.placeholders(compute.graph)[0],))
 
-    breaks(change, "cross_0_cross_0 calls another submodule, inner")
+    breaks(change, "cross_0 calls another submodule, inner")
 
 
 @pytest.mark.parametrize(
@@ -173,5 +173,6 @@ def test_the_graph_must_be_well_formed() -> None:
 
 def test_ops_are_counted_through_submodules_and_picks_are_not() -> None:
     model, branched, cut = rewritten()
-    counts = {count_ops(graph) for graph in (model.graph_module, branched, cut)}
-    assert counts == {len(list(ir.calls(model.graph)))}
+    counts = [count_ops(graph) for graph in (model.graph_module, branched, cut)]
+    assert counts[0] == counts[1] == counts[2]
+    assert counts[0].total() == len(list(ir.calls(model.graph)))
