@@ -218,7 +218,7 @@ def main() -> None:
             inputs = latte.example_inputs(args.videos)
             explanation = pab_compile.explain(latte.model, options=PLANS[plan], **inputs)
         console.print(f"[bold]{name}[/bold]")
-        console.print(str(explanation), markup=False, highlight=False)
+        console.print(str(explanation), markup=False, highlight=False, soft_wrap=True)
     variants = make_variants(latte)
     run(latte, variants, args, console)
     records = summarize(variants, reader)

@@ -23,7 +23,7 @@ class CompileProgress:
     def start(self) -> None:
         """Begin drawing, if there is anything to compile and somebody to see it."""
         if self.num_finished < self.num_pieces and self._bar is None and sys.stderr.isatty():
-            self._bar = Progress(
+            bar = Progress(
                 TextColumn("pab: compiling distinct pieces"),
                 BarColumn(),
                 MofNCompleteColumn(),
@@ -31,17 +31,19 @@ class CompileProgress:
                 console=Console(stderr=True),
                 transient=True,
             )
-            self._bar.add_task("", total=self.num_pieces, completed=self.num_finished)
-            self._bar.start()
+            bar.add_task("", total=self.num_pieces, completed=self.num_finished)
+            bar.start()
+            self._bar = bar
 
     def finish_piece(self) -> None:
         """One piece is compiled."""
         self.num_finished += 1
-        if self._bar is not None:
-            self._bar.update(self._bar.task_ids[0], completed=self.num_finished)
+        bar = self._bar  # another thread may be stopping it
+        if bar is not None:
+            bar.update(bar.task_ids[0], completed=self.num_finished)
 
     def stop(self) -> None:
         """Stop drawing."""
-        if self._bar is not None:
-            self._bar.stop()
-            self._bar = None
+        bar, self._bar = self._bar, None
+        if bar is not None:
+            bar.stop()
