@@ -19,8 +19,11 @@ import torch
 from torch import fx
 from torch._dynamo.backends.registry import lookup_backend
 from torch._dynamo.eval_frame import reset_code
+from torch._guards import TracingContext, tracing
 from torch._inductor import list_mode_options
 from torch._inductor.compile_fx import compile_fx
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
 from pab_compile.passes import ir
 from pab_compile.passes.errors import PabError
@@ -98,7 +101,10 @@ class PieceCompiler:
         if self._inner == "eager":
             return graph_module.forward
         if self._inner == "inductor":
-            return compile_fx(graph_module, list(args), config_patches=self._patches())  # type: ignore[return-value]
+            # Inductor's caches on disk take only graphs with a shape environment; ours is static.
+            mode = FakeTensorMode(shape_env=ShapeEnv(), static_shapes=True)
+            with tracing(TracingContext(mode)):
+                return compile_fx(graph_module, list(args), config_patches=self._patches())  # type: ignore[return-value]
         backend = lookup_backend(self._inner) if isinstance(self._inner, str) else self._inner
         return backend(graph_module, list(args))
 

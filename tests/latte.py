@@ -22,14 +22,16 @@ NUM_TOKENS = 5
 Guidance = Literal["none", "batched", "two calls"]
 
 
-def tiny_latte(depth: int = 2, seed: int = 0) -> LatteTransformer3DModel:
+def tiny_latte(
+    depth: int = 2, seed: int = 0, out_channels: int = NUM_CHANNELS
+) -> LatteTransformer3DModel:
     """A Latte whose every layer matters: parameters that start at zero are drawn anew."""
     torch.manual_seed(seed)
     model = LatteTransformer3DModel(
         num_attention_heads=2,
         attention_head_dim=8,
         in_channels=NUM_CHANNELS,
-        out_channels=NUM_CHANNELS,
+        out_channels=out_channels,
         num_layers=depth,
         cross_attention_dim=16,
         attention_bias=True,

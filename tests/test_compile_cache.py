@@ -1,0 +1,104 @@
+"""Inductor's cache on disk: stock Inductor and pab with any options may share one directory."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from latte import Loop, assert_different, assert_same, calls_of, ddim_timesteps, tiny_latte
+from oracle import Oracle, Rule
+
+NUM_STEPS = 6
+ONES = Rule({})
+REUSE = Rule({"spatial": 2, "temporal": 3, "cross": 2, "mlp": 2}, (0.0, 1.0))
+VARIANTS: dict[str, tuple[Rule, str] | None] = {
+    "stock": None,
+    "ones": (ONES, "attention"),
+    "reuse": (REUSE, "attention"),
+    "gated": (REUSE, "gated"),
+}
+WORKER = """
+import sys, json, torch
+from test_compile_cache import work
+torch.set_num_threads(1)
+print(json.dumps(work(sys.argv[1], sys.argv[2])))
+"""
+
+
+def work(variant: str, path: str) -> dict[str, int]:
+    """What a process does: compile one variant, save its predictions, say what the cache had."""
+    compiled = compile_variant(variant)
+    predictions = Loop(calls_of(compiled), ddim_timesteps(NUM_STEPS)).run()
+    torch.save(predictions, path)
+    counted = torch._dynamo.utils.counters["inductor"]
+    return {name: counted[f"fxgraph_cache_{name}"] for name in ("hit", "miss", "bypass")}
+
+
+def compile_variant(variant: str) -> Any:
+    made = VARIANTS[variant]
+    if made is None:
+        return torch.compile(tiny_latte(depth=1))
+    rule, cut = made
+    return torch.compile(
+        tiny_latte(depth=1), backend="pab", options={"cut": cut, **rule.options()}
+    )
+
+
+def run_in_processes(order: list[str], folder: Path) -> dict[str, dict[str, int]]:
+    """Run variants one after the other, each in a process of its own, all on one cache."""
+    here = str(Path(__file__).parent)
+    environment = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join([here, os.environ.get("PYTHONPATH", "")]),
+        "TORCHINDUCTOR_CACHE_DIR": str(folder / "cache"),
+        "TORCHINDUCTOR_FX_GRAPH_CACHE": "1",
+    }
+    found = {}
+    for variant in order:
+        command = [sys.executable, "-c", WORKER, variant, str(folder / f"{variant}.pt")]
+        done = subprocess.run(
+            command, env=environment, capture_output=True, text=True, timeout=600
+        )
+        assert done.returncode == 0, done.stderr
+        found[variant] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+@pytest.fixture(scope="module")
+def expected() -> dict[str, torch.Tensor]:
+    """Predictions of eager and of the oracle, which know of no compiler."""
+    model = tiny_latte(depth=1)
+    timesteps = ddim_timesteps(NUM_STEPS)
+    eager = Loop(calls_of(model), timesteps).run()
+    reuse, gated = (Loop(Oracle(model, REUSE, cut), timesteps).run() for cut in ("attention", "gated"))
+    for one, other in ((eager, reuse), (eager, gated), (reuse, gated)):
+        assert_different(one, other)
+    return {"stock": eager, "ones": eager, "reuse": reuse, "gated": gated}
+
+
+@pytest.mark.slow
+def test_processes_that_share_a_cache_get_their_own_numbers(
+    expected: dict[str, torch.Tensor], tmp_path: Path
+) -> None:
+    orders = [list(VARIANTS), list(reversed(VARIANTS))]
+    folders = [tmp_path / "forwards", tmp_path / "backwards"]
+    for folder in folders:
+        folder.mkdir()
+    with ThreadPoolExecutor() as both:
+        counts = list(both.map(run_in_processes, orders, folders))
+    for order, folder, found in zip(orders, folders, counts, strict=True):
+        for variant in order:
+            assert_same(torch.load(folder / f"{variant}.pt"), expected[variant], 1e-4)
+        # Else the processes shared nothing, and this would prove nothing.
+        assert all(counted["hit"] + counted["miss"] > 0 for counted in found.values()), found
+        later = next(variant for variant in reversed(order) if variant != "stock")
+        assert found[later]["hit"] > 0, found
+        assert all(counted["bypass"] == 0 for counted in found.values()), found

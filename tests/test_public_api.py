@@ -1,0 +1,352 @@
+"""What users call: explain, stats, reset, and every kind of option that a model can be given."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from diffusers import LatteTransformer3DModel
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+import pab_compile
+from latte import (
+    CAPTION_CHANNELS,
+    NUM_FRAMES,
+    NUM_TOKENS,
+    Loop,
+    Moment,
+    assert_different,
+    assert_same,
+    calls_of,
+    compiled_pab,
+    ddim_timesteps,
+    draw_latents,
+    draw_prompt,
+    tiny_latte,
+)
+from oracle import Oracle, Rule
+from pab_compile.plan import COMPUTE, plan_to_json
+from pab_compile.presets import PRESETS
+
+NUM_STEPS = 12
+ATTENTION = {"spatial": 2, "temporal": 2, "cross": 2}
+
+
+@pytest.fixture(scope="module")
+def model() -> LatteTransformer3DModel:
+    return tiny_latte()
+
+
+@pytest.fixture(scope="module")
+def small() -> LatteTransformer3DModel:
+    return tiny_latte(depth=1)
+
+
+def inputs(batch: int = 1) -> dict[str, torch.Tensor]:
+    return {
+        "hidden_states": draw_latents(batch=batch),
+        "timestep": torch.tensor([500]).expand(batch),
+        "encoder_hidden_states": draw_prompt(batch=batch),
+    }
+
+
+def run(model: Callable[..., Any], **loop: Any) -> torch.Tensor:
+    return Loop(calls_of(model), ddim_timesteps(NUM_STEPS), **loop).run()
+
+
+# explain
+
+
+def test_explain_names_every_site(model: LatteTransformer3DModel) -> None:
+    found = pab_compile.explain(model, **inputs())
+    assert found.counts() == ATTENTION
+    assert [site.kind for site in found.sites].count("mlp") == 4
+    assert len({site.name for site in found.sites}) == len(found.sites) == 10
+    assert (found.clock, found.latents, found.notes) == ("timestep", "hidden_states", ())
+    assert found.total_flops > sum(site.flops for site in found.sites) > 0
+    for site in found.sites:
+        where = site.name
+        assert site.reason, where
+        assert (site.mechanism == "mlp") == (site.kind == "mlp"), where
+        assert site.flops > 0, where
+        assert site.cache_bytes == 4 * NUM_FRAMES * 16 * 16, where
+        assert site.range == {"spatial": 2, "temporal": 4, "cross": 6}.get(site.kind, 1), where
+    modules = {kind: [s.module for s in found.sites if s.kind == kind] for kind in ATTENTION}
+    assert modules == {
+        "spatial": ["transformer_blocks.0.attn1", "transformer_blocks.1.attn1"],
+        "temporal": ["temporal_transformer_blocks.0.attn1", "temporal_transformer_blocks.1.attn1"],
+        "cross": ["transformer_blocks.0.attn2", "transformer_blocks.1.attn2"],
+    }
+
+
+def test_explain_prints_a_table_and_json(model: LatteTransformer3DModel) -> None:
+    found = pab_compile.explain(model, **inputs())
+    content = json.loads(found.to_json())
+    assert set(content) == {field.name for field in dataclasses.fields(found)}
+    assert [site["name"] for site in content["sites"]] == [site.name for site in found.sites]
+    lines = str(found).splitlines()
+    assert "2 spatial, 2 temporal, 2 cross" in lines[0]
+    assert "caches 0.000 GiB per lane" in lines[0]
+    assert sum("h*w <- h*w" in line for line in lines) == 1  # equal sites are one line
+    assert any("computed it at every step" in line or "at every step" in line for line in lines)
+
+
+def without_seconds(found: pab_compile.Explanation) -> dict[str, Any]:
+    return {key: value for key, value in json.loads(found.to_json()).items() if key != "seconds"}
+
+
+def test_explain_on_meta_and_fake_tensors_says_the_same(model: LatteTransformer3DModel) -> None:
+    expected = without_seconds(pab_compile.explain(model, **inputs(batch=2)))
+    on_meta = {name: tensor.to("meta") for name, tensor in inputs(batch=2).items()}
+    meta_model = copy.deepcopy(model).to("meta")
+    assert without_seconds(pab_compile.explain(meta_model, **on_meta)) == expected
+    with FakeTensorMode():
+        fake_model = tiny_latte()
+        fake = inputs(batch=2)
+        assert without_seconds(pab_compile.explain(fake_model, **fake)) == expected
+
+
+def test_explain_takes_arguments_by_position(model: LatteTransformer3DModel) -> None:
+    given = inputs()
+    by_name = pab_compile.explain(model, **given)
+    by_position = pab_compile.explain(
+        model, given["hidden_states"], given["timestep"], given["encoder_hidden_states"]
+    )
+    assert without_seconds(by_position) == without_seconds(by_name)
+
+
+@pytest.mark.parametrize("in_place", [False, True])
+def test_explain_takes_the_options_of_a_compiled_model_and_compiles_nothing(
+    model: LatteTransformer3DModel, in_place: bool
+) -> None:
+    def inner(*_: Any) -> Any:
+        raise AssertionError("explain ran the inner compiler")
+
+    given = {"ranges": {"spatial": 3, "mlp": 5}, "inner": inner}
+    compiled: Any = copy.deepcopy(model)
+    if in_place:
+        compiled.compile(backend="pab", options=given)
+    else:
+        compiled = torch.compile(compiled, backend="pab", options=given)
+    found = pab_compile.explain(compiled, **inputs())
+    assert {site.kind: site.range for site in found.sites} == {
+        **{"spatial": 3, "temporal": 1, "cross": 1, "mlp": 5}
+    }
+    found = pab_compile.explain(compiled, **inputs(), options={"ranges": {"cross": 7}})
+    assert {site.range for site in found.sites if site.kind == "cross"} == {7}
+    assert {site.range for site in found.sites if site.kind != "cross"} == {1}
+
+
+def test_explain_half_way_changes_nothing(small: LatteTransformer3DModel) -> None:
+    expected = run(Oracle(small))if False else Loop(Oracle(small), ddim_timesteps(NUM_STEPS)).run()
+    compiled = compiled_pab(small)
+    loop = Loop(calls_of(compiled), ddim_timesteps(NUM_STEPS))
+    with torch._dynamo.config.patch(error_on_recompile=True):
+        for step in loop.steps():
+            if step == 6:
+                assert pab_compile.explain(compiled, **inputs()).counts()["spatial"] == 1
+    assert_same(torch.stack(loop.predictions), expected)
+
+
+@pytest.mark.slow
+def test_explain_latte_at_its_real_size_on_meta() -> None:
+    start = time.perf_counter()
+    with torch.device("meta"):
+        latte = LatteTransformer3DModel(
+            num_layers=28,
+            num_attention_heads=16,
+            attention_head_dim=72,
+            in_channels=4,
+            out_channels=8,
+            sample_size=64,
+            patch_size=2,
+            video_length=16,
+            caption_channels=4096,
+            cross_attention_dim=1152,
+            attention_bias=True,
+            norm_type="ada_norm_single",
+            norm_elementwise_affine=False,
+            norm_eps=1e-6,
+        ).to(torch.bfloat16)
+        found = pab_compile.explain(
+            latte.eval(),
+            torch.empty(2, 4, 16, 64, 64, dtype=torch.bfloat16),
+            timestep=torch.tensor([500]).expand(2),
+            encoder_hidden_states=torch.empty(2, 120, 4096, dtype=torch.bfloat16),
+        )
+    assert time.perf_counter() - start < 120
+    assert found.counts() == {"spatial": 28, "temporal": 28, "cross": 28}
+    cached = [site.cache_bytes for site in found.sites if site.kind != "mlp"]
+    assert cached == [2 * 16 * 1024 * 1152 * 2] * 84
+    assert round(sum(cached) / 2**30, 3) == 5.906
+    assert "28 spatial, 28 temporal, 28 cross" in str(found)
+    assert "caches 5.906 GiB per lane" in str(found)
+
+
+# stats and reset
+
+
+def test_stats_are_of_the_last_generation_and_survive_reset(small: LatteTransformer3DModel) -> None:
+    compiled: Any = compiled_pab(small)
+    with pytest.raises(pab_compile.PabError, match="has not completed a step"):
+        pab_compile.stats(compiled)
+    Loop(calls_of(compiled), ddim_timesteps(NUM_STEPS)).run()
+    first = pab_compile.stats(compiled)
+    assert (first.steps, first.lanes) == (NUM_STEPS, 1)
+    assert pab_compile.stats(small) == first  # the module that was compiled will do
+    Loop(calls_of(compiled), ddim_timesteps(8)).run()
+    second = pab_compile.stats(compiled)
+    assert second.steps == 8
+    assert first.steps == NUM_STEPS
+    pab_compile.reset()
+    assert pab_compile.stats(compiled) == second
+    assert "8 steps, 8 calls, 1 lane(s)" in str(second)
+
+
+def test_reset_concerns_the_current_scope_only(small: LatteTransformer3DModel) -> None:
+    compiled = compiled_pab(small)
+    expected = Loop(Oracle(small), ddim_timesteps(NUM_STEPS)).run()
+    loop = Loop(calls_of(compiled), ddim_timesteps(NUM_STEPS))
+    for step in loop.steps():
+        if step == 5:
+            with pab_compile.generation():
+                pab_compile.reset()
+    assert_same(torch.stack(loop.predictions), expected)
+
+
+# Which model, which compilation
+
+
+def alternating(loops: list[Loop]) -> list[torch.Tensor]:
+    """Predictions of loops whose steps are run in turns."""
+    for _ in zip(*(loop.steps() for loop in loops), strict=True):
+        pass
+    return [torch.stack(loop.predictions) for loop in loops]
+
+
+def check_alternating(models: list[Any], compiled: list[Any], rules: list[Rule]) -> None:
+    """Run in turns on one table, noise and prompt: all that is left to tell them apart."""
+    shared = {"timesteps": ddim_timesteps(NUM_STEPS), "prompt": draw_prompt()}
+    noise = draw_latents()
+    oracles = [Oracle(model, rule) for model, rule in zip(models, rules, strict=True)]
+    expected = [Loop(oracle, latents=noise, **shared).run() for oracle in oracles]
+    for other in expected[1:]:
+        assert_different(other, expected[0])
+    actual = alternating([Loop(calls_of(each), latents=noise, **shared) for each in compiled])
+    for one, right in zip(actual, expected, strict=True):
+        assert_same(one, right)
+    for each, oracle in zip(compiled, oracles, strict=True):
+        reused = pab_compile.stats(each).reused
+        assert reused == {kind: oracle.reused()[kind] for kind in reused}
+
+
+@pytest.mark.parametrize("same_options", [False, True])
+def test_instances_of_one_class_share_nothing(
+    small: LatteTransformer3DModel, same_options: bool
+) -> None:
+    other = tiny_latte(depth=1, seed=7)
+    options = {"inner": "eager"}
+    compiled = [
+        torch.compile(model, backend="pab", options=options if same_options else dict(options))
+        for model in (small, other)
+    ]
+    check_alternating([small, other], compiled, [Rule(), Rule()])
+
+
+def test_models_that_share_weights_share_nothing(small: LatteTransformer3DModel) -> None:
+    options = {"inner": "eager"}
+    other = tiny_latte(depth=1, seed=7)
+    other.pos_embed = small.pos_embed  # the first weights of the graph
+    other.adaln_single = small.adaln_single
+    compiled = [torch.compile(m, backend="pab", options=options) for m in (small, other)]
+    check_alternating([small, other], compiled, [Rule(), Rule()])
+
+
+def test_compilations_of_one_model_share_nothing(small: LatteTransformer3DModel) -> None:
+    rules = [Rule(), Rule({"spatial": 3, "mlp": 2}, (0.0, 1.0)), Rule({"cross": 5}, predict=1)]
+    compiled = [compiled_pab(small, **rule.options()) for rule in rules]
+    check_alternating([small] * 3, compiled, rules)
+
+
+def test_a_model_compiled_twice_alike_has_statistics_under_both_names(
+    small: LatteTransformer3DModel,
+) -> None:
+    expected = Loop(Oracle(small), ddim_timesteps(NUM_STEPS)).run()
+    for compiled in (compiled_pab(small), compiled_pab(small)):
+        assert_same(run(compiled), expected)
+        assert pab_compile.stats(compiled).steps == NUM_STEPS  # type: ignore[arg-type]
+
+
+# Options that choose a plan or a compiler
+
+
+class AskSites(Rule):
+    """The rule of ``ask_sites``, as the oracle understands it."""
+
+    def reuses(self, kind: str, step: int, moment: Moment) -> bool:
+        return kind in ("temporal", "mlp") and step % 3 != 0 and moment.timestep < 800
+
+
+def ask_sites(site: Any, step: int, num_steps: int | None, timestep: float | None) -> int | None:
+    """A user's plan."""
+    assert num_steps == NUM_STEPS
+    assert timestep is not None
+    assert site.name
+    return 0 if site.kind in ("temporal", "mlp") and step % 3 and timestep < 800 else None
+
+
+def test_a_function_as_plan(small: LatteTransformer3DModel) -> None:
+    oracle = Oracle(small, AskSites())
+    expected = Loop(oracle, ddim_timesteps(NUM_STEPS)).run()
+    assert_different(expected, run(small))
+    compiled: Any = compiled_pab(small, plan=ask_sites)
+    assert_same(run(compiled), expected)
+    assert pab_compile.stats(compiled).reused == oracle.reused()
+
+
+def test_a_file_as_plan(small: LatteTransformer3DModel, tmp_path: Path) -> None:
+    entries = [
+        0 if step % 3 and timestep < 800 else COMPUTE
+        for step, timestep in enumerate(ddim_timesteps(NUM_STEPS).tolist())
+    ]
+    sites = pab_compile.explain(small, **inputs()).sites
+    rows = {site.name: entries for site in sites if site.kind in ("temporal", "mlp")}
+    path = tmp_path / "plan.json"
+    path.write_text(json.dumps(plan_to_json(rows, NUM_STEPS)))
+    expected = Loop(Oracle(small, AskSites()), ddim_timesteps(NUM_STEPS)).run()
+    assert_same(run(compiled_pab(small, plan=path)), expected)
+
+
+@pytest.mark.parametrize("name", sorted(PRESETS))
+def test_every_preset_is_its_rule(small: LatteTransformer3DModel, name: str) -> None:
+    rule = Rule(PRESETS[name].ranges, PRESETS[name].window)
+    timesteps = ddim_timesteps(20)
+    oracle = Oracle(small, rule)
+    expected = Loop(oracle, timesteps).run()
+    compiled: Any = compiled_pab(small, ranges=name)
+    assert_same(Loop(calls_of(compiled), timesteps).run(), expected)
+    assert sum(oracle.reused().values()) == sum(pab_compile.stats(compiled).reused.values()) > 0
+
+
+def test_any_registered_backend_compiles_the_pieces(small: LatteTransformer3DModel) -> None:
+    expected = Loop(Oracle(small), ddim_timesteps(NUM_STEPS)).run()
+    assert_same(run(compiled_pab(small, inner="aot_eager")), expected)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", ["max-autotune-no-cudagraphs", "reduce-overhead"])
+def test_a_mode_is_accepted_and_right(small: LatteTransformer3DModel, mode: str) -> None:
+    expected = Loop(Oracle(small), ddim_timesteps(NUM_STEPS)).run()
+    assert_different(expected, run(small))
+    assert_same(run(torch.compile(small, backend="pab", mode=mode)), expected, 1e-4)
+
+
+def test_sizes_of_inputs_are_those_of_the_helpers() -> None:
+    assert draw_prompt().shape == (1, NUM_TOKENS, CAPTION_CHANNELS)
