@@ -17,7 +17,7 @@ COLD, WARM, STOCK_COLD, STOCK_WARM = "pab cold", "pab warm", "stock cold", "stoc
 def run(result: Result, quick: bool, progress: Progress) -> None:
     """Counts distinct pieces at several depths and times first calls in fresh processes."""
     depths = (2, 3, 4) if quick else (4, 8, 28)
-    rounds, deepest = (1 if quick else 3), depths[-1]
+    rounds, deepest = (1 if quick else 2), depths[-1]
     result.settings = {
         "layers": list(depths),
         "width": 64,
