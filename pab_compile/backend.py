@@ -13,7 +13,7 @@ from pab_compile.passes.capture import Inputs
 from pab_compile.passes.errors import UnsupportedModelError
 
 from .errors import GradModeError
-from .lower import PieceCompiler, compiler_lock
+from .lower import PieceCompiler, compiling
 from .options import Options, parse_options
 from .plan import Plan
 from .program import CompiledProgram, compile_program
@@ -66,7 +66,7 @@ class CompiledGraph:
         if key in self._passed_through:
             return self._passed_through[key](*args)
         if key not in self._programs:
-            with compiler_lock:
+            with compiling():
                 if key not in self._programs and key not in self._passed_through:
                     self._specialise(key, args)
             if key in self._passed_through:

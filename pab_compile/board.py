@@ -48,15 +48,20 @@ class Board:
             self._entries = [*kept, _Entry(weakref.ref(weights[0]), key, options, run)]
 
     def find(self, module: torch.nn.Module, compilation: Compilation | None) -> RunStats | None:
-        """Statistics of the last generation of a compiled model; of any compilation for None."""
+        """Statistics of the last generation of a compiled model; of any compilation for None.
+
+        Dynamo hands the code of one compilation to another one whose options are equal, so those
+        will do where there are none of its own.
+        """
         own = {id(tensor) for tensor in (*module.parameters(), *module.buffers())}
         with self._lock:
-            for entry in reversed(self._entries):
-                if entry.weight() is None or not entry.weights <= own:
-                    continue
-                if compilation is None or entry.options is compilation.options:
-                    return entry.running.stats()
-        return None
+            entries = [e for e in reversed(self._entries) if e.weight() is not None]
+            mine = [entry for entry in entries if entry.weights <= own]
+            if compilation is not None:
+                given = compilation.options
+                alike = [entry for entry in mine if entry.options == given]
+                mine = [entry for entry in mine if entry.options is given] or alike
+            return mine[0].running.stats() if mine else None
 
 
 board = Board()

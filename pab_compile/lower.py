@@ -9,15 +9,16 @@ is ``passes/capture.py``).
 from __future__ import annotations
 
 import hashlib
-import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import fx
 from torch._dynamo.backends.registry import lookup_backend
+from torch._dynamo.convert_frame import compile_lock
 from torch._dynamo.eval_frame import reset_code
 from torch._guards import TracingContext, tracing
 from torch._inductor import list_mode_options
@@ -33,8 +34,21 @@ from .progress import CompileProgress
 Function = Callable[..., Sequence[torch.Tensor]]
 
 
-compiler_lock = threading.RLock()
-"""Held while anything is traced or compiled: torch's tracers are not safe in several threads."""
+@contextmanager
+def compiling() -> Iterator[None]:
+    """Trace and compile in one thread at a time: torch's tracers are not safe in several.
+
+    Takes Dynamo's own lock, since Dynamo must not trace in another thread meanwhile, and says that
+    it compiles as Dynamo does: compiled models that run in other threads would otherwise be taken
+    for a part of what is being traced, and refuse.
+    """
+    with compile_lock:
+        before = torch.compiler._is_compiling_flag
+        torch.compiler._is_compiling_flag = True
+        try:
+            yield
+        finally:
+            torch.compiler._is_compiling_flag = before
 
 
 class PieceCompiler:
@@ -84,7 +98,7 @@ class PieceCompiler:
 
         def function(*args: torch.Tensor) -> Sequence[torch.Tensor]:
             if not compiled:
-                with compiler_lock:
+                with compiling():
                     if not compiled:
                         start = time.perf_counter()
                         compiled.append(self._run_inner(graph_module, args))

@@ -118,12 +118,25 @@ class Tracker:
 
     def _may_be_interleaved(self, generation: Generation, call: Call) -> bool:
         """Whether a new start may be a call of another video that runs beside an unfinished one."""
-        if generation.is_nearly_done or not generation.schedule.is_known:
+        if not self._is_unfinished(generation):
             return False
         if (call.reading.index or 0) > 0:
             return True
         same_table = call.reading.table is generation.table
         return same_table and generation.find_lane(call) is not None
+
+    def _is_unfinished(self, generation: Generation) -> bool:
+        """Whether more than one step is left, by the schedule or by the timesteps learned."""
+        if generation.schedule.is_known:
+            return not generation.is_nearly_done
+        return generation.timestep in self._learned[:-2]
+
+    def _learn(self, generation: Generation) -> None:
+        """Remember the timesteps of a generation, unless it was a part of those known."""
+        seen, known = tuple(generation.seen), self._learned
+        starts = range(len(known) - len(seen) + 1)
+        if not any(known[start : start + len(seen)] == seen for start in starts):
+            self._learned = seen
 
     def _check_learned(self, generation: Generation, call: Call, step: int) -> None:
         """Without a table: the timesteps must follow those of the generation before."""
@@ -141,7 +154,7 @@ class Tracker:
         before = self.generation
         if before is not None:
             if before.table is None and not before.closed:
-                self._learned = tuple(before.seen)
+                self._learn(before)
             before.free()
         given = self._given
         stated_steps = call.schedule.num_steps if call.schedule is not None else None

@@ -106,9 +106,9 @@ def test_a_graph_with_dynamic_sizes_is_compiled_once_per_size(
     compilations = Counter[tuple[Any, ...]]()
     original = backend.compile_program
 
-    def counted(graph_module: Any, args: Any, *rest: Any) -> Any:
+    def counted(graph_module: Any, args: Any, *rest: Any, **named: Any) -> Any:
         compilations[tuple(tuple(a.shape) for a in args if isinstance(a, torch.Tensor))] += 1
-        return original(graph_module, args, *rest)
+        return original(graph_module, args, *rest, **named)
 
     monkeypatch.setattr(backend, "compile_program", counted)
     compiled = compiled_pab(model)
@@ -119,15 +119,13 @@ def test_a_graph_with_dynamic_sizes_is_compiled_once_per_size(
 
 
 @pytest.mark.parametrize(
-    "rule",
+    ("guidance", "rule"),
     [
-        Rule(),
-        Rule({"spatial": 3, "temporal": 3, "cross": 3, "mlp": 3}),
-        Rule({"spatial": 3, "temporal": 4, "cross": 5, "mlp": 2}, (100, 800), predict=1),
-        Rule({"spatial": 1, "temporal": 1, "cross": 4}),
+        ("none", Rule()),
+        ("none", Rule({"spatial": 3, "temporal": 4, "cross": 5, "mlp": 2}, (100, 800), predict=1)),
+        ("two calls", Rule({"spatial": 1, "temporal": 1, "cross": 4, "mlp": 3})),
     ],
 )
-@pytest.mark.parametrize("guidance", ["none", "two calls"])
 def test_a_tensor_is_held_from_its_step_to_its_last_reuse(
     model: LatteTransformer3DModel, rule: Rule, guidance: Guidance
 ) -> None:
@@ -158,10 +156,12 @@ def test_nothing_is_left_after_a_generation(
 ) -> None:
     compiled = compiled_pab(model)
     Loop(calls_of(compiled), ddim_timesteps(NUM_STEPS), guidance=guidance).run()
+    pab_compile.reset()
     before = living_storages()
     Loop(calls_of(compiled), ddim_timesteps(NUM_STEPS), guidance=guidance).run()
     left = Counter(living_storages().values()) - Counter(before.values())
-    assert sum(left.elements()) < 2048, f"tensors left, by their bytes: {left}"
+    table = NUM_STEPS * 8
+    assert sum(left.elements()) <= table, f"tensors left, by their bytes: {left}"
 
 
 @pytest.mark.parametrize("by_value", [False, True])

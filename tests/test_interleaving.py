@@ -56,7 +56,7 @@ def prompt_of(index: int, same_prompt: bool) -> torch.Tensor:
 # Without scopes: whatever cannot be told apart computes.
 
 
-@pytest.mark.parametrize(("burst", "lead"), [(1, 0), (1, 5), (3, 0), (5, 2)])
+@pytest.mark.parametrize(("burst", "lead"), [(1, 5), (3, 0), (5, 2)])
 @pytest.mark.parametrize("same_prompt", [True, False])
 def test_on_tables_of_their_own(
     model: LatteTransformer3DModel,
@@ -80,7 +80,7 @@ def test_on_tables_of_their_own(
     Pair(model, compiled, latents=draw_latents(7)).run()
 
 
-@pytest.mark.parametrize(("burst", "lead"), [(1, 0), (1, 5), (3, 0), (5, 2)])
+@pytest.mark.parametrize(("burst", "lead"), [(1, 5), (3, 0), (5, 2)])
 @pytest.mark.parametrize("same_prompt", [True, False])
 def test_on_one_table(
     model: LatteTransformer3DModel,
@@ -106,7 +106,7 @@ def test_on_one_table(
     Pair(model, compiled, latents=draw_latents(7)).run()
 
 
-@pytest.mark.parametrize(("burst", "lead"), [(1, 0), (1, 5), (3, 0), (5, 2)])
+@pytest.mark.parametrize(("burst", "lead"), [(1, 5), (3, 0), (5, 2)])
 @pytest.mark.parametrize("same_prompt", [True, False])
 def test_with_timesteps_by_value(
     model: LatteTransformer3DModel,
@@ -220,35 +220,51 @@ def test_threads(model: LatteTransformer3DModel, compiled: Callable[..., Any], w
         pair.check()
 
 
+def test_one_thread_compiles_while_another_one_runs(
+    model: LatteTransformer3DModel, compiled: Callable[..., Any]
+) -> None:
+    Pair(model, compiled).run()
+    deep = tiny_latte(depth=4)
+    compiling = Pair(deep, compiled_pab(deep, **RULE.options()))
+    thread = threading.Thread(target=compiling.actual.run)
+    thread.start()
+    seed = 0
+    while thread.is_alive():
+        seed += 1
+        Pair(model, compiled, latents=draw_latents(seed)).run()
+    thread.join()
+    assert seed > 1
+    compiling.check()
+
+
 # The clock in the user's hands.
 
 
-def stepped(compiled: Callable[..., Any], lanes: bool, timestep: float | None) -> ModelCall:
-    """A call inside ``pab_compile.step``; a timestep replaces the one that the model is given."""
+def stepped(call: ModelCall, lanes: bool) -> ModelCall:
+    """A call inside ``pab_compile.step``, with a timestep that tells nothing by where it lies."""
 
-    def call(
+    def told(
         latents: torch.Tensor, given: torch.Tensor, prompt: torch.Tensor, now: Moment
     ) -> torch.Tensor:
-        assert timestep is None or given.numel()
         with pab_compile.step(now.step, now.num_steps, now.lane if lanes else None):
-            return calls_of(compiled)(latents, given.clone(), prompt, now)
+            return call(latents, given.clone(), prompt, now)
 
-    return call
+    return told
 
 
 @pytest.mark.parametrize("lanes", [False, True])
 def test_explicit_steps(model: LatteTransformer3DModel, lanes: bool) -> None:
-    rule = {**RULE.options(), "window": (0.15, 0.85)}
+    rule = {**RULE.options(), "window": (0.15, 0.8)}
     compiled = compiled_pab(model, **rule)
     for seed in (1, 2):
         pair = Pair(model, compiled, latents=draw_latents(seed), guidance="two calls")
-        pair.actual.call = stepped(compiled, lanes, None)
+        pair.actual.call = stepped(pair.actual.call, lanes)
         pair.run()
     assert pab_compile.stats(compiled).lanes == 2  # type: ignore[arg-type]
 
 
 def test_explicit_lanes_of_equal_prompts(model: LatteTransformer3DModel) -> None:
-    rule = {**RULE.options(), "window": (0.15, 0.85)}
+    rule = {**RULE.options(), "window": (0.15, 0.8)}
     compiled = compiled_pab(model, **rule)
     timesteps = ddim_timesteps(NUM_STEPS)
     pairs = [Pair(model, compiled, timesteps=timesteps, latents=draw_latents(i)) for i in range(2)]
@@ -281,7 +297,7 @@ def test_stated_timesteps(model: LatteTransformer3DModel, compiled: Callable[...
 
 
 def test_stated_timesteps_make_fractions_exact(model: LatteTransformer3DModel) -> None:
-    compiled = compiled_pab(model, **{**RULE.options(), "window": (0.15, 0.85)})
+    compiled = compiled_pab(model, **{**RULE.options(), "window": (0.15, 0.8)})
     pair = Pair(model, compiled, by_value=True)
     with pab_compile.generation(timesteps=pair.actual.timesteps):
         pair.run()
@@ -291,16 +307,16 @@ def test_stated_steps_with_stated_timesteps(
     model: LatteTransformer3DModel, compiled: Callable[..., Any]
 ) -> None:
     pair = Pair(model, compiled)
-    pair.actual.call = stepped(compiled, lanes=True, timestep=None)
+    pair.actual.call = stepped(pair.actual.call, lanes=True)
     with pab_compile.generation(timesteps=pair.actual.timesteps):
         pair.run()
 
 
 def test_a_loop_in_bursts_of_explicit_steps_is_not_mixed(model: LatteTransformer3DModel) -> None:
-    compiled = compiled_pab(model, **{**RULE.options(), "window": (0.15, 0.85)})
+    compiled = compiled_pab(model, **{**RULE.options(), "window": (0.15, 0.8)})
     pairs = [Pair(model, compiled, latents=draw_latents(i)) for i in range(2)]
     for pair in pairs:
-        pair.actual.call = stepped(compiled, lanes=True, timestep=None)
+        pair.actual.call = stepped(pair.actual.call, lanes=True)
     alternate(pairs, burst=3)
     for pair in pairs:
         pair.check_nothing_foreign()

@@ -109,7 +109,7 @@ def generate(
         frames = pipe(
             prompt,
             num_inference_steps=NUM_STEPS,
-            guidance_scale=3.0,
+            guidance_scale=20.0,  # so large that reuse shows in the pixels
             video_length=NUM_FRAMES,
             height=16,
             width=16,
@@ -133,7 +133,7 @@ def test_one_line_on_a_pipeline_gives_what_the_oracle_gives(pipe: LattePipeline,
     for prompt in ("a dog", "a dog on the beach", "a dog"):
         oracle = TransformerOf(Oracle(model, LATTE, cut), pipe)
         expected = generate(pipe, prompt, oracle)
-        assert_different(expected, generate(pipe, prompt))
+        assert_different(expected, generate(pipe, prompt), 1e-4)
         assert_same(generate(pipe, prompt, compiled), expected)
         stats = pab_compile.stats(compiled)
         assert stats.steps == stats.calls == NUM_STEPS
@@ -156,7 +156,7 @@ def test_one_line_on_a_pipeline_gives_what_the_hooks_of_diffusers_give(pipe: Lat
         )
     )
     expected = generate(pipe, "a dog", hooked)
-    assert_different(expected, generate(pipe, "a dog"))
+    assert_different(expected, generate(pipe, "a dog"), 1e-4)
     in_place = copy.deepcopy(pipe.transformer)
     in_place.compile(backend="pab", options={"ranges": "latte", "inner": "eager"})
     assert_same(generate(pipe, "a dog", in_place), expected)

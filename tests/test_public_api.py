@@ -17,9 +17,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 import pab_compile
 from latte import (
-    CAPTION_CHANNELS,
     NUM_FRAMES,
-    NUM_TOKENS,
     Loop,
     Moment,
     assert_different,
@@ -88,29 +86,32 @@ def test_explain_names_every_site(model: LatteTransformer3DModel) -> None:
 
 def test_explain_prints_a_table_and_json(model: LatteTransformer3DModel) -> None:
     found = pab_compile.explain(model, **inputs())
-    content = json.loads(found.to_json())
-    assert set(content) == {field.name for field in dataclasses.fields(found)}
-    assert [site["name"] for site in content["sites"]] == [site.name for site in found.sites]
+    fields = json.loads(found.to_json())
+    assert set(fields) == {field.name for field in dataclasses.fields(found)}
+    assert [site["name"] for site in fields["sites"]] == [site.name for site in found.sites]
     lines = str(found).splitlines()
     assert "2 spatial, 2 temporal, 2 cross" in lines[0]
     assert "caches 0.000 GiB per lane" in lines[0]
     assert sum("h*w <- h*w" in line for line in lines) == 1  # equal sites are one line
-    assert any("computed it at every step" in line or "at every step" in line for line in lines)
+    always = lines.index("Computed at every step:")
+    assert "2 like transformer_blocks.0.ff" in lines[always + 1]
 
 
-def without_seconds(found: pab_compile.Explanation) -> dict[str, Any]:
-    return {key: value for key, value in json.loads(found.to_json()).items() if key != "seconds"}
+def content(found: pab_compile.Explanation) -> dict[str, Any]:
+    """What does not depend on the machine, nor on how a device spells an op."""
+    fields = json.loads(found.to_json())
+    return {key: fields[key] for key in fields if key not in ("seconds", "num_nodes")}
 
 
 def test_explain_on_meta_and_fake_tensors_says_the_same(model: LatteTransformer3DModel) -> None:
-    expected = without_seconds(pab_compile.explain(model, **inputs(batch=2)))
+    expected = content(pab_compile.explain(model, **inputs(batch=2)))
     on_meta = {name: tensor.to("meta") for name, tensor in inputs(batch=2).items()}
     meta_model = copy.deepcopy(model).to("meta")
-    assert without_seconds(pab_compile.explain(meta_model, **on_meta)) == expected
-    with FakeTensorMode():
-        fake_model = tiny_latte()
+    assert content(pab_compile.explain(meta_model, **on_meta)) == expected
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        fake_model = LatteTransformer3DModel(**model.config).eval().requires_grad_(False)
         fake = inputs(batch=2)
-        assert without_seconds(pab_compile.explain(fake_model, **fake)) == expected
+        assert content(pab_compile.explain(fake_model, **fake)) == expected
 
 
 def test_explain_takes_arguments_by_position(model: LatteTransformer3DModel) -> None:
@@ -119,7 +120,7 @@ def test_explain_takes_arguments_by_position(model: LatteTransformer3DModel) -> 
     by_position = pab_compile.explain(
         model, given["hidden_states"], given["timestep"], given["encoder_hidden_states"]
     )
-    assert without_seconds(by_position) == without_seconds(by_name)
+    assert content(by_position) == content(by_name)
 
 
 @pytest.mark.parametrize("in_place", [False, True])
@@ -145,7 +146,7 @@ def test_explain_takes_the_options_of_a_compiled_model_and_compiles_nothing(
 
 
 def test_explain_half_way_changes_nothing(small: LatteTransformer3DModel) -> None:
-    expected = run(Oracle(small))if False else Loop(Oracle(small), ddim_timesteps(NUM_STEPS)).run()
+    expected = Loop(Oracle(small), ddim_timesteps(NUM_STEPS)).run()
     compiled = compiled_pab(small)
     loop = Loop(calls_of(compiled), ddim_timesteps(NUM_STEPS))
     with torch._dynamo.config.patch(error_on_recompile=True):
@@ -346,7 +347,3 @@ def test_a_mode_is_accepted_and_right(small: LatteTransformer3DModel, mode: str)
     expected = Loop(Oracle(small), ddim_timesteps(NUM_STEPS)).run()
     assert_different(expected, run(small))
     assert_same(run(torch.compile(small, backend="pab", mode=mode)), expected, 1e-4)
-
-
-def test_sizes_of_inputs_are_those_of_the_helpers() -> None:
-    assert draw_prompt().shape == (1, NUM_TOKENS, CAPTION_CHANNELS)
