@@ -195,7 +195,7 @@ def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--steps", type=int, default=30, help="sampling steps")
     parser.add_argument("--videos", type=int, default=10, help="videos, generated in one batch")
-    parser.add_argument("--rounds", type=int, default=5, help="timed generations per variant")
+    parser.add_argument("--rounds", type=int, default=3, help="timed generations per variant")
     parser.add_argument("--guidance", type=float, default=2.0)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, help="torch threads (default: torch's choice)")

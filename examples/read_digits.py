@@ -127,7 +127,7 @@ def parse_args() -> argparse.Namespace:
 
 
 def main() -> None:
-    args, console = parse_args(), Console()
+    args, console = parse_args(), Console(width=110)
     if args.threads:
         torch.set_num_threads(args.threads)
     reader, latte = digits.train_reader(), digits.load(args.model)

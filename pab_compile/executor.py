@@ -100,7 +100,10 @@ class Executor:
             dying = [n for n in node.all_input_nodes if last_use[n] is node and n not in kept]
             self._ops.append(
                 Op(
-                    function=compiler.compile(module.compute),
+                    # Once per generation is not worth a compilation.
+                    function=module.compute.forward
+                    if prelude >= 0
+                    else compiler.compile(module.compute),
                     inputs=tuple(register[n] for n in node.all_input_nodes),
                     outputs=tuple((int(u.args[1]), register[u]) for u in node.users),  # type: ignore[arg-type]
                     frees=tuple(register[n] for n in dying),
