@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import itertools
+import hashlib
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -18,12 +18,10 @@ from pab_compile.passes.sites import Site
 
 from .decisions import Decision, Decisions
 from .generation import Generation, Lane
-from .lower import Function, PieceCompiler
+from .lower import Function, PieceCompiler, structure_key
 from .plan import Plan
 from .slots import Slot, Tensors
 from .stats import StepRecord
-
-_program_numbers = itertools.count()
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,10 +56,14 @@ class Executor:
         cut_graph: a graph of pieces and branches only (``passes.pieces``).
         compiler: compiles the pieces.
         plan: decides at run time.
+
+    Attributes:
+        identity: hash of the structure. Dynamo may compile one graph several times (two threads at
+            once, a dropped cache entry); such copies go on with each other's slots.
+        sites: the sites that have a branch, in order.
     """
 
     def __init__(self, cut_graph: fx.GraphModule, compiler: PieceCompiler, plan: Plan) -> None:
-        self.number = next(_program_numbers)
         self.sites: list[Site] = []
         self._plan = plan
         self._must_copy = compiler.reuses_output_memory
@@ -84,6 +86,7 @@ class Executor:
         last_use = {source: node for node in nodes for source in node.all_input_nodes}
         kept = set(ir.outputs(cut_graph.graph))
         self._ops: list[Op] = []
+        structure: list[str] = []
         num_preludes = 0
         for node in nodes:
             if node.op != "call_module":
@@ -97,13 +100,15 @@ class Executor:
                 prelude = num_preludes
                 num_preludes += 1
             assert isinstance(module, (StepBranch, Piece)), node.target
+            key = structure_key(module.compute)
+            structure.append(f"{key} {[register[n] for n in node.all_input_nodes]}")
             dying = [n for n in node.all_input_nodes if last_use[n] is node and n not in kept]
             self._ops.append(
                 Op(
                     # Once per generation is not worth a compilation.
                     function=module.compute.forward
                     if prelude >= 0
-                    else compiler.compile(module.compute),
+                    else compiler.compile(module.compute, key),
                     inputs=tuple(register[n] for n in node.all_input_nodes),
                     outputs=tuple((int(u.args[1]), register[u]) for u in node.users),  # type: ignore[arg-type]
                     frees=tuple(register[n] for n in dying),
@@ -115,6 +120,7 @@ class Executor:
                     ),  # type: ignore[arg-type]
                 )
             )
+        self.identity = hashlib.sha256("\n".join(structure).encode()).hexdigest()
 
     def run(
         self, inputs: Sequence[torch.Tensor], place: tuple[Generation, Lane] | None
@@ -150,11 +156,11 @@ class Executor:
 
     def decisions_of(self, generation: Generation) -> Decisions:
         """The decisions for this graph in a generation, made once."""
-        if self.number not in generation.decisions:
-            generation.decisions[self.number] = Decisions(
+        if self.identity not in generation.decisions:
+            generation.decisions[self.identity] = Decisions(
                 self._plan, self.sites, generation.schedule, generation.first_timestep
             )
-        return generation.decisions[self.number]
+        return generation.decisions[self.identity]
 
     def kept(self, tensor: torch.Tensor, is_returned: bool = False) -> torch.Tensor:
         """A tensor that outlives the step: itself, or a copy where others may write to it."""
@@ -187,7 +193,7 @@ class _Frame:
     def visit_branch(self, op: Op, registers: list[torch.Tensor | None]) -> Sequence[torch.Tensor]:
         """Load the site's slot if the decision says so and the slot holds what it should."""
         decision = self._row[op.site]
-        slot = self._lane.slots.get((self._executor.number, op.site))
+        slot = self._lane.slots.get((self._executor.identity, op.site))
         step = self._generation.step
         if self._may_reuse(decision, slot) and slot is not None:
             loaded = slot.load(step, decision.entry)
@@ -205,7 +211,7 @@ class _Frame:
         self, op: Op, registers: list[torch.Tensor | None]
     ) -> Sequence[torch.Tensor | None]:
         """Compute what is the same at every step once per lane."""
-        key = (self._executor.number, op.prelude)
+        key = (self._executor.identity, op.prelude)
         held = self._lane.prelude.get(key)
         if held is None:
             computed = op.function(*[registers[i] for i in op.inputs])
@@ -243,7 +249,7 @@ class _Frame:
         length = decision.history
         if length is None:
             length = self._executor.history_of(op.site)
-        key = (self._executor.number, op.site)
+        key = (self._executor.identity, op.site)
         if length == 0:
             self._lane.slots.pop(key, None)
             return
@@ -254,6 +260,6 @@ class _Frame:
         if decision.history is None:
             return
         if decision.history == 0:
-            self._lane.slots.pop((self._executor.number, op.site), None)
+            self._lane.slots.pop((self._executor.identity, op.site), None)
         else:
             slot.drop_older_than(decision.history)

@@ -78,8 +78,8 @@ class Lane:
     prompts: tuple[Identity, ...]
     latents: Identity
     step: int
-    slots: dict[tuple[int, int], Slot] = field(default_factory=dict)
-    prelude: dict[tuple[int, int], tuple[torch.Tensor | None, ...]] = field(default_factory=dict)
+    slots: dict[tuple[str, int], Slot] = field(default_factory=dict)
+    prelude: dict[tuple[str, int], tuple[torch.Tensor | None, ...]] = field(default_factory=dict)
 
     def carries_memory(self, prompts: Sequence[torch.Tensor]) -> bool:
         """Whether these are the very tensors that this lane carries; looks at no values."""
@@ -138,7 +138,7 @@ class Generation:
         self.trusted = trusted
         self.notes: list[str] = []
         self.lanes: list[Lane] = []
-        self.decisions: dict[int, Decisions] = {}
+        self.decisions: dict[str, Decisions] = {}
         self.records: list[StepRecord] = []
         self.num_lanes = 0
         self.peak_cache_bytes = 0

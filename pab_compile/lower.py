@@ -79,9 +79,13 @@ class PieceCompiler:
         """Number of distinct pieces."""
         return len(self._compiled)
 
-    def compile(self, graph_module: fx.GraphModule) -> Function:
-        """The compiled function of a piece; the inner compiler runs at its first call."""
-        key = structure_key(graph_module)
+    def compile(self, graph_module: fx.GraphModule, key: str) -> Function:
+        """The compiled function of a piece; the inner compiler runs at its first call.
+
+        Args:
+            graph_module: the piece.
+            key: its ``structure_key``.
+        """
         if key not in self._compiled:
             self._compiled[key] = self._lazily(graph_module)
             self._progress.add_pieces(1)
