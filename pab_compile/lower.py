@@ -187,7 +187,8 @@ def trace_once(
         return forward(*args, **kwargs)
 
     try:
-        torch.compile(traced, backend=backend)(*args, **kwargs)
+        # Static: sizes that earlier calls made dynamic would reach the passes as symbols.
+        torch.compile(traced, backend=backend, dynamic=False)(*args, **kwargs)
     finally:
         reset_code(traced.__code__)
     if failures:

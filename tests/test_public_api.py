@@ -35,6 +35,7 @@ from pab_compile.presets import PRESETS
 
 NUM_STEPS = 12
 ATTENTION = {"spatial": 2, "temporal": 2, "cross": 2}
+ANYWHERE = Moment(0, 1, 0.0, "")
 
 
 @pytest.fixture(scope="module")
@@ -348,3 +349,20 @@ def test_a_mode_is_accepted_and_right(small: LatteTransformer3DModel, mode: str)
     expected = Loop(Oracle(small), ddim_timesteps(NUM_STEPS)).run()
     assert_different(expected, run(small))
     assert_same(run(torch.compile(small, backend="pab", mode=mode)), expected, 1e-4)
+
+
+def test_explain_of_a_second_size_meets_no_symbols(model: LatteTransformer3DModel) -> None:
+    class Reversed(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = model
+
+        def forward(
+            self, latents: torch.Tensor, timestep: torch.Tensor, prompt: torch.Tensor
+        ) -> torch.Tensor:
+            first, last = prompt.split([prompt.shape[1] - 2, 2], dim=1)
+            return calls_of(self.model)(latents, timestep, torch.cat([last, first], 1), ANYWHERE)
+
+    for prompt in (draw_prompt(), draw_prompt()[:, :4], draw_prompt()[:, :3]):
+        explanation = pab_compile.explain(Reversed(), draw_latents(), torch.tensor([500]), prompt)
+        assert explanation.counts() == ATTENTION

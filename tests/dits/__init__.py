@@ -1,0 +1,1 @@
+"""Every DiT of diffusers, tiny, with the true kind of every attention."""

@@ -1,0 +1,38 @@
+"""All DiTs, and the classes of diffusers that are none."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import pkgutil
+from functools import cache
+
+import torch
+from diffusers import ModelMixin
+from diffusers.models import transformers
+
+from . import factorised, joint_video, wan
+from .spec import Dit
+
+_FAMILIES = (
+    factorised,
+    joint_video,
+    wan,
+)
+CATALOGUE: dict[str, Dit] = {dit.name: dit for family in _FAMILIES for dit in family.DITS}
+
+# Classes of diffusers.models.transformers that are no DiT: name -> why.
+NO_DITS: dict[str, str] = {}
+
+
+@cache
+def transformer_classes() -> dict[str, type[torch.nn.Module]]:
+    """Name -> class of every transformer of the installed diffusers."""
+    found: dict[str, type[torch.nn.Module]] = {}
+    for info in pkgutil.iter_modules(transformers.__path__):
+        module = importlib.import_module(f"{transformers.__name__}.{info.name}")
+        for name, cls in vars(module).items():
+            is_own = inspect.isclass(cls) and cls.__module__ == module.__name__
+            if is_own and issubclass(cls, ModelMixin):
+                found[name] = cls
+    return dict(sorted(found.items()))

@@ -1,0 +1,79 @@
+"""Pyramid Attention Broadcast by module hooks, for any DiT whose attention modules are known.
+
+The rule is the paper's::
+
+    reuse  <=>  range > 1  and  step % range != 0  and  low <= step / steps < high
+
+What is reused is the output of the attention module, as in diffusers' own hooks.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from .build import run
+from .spec import Dit
+from .truth import attention_modules
+
+RANGES = {"full": 2, "joint": 2, "spatial": 2, "temporal": 3, "cross": 3}
+WINDOW = (0.0, 1.0)
+
+
+class Oracle:
+    """A model whose attention modules are computed or reused by the rule; the model is changed.
+
+    Args:
+        model: an eager model.
+        dit: says which modules are attentions of which kind.
+        ranges: kind -> compute every so many steps.
+        window: fractions of the steps, half open.
+
+    Attributes:
+        computed: kind -> computations so far.
+        reused: kind -> reuses so far.
+    """
+
+    def __init__(
+        self,
+        model: torch.nn.Module,
+        dit: Dit,
+        ranges: Mapping[str, int] = RANGES,
+        window: tuple[float, float] = WINDOW,
+    ) -> None:
+        self.computed: Counter[str] = Counter()
+        self.reused: Counter[str] = Counter()
+        self._model, self._ranges, self._window = model, ranges, window
+        self._fraction, self._step = 0.0, 0
+        self._calls: Counter[str] = Counter()
+        self._outputs: dict[tuple[str, int], Any] = {}
+        for path, module in attention_modules(model, dit).items():
+            self._wrap(path, module, dit.kind_of(path) or "")
+
+    def __call__(self, step: int, num_steps: int, **inputs: Any) -> tuple[torch.Tensor, ...]:
+        """The model's outputs at a step. Steps must come in order, from 0."""
+        self._step, self._fraction = step, step / num_steps
+        self._calls.clear()
+        return run(self._model, **inputs)
+
+    def _reuses(self, kind: str) -> bool:
+        low, high = self._window
+        return low <= self._fraction < high and self._step % self._ranges.get(kind, 1) != 0
+
+    def _wrap(self, path: str, module: torch.nn.Module, kind: str) -> None:
+        real = module.forward
+
+        def forward(*args: Any, **kwargs: Any) -> Any:
+            key = (path, self._calls[path])
+            self._calls[path] += 1
+            if self._reuses(kind):
+                self.reused[kind] += 1
+            else:
+                self.computed[kind] += 1
+                self._outputs[key] = real(*args, **kwargs)
+            return self._outputs[key]
+
+        module.forward = forward  # type: ignore[method-assign]

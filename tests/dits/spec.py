@@ -1,0 +1,65 @@
+"""What is known about a DiT, independently of the compiler: how to build it, and what it does."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+
+@dataclass(frozen=True)
+class Dit:
+    """A DiT of diffusers, small enough for a CPU.
+
+    Sizes (batch, frames, tokens of a frame, prompt tokens, channels) are pairwise distinct, so that
+    none can be taken for another.
+
+    Attributes:
+        name: short and unique.
+        cls: name of the class in diffusers.
+        config: constructor arguments.
+        inputs: ``inputs(batch=, frames=, height=, width=, text=, seed=, dtype=)`` -> arguments of
+            the forward, all with defaults.
+        kinds: (pattern of module paths, kind) of every attention module; the first that matches.
+        modality: ``video``, ``image``, ``audio`` or ``other``.
+        mechanism: kind -> mechanism, where it is not ``sdpa``.
+        notes: what is peculiar, for the table.
+        clock: name of the timestep argument.
+        latents: name of the denoised argument.
+        sizes: the second resolution, as arguments of ``inputs``.
+        options: options of the backend that this model needs.
+        graphs: into how many graphs the forward breaks.
+        merged: pattern of attention modules that are one site with their neighbour.
+        not_reused: why attention that the ranges name is computed at every step nevertheless.
+    """
+
+    name: str
+    cls: str
+    config: Mapping[str, Any]
+    inputs: Callable[..., dict[str, Any]]
+    kinds: tuple[tuple[str, str], ...]
+    modality: str
+    mechanism: Mapping[str, str] = field(default_factory=dict)
+    notes: str = ""
+    clock: str = "timestep"
+    latents: str = "hidden_states"
+    sizes: Mapping[str, int] = field(default_factory=lambda: {"height": 4, "width": 10})
+    options: Mapping[str, Any] = field(default_factory=dict)
+    graphs: int = 1
+    merged: str = ""
+    not_reused: str = ""
+
+    def kind_of(self, path: str) -> str | None:
+        """True kind of the attention module at a path, or None where it is none."""
+        return next((kind for pattern, kind in self.kinds if re.search(pattern, path)), None)
+
+
+def noise(
+    *shape: int, seed: int = 0, dtype: torch.dtype = torch.float32, scale: float = 1.0
+) -> torch.Tensor:
+    """Normal numbers that depend on the shape and the seed only."""
+    generator = torch.Generator().manual_seed(1000 * seed + sum(shape))
+    return (scale * torch.randn(*shape, generator=generator)).to(dtype)
