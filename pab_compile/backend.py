@@ -104,6 +104,7 @@ class CompiledGraph:
                 "torch.no_grad() or torch.inference_mode(), or freeze the weights with "
                 "model.requires_grad_(False)."
             )
+        compiler.warm_up(args)
         return compile_program(
             self._graph_module, args, options, plan, compiler, compilation=self._given[0]
         )

@@ -9,6 +9,7 @@ is ``passes/capture.py``).
 from __future__ import annotations
 
 import hashlib
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -23,6 +24,7 @@ from torch._dynamo.eval_frame import reset_code
 from torch._guards import TracingContext, tracing
 from torch._inductor import list_mode_options
 from torch._inductor.compile_fx import compile_fx
+from torch._inductor.cpu_vec_isa import pick_vec_isa
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
@@ -67,6 +69,7 @@ class PieceCompiler:
         self._mode = mode
         self._progress = progress
         self._compiled: dict[str, Function] = {}
+        self._warming: threading.Thread | None = None
         self.compile_seconds = 0.0
 
     @property
@@ -78,6 +81,16 @@ class PieceCompiler:
     def num_pieces(self) -> int:
         """Number of distinct pieces."""
         return len(self._compiled)
+
+    def warm_up(self, args: Sequence[Any]) -> None:
+        """Begin, beside the passes, what Inductor does once per process.
+
+        On a CPU it asks the C++ compiler which vector instructions there are, which takes seconds.
+        """
+        on_cpu = any(isinstance(arg, torch.Tensor) and arg.device.type == "cpu" for arg in args)
+        if self._inner == "inductor" and on_cpu and self._warming is None:
+            self._warming = threading.Thread(target=pick_vec_isa, daemon=True)
+            self._warming.start()
 
     def compile(self, graph_module: fx.GraphModule, key: str) -> Function:
         """The compiled function of a piece; the inner compiler runs at its first call.
@@ -119,10 +132,13 @@ class PieceCompiler:
         if self._inner == "eager":
             return graph_module.forward
         if self._inner == "inductor":
-            # Inductor's caches on disk take only graphs with a shape environment; ours is static.
-            mode = FakeTensorMode(shape_env=ShapeEnv(), static_shapes=True)
+            if self._warming is not None:
+                self._warming.join()
+            # Inductor's caches on disk take only graphs with a shape environment; ours has no symbols.
+            mode = FakeTensorMode(shape_env=ShapeEnv())
+            fakes = [mode.from_tensor(arg, static_shapes=True) for arg in args]
             with tracing(TracingContext(mode)):
-                return compile_fx(graph_module, list(args), config_patches=self._patches())  # type: ignore[return-value]
+                return compile_fx(graph_module, fakes, config_patches=self._patches())  # type: ignore[return-value]
         backend = lookup_backend(self._inner) if isinstance(self._inner, str) else self._inner
         return backend(graph_module, list(args))
 
