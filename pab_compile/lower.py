@@ -134,7 +134,7 @@ class PieceCompiler:
         if self._inner == "inductor":
             if self._warming is not None:
                 self._warming.join()
-            # Inductor's caches on disk take only graphs with a shape environment; ours has no symbols.
+            # Inductor's caches on disk take only graphs with a shape environment, if an empty one.
             mode = FakeTensorMode(shape_env=ShapeEnv())
             fakes = [mode.from_tensor(arg, static_shapes=True) for arg in args]
             with tracing(TracingContext(mode)):

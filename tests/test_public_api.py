@@ -159,7 +159,7 @@ def test_explain_half_way_changes_nothing(small: LatteTransformer3DModel) -> Non
 
 @pytest.mark.slow
 def test_explain_latte_at_its_real_size_on_meta() -> None:
-    start = time.perf_counter()
+    start = time.process_time()
     with torch.device("meta"):
         latte = LatteTransformer3DModel(
             num_layers=28,
@@ -183,7 +183,7 @@ def test_explain_latte_at_its_real_size_on_meta() -> None:
             timestep=torch.tensor([500]).expand(2),
             encoder_hidden_states=torch.empty(2, 120, 4096, dtype=torch.bfloat16),
         )
-    assert time.perf_counter() - start < 120
+    assert time.process_time() - start < 120
     assert found.counts() == {"spatial": 28, "temporal": 28, "cross": 28}
     cached = [site.cache_bytes for site in found.sites if site.kind != "mlp"]
     assert cached == [2 * 16 * 1024 * 1152 * 2] * 84
