@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 
-import torch
 from torch import fx
 
 from . import ir
+from .contractions import contraction
 
 
 def count_flops(nodes: Iterable[fx.Node]) -> int:
@@ -23,19 +23,18 @@ def node_flops(node: fx.Node) -> int:
     name = ir.op_name(node)
     if "scaled_dot_product" in name or "flash_attn" in name or "sage_attn" in name:
         return _attention_flops(node)
-    if name == "einsum":
-        return _einsum_flops(node)
-    out, first = ir.shape(node), _shape_of(node, 0)
-    if out is None or first is None:
+    out = ir.shape(node)
+    if out is None:
         return 0
     if name.startswith("conv") and len(node.args) > 1:
         weight = _shape_of(node, 1) or ()
         return 2 * math.prod(out) * math.prod(weight[1:])
-    if name == "linear" or name in ("mm", "bmm", "matmul"):
-        return 2 * math.prod(out) * first[-1]
-    if name in ("addmm", "baddbmm"):
-        return 2 * math.prod(out) * (_shape_of(node, 1) or (0,))[-1]
-    return 0
+    product = contraction(node)
+    if product is None or len(product.operands) < 2:
+        return 0
+    first_places = (places[0] for places in product.summed)
+    summed = ((ir.shape(product.operands[i]) or ())[dim] for i, dim in first_places)
+    return 2 * math.prod(out) * math.prod(summed)
 
 
 def _shape_of(node: fx.Node, position: int) -> tuple[int, ...] | None:
@@ -48,15 +47,3 @@ def _attention_flops(node: fx.Node) -> int:
     if query is None or key is None or val is None:
         return 0
     return 2 * math.prod(query[:-1]) * key[-2] * (query[-1] + val[-1])
-
-
-def _einsum_flops(node: fx.Node) -> int:
-    equation, operands = node.args[0], node.args[1]
-    if not isinstance(equation, str) or not isinstance(operands, (list, tuple)):
-        return 0
-    terms = equation.replace(" ", "").split("->")[0].split(",")
-    sizes: dict[str, int] = {}
-    for term, operand in zip(terms, operands, strict=False):
-        if isinstance(operand, fx.Node) and isinstance(ir.value(operand), torch.Tensor):
-            sizes.update(zip(term, ir.shape(operand) or (), strict=False))
-    return 2 * math.prod(sizes.values()) if len(terms) > 1 else 0

@@ -49,6 +49,11 @@ CASES: dict[str, tuple[Callable[..., torch.Tensor], dict[str, torch.Tensor], int
         {"a": values(2, 3, 4), "b": values(2, 5, 4)},
         2 * 2 * 3 * 5 * 4,
     ),
+    "einsum with an ellipsis": (
+        lambda a, b: torch.einsum("...nc,chd->...nhd", a, b),
+        {"a": values(2, 6, 3, 4), "b": values(4, 5, 7)},
+        2 * (2 * 6 * 3) * (5 * 7) * 4,
+    ),
     "einsum of one": (lambda a: torch.einsum("bnc->bcn", a), {"a": values(2, 3, 4)}, 0),
     "elementwise": (lambda a: a.sin() * 2 + a, {"a": values(2, 3)}, 0),
 }
