@@ -1,0 +1,57 @@
+"""The code of docs/plans.md, run."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from torch import fx
+
+from latte import Loop, assert_same, calls_of, compiled_pab, ddim_timesteps, tiny_latte
+from oracle import Oracle, Rule
+from pab_compile.passes.sites import Site
+from pab_compile.plan import plan_from_json
+
+PAGE = (Path(__file__).parents[1] / "docs" / "plans.md").read_text(encoding="utf-8")
+
+
+def block(language: str) -> str:
+    (found,) = re.findall(rf"```{language}\n(.*?)```", PAGE, re.DOTALL)
+    return found
+
+
+@pytest.fixture
+def plan() -> Callable[..., int | None]:
+    names: dict[str, Any] = {}
+    exec(block("python"), names)
+    return names["pyramid_with_mlps"]
+
+
+def mlp(name: str) -> Site:
+    node = fx.Graph().placeholder("x")
+    return Site(name, "mlp", "mlp", name, (), (), (node,), (node,), 0, 0, "")
+
+
+@pytest.mark.parametrize("num_steps", [12, 30])
+def test_mlps_are_broadcast_at_any_number_of_steps(
+    plan: Callable[..., int | None], num_steps: int
+) -> None:
+    model = tiny_latte(depth=1)
+    rule = Rule({"spatial": 2, "temporal": 4, "cross": 6, "mlp": 3}, (0.15, 0.85))
+    timesteps = ddim_timesteps(num_steps)
+    expected = Loop(Oracle(model, rule), timesteps).run()
+    assert_same(Loop(calls_of(compiled_pab(model, plan=plan)), timesteps).run(), expected)
+
+
+def test_only_the_first_five_blocks_are(plan: Callable[..., int | None]) -> None:
+    answers = [plan(mlp(f"blocks.{index}.ff.net.2"), 7, 12, None) for index in range(7)]
+    assert answers == [0] * 5 + [None] * 2
+    assert plan(mlp("blocks.12"), 7, 12, None) is None
+
+
+def test_the_file_of_the_page_is_a_plan() -> None:
+    assert plan_from_json(json.loads(block("json")), "the page").num_steps == 4
