@@ -53,7 +53,7 @@ class Reading:
 
 
 def read_timestep(timestep: torch.Tensor, known: TimestepTable | None) -> Reading:
-    """Read a timestep of shape ``[]``, ``[batch]`` or ``[batch, 1]``.
+    """Read a timestep of shape ``[]``, ``[batch]`` or ``[batch, frames]``.
 
     Args:
         timestep: the clock input of this call.

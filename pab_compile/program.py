@@ -10,6 +10,7 @@ import torch
 from torch import fx
 
 from pab_compile.passes import ir
+from pab_compile.passes.binding import Binding
 from pab_compile.passes.capture import capture
 from pab_compile.passes.pipeline import Program, analysis, rewriting, run_passes
 from pab_compile.passes.sites import Site
@@ -69,14 +70,7 @@ def compile_program(
     inputs = ir.placeholders(program.graph_module.graph)
     latents = inputs.index(program.inferred_axes.latents)
     clock = [node.name for node in inputs].index(program.clock)
-    stated_steps = {name for name, value in options.axes.items() if value == "step"}
-    held = [
-        i
-        for i, node in enumerate(inputs)
-        if i not in (latents, clock)
-        and not ir.is_constant_input(node)
-        and ir.source(node) not in stated_steps
-    ]
+    held = [i for i, node in enumerate(inputs) if ir.binding(node) == Binding.PROMPT]
     weights = [i for i, node in enumerate(inputs) if ir.is_constant_input(node)]
     run_passes(program, rewriting(wanted), dumper.watch)
     executor = Executor(program.graph_module, compiler, plan)

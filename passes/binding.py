@@ -74,7 +74,9 @@ def _input_binding(node: fx.Node, latents: fx.Node, step_inputs: frozenset[fx.No
 
 
 def find_clock(graph: fx.Graph, latents: fx.Node, stated: Mapping[str, str]) -> fx.Node:
-    """Find the timestep: one number, or one per batch row, embedded by sin/cos or a table.
+    """Find the timestep: a number, one per batch row, or one per row and frame, that is embedded.
+
+    Of several that sound like time, the one called ``timestep`` is taken.
 
     Args:
         graph: a captured graph.
@@ -87,10 +89,13 @@ def find_clock(graph: fx.Graph, latents: fx.Node, stated: Mapping[str, str]) -> 
     inputs = [n for n in ir.placeholders(graph) if not ir.is_constant_input(n) and n is not latents]
     declared = [n for n in inputs if stated.get(ir.source(n)) == STATED_STEP]
     scalars = [n for n in inputs if _is_scalar_per_row(n, latents)]
+    timely = [n for n in scalars if _sounds_like_time(n)]
+    embedded = [n for n in timely if _reaches(n, _CLOCK_OPS)]
     for candidates in (
         [n for n in declared if n in scalars],
-        [n for n in scalars if _sounds_like_time(n) and _reaches(n, _CLOCK_OPS)],
-        [n for n in scalars if _sounds_like_time(n)],
+        [n for n in embedded if ir.source(n).lower() == "timestep"],
+        embedded,
+        timely,
         [n for n in scalars if _reaches(n, _CLOCK_OPS) and stated.get(ir.source(n)) != STATED_HELD],
     ):
         if len(candidates) == 1:
@@ -112,15 +117,30 @@ def find_clock(graph: fx.Graph, latents: fx.Node, stated: Mapping[str, str]) -> 
 
 
 def step_inputs(graph: fx.Graph, clock: fx.Node, stated: Mapping[str, str]) -> frozenset[fx.Node]:
-    """All inputs that change at every step: the clock and what the user stated as ``"step"``."""
-    declared = (n for n in ir.placeholders(graph) if stated.get(ir.source(n)) == STATED_STEP)
-    return frozenset([clock, *declared])
+    """All inputs that change at every step.
+
+    The clock, other inputs of its shape that sound like time (the step's end, another stream's
+    timestep), and what the user stated as ``"step"``.
+    """
+    inputs = [n for n in ir.placeholders(graph) if not ir.is_constant_input(n)]
+    declared = [n for n in inputs if stated.get(ir.source(n)) == STATED_STEP]
+    timely = [
+        n
+        for n in inputs
+        if ir.shape(n) == ir.shape(clock)
+        and _sounds_like_time(n)
+        and stated.get(ir.source(n)) != STATED_HELD
+    ]
+    return frozenset([clock, *declared, *timely])
 
 
 def _is_scalar_per_row(node: fx.Node, latents: fx.Node) -> bool:
     shape = ir.shape(node)
     batch = next(iter(ir.shape(latents) or (1,)))
-    return shape in ((), (1,), (batch,), (1, 1), (batch, 1))
+    if shape in ((), (1,), (batch,), (1, 1), (batch, 1)):
+        return True
+    per_frame = shape is not None and len(shape) == 2 and shape[0] in (1, batch)
+    return per_frame and _sounds_like_time(node)
 
 
 def _sounds_like_time(node: fx.Node) -> bool:

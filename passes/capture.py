@@ -114,6 +114,9 @@ def _plain(number: Any) -> Any:
 def remove_noise(graph_module: fx.GraphModule) -> int:
     """Remove ops without effect at inference: dropout in eval, assertions, aliases, dead code.
 
+    A cast to the type of another tensor takes nothing of that tensor's value, so it no longer
+    reads it.
+
     Returns:
         The number of nodes removed.
     """
@@ -127,19 +130,41 @@ def remove_noise(graph_module: fx.GraphModule) -> int:
             graph.erase_node(node)
         elif ir.is_call(node, "_assert_tensor_metadata"):
             graph.erase_node(node)
+        elif ir.is_call(node, "type_as"):
+            _cast_by_dtype(node)
     graph.eliminate_dead_code()
     graph_module.recompile()
     return before - len(graph.nodes)
 
 
 def _refuse_autocast(graph: fx.Graph) -> None:
-    entered = next((node for node in graph.nodes if ir.op_name(node) == "_enter_autocast"), None)
-    if entered is not None:
+    """Remove regions without autocast where none was on anyway; any other is an error."""
+    for entered in [node for node in graph.nodes if ir.op_name(node) == "_enter_autocast"]:
+        device_type, _, enabled, *_ = entered.args
+        if not enabled and not torch.is_autocast_enabled(str(device_type)):
+            for left in ir.users(entered):
+                graph.erase_node(left)
+            graph.erase_node(entered)
+            continue
         raise UnsupportedModelError(
             "The model switches torch.autocast on or off inside its forward "
             f"({ir.source_line(entered) or 'source unknown'}), and the casts of such a part are "
             "not traced. Use autocast around the call of the model, or cast its weights and inputs."
         )
+
+
+def _cast_by_dtype(node: fx.Node) -> None:
+    """``type_as(x, y)`` becomes ``_to_copy(x, dtype=..., device=...)``, or ``x``."""
+    x = node.args[0]
+    assert isinstance(x, fx.Node)
+    before, after = ir.tensor(x), ir.tensor(node)
+    assert before is not None and after is not None
+    if (before.dtype, before.device) == (after.dtype, after.device):
+        node.replace_all_uses_with(x)
+        node.graph.erase_node(node)
+        return
+    node.target = torch.ops.aten._to_copy.default
+    node.args, node.kwargs = (x,), {"dtype": after.dtype, "device": after.device}
 
 
 def _is_identity(node: fx.Node) -> bool:

@@ -7,7 +7,8 @@ kind         queries run along                           keys run along
 ``temporal`` ``t`` only                                  the same
 ``full``     ``t`` with ``h``/``w``, or packed ``s``     the same
 ``joint``    video, or video and text                    video and text
-``cross``    video (an extra token may lead them)        other sources only
+``cross``    video (an extra token may lead them)        other sources only, or tokens without a
+                                                         name that do not depend on the latents
 ``text``     text                                        text
 ``other``    anything else
 ===========  ==========================================  ==================
@@ -18,7 +19,7 @@ product with the values, or, in linear attention, keys with values and their pro
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from torch import fx
@@ -79,8 +80,10 @@ class _Step:
 
 def find_mixers(graph_module: fx.GraphModule, axes: AxisTable) -> tuple[Mixer, ...]:
     """Find every attention of a captured graph, in the order of their outputs."""
-    finder = _Finder(axes, _fed_nodes(graph_module.graph))
-    for node in ir.calls(graph_module.graph):
+    graph = graph_module.graph
+    inputs = [node for node in ir.placeholders(graph) if not ir.is_constant_input(node)]
+    finder = _Finder(axes, _fed_nodes(graph, inputs), _fed_nodes(graph, [axes.latents]))
+    for node in ir.calls(graph):
         if (call := attention_call(node, axes.dims)) is not None:
             finder.add_call(node, call)
         elif (spec := contraction(node)) is not None and len(spec.operands) == 2:
@@ -105,12 +108,11 @@ def kind_of(query: Iterable[str], key: Iterable[str]) -> str:
     return "spatial" if q <= {"h", "w"} else "full"
 
 
-def _fed_nodes(graph: fx.Graph) -> frozenset[fx.Node]:
-    """Nodes whose value depends on more than the model's parameters."""
-    fed: set[fx.Node] = set()
+def _fed_nodes(graph: fx.Graph, inputs: Sequence[fx.Node]) -> frozenset[fx.Node]:
+    """Nodes whose value depends on some inputs."""
+    fed = set(inputs)
     for node in graph.nodes:
-        is_input = node.op == "placeholder" and not ir.is_constant_input(node)
-        if is_input or any(arg in fed for arg in node.all_input_nodes):
+        if any(arg in fed for arg in node.all_input_nodes):
             fed.add(node)
     return frozenset(fed)
 
@@ -118,9 +120,12 @@ def _fed_nodes(graph: fx.Graph) -> frozenset[fx.Node]:
 class _Finder:
     """Mixers found so far, by their output."""
 
-    def __init__(self, axes: AxisTable, fed: frozenset[fx.Node]) -> None:
+    def __init__(
+        self, axes: AxisTable, fed: frozenset[fx.Node], latent: frozenset[fx.Node]
+    ) -> None:
         self.axes = axes
         self.fed = fed
+        self.latent = latent
         self.found: dict[fx.Node, Mixer] = {}
         self.pooled: dict[fx.Node, Mixer] = {}
 
@@ -185,7 +190,9 @@ class _Finder:
         if not query_axes and not (step.normalised and key_axes):
             return False
         mechanism = "softmax" if step.normalised else "linear"
-        self.found[nodes[-1]] = self._mixer(nodes, mechanism, where, summed)
+        self.found[nodes[-1]] = self._mixer(
+            nodes, mechanism, where, summed, first.operands[1 - query]
+        )
         return True
 
     def _linear(
@@ -231,9 +238,12 @@ class _Finder:
         mechanism: str,
         query: tuple[fx.Node, list[int]],
         key: tuple[fx.Node, list[int]],
+        keys: fx.Node | None = None,
     ) -> Mixer:
         query_axes, key_axes = self._tokens(*query), self._tokens(*key)
         kind = kind_of(query_axes, key_axes)
+        if not key_axes and set(query_axes) & VIDEO and (keys or key[0]) not in self.latent:
+            kind = "cross"  # learned queries that looked at a prompt, say
         reason = _reason(kind, mechanism, self._print(*query), self._print(*key))
         if self.axes.frame_major and kind in ("spatial", "temporal"):
             reason += "; the packed tokens are taken as frame-major"

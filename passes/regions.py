@@ -4,6 +4,8 @@ A region grows forward from a token mixer along the latent-dependent graph: a no
 its latent-dependent inputs are already in. It stops before
 
 - another token mixer, and the residual add (a model without one is cached as far as it goes);
+- a value from elsewhere, other than a factor that is computed from what the mixer reads and used
+  here only (a gate of the attention's own, a normaliser of linear attention);
 - with the cut ``attention``, the first op that brings in a per-step value (the gate): paper,
   section 3.2, as diffusers caches; with ``gated`` it goes on to the residual add, as the paper's
   Open-Sora and Latte cache.
@@ -25,6 +27,8 @@ from .binding import Binding
 from .hoisting import hoisted_nodes
 
 _ADD_OPS = ("add", "sub", "rsub")
+_FACTOR_OPS = ("mul", "div")
+_MAX_FACTOR_NODES = 40
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,7 +85,9 @@ class RegionFinder:
     def _groups_to_join(self, node: fx.Node) -> list[int]:
         """The groups that a node belongs to; empty when the node stays outside."""
         latent_inputs = [n for n in node.all_input_nodes if ir.binding(n) == Binding.LATENT]
-        if not latent_inputs or any(n not in self._owner for n in latent_inputs):
+        foreign = [n for n in latent_inputs if n not in self._owner]
+        latent_inputs = [n for n in latent_inputs if n in self._owner]
+        if not latent_inputs or not all(self._is_own_factor(n, node) for n in foreign):
             return []
         if self._keep_gate_outside and any(
             ir.binding(n) == Binding.STEP for n in node.all_input_nodes
@@ -91,6 +97,30 @@ class RegionFinder:
         if len({self._kinds[group] for group in groups}) > 1:
             return []
         return [] if self._is_residual_add(node, groups) else groups
+
+    def _is_own_factor(self, factor: fx.Node, product: fx.Node) -> bool:
+        """Whether a factor comes from what the mixer reads, and serves this product only."""
+        if not ir.is_call(product, *_FACTOR_OPS):
+            return False
+        owner = next(n for n in product.all_input_nodes if n in self._owner)
+        read = self._ancestors[self._find(self._owner[owner])]
+        cone, pending = {product}, [factor]
+        while pending:
+            pending.sort(key=self._order.__getitem__)
+            node = pending.pop()  # users come before what they use
+            if (node is not factor and node in read) or node in cone:
+                continue
+            if ir.binding(node) == Binding.STEP and self._keep_gate_outside:
+                return False
+            if ir.binding(node) != Binding.LATENT:
+                continue
+            is_private = node not in read and all(user in cone for user in node.users)
+            is_plain = node.op == "call_function" and node not in self._mixer_nodes
+            if not is_private or not is_plain or len(cone) > _MAX_FACTOR_NODES:
+                return False
+            cone.add(node)
+            pending.extend(node.all_input_nodes)
+        return True
 
     def _is_residual_add(self, node: fx.Node, groups: Sequence[int]) -> bool:
         if not ir.is_call(node, *_ADD_OPS):

@@ -11,11 +11,13 @@ import torch
 from diffusers import ModelMixin
 from diffusers.models import transformers
 
-from . import factorised, joint_video, wan
+from . import cross_video, factorised, hunyuan_video, joint_video, wan
 from .spec import Dit
 
 _FAMILIES = (
+    cross_video,
     factorised,
+    hunyuan_video,
     joint_video,
     wan,
 )

@@ -4,24 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
-
-from .spec import Dit, noise
+from .spec import Dit, Sizes, inputs_of
 
 
-def _latte(
-    batch: int = 2,
-    frames: int = 3,
-    height: int = 8,
-    width: int = 12,
-    text: int = 7,
-    seed: int = 0,
-    dtype: torch.dtype = torch.float32,
-) -> dict[str, Any]:
+def _latte(sizes: Sizes) -> dict[str, Any]:
     return {
-        "hidden_states": noise(batch, 4, frames, height, width, seed=seed, dtype=dtype),
-        "timestep": torch.full((batch,), 500),
-        "encoder_hidden_states": noise(batch, text, 10, seed=seed, dtype=dtype),
+        "hidden_states": sizes.noise(sizes.batch, 4, sizes.frames, sizes.height, sizes.width),
+        "timestep": sizes.timestep(),
+        "encoder_hidden_states": sizes.noise(sizes.batch, sizes.text, 10),
     }
 
 
@@ -46,7 +36,7 @@ DITS = (
             "caption_channels": 10,
             "video_length": 3,
         },
-        _latte,
+        inputs_of(_latte),
         (
             (r"^temporal_transformer_blocks\.\d+\.attn1$", "temporal"),
             (r"^transformer_blocks\.\d+\.attn1$", "spatial"),

@@ -6,22 +6,56 @@ from typing import Any
 
 import torch
 
-from .spec import Dit, noise
+from .spec import Dit, Sizes, inputs_of
+
+_COGVIDEOX = {
+    "num_attention_heads": 2,
+    "attention_head_dim": 16,
+    "in_channels": 4,
+    "out_channels": 4,
+    "time_embed_dim": 5,
+    "text_embed_dim": 10,
+    "num_layers": 2,
+    "sample_width": 12,
+    "sample_height": 8,
+    "sample_frames": 9,
+    "patch_size": 2,
+    "temporal_compression_ratio": 4,
+    "max_text_seq_length": 7,
+}
 
 
-def _cogvideox(
-    batch: int = 2,
-    frames: int = 3,
-    height: int = 8,
-    width: int = 12,
-    text: int = 7,
-    seed: int = 0,
-    dtype: torch.dtype = torch.float32,
-) -> dict[str, Any]:
+def _cogvideox(sizes: Sizes) -> dict[str, Any]:
     return {
-        "hidden_states": noise(batch, frames, 4, height, width, seed=seed, dtype=dtype),
-        "timestep": torch.full((batch,), 500),
-        "encoder_hidden_states": noise(batch, text, 10, seed=seed, dtype=dtype),
+        "hidden_states": sizes.noise(sizes.batch, sizes.frames, 4, sizes.height, sizes.width),
+        "timestep": sizes.timestep(),
+        "encoder_hidden_states": sizes.noise(sizes.batch, sizes.text, 10),
+    }
+
+
+def _consisid(sizes: Sizes) -> dict[str, Any]:
+    return {
+        **_cogvideox(sizes),
+        "id_cond": sizes.noise(sizes.batch, 11),
+        "id_vit_hidden": [sizes.noise(sizes.batch, 9, 14, salt=1 + i) for i in range(2)],
+    }
+
+
+def _mochi(sizes: Sizes) -> dict[str, Any]:
+    return {
+        "hidden_states": sizes.noise(sizes.batch, 4, sizes.frames, sizes.height, sizes.width),
+        "timestep": sizes.timestep(),
+        "encoder_hidden_states": sizes.noise(sizes.batch, sizes.text, 16),
+        "encoder_attention_mask": torch.ones(sizes.batch, sizes.text, dtype=torch.bool),
+    }
+
+
+def _easyanimate(sizes: Sizes) -> dict[str, Any]:
+    return {
+        "hidden_states": sizes.noise(sizes.batch, 4, sizes.frames, sizes.height, sizes.width),
+        "timestep": sizes.timestep(),
+        "encoder_hidden_states": sizes.noise(sizes.batch, sizes.text, 10),
+        "encoder_hidden_states_t5": sizes.noise(sizes.batch, 5, 11),
     }
 
 
@@ -29,22 +63,78 @@ DITS = (
     Dit(
         "cogvideox",
         "CogVideoXTransformer3DModel",
+        _COGVIDEOX,
+        inputs_of(_cogvideox),
+        ((r"^transformer_blocks\.\d+\.attn1$", "joint"),),
+        "video",
+    ),
+    Dit(
+        "consisid",
+        "ConsisIDTransformer3DModel",
+        {
+            **_COGVIDEOX,
+            "is_train_face": True,
+            "cross_attn_interval": 1,
+            "cross_attn_dim_head": 6,
+            "cross_attn_num_heads": 3,
+            "LFE_id_dim": 11,
+            "LFE_vit_dim": 14,
+            "LFE_depth": 2,
+            "LFE_dim_head": 6,
+            "LFE_num_heads": 3,
+            "LFE_num_id_token": 4,
+            "LFE_num_querie": 13,
+            "LFE_output_dim": 21,
+            "LFE_ff_mult": 2,
+            "LFE_num_scale": 2,
+        },
+        inputs_of(_consisid),
+        (
+            (r"^transformer_blocks\.\d+\.attn1$", "joint"),
+            (r"^perceiver_cross_attention\.\d+$", "cross"),
+            (r"^local_facial_extractor\.layers\.\d+\.0$", "other"),
+        ),
+        "video",
+        mechanism={"cross": "softmax", "other": "softmax"},
+        notes="cross-attention to the face, written out by hand",
+    ),
+    Dit(
+        "mochi",
+        "MochiTransformer3DModel",
+        {
+            "patch_size": 2,
+            "num_attention_heads": 2,
+            "attention_head_dim": 10,
+            "num_layers": 2,
+            "pooled_projection_dim": 14,
+            "in_channels": 4,
+            "text_embed_dim": 16,
+            "time_embed_dim": 6,
+            "max_sequence_length": 7,
+        },
+        inputs_of(_mochi),
+        ((r"^transformer_blocks\.\d+\.attn1$", "joint"), (r"\.pooler$", "other")),
+        "video",
+        notes="the attention loops over the batch, and keeps the valid tokens of the prompt only",
+        graphs=2,
+        unsupported="found no latents",
+    ),
+    Dit(
+        "easyanimate",
+        "EasyAnimateTransformer3DModel",
         {
             "num_attention_heads": 2,
             "attention_head_dim": 16,
             "in_channels": 4,
             "out_channels": 4,
-            "time_embed_dim": 5,
-            "text_embed_dim": 10,
-            "num_layers": 2,
-            "sample_width": 12,
-            "sample_height": 8,
-            "sample_frames": 9,
             "patch_size": 2,
-            "temporal_compression_ratio": 4,
-            "max_text_seq_length": 7,
+            "num_layers": 3,
+            "mmdit_layers": 2,
+            "time_embed_dim": 6,
+            "text_embed_dim": 10,
+            "text_embed_dim_t5": 11,
         },
-        _cogvideox,
+        inputs_of(_easyanimate),
         ((r"^transformer_blocks\.\d+\.attn1$", "joint"),),
         "video",
     ),

@@ -31,9 +31,9 @@ class Dit:
         latents: name of the denoised argument.
         sizes: the second resolution, as arguments of ``inputs``.
         options: options of the backend that this model needs.
-        graphs: into how many graphs the forward breaks.
+        graphs: 1 where the forward traces as one graph; else into how many it breaks.
         merged: pattern of attention modules that are one site with their neighbour.
-        not_reused: why attention that the ranges name is computed at every step nevertheless.
+        unsupported: what the compiler's error says where it refuses the model.
     """
 
     name: str
@@ -50,16 +50,41 @@ class Dit:
     options: Mapping[str, Any] = field(default_factory=dict)
     graphs: int = 1
     merged: str = ""
-    not_reused: str = ""
+    unsupported: str = ""
 
     def kind_of(self, path: str) -> str | None:
         """True kind of the attention module at a path, or None where it is none."""
         return next((kind for pattern, kind in self.kinds if re.search(pattern, path)), None)
 
 
-def noise(
-    *shape: int, seed: int = 0, dtype: torch.dtype = torch.float32, scale: float = 1.0
-) -> torch.Tensor:
-    """Normal numbers that depend on the shape and the seed only."""
-    generator = torch.Generator().manual_seed(1000 * seed + sum(shape))
-    return (scale * torch.randn(*shape, generator=generator)).to(dtype)
+@dataclass(frozen=True)
+class Sizes:
+    """Sizes of one call's inputs, and the noise to fill them with."""
+
+    batch: int = 2
+    frames: int = 3
+    height: int = 8
+    width: int = 12
+    text: int = 7
+    seed: int = 0
+    dtype: torch.dtype = torch.float32
+
+    def noise(self, *shape: int, salt: int = 0) -> torch.Tensor:
+        """Normal numbers that depend on shape, seed and salt only."""
+        generator = torch.Generator().manual_seed(1000 * self.seed + 100 * salt + sum(shape))
+        return torch.randn(*shape, generator=generator).to(self.dtype)
+
+    def timestep(self, value: float = 500) -> torch.Tensor:
+        """One timestep per video: integers for an integer."""
+        return torch.full((self.batch,), value)
+
+
+def inputs_of(
+    make: Callable[[Sizes], dict[str, Any]], **defaults: int
+) -> Callable[..., dict[str, Any]]:
+    """The ``inputs`` of a description, from a function of the sizes."""
+
+    def inputs(**sizes: Any) -> dict[str, Any]:
+        return make(Sizes(**{**defaults, **sizes}))
+
+    return inputs

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from .spec import Dit, noise
+from .spec import Dit, Sizes, inputs_of
 
 _CONFIG = {
     "patch_size": (1, 2, 2),
@@ -19,27 +19,74 @@ _CONFIG = {
     "ffn_dim": 40,
     "num_layers": 2,
     "cross_attn_norm": True,
-    "qk_norm": "rms_norm_across_heads",
     "rope_max_seq_len": 32,
 }
+_IMAGE = {"image_dim": 16, "added_kv_proj_dim": 24}
+_KINDS = ((r"^blocks\.\d+\.attn1$", "full"), (r"^blocks\.\d+\.attn2$", "cross"))
+_TWO_CONTEXTS = "cross-attention to text and to the image, added: one site"
 
 
-def _wan(
-    batch: int = 2,
-    frames: int = 3,
-    height: int = 8,
-    width: int = 12,
-    text: int = 7,
-    seed: int = 0,
-    dtype: torch.dtype = torch.float32,
-) -> dict[str, Any]:
+def _wan(sizes: Sizes) -> dict[str, Any]:
     return {
-        "hidden_states": noise(batch, 4, frames, height, width, seed=seed, dtype=dtype),
-        "timestep": torch.full((batch,), 500),
-        "encoder_hidden_states": noise(batch, text, 20, seed=seed, dtype=dtype),
+        "hidden_states": sizes.noise(sizes.batch, 4, sizes.frames, sizes.height, sizes.width),
+        "timestep": sizes.timestep(),
+        "encoder_hidden_states": sizes.noise(sizes.batch, sizes.text, 20),
     }
 
 
-_KINDS = ((r"^blocks\.\d+\.attn1$", "full"), (r"^blocks\.\d+\.attn2$", "cross"))
+def _with_image(sizes: Sizes) -> dict[str, Any]:
+    # The attention takes all but the last 512 tokens of the context for the image.
+    image = sizes.noise(sizes.batch, 5, 16)
+    return {**_wan(sizes), "encoder_hidden_states_image": image}
 
-DITS = (Dit("wan", "WanTransformer3DModel", _CONFIG, _wan, _KINDS, "video"),)
+
+def _vace(sizes: Sizes) -> dict[str, Any]:
+    control = sizes.noise(sizes.batch, 6, sizes.frames, sizes.height, sizes.width)
+    return {**_wan(sizes), "control_hidden_states": control}
+
+
+def _anyflow(sizes: Sizes) -> dict[str, Any]:
+    latents = sizes.noise(sizes.batch, sizes.frames, 4, sizes.height, sizes.width)
+    times = torch.full((sizes.batch, sizes.frames), 500.0)
+    return {**_wan(sizes), "hidden_states": latents, "timestep": times, "r_timestep": 0.8 * times}
+
+
+DITS = (
+    Dit("wan", "WanTransformer3DModel", _CONFIG, inputs_of(_wan), _KINDS, "video"),
+    Dit(
+        "wan_i2v",
+        "WanTransformer3DModel",
+        {**_CONFIG, **_IMAGE},
+        inputs_of(_with_image, text=512),
+        _KINDS,
+        "video",
+        notes=_TWO_CONTEXTS,
+    ),
+    Dit(
+        "wan_vace",
+        "WanVACETransformer3DModel",
+        {**_CONFIG, "vace_layers": [0, 1], "vace_in_channels": 6},
+        inputs_of(_vace),
+        ((r"^(vace_)?blocks\.\d+\.attn1$", "full"), (r"^(vace_)?blocks\.\d+\.attn2$", "cross")),
+        "video",
+        notes="a second stack of blocks for the control video",
+    ),
+    Dit(
+        "skyreels_v2",
+        "SkyReelsV2Transformer3DModel",
+        {**_CONFIG, "inject_sample_info": True},
+        inputs_of(lambda sizes: {**_wan(sizes), "fps": [0, 1][: sizes.batch]}),
+        _KINDS,
+        "video",
+    ),
+    Dit(
+        "chronoedit",
+        "ChronoEditTransformer3DModel",
+        {**_CONFIG, **_IMAGE, "rope_temporal_skip_len": 2},
+        inputs_of(_with_image, text=512),
+        _KINDS,
+        "video",
+        notes=_TWO_CONTEXTS,
+    ),
+    Dit("anyflow", "AnyFlowTransformer3DModel", _CONFIG, inputs_of(_anyflow), _KINDS, "video"),
+)

@@ -118,6 +118,26 @@ def test_the_clock_is_a_scalar_or_one_number_per_row(shape: tuple[int, ...]) -> 
     assert clock_of(captured(model, timestep=values(*shape))) == "timestep"
 
 
+def test_the_clock_may_be_one_number_per_row_and_frame_if_it_sounds_like_time() -> None:
+    def model(latents, timestep, w_in):
+        return latents_of(tokens_of(latents, w_in) + torch.sin(timestep).mean(1)[:, None, None])
+
+    def unnamed(latents, foo, w_in):
+        return model(latents, foo, w_in)
+
+    assert clock_of(captured(model, timestep=values(BATCH, 3))) == "timestep"
+    with pytest.raises(UnsupportedModelError, match="No timestep was found"):
+        clock_of(captured(unnamed, foo=values(BATCH, 3)))
+
+
+def test_of_several_that_sound_like_time_the_timestep_is_the_clock_and_all_change_with_it() -> None:
+    model = scalar_model("r_timestep timestep")
+    assert clock_of(model) == "timestep"
+    assert {"timestep", "r_timestep"} <= set(bound(model)["STEP"])
+    assert "r_timestep" in bound(model, {"r_timestep": "held"})["PROMPT"]
+    assert "guidance" in bound(scalar_model("guidance timestep"))["PROMPT"]
+
+
 def test_two_scalars_that_look_alike_are_ambiguous() -> None:
     model = scalar_model("foo bar")
     with pytest.raises(UnsupportedModelError) as caught:

@@ -170,6 +170,18 @@ def test_aliases_and_dead_code_leave_nothing() -> None:
     assert ops(captured(model, x=values(2, 3)).graph_module) == ["sin"]
 
 
+def test_a_cast_to_the_type_of_another_tensor_no_longer_reads_it() -> None:
+    def model(x: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+        return x.sin().type_as(like) + x.type_as(x)
+
+    same = captured(model, x=values(2, 3), like=values(4))
+    assert ops(same.graph_module) == ["sin", "add"]
+    other = captured(model, x=values(2, 3), like=values(4).double())
+    assert ops(other.graph_module) == ["sin", "_to_copy", "add"]
+    assert not other.node("like").users
+    assert torch.equal(other.graph_module(*other.args)[0], other.eager()[0])
+
+
 def test_removing_noise_twice_removes_nothing_the_second_time() -> None:
     found = captured(models.gated_attention)
     assert remove_noise(found.graph_module) == 0
@@ -202,6 +214,20 @@ def test_a_region_of_autocast_is_refused() -> None:
         return y.float() + 1
 
     with pytest.raises(UnsupportedModelError, match=r"switches torch\.autocast on or off inside"):
+        through_dynamo(model, values(2, 3), values(3, 3))
+
+
+def test_a_region_that_switches_autocast_off_where_none_is_on_is_inlined() -> None:
+    def model(x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
+        with torch.autocast("cpu", enabled=False):
+            y = x @ w
+        return y + 1
+
+    assert ops(through_dynamo(model, values(2, 3), values(3, 3))) == ["matmul", "add"]
+    with (
+        torch.autocast("cpu", torch.bfloat16),
+        pytest.raises(UnsupportedModelError, match=r"torch\.autocast on or off"),
+    ):
         through_dynamo(model, values(2, 3), values(3, 3))
 
 

@@ -307,14 +307,36 @@ def test_pooling_by_softmax_is_other() -> None:
     assert (found.kind, found.mechanism, found.key_axes) == ("other", "softmax", ("text",))
 
 
-def test_softmax_by_hand_over_learned_tokens_is_other() -> None:
+def test_attention_to_learned_queries_that_looked_at_a_prompt_is_cross() -> None:
+    def model(latents, prompt, w_in, w_queries):
+        x = tokens(latents) @ w_in
+        looked = F.softmax((w_queries * prompt.mean()) @ prompt.mT, -1) @ prompt
+        seen = F.layer_norm(looked, (4,))
+        return F.softmax(x @ seen.mT, -1) @ seen
+
+    shapes = {"w_in": (4, 4), "w_queries": (9, 4)}
+    assert kinds(model, **shapes) == "other: - < text; cross: t*h*w < -"
+
+
+def test_attention_to_unnamed_tokens_made_of_the_latents_is_other() -> None:
+    def model(latents, w_in, w_queries):
+        x = tokens(latents) @ w_in
+        looked = F.softmax((w_queries * x.mean()) @ x.mT, -1) @ x
+        seen = F.layer_norm(looked, (4,))
+        return F.softmax(x @ seen.mT, -1) @ seen
+
+    shapes = {"w_in": (4, 4), "w_queries": (9, 4)}
+    assert kinds(model, **shapes) == "other: - < t*h*w; other: t*h*w < -"
+
+
+def test_softmax_by_hand_over_learned_tokens_is_cross() -> None:
     def model(latents, prompt, w_tokens):
         x = tokens(latents)
         learned = w_tokens + 0 * prompt.mean(1, keepdim=True)
         return (x @ learned.transpose(1, 2)).softmax(-1) @ learned
 
     (found,) = mixers(model, w_tokens=(1, 9, 4))
-    assert (found.kind, found.mechanism, found.key_axes) == ("other", "softmax", ())
+    assert (found.kind, found.mechanism, found.key_axes) == ("cross", "softmax", ())
 
 
 def test_layers_without_attention_are_no_mixers() -> None:

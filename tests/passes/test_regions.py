@@ -220,3 +220,63 @@ def test_regions_of_one_graph_are_disjoint(cut: str) -> None:
     sites = analysed(captured(models.mlp_block), cut).sites
     assert len(sites) == 2
     assert not set(sites[0].region) & set(sites[1].region)
+
+
+def gated_by_itself(latents, timestep, w_in, w_qkv, w_gate, w_out):
+    x = tokens_of(latents, w_in)
+    y = x * torch.sin(timestep)[:, None, None]
+    qkv = linear(y, w_qkv)
+    own = torch.sigmoid(linear(y, w_gate))
+    return latents_of(x + linear(attend(qkv, qkv, qkv) * own, w_out))
+
+
+def test_a_gate_that_the_attention_computes_from_its_own_input_is_part_of_it() -> None:
+    (growth,) = grow(gated_by_itself)
+    check_inline(
+        describe(growth),
+        """\
+        region:   attend mul_1 linear_3
+        frontier: linear_3
+        cut:      linear_3
+        """,
+    )
+
+
+def test_the_normaliser_of_linear_attention_is_part_of_it() -> None:
+    def model(latents, timestep, w_in, w_qkv, w_out):
+        x = tokens_of(latents, w_in)
+        q = torch.relu(linear(x * torch.sin(timestep)[:, None, None], w_qkv))
+        total = q @ q.sum(1)[:, :, None]
+        return latents_of(x + linear((q @ (q.mT @ q)) / total, w_out))
+
+    (growth,) = grow(model)
+    assert names(cheapest_cut(growth)) == "linear_2"
+
+
+def test_a_factor_that_serves_something_else_too_stays_outside() -> None:
+    def model(latents, timestep, w_in, w_qkv, w_gate, w_out):
+        x = tokens_of(latents, w_in)
+        qkv = linear(x * torch.sin(timestep)[:, None, None], w_qkv)
+        shared = torch.sigmoid(linear(x, w_gate))
+        return latents_of(x + linear(attend(qkv, qkv, qkv) * shared, w_out) + shared)
+
+    assert names(cheapest_cut(grow(model)[0])) == "attend"
+
+
+def test_a_factor_that_reads_the_timestep_itself_is_a_gate_and_stays_outside() -> None:
+    def model(latents, timestep, w_in, w_qkv, w_gate, w_time, w_out):
+        x = tokens_of(latents, w_in)
+        qkv = linear(x, w_qkv)
+        late = torch.sigmoid(linear(x, w_gate) * time_embedding(timestep, w_time))
+        return latents_of(x + linear(attend(qkv, qkv, qkv) * late, w_out))
+
+    assert names(cheapest_cut(grow(model)[0])) == "attend"
+    assert names(cheapest_cut(grow(model, "gated")[0])) == "linear_4"
+
+
+def test_the_attention_of_a_value_times_that_value_stays_outside() -> None:
+    def model(latents, timestep, w_in, w_out):
+        x = tokens_of(latents, w_in) * torch.sin(timestep)[:, None, None]
+        return latents_of(x + linear(attend(x, x, x) * x, w_out))
+
+    assert names(cheapest_cut(grow(model)[0])) == "attend"
