@@ -54,7 +54,8 @@ class Mixer:
     Attributes:
         nodes: The ops that make the mixer, in graph order; the last is its output.
         kind: ``spatial``, ``temporal``, ``full``, ``joint``, ``cross``, ``text`` or ``other``.
-        mechanism: ``sdpa``, ``softmax`` (written out by hand) or ``linear`` (no softmax).
+        mechanism: ``sdpa``, ``softmax`` (written out by hand), ``linear`` (no softmax) or
+            ``opaque`` (an op that is not known).
         query_axes: Axes that the queries run along, batch and channels left out.
         key_axes: Axes that the keys run along.
         reason: The evidence for the kind, in English.
@@ -88,6 +89,8 @@ def find_mixers(graph_module: fx.GraphModule, axes: AxisTable) -> tuple[Mixer, .
             finder.add_call(node, call)
         elif (spec := contraction(node)) is not None and len(spec.operands) == 2:
             finder.add_contraction(node, spec)
+        elif ir.is_foreign(node):
+            finder.add_foreign(node)
     return finder.mixers()
 
 
@@ -106,6 +109,11 @@ def kind_of(query: Iterable[str], key: Iterable[str]) -> str:
     if q == {"t"}:
         return "temporal"
     return "spatial" if q <= {"h", "w"} else "full"
+
+
+def _first_output(node: fx.Node) -> list[fx.Node]:
+    """Where an op yields several tensors, the node that picks the first."""
+    return [user for user in ir.users(node) if ir.is_getitem(user) and user.args[1] == 0][:1]
 
 
 def _fed_nodes(graph: fx.Graph, inputs: Sequence[fx.Node]) -> frozenset[fx.Node]:
@@ -137,11 +145,24 @@ class _Finder:
         return tuple(every[node] for node in sorted(every, key=order.__getitem__))
 
     def add_call(self, node: fx.Node, call: AttentionCall) -> None:
-        picked = [user for user in ir.users(node) if ir.is_getitem(user) and user.args[1] == 0]
-        nodes = (node, *picked[:1])
+        nodes = (node, *_first_output(node))
         self.found[nodes[-1]] = self._mixer(
             nodes, "sdpa", (call.query, [call.tokens]), (call.key, [call.tokens])
         )
+
+    def add_foreign(self, node: fx.Node) -> None:
+        """Take an op that nobody knows for a mixer if it joins several tensors of tokens."""
+        joined = [n for n in node.all_input_nodes if n in self.latent and self._tokens_of(n)]
+        if len(joined) > 1:
+            query, key = self._tokens_of(joined[0]), self._tokens_of(joined[1])
+            where = ir.source_line(node)
+            reason = f"unknown op {node.target}: which tokens it mixes cannot be told"
+            reason += f" ({where})" if where else ""
+            nodes = (node, *_first_output(node))
+            self.found[nodes[-1]] = Mixer(nodes, "other", "opaque", query, key, reason)
+
+    def _tokens_of(self, node: fx.Node) -> tuple[str, ...]:
+        return self._tokens(node, range(len(self.axes.dims(node))))
 
     def add_contraction(self, node: fx.Node, spec: Contraction) -> None:
         """Take this contraction as the second of a pair, if it is one."""

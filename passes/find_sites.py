@@ -140,5 +140,10 @@ def _with_region(site: Site, region: tuple[fx.Node, ...]) -> Site:
     if not region:
         reason = f"{site.reason}; not broadcast: its outputs feed one another through the graph"
         return replace(site, cut=(), region=(), reason=reason)
+    effects = dict.fromkeys(ir.op_name(node) for node in region if ir.has_effect(node))
+    if effects:
+        held = ", ".join(effects)
+        reason = f"{site.reason}; not broadcast: it must not be left out, since it holds {held}"
+        return replace(site, cut=(), region=(), reason=reason)
     cache_bytes = sum(ir.num_bytes(node) for node in site.cut)
     return replace(site, region=region, cache_bytes=cache_bytes, flops=count_flops(region))

@@ -90,6 +90,19 @@ def is_random(node: fx.Node) -> bool:
     return True
 
 
+def has_effect(node: fx.Node) -> bool:
+    """Whether the op does more than yield a value that its inputs determine."""
+    schema = getattr(node.target, "_schema", None)
+    return is_random(node) or (schema is not None and schema.is_mutable)
+
+
+def is_foreign(node: fx.Node) -> bool:
+    """Whether the op is none of torch's own, so that nobody knows what it computes."""
+    if isinstance(node.target, torch._ops.HigherOrderOperator):
+        return True
+    return op_namespace(node) not in ("", "aten", "prims", "_c10d_functional")
+
+
 def is_call(node: fx.Node, *names: str) -> bool:
     """Whether the node calls an op of one of these short names."""
     return node.op == "call_function" and op_name(node) in names

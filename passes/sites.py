@@ -26,7 +26,7 @@ class Site:
     Attributes:
         name: unique within the graph; the module path where it is known.
         kind: one of ``KINDS``.
-        mechanism: ``sdpa``, ``softmax``, ``linear`` or ``mlp``.
+        mechanism: ``sdpa``, ``softmax``, ``linear``, ``opaque`` or ``mlp``.
         module: path of the module that runs it, ``""`` when none is known.
         query_axes: named axes of the query sequence (of the tokens, for ``mlp``).
         key_axes: named axes of the key sequence.

@@ -87,8 +87,7 @@ def _check_submodule(name: str, compute: fx.GraphModule) -> None:
 
 def _check_branch(node: fx.Node, branch: StepBranch) -> None:
     for inner in ir.calls(branch.compute.graph):
-        schema = getattr(inner.target, "_schema", None)
-        if (schema is not None and schema.is_mutable) or ir.is_random(inner):
+        if ir.has_effect(inner):
             raise InvariantError(
                 f"{node.target}: {inner.target} has an effect besides its value, so the branch "
                 f"must not be left out ({ir.source_line(inner)})"
