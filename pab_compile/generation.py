@@ -15,6 +15,7 @@ import torch
 
 from .clock import Reading, TimestepTable, version_of
 from .decisions import Decisions
+from .recall import Timesteps
 from .schedule import Schedule
 from .slots import Slot
 from .stats import RunStats, StepRecord, summarise
@@ -135,6 +136,7 @@ class Generation:
         self.timestep = reading.value
         self.table: TimestepTable | None = reading.table
         self.schedule = call.schedule or _schedule_of(reading)
+        self.recalled: list[Timesteps] = []
         self.trusted = trusted
         self.notes: list[str] = []
         self.lanes: list[Lane] = []
@@ -166,6 +168,14 @@ class Generation:
     def is_nearly_done(self) -> bool:
         """Whether at most one step is left; a table may have an entry more than there are steps."""
         return self.schedule.num_steps is not None and self.step >= self.schedule.num_steps - 2
+
+    def recall(self, schedules: list[Timesteps]) -> None:
+        """Take note of the schedules that this generation may follow; one alone is believed."""
+        believed = Schedule(len(schedules[0]), schedules[0]) if len(schedules) == 1 else Schedule()
+        self.recalled = schedules
+        if believed != self.schedule:
+            self.schedule = believed
+            self.decisions.clear()
 
     def advance(self, step: int, reading: Reading) -> None:
         """Move on to the next step."""

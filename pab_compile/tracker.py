@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import replace
 
 from .clock import TimestepTable
 from .generation import Call, Generation, Identity, Lane
+from .recall import KnownSchedules, going_on
 from .schedule import Schedule
 
 _INTERLEAVED = (
@@ -15,9 +15,9 @@ _INTERLEAVED = (
     "or call pab_compile.reset() after breaking off"
 )
 _OTHER_TIMESTEPS = (
-    "the timesteps start like those of the generation before and then differ, which may be another "
-    "number of steps or two generations at once, so nothing was reused: say which with "
-    "pab_compile.generation(timesteps=...)"
+    "the timesteps start like those of a generation before and then differ, which may be another "
+    "number of steps or two generations at once, so from then on nothing was reused: say it with "
+    "pab_compile.generation(timesteps=...); the next generation like it reuses"
 )
 _MIXED = "the rows of the batch are at different timesteps, so this step was computed"
 
@@ -31,7 +31,7 @@ class Tracker:
 
     def __init__(self, schedule: Schedule | None = None) -> None:
         self._given = schedule
-        self._learned: tuple[float, ...] = ()
+        self._known = KnownSchedules()
         self.generation: Generation | None = None
 
     @property
@@ -79,7 +79,7 @@ class Tracker:
         if step is not None and step == generation.step:
             return generation
         if step is not None and step == generation.step + 1:
-            self._check_learned(generation, call, step)
+            self._check_recalled(generation, call, step)
             generation.advance(step, call.reading)
             return generation
         return self._begin(call, suspicious=self._may_be_interleaved(generation, call))
@@ -129,24 +129,15 @@ class Tracker:
         """Whether more than one step is left, by the schedule or by the timesteps learned."""
         if generation.schedule.is_known:
             return not generation.is_nearly_done
-        return generation.timestep in self._learned[:-2]
+        return self._known.go_on_after(generation.timestep)
 
-    def _learn(self, generation: Generation) -> None:
-        """Remember the timesteps of a generation, unless it was a part of those known."""
-        seen, known = tuple(generation.seen), self._learned
-        starts = range(len(known) - len(seen) + 1)
-        if not any(known[start : start + len(seen)] == seen for start in starts):
-            self._learned = seen
-
-    def _check_learned(self, generation: Generation, call: Call, step: int) -> None:
-        """Without a table: the timesteps must follow those of the generation before."""
+    def _check_recalled(self, generation: Generation, call: Call, step: int) -> None:
+        """Without a table: the timesteps must follow those of a generation before."""
         value = call.reading.value
-        if value is None or generation.table is not None or call.index is not None:
+        if value is None or call.index is not None or not generation.recalled:
             return
-        learned = self._learned
-        if not generation.trusted or not learned or learned[0] != generation.seen[0]:
-            return
-        if step >= len(learned) or not math.isclose(learned[step], value):
+        generation.recall(going_on(generation.recalled, step, value))
+        if not generation.recalled and generation.trusted:
             generation.trusted = False
             generation.notes.append(_OTHER_TIMESTEPS)
 
@@ -154,13 +145,15 @@ class Tracker:
         before = self.generation
         if before is not None:
             if before.table is None and not before.closed:
-                self._learn(before)
+                self._known.learn(before.seen)
             before.free()
         given = self._given
         stated_steps = call.schedule.num_steps if call.schedule is not None else None
         if given is not None and stated_steps in (None, given.num_steps):
             call = replace(call, schedule=given)
         self.generation = Generation(call, trusted=not suspicious)
+        if not self.generation.schedule.is_known and call.reading.value is not None:
+            self.generation.recall(self._known.starting_with(call.reading.value))
         if suspicious:
             self.generation.notes.append(_INTERLEAVED)
         return self.generation

@@ -232,3 +232,45 @@ def test_dropping_frees_everything_and_the_next_call_starts_afresh() -> None:
     assert generation.closed
     assert lane.prelude == {}
     assert place(tracker, table[1])[0].step == 0
+
+
+def by_value(tracker: Tracker, timesteps: Sequence[float]) -> list[tuple[bool, int | None]]:
+    """Whether each step is trusted, and how many steps there are known to be."""
+    seen = []
+    for value in timesteps:
+        generation, _ = place(tracker, torch.tensor(value))
+        seen.append((generation.trusted, generation.schedule.num_steps))
+    return seen
+
+
+def test_a_schedule_read_by_value_is_known_from_the_second_generation_on() -> None:
+    tracker = Tracker()
+    assert by_value(tracker, (1.0, 0.9, 0.5, 0.2)) == [(True, None)] * 4
+    assert by_value(tracker, (1.0, 0.9, 0.5, 0.2)) == [(True, 4)] * 4
+    generation = tracker.generation
+    assert generation is not None
+    assert generation.is_last_step
+
+
+def test_two_schedules_that_start_alike_are_told_apart_at_the_first_difference() -> None:
+    tracker = Tracker()
+    short, long = (1.0, 0.6, 0.2), (1.0, 0.9, 0.6, 0.3, 0.1)
+    by_value(tracker, short)
+    assert by_value(tracker, long) == [(True, 3)] + [(False, None)] * 4
+    assert by_value(tracker, short) == [(True, None)] + [(True, 3)] * 2
+    assert by_value(tracker, long) == [(True, None)] + [(True, 5)] * 4
+
+
+def test_a_generation_that_was_broken_off_does_not_stay_known() -> None:
+    tracker = Tracker()
+    whole = (1.0, 0.9, 0.6, 0.3, 0.1)
+    by_value(tracker, whole[:3])
+    assert by_value(tracker, whole) == [(True, 3)] * 3 + [(False, None)] * 2
+    assert by_value(tracker, whole) == [(True, 5)] * 5
+
+
+def test_a_schedule_that_was_stated_is_not_replaced_by_one_that_was_seen() -> None:
+    timesteps = (1.0, 0.9, 0.5, 0.2)
+    tracker = Tracker(Schedule(5))
+    by_value(tracker, timesteps)
+    assert by_value(tracker, timesteps) == [(True, 5)] * 4

@@ -1,0 +1,222 @@
+"""The pipelines that are run."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import diffusers
+import torch
+from diffusers import (
+    CogVideoXDDIMScheduler,
+    DDIMScheduler,
+    EDMEulerScheduler,
+    EulerAncestralDiscreteScheduler,
+    FlowMatchEulerDiscreteScheduler,
+    UniPCMultistepScheduler,
+)
+
+from dits.catalogue import CATALOGUE
+
+from .case import Case, embeddings, masks, noise
+
+VIDEO = {"height": 64, "width": 96, "num_frames": 9}
+
+
+class _AllIsSafe:
+    """In the place of a safety checker."""
+
+    def to(self, _: Any) -> None: ...
+
+
+def _bare(cls: Any, scheduler: Any, *missing: str, **others: Any) -> Any:
+    """A pipeline of a transformer and a scheduler only."""
+
+    def make(transformer: torch.nn.Module, **parts: Any) -> Any:
+        absent = dict.fromkeys(("tokenizer", "text_encoder", "vae", *missing))
+        own = {"transformer": transformer, "scheduler": scheduler()}
+        given = {**absent, **own, **others, **parts}
+        return cls(**given)
+
+    return make
+
+
+def _flow(shift: float = 1.0, **settings: Any) -> Any:
+    return lambda: FlowMatchEulerDiscreteScheduler(shift=shift, **settings)
+
+
+def _unipc() -> UniPCMultistepScheduler:
+    return UniPCMultistepScheduler(
+        prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0
+    )
+
+
+_TWO = ("text_encoder_2", "tokenizer_2")
+_THREE = (*_TWO, "text_encoder_3", "tokenizer_3")
+_WAN = _bare(diffusers.WanPipeline, _unipc)
+
+
+def _hunyuan() -> dict[str, Any]:
+    return {
+        **VIDEO,
+        "prompt_embeds": noise(1, 7, 14, seed=3),
+        "pooled_prompt_embeds": noise(1, 9, seed=3),
+        "prompt_attention_mask": torch.ones(1, 7),
+    }
+
+
+def _hunyuan_true() -> dict[str, Any]:
+    return {
+        **_hunyuan(),
+        "true_cfg_scale": 4.0,
+        "negative_prompt_embeds": noise(1, 7, 14, seed=4),
+        "negative_pooled_prompt_embeds": noise(1, 9, seed=4),
+        "negative_prompt_attention_mask": torch.ones(1, 7),
+    }
+
+
+def _pooled(channels: int, pooled: int) -> dict[str, Any]:
+    return {
+        "height": 64,
+        "width": 96,
+        **embeddings(channels),
+        "pooled_prompt_embeds": noise(1, pooled, seed=3),
+        "negative_pooled_prompt_embeds": noise(1, pooled, seed=4),
+    }
+
+
+CASES = {
+    case.name: case
+    for case in (
+        Case(
+            "Latte",
+            "latte",
+            _bare(diffusers.LattePipeline, DDIMScheduler),
+            lambda: {
+                "height": 64,
+                "width": 96,
+                "video_length": 3,
+                **embeddings(10),
+                "negative_prompt": None,
+                "clean_caption": False,
+            },
+        ),
+        Case(
+            "CogVideoX",
+            "cogvideox",
+            _bare(diffusers.CogVideoXPipeline, CogVideoXDDIMScheduler),
+            lambda: {**VIDEO, **embeddings(10)},
+        ),
+        Case("Wan", "wan", _WAN, lambda: {**VIDEO, **embeddings(20)}, calls=2),
+        Case(
+            "Wan, no guidance",
+            "wan",
+            _WAN,
+            lambda: {**VIDEO, **embeddings(20), "guidance_scale": 1.0},
+        ),
+        Case(
+            "SkyReels V2",
+            "skyreels_v2",
+            _bare(diffusers.SkyReelsV2Pipeline, _unipc),
+            lambda: {**VIDEO, **embeddings(20)},
+            calls=2,
+            config={"inject_sample_info": False},
+        ),
+        Case(
+            "HunyuanVideo",
+            "hunyuan_video",
+            _bare(diffusers.HunyuanVideoPipeline, _flow(7.0), *_TWO),
+            _hunyuan,
+            config={"guidance_embeds": True},
+        ),
+        Case(
+            "HunyuanVideo, two calls",
+            "hunyuan_video",
+            _bare(diffusers.HunyuanVideoPipeline, _flow(7.0), *_TWO),
+            _hunyuan_true,
+            calls=2,
+            config={"guidance_embeds": True},
+        ),
+        Case(
+            "LTX",
+            "ltx",
+            _bare(diffusers.LTXPipeline, _flow(use_dynamic_shifting=True)),
+            lambda: {
+                "height": 128,
+                "width": 192,
+                "num_frames": 17,
+                **embeddings(14),
+                **masks(dtype=torch.bool),
+            },
+        ),
+        Case(
+            "Allegro",
+            "allegro",
+            _bare(diffusers.AllegroPipeline, EulerAncestralDiscreteScheduler),
+            lambda: {
+                "height": 64,
+                "width": 96,
+                "num_frames": 12,
+                **embeddings(10),
+                **masks(),
+                "negative_prompt": None,
+                "clean_caption": False,
+            },
+        ),
+        Case(
+            "Cosmos",
+            "cosmos",
+            _bare(
+                diffusers.CosmosTextToWorldPipeline,
+                lambda: EDMEulerScheduler(sigma_min=0.002, sigma_max=80.0, sigma_data=0.5),
+                safety_checker=_AllIsSafe(),
+            ),
+            lambda: {**VIDEO, **embeddings(10)},
+            calls=2,
+        ),
+        Case(
+            "Kandinsky 5",
+            "kandinsky5",
+            _bare(diffusers.Kandinsky5T2VPipeline, _flow(5.0), *_TWO),
+            lambda: {
+                **VIDEO,
+                "prompt_embeds_qwen": noise(1, 7, 14, seed=3),
+                "prompt_embeds_clip": noise(1, 9, seed=3),
+                "negative_prompt_embeds_qwen": noise(1, 5, 14, seed=4),
+                "negative_prompt_embeds_clip": noise(1, 9, seed=4),
+                "prompt_cu_seqlens": torch.tensor([0, 7], dtype=torch.int32),
+                "negative_prompt_cu_seqlens": torch.tensor([0, 5], dtype=torch.int32),
+            },
+            calls=2,
+            clock="value",
+        ),
+        Case(
+            "Flux",
+            "flux",
+            _bare(diffusers.FluxPipeline, _flow(3.0, use_dynamic_shifting=True), *_TWO),
+            lambda: {
+                key: value
+                for key, value in _pooled(12, 10).items()
+                if not key.startswith("negative")
+            },
+            output="images",
+            clock="value",
+        ),
+        Case(
+            "Flux, two calls",
+            "flux",
+            _bare(diffusers.FluxPipeline, _flow(3.0, use_dynamic_shifting=True), *_TWO),
+            lambda: {**_pooled(12, 10), "true_cfg_scale": 3.0},
+            calls=2,
+            output="images",
+            clock="value",
+        ),
+        Case(
+            "Stable Diffusion 3",
+            "sd3",
+            _bare(diffusers.StableDiffusion3Pipeline, _flow(3.0), *_THREE),
+            lambda: _pooled(12, 10),
+            output="images",
+        ),
+    )
+    if case.model in CATALOGUE
+}

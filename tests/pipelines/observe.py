@@ -1,0 +1,111 @@
+"""What one line on a pipeline does: against module hooks, and how the clock sees its steps."""
+
+from __future__ import annotations
+
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any
+from unittest import mock
+
+import torch
+
+import pab_compile
+
+from .case import Case
+from .oracle import Oracle, Rule
+
+RANGES = {"full": 2, "joint": 2, "spatial": 2, "temporal": 3, "cross": 3}
+WINDOW = (0.1, 0.9)
+NUM_STEPS = 10
+OPTIONS = {"inner": "eager", "ranges": RANGES, "window": WINDOW}
+
+
+@dataclass(frozen=True)
+class Generation:
+    """One generation of the compiled pipeline, and the same one by hooks.
+
+    Attributes:
+        actual: latents of the compiled pipeline.
+        expected: latents by hooks.
+        stats: what the compiled transformer did.
+        oracle: what the hooks did.
+        reads: step -> how often a value was read from the device to find generation and lane.
+    """
+
+    actual: torch.Tensor
+    expected: torch.Tensor
+    stats: pab_compile.RunStats
+    oracle: Oracle
+    reads: Counter[int]
+
+
+def by_steps(case: Case, num_steps: int = NUM_STEPS) -> Rule:
+    """The rule where the number of steps is known."""
+    return Rule(RANGES, WINDOW, num_steps)
+
+
+def by_timesteps(case: Case) -> Rule:
+    """The rule where it is not: the window follows the timestep's way down to 0."""
+    return Rule(RANGES, WINDOW, NUM_STEPS, lambda now, first: 1 - now / first, first_reusable=1)
+
+
+def generate(case: Case, pipe: Any, rule: Rule, seed: int = 5) -> Generation:
+    """Run a pipeline with a compiled transformer, and a copy of it with hooks."""
+    reads: Counter[int] = Counter()
+    step = 0
+
+    def end_step(pipe: Any, index: int, timestep: Any, tensors: dict[str, Any]) -> Any:
+        nonlocal step
+        step = index + 1
+        return tensors
+
+    def count() -> None:
+        reads[step] += 1
+
+    with _counting_reads(count):
+        actual = case.generate(pipe, NUM_STEPS, seed, **case.callback(end_step))
+    hooked = case.build()
+    oracle = Oracle(hooked.transformer, case.dit, rule)
+    expected = case.generate(hooked, NUM_STEPS, seed, **case.callback(oracle.end_step))
+    return Generation(actual, expected, pab_compile.stats(pipe.transformer), oracle, reads)
+
+
+@contextmanager
+def _counting_reads(count: Callable[[], None]) -> Iterator[None]:
+    """Call ``count`` whenever the library looks at a tensor's values."""
+
+    def counted(real: Callable[..., Any]) -> Callable[..., Any]:
+        def read(*args: Any, **kwargs: Any) -> Any:
+            if "pab_compile" in sys._getframe(1).f_globals["__name__"]:
+                count()
+            return real(*args, **kwargs)
+
+        return read
+
+    with ExitStack() as stack:
+        for owner, name in ((torch.Tensor, "tolist"), (torch.Tensor, "item"), (torch, "equal")):
+            stack.enter_context(mock.patch.object(owner, name, counted(getattr(owner, name))))
+        yield
+
+
+def row(case: Case, first: Generation) -> str:
+    """A line of the table, from the first generation."""
+    seen = first.oracle.timesteps
+    one_table = seen[0].untyped_storage().data_ptr() == seen[-1].untyped_storage().data_ptr()
+    clock = "a view into the table" if one_table else "computed"
+    known = "first" if one_table else "second"
+    later = sum(n for step, n in first.reads.items() if step > 0) / (NUM_STEPS - 1)
+    cells = [
+        case.name,
+        case.pipeline_name,
+        clock,
+        len(seen) // NUM_STEPS,
+        first.stats.lanes,
+        first.reads[0],
+        f"{later:g}",
+        known,
+    ]
+    return f"| {' | '.join(map(str, cells))} |"

@@ -1,0 +1,42 @@
+"""One line on a whole pipeline of diffusers gives what module hooks give."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from latte import assert_different, assert_same
+
+from .case import Case
+from .catalogue import CASES
+from .observe import NUM_STEPS, OPTIONS, Generation, by_steps, by_timesteps, generate, row
+
+DOCS = Path(__file__).parents[2] / "docs" / "pipelines.md"
+
+
+def check(case: Case, found: Generation, eager: torch.Tensor) -> None:
+    assert found.actual.isfinite().all()
+    assert_different(found.expected, eager)
+    assert_same(found.actual, found.expected)
+    reused = {kind: number for kind, number in found.stats.reused.items() if number}
+    assert reused == dict(found.oracle.reused)
+    assert found.stats.calls == case.calls * NUM_STEPS
+    assert found.stats.lanes == len(found.oracle.lanes) == case.calls
+    assert found.stats.notes == ()
+
+
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # a scheduler
+@pytest.mark.parametrize("case", CASES.values(), ids=lambda case: case.name)
+def test_one_line_gives_what_hooks_on_the_attention_modules_give(case: Case) -> None:
+    pipe = case.build()
+    eager = case.generate(pipe, NUM_STEPS)
+    pipe.transformer = torch.compile(pipe.transformer, backend="pab", options=OPTIONS)
+    rule = by_steps(case) if case.clock == "view" else by_timesteps(case)
+    first = generate(case, pipe, rule)
+    check(case, first, eager)
+    if case.clock == "value":
+        # What the first generation went through is known by now: windows count steps.
+        check(case, generate(case, pipe, by_steps(case)), eager)
+    assert row(case, first) in DOCS.read_text(), row(case, first)
