@@ -148,6 +148,7 @@ RULES = _table(
         axis_shapes.index_select: "index_select",
         axis_shapes.resized: "gather take_along_dim as_strided diff",
         axis_shapes.embedding: "embedding",
+        axis_shapes.scattered: "index_copy index_put",
         axis_sums.reduce: (
             "mean sum nansum prod amax amin max min argmax argmin std var var_mean std_mean any "
             "all logsumexp norm linalg_vector_norm median count_nonzero aminmax"
@@ -160,8 +161,8 @@ RULES = _table(
         axis_sums.unfold: "unfold",
         alike: (
             "layer_norm native_layer_norm group_norm native_group_norm rms_norm batch_norm "
-            "native_batch_norm instance_norm _fused_rms_norm index_put scatter scatter_add "
-            "select_scatter index_copy index_fill masked_scatter index_add sort cumsum"
+            "native_batch_norm instance_norm _fused_rms_norm scatter scatter_add "
+            "select_scatter index_fill masked_scatter index_add sort cumsum"
         ),
         outer: "outer ger",
         meshgrid: "meshgrid",

@@ -288,6 +288,32 @@ def index_select(trace: Trace, node: fx.Node) -> Dims:
     return (*dims[:at], new, *dims[at + 1 :])
 
 
+def scattered(trace: Trace, node: fx.Node) -> Dims:
+    """``index_copy`` and kin: one dimension gets rows of another tensor, and shows both axes.
+
+    So does ``index_put`` with one vector of positions.
+    """
+    dims, shape = trace.of(first(node)), output_shape(node)
+    if ir.is_call(node, "index_put"):
+        indices = ir.argument(node, 1, "indices")
+        at = next(i for i, index in enumerate(indices) if index is not None)
+        written = ir.argument(node, 2, "values")
+        plain = len(indices) == at + 1 and len(trace.of(indices[at])) == 1
+    else:
+        at = wrap(ir.argument(node, 1, "dim"), len(shape))
+        written = ir.argument(node, 3, "source")
+        plain = True
+    new = trace.of(written)
+    if not plain or len(new) != len(shape):
+        return dims
+    return tuple(
+        like(num, dims[i], new[i])
+        if i == at
+        else trace.meet(node, [(dims[i], first(node)), (new[i], written)], num)
+        for i, num in enumerate(shape)
+    )
+
+
 def resized(trace: Trace, node: fx.Node) -> Dims:
     """Ops that keep what each dimension is and may change its size (gather, top-k, strides)."""
     return carried(trace.of(first(node)), output_shape(node))

@@ -140,7 +140,7 @@ def _is_scalar_per_row(node: fx.Node, latents: fx.Node) -> bool:
     if shape in ((), (1,), (batch,), (1, 1), (batch, 1)):
         return True
     per_frame = shape is not None and len(shape) == 2 and shape[0] in (1, batch)
-    return per_frame and _sounds_like_time(node)
+    return per_frame and _sounds_like_time(node) and _reaches(node, _CLOCK_OPS)
 
 
 def _sounds_like_time(node: fx.Node) -> bool:

@@ -84,9 +84,8 @@ class RegionFinder:
 
     def _groups_to_join(self, node: fx.Node) -> list[int]:
         """The groups that a node belongs to; empty when the node stays outside."""
-        latent_inputs = [n for n in node.all_input_nodes if ir.binding(n) == Binding.LATENT]
-        foreign = [n for n in latent_inputs if n not in self._owner]
-        latent_inputs = [n for n in latent_inputs if n in self._owner]
+        foreign = [n for n in _latent_inputs(node) if n not in self._owner]
+        latent_inputs = [n for n in _latent_inputs(node) if n in self._owner]
         if not latent_inputs or not all(self._is_own_factor(n, node) for n in foreign):
             return []
         if self._keep_gate_outside and any(
@@ -142,6 +141,10 @@ class RegionFinder:
         self._group[second] = first
 
 
+def _latent_inputs(node: fx.Node) -> list[fx.Node]:
+    return [n for n in node.all_input_nodes if ir.binding(n) == Binding.LATENT]
+
+
 def _ancestors(nodes: Iterable[fx.Node]) -> set[fx.Node]:
     pending, seen = list(nodes), set[fx.Node]()
     while pending:
@@ -168,8 +171,8 @@ def cheapest_cut(growth: Growth) -> tuple[fx.Node, ...]:
         sources = [n for n in node.all_input_nodes if n in inside]
         for source in sources:
             network.add_edge((node, "in"), (source, "out"))
-        if not sources:
-            network.add_edge((node, "in"), "mixer")
+        if not sources or any(n not in inside for n in _latent_inputs(node)):
+            network.add_edge((node, "in"), "mixer")  # with a factor of its own: cached after it
         if node in growth.frontier:
             network.add_edge("frontier", (node, "out"))
     if any(ir.tensor(node) is None for node in growth.frontier):

@@ -11,10 +11,11 @@ import torch
 from diffusers import ModelMixin
 from diffusers.models import transformers
 
-from . import cross_video, factorised, hunyuan_video, joint_video, wan
+from . import audio_video, cross_video, factorised, hunyuan_video, joint_video, wan
 from .spec import Dit
 
 _FAMILIES = (
+    audio_video,
     cross_video,
     factorised,
     hunyuan_video,

@@ -15,6 +15,15 @@ def _latte(sizes: Sizes) -> dict[str, Any]:
     }
 
 
+def _temporal(sizes: Sizes) -> dict[str, Any]:
+    frames = sizes.batch * sizes.frames
+    return {
+        "hidden_states": sizes.noise(frames, 4, sizes.height, sizes.width),
+        "timestep": sizes.timestep(),
+        "num_frames": sizes.frames,
+    }
+
+
 DITS = (
     Dit(
         "latte",
@@ -43,5 +52,21 @@ DITS = (
             (r"^transformer_blocks\.\d+\.attn2$", "cross"),
         ),
         "video",
+    ),
+    Dit(
+        "transformer_temporal",
+        "TransformerTemporalModel",
+        {
+            "num_attention_heads": 2,
+            "attention_head_dim": 10,
+            "in_channels": 4,
+            "norm_num_groups": 2,
+            "num_layers": 2,
+        },
+        inputs_of(_temporal),
+        ((r"^transformer_blocks\.\d+\.attn[12]$", "temporal"),),
+        "video",
+        notes="a part of U-Nets; it ignores the timestep, so nothing tells the step",
+        unsupported="No timestep was found",
     ),
 )

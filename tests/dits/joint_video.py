@@ -59,6 +59,41 @@ def _easyanimate(sizes: Sizes) -> dict[str, Any]:
     }
 
 
+_JOY = {
+    "in_channels": 4,
+    "hidden_size": 32,
+    "num_attention_heads": 2,
+    "text_dim": 10,
+    "mlp_width_ratio": 2.0,
+    "num_layers": 2,
+    "rope_dim_list": [4, 6, 6],
+}
+
+
+def _joy(sizes: Sizes) -> dict[str, Any]:
+    return {
+        "hidden_states": sizes.noise(sizes.batch, 4, sizes.frames, sizes.height, sizes.width),
+        "timestep": sizes.timestep(),
+        "encoder_hidden_states": sizes.noise(sizes.batch, sizes.text, 10),
+    }
+
+
+def _joy_items(sizes: Sizes) -> dict[str, Any]:
+    shape = (sizes.batch, sizes.frames, 4, 1, sizes.height, sizes.width)
+    return {**_joy(sizes), "hidden_states": sizes.noise(*shape)}
+
+
+def _joy_plus(sizes: Sizes) -> dict[str, Any]:
+    grid = (1, sizes.height // 2, sizes.width // 2)
+    patches = sizes.frames * sizes.height * sizes.width // 4
+    return {
+        **_joy(sizes),
+        "hidden_states": sizes.noise(sizes.batch, patches, 4, 1, 2, 2),
+        "encoder_hidden_states_mask": torch.ones(sizes.batch, sizes.text),
+        "shape_list": [[grid] * sizes.frames for _ in range(sizes.batch)],
+    }
+
+
 DITS = (
     Dit(
         "cogvideox",
@@ -137,5 +172,33 @@ DITS = (
         inputs_of(_easyanimate),
         ((r"^transformer_blocks\.\d+\.attn1$", "joint"),),
         "video",
+    ),
+    Dit(
+        "joy_image_edit",
+        "JoyImageEditTransformer3DModel",
+        _JOY,
+        inputs_of(_joy),
+        ((r"^double_blocks\.\d+\.attn$", "joint"),),
+        "video",
+    ),
+    Dit(
+        "joy_image_edit_items",
+        "JoyImageEditTransformer3DModel",
+        _JOY,
+        inputs_of(_joy_items),
+        ((r"^double_blocks\.\d+\.attn$", "joint"),),
+        "video",
+        notes="several images, as frames",
+        options={"axes": {"hidden_states": "b t c n h w"}},
+    ),
+    Dit(
+        "joy_image_edit_plus",
+        "JoyImageEditPlusTransformer3DModel",
+        _JOY,
+        inputs_of(_joy_plus),
+        ((r"^double_blocks\.\d+\.attn$", "joint"),),
+        "video",
+        notes="patches of several images in one sequence",
+        options={"axes": {"hidden_states": "b s c pt ph pw"}},
     ),
 )

@@ -32,7 +32,7 @@ class Dit:
         sizes: the second resolution, as arguments of ``inputs``.
         options: options of the backend that this model needs.
         graphs: 1 where the forward traces as one graph; else into how many it breaks.
-        merged: pattern of attention modules that are one site with their neighbour.
+        unused: pattern of attention modules that run, but whose results the model drops.
         unsupported: what the compiler's error says where it refuses the model.
     """
 
@@ -49,7 +49,7 @@ class Dit:
     sizes: Mapping[str, int] = field(default_factory=lambda: {"height": 4, "width": 10})
     options: Mapping[str, Any] = field(default_factory=dict)
     graphs: int = 1
-    merged: str = ""
+    unused: str = ""
     unsupported: str = ""
 
     def kind_of(self, path: str) -> str | None:

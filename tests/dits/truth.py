@@ -82,9 +82,9 @@ def _spy(truth: Truth, running: list[str]) -> Iterator[None]:
 
 
 def true_counts(truth: Truth, dit: Dit) -> dict[str, int]:
-    """Kind -> sites: attention modules that ran, those of one unit counted once."""
-    merged = [path for path in truth.modules if dit.merged and re.search(dit.merged, path)]
+    """Kind -> sites: attention modules that ran and whose results count."""
     kinds = truth.kinds.copy()
-    for path in merged:
-        kinds[dit.kind_of(path) or ""] -= truth.modules[path]
+    for path, calls in truth.modules.items():
+        if dit.unused and re.search(dit.unused, path):
+            kinds[dit.kind_of(path) or ""] -= calls
     return {kind: number for kind, number in sorted(kinds.items()) if number}

@@ -51,6 +51,14 @@ def _anyflow(sizes: Sizes) -> dict[str, Any]:
     return {**_wan(sizes), "hidden_states": latents, "timestep": times, "r_timestep": 0.8 * times}
 
 
+def _animate(sizes: Sizes) -> dict[str, Any]:
+    pose = sizes.noise(sizes.batch, 4, sizes.frames - 1, sizes.height, sizes.width)
+    face = sizes.noise(sizes.batch, 3, 4 * (sizes.frames - 1), 16, 16)
+    inputs = {**_with_image(sizes), "pose_hidden_states": pose, "face_pixel_values": face}
+    latents = sizes.noise(sizes.batch, 12, sizes.frames, sizes.height, sizes.width)
+    return {**inputs, "hidden_states": latents}
+
+
 DITS = (
     Dit("wan", "WanTransformer3DModel", _CONFIG, inputs_of(_wan), _KINDS, "video"),
     Dit(
@@ -89,4 +97,26 @@ DITS = (
         notes=_TWO_CONTEXTS,
     ),
     Dit("anyflow", "AnyFlowTransformer3DModel", _CONFIG, inputs_of(_anyflow), _KINDS, "video"),
+    Dit(
+        "wan_animate",
+        "WanAnimateTransformer3DModel",
+        {
+            **_CONFIG,
+            **_IMAGE,
+            "in_channels": 12,
+            "latent_channels": 4,
+            "motion_encoder_channel_sizes": {"4": 6, "8": 6, "16": 6},
+            "motion_encoder_size": 16,
+            "motion_style_dim": 10,
+            "motion_dim": 5,
+            "motion_encoder_dim": 14,
+            "face_encoder_hidden_dim": 9,
+            "face_encoder_num_heads": 3,
+            "inject_face_latents_blocks": 1,
+        },
+        inputs_of(_animate, text=512),
+        (*_KINDS, (r"^face_adapter\.\d+$", "cross")),
+        "video",
+        notes="cross-attention to the face, frame by frame",
+    ),
 )

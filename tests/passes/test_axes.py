@@ -316,6 +316,29 @@ def test_shifted_windows_keep_their_axes() -> None:
 # -- lookups -----------------------------------------------------------------------------------
 
 
+def test_rows_scattered_into_a_sequence_bring_their_axis() -> None:
+    def copied(latents, prompt, w_in):
+        x = tokens(latents) @ w_in
+        out = x.new_zeros(2, 295, 4).index_copy(1, torch.arange(7), prompt @ w_in)
+        return out.index_copy(1, torch.arange(7, 295), x)
+
+    def put(latents, prompt, w_in):
+        rows = torch.cat([prompt[0], prompt[1]]) @ w_in
+        everything = rows.new_zeros(302, 4).index_put((torch.arange(14),), rows)
+        return everything.index_put((torch.arange(14, 302),), tokens(latents)[0] @ w_in)
+
+    assert named(copied, w_in=(4, 4)) == "b, text*t*h*w, c"
+    assert named(put, w_in=(4, 4)) == "text*t*h*w, c"
+
+
+def test_an_index_put_of_pairs_of_positions_keeps_the_axes_it_writes_to() -> None:
+    def model(latents, prompt):
+        pairs = (torch.arange(2), torch.arange(2))
+        return prompt.index_put(pairs, latents[:, :, 0, 0, 0])
+
+    assert named(model) == "b, text, c"
+
+
 def test_looked_up_tokens_keep_their_axis() -> None:
     def model(latents, order):
         x = tokens(latents)

@@ -125,7 +125,12 @@ def test_the_clock_may_be_one_number_per_row_and_frame_if_it_sounds_like_time() 
     def unnamed(latents, foo, w_in):
         return model(latents, foo, w_in)
 
+    def embedded_before(latents, timestep, w_in):
+        return latents_of(tokens_of(latents, w_in) + timestep.mean(1)[:, None, None])
+
     assert clock_of(captured(model, timestep=values(BATCH, 3))) == "timestep"
+    with pytest.raises(UnsupportedModelError, match="No timestep was found"):
+        clock_of(captured(embedded_before, timestep=values(BATCH, 3)))
     with pytest.raises(UnsupportedModelError, match="No timestep was found"):
         clock_of(captured(unnamed, foo=values(BATCH, 3)))
 

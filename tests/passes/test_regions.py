@@ -242,6 +242,16 @@ def test_a_gate_that_the_attention_computes_from_its_own_input_is_part_of_it() -
     )
 
 
+def test_what_is_cached_lies_after_such_a_gate_however_small_the_tensors_before_it() -> None:
+    def model(latents, timestep, w_in, w_narrow, w_gate, w_wide):
+        x = torch.cat([tokens_of(latents, w_in)] * 4, -1)
+        y = linear(x * torch.sin(timestep)[:, None, None], w_narrow)
+        own = torch.sigmoid(linear(y, w_gate))
+        return latents_of((x + linear(attend(y, y, y) * own, w_wide))[..., :4])
+
+    assert names(cheapest_cut(grow(model)[0])) == "mul_1"
+
+
 def test_the_normaliser_of_linear_attention_is_part_of_it() -> None:
     def model(latents, timestep, w_in, w_qkv, w_out):
         x = tokens_of(latents, w_in)
