@@ -99,12 +99,15 @@ def infer_axes(graph_module: fx.GraphModule, stated: Mapping[str, str] | None = 
     namer = Namer()
     notes: list[str] = []
     axis_names: dict[str, str] = {}
-    for number in sorted(main, key=lambda i: (i != latents, i)):
+    channels = {i: _channel_dim(i, trace.of(inputs[i]), trace) for i in main}
+    guessed = {i for i in main if channels[i] is None and ir.source(inputs[i]) not in given}
+    # A guess, as for a mask that nothing projects, names no axis of which another input knows more.
+    for number in sorted(main, key=lambda i: (i != latents, i in guessed, i)):
         node, dims = inputs[number], trace.of(inputs[number])
         own = None if _is_alike(node, inputs[latents]) else _axis_name(node)
         names = given.get(ir.source(node))
         if names is None:
-            channel = _channel_dim(number, dims, trace)
+            channel = channels[number]
             if channel is None and number == latents:
                 notes.append(
                     f"input '{ir.source(node)}': no projection shows which dimension is the "

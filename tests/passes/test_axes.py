@@ -488,6 +488,18 @@ def test_other_inputs_are_sources_by_their_names() -> None:
     assert ir.source(table.latents) == "latents"
 
 
+def test_a_mask_that_nothing_projects_leaves_the_naming_to_what_it_masks() -> None:
+    def model(latents, padding, prompt, w_in):
+        bias = (1 - padding) * -10000.0
+        q = F.linear(tokens(latents), w_in)[:, None]
+        text = F.linear(prompt, w_in)[:, None]
+        return F.scaled_dot_product_attention(q, text, text, attn_mask=bias[:, None]), text
+
+    table, outputs = inferred(model, padding=(2, 1, 7), w_in=(6, 4))
+    assert outputs[1].endswith("text, c")
+    assert table.sources["prompt"] == "text"
+
+
 def test_an_input_that_meets_the_latents_shares_their_axes() -> None:
     def model(latents, control, w_in, w_control):
         x = F.conv3d(latents, w_in) + F.conv3d(control, w_control)
