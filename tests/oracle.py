@@ -1,8 +1,9 @@
-"""Pyramid Attention Broadcast on a Latte in plain eager code, told at every call where it is.
+"""Pyramid Attention Broadcast in plain eager code, told at every call where it is.
 
 It knows nothing of the compiler: transformer blocks of a copy of the model get a forward of their
-own, written after diffusers' ``BasicTransformerBlock`` (ada_norm_single), that asks ``_branch`` for
-the result of every residual branch. The rule is the paper's::
+own that asks ``branch`` for the result of every residual branch. ``Broadcast`` is the paper's rule;
+``Oracle`` is a Latte with blocks written after diffusers' ``BasicTransformerBlock``
+(ada_norm_single)::
 
     reuse  <=>  range > 1  and  step % range != 0  and  the step lies inside the window
 
@@ -14,7 +15,7 @@ from __future__ import annotations
 
 import copy
 from collections import Counter, defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from types import MethodType
 from typing import Any
@@ -24,7 +25,7 @@ from diffusers import LatteTransformer3DModel
 
 from latte import Moment
 
-KINDS = ("spatial", "temporal", "cross", "mlp")
+KINDS = ("spatial", "temporal", "cross", "full", "mlp")
 
 
 @dataclass(frozen=True)
@@ -73,22 +74,89 @@ class Event:
     num_bytes: int
 
 
-class Oracle:
-    """A copy of a Latte that broadcasts by a rule.
+class Broadcast:
+    """Computes or reuses the branches of a model by a rule.
 
     Attributes:
         events: what every branch did at every call.
     """
 
-    def __init__(
-        self, model: LatteTransformer3DModel, rule: Rule | None = None, cut: str = "attention"
-    ) -> None:
+    def __init__(self, rule: Rule | None = None, cut: str = "attention") -> None:
         self.events: list[Event] = []
         self._rule = rule or Rule()
         self._gate_inside = cut == "gated"
         self._outputs: dict[tuple[str, str], list[tuple[int, torch.Tensor]]] = defaultdict(list)
         self._computed_at: dict[str, int] = {}
         self._now = Moment(0, 1, 0.0, "")
+
+    def begin(self, moment: Moment) -> None:
+        """A call of the model begins. Calls must come in the order of their steps."""
+        if moment.step != self._now.step:
+            for kind in KINDS:
+                if not self._rule.reuses(kind, self._now.step, self._now):
+                    self._computed_at[kind] = self._now.step
+        self._now = moment
+
+    def gated(
+        self, name: str, kind: str, compute: Callable[[], torch.Tensor], gate: torch.Tensor
+    ) -> torch.Tensor:
+        """A branch that the timestep gates: inside or outside of what is reused."""
+        if self._gate_inside:
+            return self.branch(name, kind, lambda: gate * compute())
+        return gate * self.branch(name, kind, compute)
+
+    def branch(self, name: str, kind: str, compute: Callable[[], torch.Tensor]) -> torch.Tensor:
+        """The result of a branch, computed or reused."""
+        now = self._now
+        outputs = self._outputs[now.lane, name]
+        wanted = self._rule.reuses(kind, now.step, now)
+        if wanted and outputs and outputs[-1][0] == self._computed_at.get(kind):
+            used = outputs[-2:] if self._rule.order(kind) == 1 else outputs[-1:]
+            result = extrapolate(used, now.step)
+            steps = tuple(step for step, _ in used)
+        else:
+            result = compute()
+            steps = ()
+            if not wanted:
+                outputs.append((now.step, result))
+        size = result.numel() * result.element_size()
+        self.events.append(Event(name, kind, now.step, now.lane, steps, size))
+        return result
+
+    def computed(self) -> dict[str, int]:
+        """Kind -> computations."""
+        return self._count(event.kind for event in self.events if not event.reused)
+
+    def reused(self) -> dict[str, int]:
+        """Kind -> reuses."""
+        return self._count(event.kind for event in self.events if event.reused)
+
+    def _count(self, kinds: Iterable[str]) -> dict[str, int]:
+        counted, occurring = Counter(kinds), {event.kind for event in self.events}
+        return {kind: counted[kind] for kind in KINDS if kind in occurring}
+
+    def held_bytes(self) -> Counter[int]:
+        """Step -> bytes at its end, if outputs live from their step to their last reuse."""
+        last_use: dict[tuple[str, str, int], int] = {}
+        for event in self.events:
+            for step in event.reused:
+                last_use[event.name, event.lane, step] = event.step
+        held: Counter[int] = Counter()
+        for event in self.events:
+            if not event.reused:
+                until = last_use.get((event.name, event.lane, event.step), event.step)
+                for step in range(event.step, until):
+                    held[step] += event.num_bytes
+        return held
+
+
+class Oracle(Broadcast):
+    """A copy of a Latte that broadcasts by a rule."""
+
+    def __init__(
+        self, model: LatteTransformer3DModel, rule: Rule | None = None, cut: str = "attention"
+    ) -> None:
+        super().__init__(rule, cut)
         self._model = copy.deepcopy(model)
         for self_kind, blocks in (
             ("spatial", self._model.transformer_blocks),
@@ -100,12 +168,8 @@ class Oracle:
     def __call__(
         self, latents: torch.Tensor, timestep: torch.Tensor, prompt: torch.Tensor, moment: Moment
     ) -> torch.Tensor:
-        """One call, as a ``latte.Loop`` makes it. Calls must come in the order of their steps."""
-        if moment.step != self._now.step:
-            for kind in KINDS:
-                if not self._rule.reuses(kind, self._now.step, self._now):
-                    self._computed_at[kind] = self._now.step
-        self._now = moment
+        """One call, as a ``latte.Loop`` makes it."""
+        self.begin(moment)
         return self._model(
             latents, timestep=timestep, encoder_hidden_states=prompt, return_dict=False
         )[0]
@@ -126,66 +190,20 @@ class Oracle:
             def attention() -> torch.Tensor:
                 return block.attn1(block.norm1(tokens) * (1 + scale) + shift)
 
-            tokens = self._gated(f"{name}.attn1", kind, attention, gate) + tokens
+            tokens = self.gated(f"{name}.attn1", kind, attention, gate) + tokens
             if block.attn2 is not None:
 
                 def cross() -> torch.Tensor:
                     return block.attn2(tokens, encoder_hidden_states=text, attention_mask=text_mask)
 
-                tokens = self._branch(f"{name}.attn2", "cross", cross) + tokens
+                tokens = self.branch(f"{name}.attn2", "cross", cross) + tokens
 
             def mlp() -> torch.Tensor:
                 return block.ff(block.norm2(tokens) * (1 + mlp_scale) + mlp_shift)
 
-            return self._gated(f"{name}.ff", "mlp", mlp, mlp_gate) + tokens
+            return self.gated(f"{name}.ff", "mlp", mlp, mlp_gate) + tokens
 
         return forward
-
-    def _gated(
-        self, name: str, kind: str, compute: Callable[[], torch.Tensor], gate: torch.Tensor
-    ) -> torch.Tensor:
-        if self._gate_inside:
-            return self._branch(name, kind, lambda: gate * compute())
-        return gate * self._branch(name, kind, compute)
-
-    def _branch(self, name: str, kind: str, compute: Callable[[], torch.Tensor]) -> torch.Tensor:
-        now = self._now
-        outputs = self._outputs[now.lane, name]
-        wanted = self._rule.reuses(kind, now.step, now)
-        if wanted and outputs and outputs[-1][0] == self._computed_at.get(kind):
-            used = outputs[-2:] if self._rule.order(kind) == 1 else outputs[-1:]
-            result = extrapolate(used, now.step)
-            steps = tuple(step for step, _ in used)
-        else:
-            result = compute()
-            steps = ()
-            if not wanted:
-                outputs.append((now.step, result))
-        size = result.numel() * result.element_size()
-        self.events.append(Event(name, kind, now.step, now.lane, steps, size))
-        return result
-
-    def computed(self) -> dict[str, int]:
-        """Kind -> computations."""
-        return _count(event.kind for event in self.events if not event.reused)
-
-    def reused(self) -> dict[str, int]:
-        """Kind -> reuses."""
-        return _count(event.kind for event in self.events if event.reused)
-
-    def held_bytes(self) -> Counter[int]:
-        """Step -> bytes at its end, if outputs live from their step to their last reuse."""
-        last_use: dict[tuple[str, str, int], int] = {}
-        for event in self.events:
-            for step in event.reused:
-                last_use[event.name, event.lane, step] = event.step
-        held: Counter[int] = Counter()
-        for event in self.events:
-            if not event.reused:
-                until = last_use.get((event.name, event.lane, event.step), event.step)
-                for step in range(event.step, until):
-                    held[step] += event.num_bytes
-        return held
 
 
 def extrapolate(outputs: list[tuple[int, torch.Tensor]], step: int) -> torch.Tensor:
@@ -194,8 +212,3 @@ def extrapolate(outputs: list[tuple[int, torch.Tensor]], step: int) -> torch.Ten
         return outputs[0][1]
     (before, old), (last, new) = outputs
     return new + (new - old) * ((step - last) / (last - before))
-
-
-def _count(kinds: Any) -> dict[str, int]:
-    counted = Counter(kinds)
-    return {kind: counted[kind] for kind in KINDS}

@@ -1,0 +1,1 @@
+"""Video DiTs of the paper, written anew from their published architecture."""
