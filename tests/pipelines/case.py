@@ -12,6 +12,8 @@ from dits.build import build
 from dits.catalogue import CATALOGUE
 from dits.spec import Dit
 
+from .pictures import PICTURES
+
 
 @dataclass(frozen=True)
 class Case:
@@ -40,7 +42,7 @@ class Case:
     @property
     def dit(self) -> Dit:
         """The description of the transformer."""
-        dit = CATALOGUE[self.model]
+        dit = (CATALOGUE | PICTURES)[self.model]
         return Dit(**{**vars(dit), "config": {**dit.config, **self.config}})
 
     @property

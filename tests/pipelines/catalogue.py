@@ -15,8 +15,6 @@ from diffusers import (
     UniPCMultistepScheduler,
 )
 
-from dits.catalogue import CATALOGUE
-
 from .case import Case, embeddings, masks, noise
 
 VIDEO = {"height": 64, "width": 96, "num_frames": 9}
@@ -218,5 +216,4 @@ CASES = {
             output="images",
         ),
     )
-    if case.model in CATALOGUE
 }
