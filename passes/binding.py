@@ -139,7 +139,7 @@ def _is_scalar_per_row(node: fx.Node, latents: fx.Node) -> bool:
     batch = next(iter(ir.shape(latents) or (1,)))
     if shape in ((), (1,), (batch,), (1, 1), (batch, 1)):
         return True
-    per_frame = shape is not None and len(shape) == 2 and shape[0] in (1, batch)
+    per_frame = shape is not None and len(shape) >= 2 and shape[0] in (1, batch)
     return per_frame and _sounds_like_time(node) and _reaches(node, _CLOCK_OPS)
 
 

@@ -36,14 +36,24 @@ def capture(dynamo_graph: fx.GraphModule, args: Sequence[Any]) -> fx.GraphModule
         A graph module without dropout, metadata assertions and dead code. Every placeholder knows
         its name in the caller's words and whether it is a parameter (``ir.source``,
         ``ir.is_constant_input``); every call keeps its module path and source line.
+
+    Raises:
+        UnsupportedModelError: torch cannot trace the graph, or it switches autocast inside.
     """
     inputs = Inputs.of(dynamo_graph, args)
     static_graph, sources = _with_constant_numbers(dynamo_graph, inputs, args)
     fake_args = _fake(inputs.tensors(args))
-    with torch.no_grad():
-        captured, signature = aot_export_module(
-            static_graph, fake_args, trace_joint=False, pre_dispatch=True
-        )
+    try:
+        with torch.no_grad():
+            captured, signature = aot_export_module(
+                static_graph, fake_args, trace_joint=False, pre_dispatch=True
+            )
+    except RuntimeError as error:
+        raise UnsupportedModelError(
+            f"The graph could not be captured: {str(error).splitlines()[0]}. Sizes that depend on "
+            "values, and masks made by vmap, cannot be traced into plain ops; compute them before "
+            "the call of the model, or leave this model to another backend."
+        ) from error
     assert isinstance(captured, fx.GraphModule)
     _bind_lifted_tensors(captured, static_graph, signature)
     for node, (name, constant) in zip(ir.placeholders(captured.graph), sources, strict=True):

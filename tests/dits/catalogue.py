@@ -11,7 +11,7 @@ import torch
 from diffusers import ModelMixin
 from diffusers.models import transformers
 
-from . import audio_video, cross_video, factorised, hunyuan_video, joint_video, wan
+from . import audio_video, cross_video, factorised, hunyuan_video, joint_video, wan, world_video
 from .spec import Dit
 
 _FAMILIES = (
@@ -21,6 +21,7 @@ _FAMILIES = (
     hunyuan_video,
     joint_video,
     wan,
+    world_video,
 )
 CATALOGUE: dict[str, Dit] = {dit.name: dit for family in _FAMILIES for dit in family.DITS}
 

@@ -9,6 +9,7 @@ What is reused is the output of the attention module, as in diffusers' own hooks
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Mapping
 from typing import Any
@@ -51,7 +52,8 @@ class Oracle:
         self._calls: Counter[str] = Counter()
         self._outputs: dict[tuple[str, int], Any] = {}
         for path, module in attention_modules(model, dit).items():
-            self._wrap(path, module, dit.kind_of(path) or "")
+            if not (dit.unseen and re.search(dit.unseen, path)):
+                self._wrap(path, module, dit.kind_of(path) or "")
 
     def __call__(self, step: int, num_steps: int, **inputs: Any) -> tuple[torch.Tensor, ...]:
         """The model's outputs at a step. Steps must come in order, from 0."""

@@ -33,6 +33,8 @@ class Dit:
         options: options of the backend that this model needs.
         graphs: 1 where the forward traces as one graph; else into how many it breaks.
         unused: pattern of attention modules that run, but whose results the model drops.
+        unseen: pattern of attention modules that the compiler does not take for attention; they
+            are computed at every step.
         unsupported: what the compiler's error says where it refuses the model.
     """
 
@@ -50,6 +52,7 @@ class Dit:
     options: Mapping[str, Any] = field(default_factory=dict)
     graphs: int = 1
     unused: str = ""
+    unseen: str = ""
     unsupported: str = ""
 
     def kind_of(self, path: str) -> str | None:

@@ -15,10 +15,20 @@ from .spec import Dit
 from .truth import observe, true_counts
 
 # Some models ask for autocast to float32, which CPUs do not have and say so.
-pytestmark = pytest.mark.filterwarnings("ignore:In CPU autocast")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:In CPU autocast"),
+    pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile"),
+]
 EVERY = [pytest.param(dit, id=name) for name, dit in CATALOGUE.items()]
 SUPPORTED = [param for param in EVERY if not param.values[0].unsupported]  # type: ignore[union-attr]
-REFUSED = [param for param in EVERY if param.values[0].unsupported]  # type: ignore[union-attr]
+# Where torch fails on a mask made by vmap it leaves the vmap behind, which disturbs later tests:
+# these models are examined by ``python -m tests.dits`` only.
+_LEAVES_VMAP = ("anyflow_far", "kandinsky6_sr")
+REFUSED = [
+    pytest.param(dit, id=name)
+    for name, dit in CATALOGUE.items()
+    if dit.unsupported and name not in _LEAVES_VMAP
+]
 
 
 @pytest.mark.parametrize("dit", EVERY)

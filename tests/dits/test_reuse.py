@@ -15,7 +15,10 @@ from .spec import Dit
 
 NUM_STEPS = 10
 # Some models ask for autocast to float32, which CPUs do not have and say so.
-pytestmark = pytest.mark.filterwarnings("ignore:In CPU autocast")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:In CPU autocast"),
+    pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile"),
+]
 DITS = [pytest.param(dit, id=name) for name, dit in CATALOGUE.items() if not dit.unsupported]
 
 

@@ -82,9 +82,10 @@ def _spy(truth: Truth, running: list[str]) -> Iterator[None]:
 
 
 def true_counts(truth: Truth, dit: Dit) -> dict[str, int]:
-    """Kind -> sites: attention modules that ran and whose results count."""
+    """Kind -> sites to be found: attention modules that ran and whose results count."""
     kinds = truth.kinds.copy()
+    left_out = [pattern for pattern in (dit.unused, dit.unseen) if pattern]
     for path, calls in truth.modules.items():
-        if dit.unused and re.search(dit.unused, path):
+        if any(re.search(pattern, path) for pattern in left_out):
             kinds[dit.kind_of(path) or ""] -= calls
     return {kind: number for kind, number in sorted(kinds.items()) if number}

@@ -231,6 +231,14 @@ def test_a_region_that_switches_autocast_off_where_none_is_on_is_inlined() -> No
         through_dynamo(model, values(2, 3), values(3, 3))
 
 
+def test_sizes_that_depend_on_values_are_refused() -> None:
+    def model(x: torch.Tensor) -> torch.Tensor:
+        return x[x > 0].sum()
+
+    with pytest.raises(UnsupportedModelError, match="could not be captured"):
+        captured(model, x=values(2, 3))
+
+
 def test_sizes_become_constants() -> None:
     graph = fx.Graph()
     size, x = graph.placeholder("size"), graph.placeholder("x")

@@ -1,0 +1,184 @@
+"""The table of all DiTs: ``python -m tests.dits [NAME ...] [--write docs/models.md]``.
+
+Checks everything there is to check about every model (or those named) and prints one row for each:
+what was found against what really runs, whether the forward is one graph, whether nothing is
+changed without reuse and reuse equals module hooks, and the same at a second resolution. Rows that
+are already in the file that is written are kept for models that are not named.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.progress import track
+
+import pab_compile
+from pab_compile.passes.errors import PabError
+
+from .build import Denoising, build, run
+from .catalogue import CATALOGUE, NO_DITS, transformer_classes
+from .oracle import RANGES, WINDOW, Oracle
+from .spec import Dit
+from .truth import observe, true_counts
+
+NUM_STEPS = 10
+HEAD = """# Models
+
+Every DiT class of the installed diffusers, with random weights at a tiny size, as
+`python -m tests.dits --write docs/models.md` found it. *Attention* is what really runs (module
+hooks and a spy on `scaled_dot_product_attention`), *found* whether the compiler finds the same.
+*Exact* is ranges `{}` against eager, bit for bit; *reuse* is ten steps against module hooks that
+cache the outputs of the attention modules; *size 2* is that again at another resolution, with the
+same compiled model. Reuse takes `full`, `joint` and `spatial` attention at every second step,
+`temporal` and `cross` at every third.
+
+"""
+COLUMNS = "model | class | attention | found | one graph | exact | reuse | size 2 | notes"
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Print the table; the exit status is the number of models that are not as described."""
+    parser = argparse.ArgumentParser(prog="python -m tests.dits", description=__doc__)
+    parser.add_argument("names", nargs="*", metavar="NAME", help="models; all unless given")
+    parser.add_argument("--write", type=Path, help="file to write the table to")
+    options = parser.parse_args(arguments)
+    torch.set_num_threads(1)
+    rows = _rows_of(options.write) if options.write and options.write.exists() else {}
+    failed = 0
+    for name in track(options.names or list(CATALOGUE), description="models"):
+        cells, as_described = examine(CATALOGUE[name])
+        rows[name] = f"| {' | '.join(cells)} |"
+        failed += not as_described
+        print(rows[name], flush=True)
+        if options.write:  # after every row: a run that is broken off leaves what it found
+            options.write.write_text(HEAD + _table(rows) + _exceptions())
+    return failed
+
+
+def examine(dit: Dit) -> tuple[list[str], bool]:
+    """The cells of a model's row, and whether everything is as it should be."""
+    model = build(dit)
+    truth = true_counts(observe(model, dit, **dit.inputs()), dit)
+    counts = ", ".join(f"{number} {kind}" for kind, number in truth.items())
+    start = [dit.name, f"`{dit.cls}`", counts]
+    if dit.unsupported:
+        refusal = _outcome(lambda: pab_compile.explain(model, **_explained(dit)))
+        refused = refusal.startswith(dit.unsupported)
+        end = ["refused" if refused else refusal, _graphs(dit), "-", "-", "-"]
+        notes = "; ".join(filter(None, (dit.notes, dit.unsupported)))
+        return [*start, *end, notes], refused
+    found = _outcome(lambda: _check_found(model, dit, truth))
+    exact = _outcome(lambda: _check_exact(model, dit))
+    reuse, second = _outcomes_of_reuse(model, dit)
+    results = [found, exact, reuse, second]
+    as_described = all(result in ("yes", "-") for result in results)
+    return [*start, found, _graphs(dit), exact, reuse, second, dit.notes], as_described
+
+
+def _graphs(dit: Dit) -> str:
+    return "yes" if dit.graphs == 1 else f"no, {dit.graphs} or more"
+
+
+def _explained(dit: Dit) -> dict[str, Any]:
+    _reset()
+    return {"options": dit.options, **dit.inputs()}
+
+
+def _reset() -> None:
+    torch._dynamo.reset()
+    pab_compile.reset()
+
+
+def _outcome(check: Callable[[], object]) -> str:
+    """``yes``, or in one line why not."""
+    try:
+        check()
+    except (AssertionError, PabError, RuntimeError) as error:
+        return str(error).splitlines()[0][:120].replace("|", "/")
+    return "yes"
+
+
+def _check_found(model: torch.nn.Module, dit: Dit, truth: dict[str, int]) -> None:
+    counts = pab_compile.explain(model, **_explained(dit)).counts()
+    assert counts == truth, f"found {counts}"
+
+
+def _compiled(model: torch.nn.Module, dit: Dit, **options: Any) -> Any:
+    _reset()
+    given = {"inner": "eager", **options, **dit.options}
+    return torch.compile(model, backend="pab", fullgraph=dit.graphs == 1, options=given)
+
+
+def _check_exact(model: torch.nn.Module, dit: Dit) -> None:
+    compiled, loop = _compiled(model, dit, ranges={}), Denoising(dit, NUM_STEPS)
+    with torch._dynamo.config.patch(error_on_recompile=True):
+        for step in range(2):
+            pairs = zip(run(compiled, **loop.at(step)), run(model, **loop.at(step)), strict=True)
+            assert all(torch.equal(a, b) for a, b in pairs), "not the same bits as eager"
+
+
+def _outcomes_of_reuse(model: torch.nn.Module, dit: Dit) -> tuple[str, str]:
+    compiled = _compiled(model, dit, ranges=RANGES, window=WINDOW)
+    first, second = ({}, dict(dit.sizes))
+    actual = {}
+    outcomes = []
+    for number, sizes in enumerate((first, second)):
+        loop = Denoising(dit, NUM_STEPS, **sizes)
+
+        def keep(number: int = number, loop: Denoising = loop) -> None:
+            actual[number] = [run(compiled, **loop.at(step)) for step in range(NUM_STEPS)]
+
+        outcomes.append(_outcome(keep))
+    for number, sizes in enumerate((first, second)):
+        if outcomes[number] == "yes":
+            loop = Denoising(dit, NUM_STEPS, **sizes)
+            outcomes[number] = _outcome(lambda n=number, i=loop: _compare(dit, i, actual[n]))
+    return outcomes[0], outcomes[1]
+
+
+def _compare(dit: Dit, loop: Denoising, actual: list[tuple[torch.Tensor, ...]]) -> None:
+    oracle = Oracle(build(dit), dit)
+    worst = 0.0
+    for step, results in enumerate(actual):
+        for computed, hooked in zip(results, oracle(step, NUM_STEPS, **loop.at(step)), strict=True):
+            error = (computed - hooked).abs().max() / hooked.abs().max()
+            worst = max(worst, float(error))
+    assert worst < 1e-5, f"relative error {worst:.1e}"
+    assert oracle.reused, "nothing was reused"
+
+
+def _table(rows: dict[str, str]) -> str:
+    empty = COLUMNS.count("|") - 2
+    known = [
+        rows.get(name, f"| {name} | `{dit.cls}` | not examined yet |" + " |" * empty)
+        for name, dit in CATALOGUE.items()
+    ]
+    described = {dit.cls for dit in CATALOGUE.values()}
+    left = [name for name in transformer_classes() if name not in described | NO_DITS.keys()]
+    known += [f"| - | `{name}` | not described yet |" + " |" * empty for name in left]
+    lines = (f"| {COLUMNS} |", "|---" * (empty + 3) + "|", *known)
+    return "\n".join(lines) + "\n"
+
+
+def _rows_of(path: Path) -> dict[str, str]:
+    lines = [line for line in path.read_text().splitlines() if line.startswith("| ")]
+    rows = {line.split(" | ")[0].removeprefix("| "): line for line in lines[1:]}
+    return {name: row for name, row in rows.items() if " yet |" not in row}
+
+
+def _exceptions() -> str:
+    if not NO_DITS:
+        return ""
+    lines = [f"- `{name}`: {why}" for name, why in sorted(NO_DITS.items())]
+    return "\nClasses that are no DiT of their own:\n\n" + "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    warnings.simplefilter("ignore")
+    sys.exit(main(sys.argv[1:]))
