@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
 import torch
 from torch import fx
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.functional import dropout
 
 import captured as models
@@ -15,7 +17,7 @@ from captured import captured, values
 from golden import check_inline
 from pab_compile.lower import trace_once
 from pab_compile.passes import ir
-from pab_compile.passes.capture import Inputs, capture, remove_noise
+from pab_compile.passes.capture import Inputs, capture, remove_noise, trace_any, trace_pure
 from pab_compile.passes.errors import UnsupportedModelError
 from pab_compile.passes.printer import format_graph
 
@@ -291,3 +293,36 @@ def test_meta_and_fake_tensors_are_captured_like_real_ones() -> None:
     with torch._subclasses.FakeTensorMode():
         fake = format_graph(capture(traced, [torch.empty(2, 3)]))
     assert real == meta == fake
+
+
+def in_place(x: torch.Tensor, y: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    z = torch.nn.functional.layer_norm(x, (4,)) @ y.mT
+    z.narrow(-1, 1, 3).add_(1)
+    return (z.chunk(2, -1)[0], z.softmax(-1).contiguous())
+
+
+def writing(x: torch.Tensor, y: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    x.add_(1)
+    return (x @ y.mT, y)
+
+
+def looks(function: Callable[..., Any]) -> tuple[fx.GraphModule | None, fx.GraphModule]:
+    graph = fx.symbolic_trace(function)
+    fakes = FakeTensorMode()
+    inputs = [fakes.from_tensor(torch.zeros(2, 6, 4)) for _ in range(2)]
+    return trace_pure(graph, inputs), trace_any(graph, inputs)
+
+
+def test_one_look_at_a_graph_gives_what_two_looks_give() -> None:
+    once, twice = looks(in_place)
+    assert once is not None
+    for graph_module in (once, twice):
+        remove_noise(graph_module)
+    text = [re.sub(r"%\w+", "%", format_graph(g, lambda _: None)) for g in (once, twice)]
+    assert text[0] == text[1]
+
+
+def test_a_graph_that_writes_to_an_input_takes_two_looks() -> None:
+    once, twice = looks(writing)
+    assert once is None
+    assert len(ir.outputs(twice.graph)) == 3
