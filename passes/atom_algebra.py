@@ -32,6 +32,7 @@ def split(atom: Atom, outer: int) -> None:
             atom.feature,
             atom.contracted,
             shows,
+            atom.learned,
         )
         for index, num in enumerate((outer, inner))
     )
@@ -151,7 +152,17 @@ def _cut_atom(atom: Atom, start: int, stop: int) -> Dim:
     if not atom.parts:
         points = sorted({0, start, stop, atom.size})
         atom.parts = tuple(
-            (Atom(b - a, set(atom.origins), atom.feature, atom.contracted, atom.shows, whole=atom),)
+            (
+                Atom(
+                    b - a,
+                    set(atom.origins),
+                    atom.feature,
+                    atom.contracted,
+                    atom.shows,
+                    atom.learned,
+                    whole=atom,
+                ),
+            )
             for a, b in itertools.pairwise(points)
         )
     chosen: list[Dim] = []

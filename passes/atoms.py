@@ -32,6 +32,7 @@ class Atom:
         feature: Whether the axis was made by a projection, so that it holds channels.
         contracted: Whether a projection summed over this axis, as it does over channels.
         shows: Atoms whose roles this one shows when it has no role of its own.
+        learned: Whether its positions are queries of the model's own that looked at what it shows.
         parts: The dimensions that this axis is a concatenation of; empty where it is whole.
         factors: The product that this axis was split into; empty where it is whole.
         whole: The atom that was cut so that this one is a part of it.
@@ -44,6 +45,7 @@ class Atom:
     feature: bool = False
     contracted: bool = False
     shows: tuple[Atom, ...] = ()
+    learned: bool = False
     parts: tuple[Dim, ...] = ()
     factors: Dim = ()
     whole: Atom | None = None

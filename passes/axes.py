@@ -18,18 +18,17 @@ from torch import fx
 
 from . import ir
 from .atoms import Atom, Dim, leaves, seed, size, sources
-from .axis_names import BATCH, CHANNEL, PACKED, TEXT, Namer
+from .axis_names import BATCH, CHANNEL, PACKED, Namer
 from .axis_rules import dims_of_call
 from .axis_trace import Dims, Outputs, Trace, anew, shape_of
 from .errors import PabError, UnsupportedModelError
+from .input_roles import axis_name, find_siblings, is_alike, is_text
 
 VIDEO = frozenset("thws")
 """Axes of the latents that attention can mix."""
 
 _GRIDS = {1: ("s",), 2: ("h", "w"), 3: ("t", "h", "w")}
 _NOT_AXES = ("step", "held")
-_TEXT_NAMES = ("text", "encoder_hidden_states", "prompt", "context", "caption", "txt")
-_OTHER_NAMES = ("image", "img", "audio", "video", "mask")
 _LATENT_NAMES = ("latent", "hidden_states", "sample")
 
 
@@ -42,12 +41,14 @@ class AxisTable:
     """Axes of every tensor of one graph.
 
     Attributes:
-        latents: Placeholder of the tensor that the model denoises.
+        latents: Placeholder of the tensor that the model denoises, the first of several.
+        siblings: Placeholders of what is denoised with it.
         sources: Name of the token axis of every other input that has one.
         notes: What the inference was not sure of, in English.
     """
 
     latents: fx.Node
+    siblings: tuple[fx.Node, ...]
     sources: Mapping[str, str]
     notes: tuple[str, ...]
     _dims: Mapping[fx.Node, Dims | Outputs | None] = field(repr=False)
@@ -104,7 +105,7 @@ def infer_axes(graph_module: fx.GraphModule, stated: Mapping[str, str] | None = 
     # A guess, as for a mask that nothing projects, names no axis of which another input knows more.
     for number in sorted(main, key=lambda i: (i != latents, i in guessed, i)):
         node, dims = inputs[number], trace.of(inputs[number])
-        own = None if _is_alike(node, inputs[latents]) else _axis_name(node)
+        own = None if is_alike(node, inputs[latents]) else axis_name(node)
         names = given.get(ir.source(node))
         if names is None:
             channel = channels[number]
@@ -127,8 +128,29 @@ def infer_axes(graph_module: fx.GraphModule, stated: Mapping[str, str] | None = 
         if number != latents:
             fed = {name for dim in dims for name in namer.roles(dim)} & (set(names) - {"c"})
             axis_names |= {ir.source(node): n for n in names if n in fed and _is_source_axis(n)}
+    _name_unbatched(inputs, main, trace, namer)
     notes += _describe(trace, namer)
-    return AxisTable(inputs[latents], axis_names, tuple(dict.fromkeys(notes)), trace.dims, namer)
+    outputs = [node for node in ir.outputs(graph_module.graph) if trace.of(node)]
+    siblings = find_siblings(inputs, main, latents, outputs, trace)
+    found = tuple(dict.fromkeys(notes))
+    return AxisTable(inputs[latents], siblings, axis_names, found, trace.dims, namer)
+
+
+def _name_unbatched(
+    inputs: Sequence[fx.Node], main: Sequence[int], trace: Trace, namer: Namer
+) -> None:
+    """Name the tokens of inputs ``[tokens, channels]`` that come without a batch.
+
+    An input ``[batch, channels]`` looks the same; its first axis has met the batch of the others.
+    """
+    for number, node in enumerate(inputs):
+        dims, tensor = trace.of(node), ir.tensor(node)
+        if number in main or tensor is None or tensor.ndim != 2 or not tensor.is_floating_point():
+            continue
+        projected = all(atom.contracted for atom in leaves(dims[1]))
+        if projected and size(dims[0]) > 1 and not namer.roles(dims[0]):
+            namer.by_origin |= {(number, 0): axis_name(node), (number, 1): CHANNEL}
+            namer.order.append(number)
 
 
 def _has_tokens(node: fx.Node) -> bool:
@@ -222,7 +244,7 @@ def _find_latents(
         i
         for i in main
         if any(i in trace.feeds[node] for node in outputs)
-        and (ir.source(inputs[i]) in given or not _is_text(inputs[i]))
+        and (ir.source(inputs[i]) in given or not is_text(inputs[i]))
     ]
     video = [i for i in reaching if VIDEO & set(given.get(ir.source(inputs[i]), ()))]
     candidates = video or reaching
@@ -254,9 +276,9 @@ def _channel_dim(number: int, dims: Dims, trace: Trace) -> int | None:
     """Which dimension of an input the first projection sums over."""
     order = [1, len(dims) - 1, *range(2, len(dims) - 1), 0]
     for _, summed in trace.projected:
-        if not any(number in sources(dim) for dim in summed):
-            continue
         atoms = {atom for dim in summed for atom in _with_parts(dim)}
+        if not any(origin.source == number for atom in atoms for origin in atom.origins):
+            continue
         for large in (True, False):
             for dim in order:
                 if (size(dims[dim]) > 1) is large and set(leaves(dims[dim])) <= atoms:
@@ -282,25 +304,6 @@ def _usual_names(rank: int, channel: int | None, own: str | None) -> tuple[str, 
     for dim, name in zip(rest, grid, strict=True):
         names[dim] = name
     return tuple(names)
-
-
-def _is_text(node: fx.Node) -> bool:
-    """Whether an input is prompt embeddings, by its rank and the name that the caller gives it."""
-    tensor, name = ir.tensor(node), ir.source(node).lower()
-    is_other = any(word in name for word in _OTHER_NAMES)
-    is_text = any(word in name for word in _TEXT_NAMES) and not is_other
-    return is_text and tensor is not None and tensor.ndim == 3
-
-
-def _axis_name(node: fx.Node) -> str:
-    """Name of an input's own token axis."""
-    return TEXT if _is_text(node) else ir.source(node)
-
-
-def _is_alike(node: fx.Node, latents: fx.Node) -> bool:
-    """Whether an input is the latents or, as a control video is, of their kind."""
-    ranks = [0 if (t := ir.tensor(n)) is None else t.ndim for n in (node, latents)]
-    return node is latents or (ranks[0] == ranks[1] > 3)
 
 
 def _how_to_state(node: fx.Node) -> str:

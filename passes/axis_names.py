@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from .atoms import Atom, Dim, Origin, leaves, root, size
 
 BATCH, CHANNEL, PACKED, TEXT = "b", "channel", "s", "text"
+GATHERED = "gathered"
+"""Tokens that the model's own queries gathered from others."""
 
 
 @dataclass
@@ -48,7 +50,7 @@ class Namer:
     def _roles_of(self, atom: Atom, above: tuple[Atom, ...]) -> tuple[str, ...]:
         if atom in above:
             return ()
-        inside = [leaf for part in atom.parts for leaf in leaves(part)]
+        inside = [leaf for part in self._telling_parts(atom) for leaf in leaves(part)]
         if found := self._merged(inside, (*above, atom)):
             return found
         if atom in self.packed:
@@ -56,8 +58,21 @@ class Namer:
         if (name := self._own_name(atom.origins)) is not None:
             return (name,)
         if found := self._merged(leaves(atom.shows), (*above, atom)):
-            return found
+            return (GATHERED,) if atom.learned else found
         return (CHANNEL,) if atom.feature else ()
+
+    def _telling_parts(self, atom: Atom) -> list[Dim]:
+        """Parts of a concatenation that say what it is; a lone token beside many does not.
+
+        Such a token is a timestep, a summary of a prompt. One of the latents always counts.
+        """
+        large = [part for part in atom.parts if size(part) > 1]
+        main = self.order[0] if self.order else None
+        return [
+            part
+            for part in atom.parts
+            if not large or size(part) > 1 or any(o.source == main for a in part for o in a.origins)
+        ]
 
     def _merged(self, atoms: Sequence[Atom], above: tuple[Atom, ...]) -> tuple[str, ...]:
         return tuple(dict.fromkeys(r for atom in atoms for r in self._roles_of(atom, above)))

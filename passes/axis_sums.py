@@ -8,7 +8,7 @@ from torch import fx
 
 from . import ir
 from .atom_algebra import regroup
-from .atoms import Dim, fresh, like, mark_contracted, size
+from .atoms import Atom, Dim, fresh, leaves, like, mark_contracted, size
 from .axis_trace import Dims, Outputs, Trace, anew, first, output_shape, output_shapes, wrap
 from .contractions import AttentionCall, Contraction, Place
 
@@ -56,6 +56,7 @@ def strided(dim: Dim, num: int, window: int) -> Dim:
     if num == 1:
         return ()
     if window and num * window == size(dim) and (found := regroup([dim], (num, window))):
+        mark_contracted(found[1])
         return found[0]
     return like(num, dim)
 
@@ -159,7 +160,8 @@ def attention(trace: Trace, node: fx.Node, call: AttentionCall) -> Dims | Output
     for dim in range(len(query)):
         if dim == call.tokens:
             trace.meet(node, [(key[dim], call.key), (value[dim], call.value)], size(key[dim]))
-            out.append(query[dim])
+            asked = bool(trace.feeds[call.query])
+            out.append(query[dim] if asked else _gathered(size(query[dim]), key[dim]))
         elif dim == channel:
             trace.meet(node, [(query[dim], call.query), (key[dim], call.key)], size(query[dim]))
             out.append(value[dim])
@@ -172,6 +174,11 @@ def attention(trace: Trace, node: fx.Node, call: AttentionCall) -> Dims | Output
     if not isinstance(val, (list, tuple)):
         return tuple(out)
     return [tuple(out), *(None if s is None else anew(s) for s in output_shapes(node)[1:])]
+
+
+def _gathered(num: int, key: Dim) -> Dim:
+    """The tokens of queries that no input feeds: the model's own view of the keys."""
+    return (Atom(num, shows=leaves(key), learned=True),)
 
 
 def _meet_mask(trace: Trace, node: fx.Node, call: AttentionCall) -> None:

@@ -40,13 +40,13 @@ class Binding(enum.IntEnum):
     LATENT = 3
 
 
-def bind(graph: fx.Graph, latents: fx.Node, step_inputs: frozenset[fx.Node]) -> int:
+def bind(graph: fx.Graph, latents: frozenset[fx.Node], step_inputs: frozenset[fx.Node]) -> int:
     """Record the binding time of every node.
 
     Args:
         graph: a captured graph.
-        latents: the placeholder that is denoised.
-        step_inputs: placeholders that change at every step: the clock and those the user stated.
+        latents: the placeholders that are denoised.
+        step_inputs: placeholders that change at every step (``step_inputs``).
 
     Returns:
         The number of nodes whose binding was set or changed.
@@ -61,8 +61,10 @@ def bind(graph: fx.Graph, latents: fx.Node, step_inputs: frozenset[fx.Node]) -> 
     return changed
 
 
-def _input_binding(node: fx.Node, latents: fx.Node, step_inputs: frozenset[fx.Node]) -> Binding:
-    if node is latents:
+def _input_binding(
+    node: fx.Node, latents: frozenset[fx.Node], step_inputs: frozenset[fx.Node]
+) -> Binding:
+    if node in latents:
         return Binding.LATENT
     if node in step_inputs:
         return Binding.STEP
@@ -76,7 +78,8 @@ def _input_binding(node: fx.Node, latents: fx.Node, step_inputs: frozenset[fx.No
 def find_clock(graph: fx.Graph, latents: fx.Node, stated: Mapping[str, str]) -> fx.Node:
     """Find the timestep: a number, one per batch row, or one per row and frame, that is embedded.
 
-    Of several that sound like time, the one called ``timestep`` is taken.
+    Of several that sound like time, the one called ``timestep`` is taken, or the one that is named
+    after the latents.
 
     Args:
         graph: a captured graph.
@@ -94,6 +97,7 @@ def find_clock(graph: fx.Graph, latents: fx.Node, stated: Mapping[str, str]) -> 
     for candidates in (
         [n for n in declared if n in scalars],
         [n for n in embedded if ir.source(n).lower() == "timestep"],
+        [n for n in embedded if ir.source(n).startswith(ir.source(latents))],
         embedded,
         timely,
         [n for n in scalars if _reaches(n, _CLOCK_OPS) and stated.get(ir.source(n)) != STATED_HELD],
@@ -135,17 +139,19 @@ def step_inputs(graph: fx.Graph, clock: fx.Node, stated: Mapping[str, str]) -> f
 
 
 def _is_scalar_per_row(node: fx.Node, latents: fx.Node) -> bool:
+    """Whether an input is one number, or one for every row; rows may come as a list of latents."""
     shape = ir.shape(node)
     batch = next(iter(ir.shape(latents) or (1,)))
     if shape in ((), (1,), (batch,), (1, 1), (batch, 1)):
         return True
     per_frame = shape is not None and len(shape) >= 2 and shape[0] in (1, batch)
-    return per_frame and _sounds_like_time(node) and _reaches(node, _CLOCK_OPS)
+    per_entry = shape is not None and len(shape) == 1
+    return (per_frame or per_entry) and _sounds_like_time(node) and _reaches(node, _CLOCK_OPS)
 
 
 def _sounds_like_time(node: fx.Node) -> bool:
     name = ir.source(node).lower()
-    return name in _CLOCK_WORDS or "timestep" in name
+    return name in _CLOCK_WORDS or "timestep" in name or "time" in name.split("_")
 
 
 def _reaches(node: fx.Node, op_names: tuple[str, ...]) -> bool:

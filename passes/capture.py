@@ -24,6 +24,7 @@ from torch.fx.traceback import preserve_node_meta
 from . import ir
 from .errors import UnsupportedModelError
 
+_PLACES = re.compile(r"(\[\d+\])+$")
 _LAST_INDEX = re.compile(r"\[['\"]?([^\]'\"]+)['\"]?\]$|\.(\w+)$")
 
 
@@ -215,9 +216,10 @@ def _describe_input(node: fx.Node, value: torch.Tensor) -> tuple[str, bool]:
     )
     if constant:
         return ir.short_path(name), True
-    match = _LAST_INDEX.search(name)
-    short = (match.group(1) or match.group(2)) if match else name
-    return node.name if short.isdigit() else short, False
+    places = _PLACES.search(name)
+    place = places.group() if places else ""
+    match = _LAST_INDEX.search(name.removesuffix(place))
+    return (match.group(1) or match.group(2)) + place if match else name, False
 
 
 def trace_pure(

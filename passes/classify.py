@@ -83,7 +83,9 @@ def find_mixers(graph_module: fx.GraphModule, axes: AxisTable) -> tuple[Mixer, .
     """Find every attention of a captured graph, in the order of their outputs."""
     graph = graph_module.graph
     inputs = [node for node in ir.placeholders(graph) if not ir.is_constant_input(node)]
-    finder = _Finder(axes, _fed_nodes(graph, inputs), _fed_nodes(graph, [axes.latents]))
+    finder = _Finder(
+        axes, _fed_nodes(graph, inputs), _fed_nodes(graph, [axes.latents, *axes.siblings])
+    )
     for node in ir.calls(graph):
         if (call := attention_call(node, axes.dims)) is not None:
             finder.add_call(node, call)

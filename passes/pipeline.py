@@ -98,7 +98,8 @@ class BindTimes:
         latents = program.inferred_axes.latents
         clock = find_clock(graph, latents, self.stated)
         program.clock = clock.name
-        return bind(graph, latents, step_inputs(graph, clock, self.stated))
+        denoised = frozenset([latents, *program.inferred_axes.siblings])
+        return bind(graph, denoised, step_inputs(graph, clock, self.stated))
 
 
 @dataclass(frozen=True)

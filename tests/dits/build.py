@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import diffusers
@@ -14,7 +15,10 @@ from .spec import Dit
 def build(dit: Dit, seed: int = 0) -> torch.nn.Module:
     """The model in eval mode, every parameter drawn anew: gates that start at zero hide nothing."""
     torch.manual_seed(seed)
-    model = model_class(dit.cls)(**dit.config).eval().requires_grad_(False)
+    with warnings.catch_warnings():
+        # diffusers deprecates parts that its own models are made of.
+        warnings.simplefilter("ignore", FutureWarning)
+        model = model_class(dit.cls)(**dit.config).eval().requires_grad_(False)
     generator = torch.Generator().manual_seed(seed)
     for parameter in model.parameters():
         drawn = torch.randn(parameter.shape, generator=generator, dtype=torch.float32)

@@ -4,17 +4,20 @@ The rule is the paper's::
 
     reuse  <=>  range > 1  and  step % range != 0  and  low <= step / steps < high
 
-What is reused is the output of the attention module, as in diffusers' own hooks.
+What is reused is the output of the attention module, as in diffusers' own hooks; where a module
+computes an MLP as well, the output of the attention call inside.
 """
 
 from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
+from unittest import mock
 
 import torch
+import torch.nn.functional as F
 
 from .build import run
 from .spec import Dit
@@ -52,8 +55,10 @@ class Oracle:
         self._calls: Counter[str] = Counter()
         self._outputs: dict[tuple[str, int], Any] = {}
         for path, module in attention_modules(model, dit).items():
-            if not (dit.unseen and re.search(dit.unseen, path)):
-                self._wrap(path, module, dit.kind_of(path) or "")
+            if dit.unseen and re.search(dit.unseen, path):
+                continue
+            wrap = self._wrap_call if dit.fused and re.search(dit.fused, path) else self._wrap
+            wrap(path, module, dit.kind_of(path) or "")
 
     def __call__(self, step: int, num_steps: int, **inputs: Any) -> tuple[torch.Tensor, ...]:
         """The model's outputs at a step. Steps must come in order, from 0."""
@@ -65,17 +70,33 @@ class Oracle:
         low, high = self._window
         return low <= self._fraction < high and self._step % self._ranges.get(kind, 1) != 0
 
+    def _output(self, path: str, kind: str, compute: Callable[[], Any]) -> Any:
+        key = (path, self._calls[path])
+        self._calls[path] += 1
+        if self._reuses(kind):
+            self.reused[kind] += 1
+        else:
+            self.computed[kind] += 1
+            self._outputs[key] = compute()
+        return self._outputs[key]
+
     def _wrap(self, path: str, module: torch.nn.Module, kind: str) -> None:
         real = module.forward
 
         def forward(*args: Any, **kwargs: Any) -> Any:
-            key = (path, self._calls[path])
-            self._calls[path] += 1
-            if self._reuses(kind):
-                self.reused[kind] += 1
-            else:
-                self.computed[kind] += 1
-                self._outputs[key] = real(*args, **kwargs)
-            return self._outputs[key]
+            return self._output(path, kind, lambda: real(*args, **kwargs))
+
+        module.forward = forward  # type: ignore[method-assign]
+
+    def _wrap_call(self, path: str, module: torch.nn.Module, kind: str) -> None:
+        real = module.forward
+        attend = F.scaled_dot_product_attention
+
+        def reused(*args: Any, **kwargs: Any) -> Any:
+            return self._output(path, kind, lambda: attend(*args, **kwargs))
+
+        def forward(*args: Any, **kwargs: Any) -> Any:
+            with mock.patch.object(F, "scaled_dot_product_attention", reused):
+                return real(*args, **kwargs)
 
         module.forward = forward  # type: ignore[method-assign]

@@ -35,6 +35,7 @@ class Dit:
         unused: pattern of attention modules that run, but whose results the model drops.
         unseen: pattern of attention modules that the compiler does not take for attention; they
             are computed at every step.
+        fused: pattern of attention modules that hold an MLP too: only their attention is reused.
         unsupported: what the compiler's error says where it refuses the model.
     """
 
@@ -53,6 +54,7 @@ class Dit:
     graphs: int = 1
     unused: str = ""
     unseen: str = ""
+    fused: str = ""
     unsupported: str = ""
 
     def kind_of(self, path: str) -> str | None:

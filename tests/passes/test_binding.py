@@ -25,7 +25,8 @@ def bound(model: Captured, stated: Mapping[str, str] | None = None) -> dict[str,
     """Binding time -> names of the nodes bound then."""
     latents = model.node("latents")
     clock = find_clock(model.graph, latents, stated or {})
-    bind(model.graph, latents, step_inputs(model.graph, clock, stated or {}))
+    steps = step_inputs(model.graph, clock, stated or {})
+    bind(model.graph, frozenset([latents]), steps)
     found: dict[str, list[str]] = {when.name: [] for when in Binding}
     for node in model.graph.nodes:
         found[ir.binding(node).name].append(node.name)
@@ -72,8 +73,9 @@ def test_a_value_binds_as_late_as_the_latest_of_its_inputs() -> None:
 def test_binding_twice_changes_nothing_the_second_time() -> None:
     model = captured(models.cross_attention)
     latents, clock = model.node("latents"), model.node("timestep")
-    assert bind(model.graph, latents, frozenset([clock])) == len(model.graph.nodes)
-    assert bind(model.graph, latents, frozenset([clock])) == 0
+    denoised = frozenset([latents])
+    assert bind(model.graph, denoised, frozenset([clock])) == len(model.graph.nodes)
+    assert bind(model.graph, denoised, frozenset([clock])) == 0
 
 
 def test_a_stated_step_input_binds_with_the_clock() -> None:
@@ -170,6 +172,22 @@ def test_two_inputs_that_sound_like_time_are_told_apart_by_their_embedding() -> 
     assert clock_of(scalar_model("time t", "none sin")) == "t"
     with pytest.raises(UnsupportedModelError, match="ambiguous"):
         clock_of(scalar_model("time t", "sin sin"))
+
+
+def test_the_plain_name_is_the_clock_and_a_second_timestep_only_binds_with_it() -> None:
+    model = scalar_model("timestep_r timestep")
+    assert clock_of(model) == "timestep"
+    assert {"timestep", "timestep_r"} <= set(bound(model)["STEP"])
+    held = bound(model, {"timestep_r": "held"})
+    assert "timestep_r" in held["PROMPT"]
+
+
+def test_of_two_times_the_clock_is_the_one_named_after_the_latents() -> None:
+    model = scalar_model("other_time latents_time")
+    assert clock_of(model) == "latents_time"
+    assert {"other_time", "latents_time"} <= set(bound(model)["STEP"])
+    with pytest.raises(UnsupportedModelError, match="ambiguous"):
+        clock_of(scalar_model("one_time other_time"))
 
 
 def test_without_a_clock_the_error_lists_what_was_seen_and_speaks_of_single_blocks() -> None:

@@ -209,6 +209,18 @@ def test_a_region_of_no_grad_is_inlined() -> None:
     assert ops(through_dynamo(model, values(2, 3), values(3, 3))) == ["matmul", "add"]
 
 
+def test_entries_of_a_list_are_named_after_it() -> None:
+    def model(pictures: list[torch.Tensor], extra: dict[str, Any]) -> torch.Tensor:
+        return pictures[0] + pictures[1] + extra["pairs"][1][0]
+
+    entry = values(2, 3)
+    found = through_dynamo(
+        model, pictures=[values(2, 3), entry], extra={"pairs": (0, [values(2, 3)])}
+    )
+    names = [ir.source(node) for node in ir.placeholders(found.graph)]
+    assert names == ["pictures[0]", "pictures[1]", "pairs[1][0]"]
+
+
 def test_a_region_of_autocast_is_refused() -> None:
     def model(x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
         with torch.autocast("cpu", torch.bfloat16):
