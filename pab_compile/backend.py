@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import fx
 
-from pab_compile.passes.capture import Inputs
+from pab_compile.passes.capture import Inputs, break_reason
 from pab_compile.passes.errors import UnsupportedModelError
+from pab_compile.passes.join import Origin
 
 from .errors import GradModeError
+from .forward import Forward
 from .lower import PieceCompiler, compiling
 from .options import Options, parse_options
 from .plan import Plan
-from .program import CompiledProgram, compile_program
+from .program import PlainProgram, Runnable, compile_program, nothing_found
 from .progress import CompileProgress
+from .scope import current_scope
 
 
 def pab(
@@ -43,7 +46,7 @@ def pab(
 
 
 class CompiledGraph:
-    """One Dynamo graph, specialised to the sizes that it is called with."""
+    """One Dynamo graph, specialised to the sizes and the place in a forward of its calls."""
 
     def __init__(
         self,
@@ -55,45 +58,45 @@ class CompiledGraph:
         self._graph_module = graph_module
         self._inputs = Inputs.of(graph_module, example_inputs)
         self._given = (options, mode)
-        self._programs: dict[tuple[Any, ...], CompiledProgram] = {}
-        self._passed_through: dict[tuple[Any, ...], Callable[..., Any]] = {}
+        self._break_reason = break_reason(graph_module)
+        self._programs: dict[tuple[Any, ...], Runnable] = {}
         self._prepared: tuple[Options, Plan, PieceCompiler] | None = None
+        self._is_checked = False
         self.progress = CompileProgress()
 
     def __call__(self, *args: Any) -> Any:
-        """Run one call of the model."""
-        key = self._inputs.specialisation(args)
-        if key in self._passed_through:
-            return self._passed_through[key](*args)
+        """Run the graph in the forward that calls it."""
+        forwards = current_scope().forwards
+        forward = forwards.current()
+        tensors = self._inputs.tensors(args)
+        origins = forward.origins(self._inputs, tensors)
+        alone = not forward.visited and forward.starts_at_root and not self._break_reason
+        key = (alone, origins, self._inputs.specialisation(args))
         if key not in self._programs:
             with compiling():
-                if key not in self._programs and key not in self._passed_through:
-                    self._specialise(key, args)
-            if key in self._passed_through:
-                return self._passed_through[key](*args)
+                if key not in self._programs:
+                    self._programs[key] = self._compile(args, origins, alone)
+        program = self._programs[key]
+        if not forward.visited and not alone:
+            self._check_before(forwards.before(forward), program)
+        forward.breaks.append(self._break_reason)
         self.progress.start()
         try:
-            return self._programs[key](self._inputs.tensors(args))
+            return program(forward, args, tensors)
+        except BaseException:
+            forward.fail()
+            raise
         finally:
+            if alone:
+                forwards.end(forward)
             self.progress.stop()
 
-    def _specialise(self, key: tuple[Any, ...], args: Sequence[Any]) -> None:
-        try:
-            self._programs[key] = self._compile(args)
-        except UnsupportedModelError as error:
-            if self._options_plan_compiler()[0].on_unsupported == "raise":
-                raise
-            warnings.warn(f"pab: compiled without reuse. {error}", stacklevel=4)
-            self._passed_through[key] = self._pass_through(args)
-
-    def _options_plan_compiler(self) -> tuple[Options, Plan, PieceCompiler]:
-        if self._prepared is None:
-            options = parse_options(*self._given)
-            compiler = PieceCompiler(options.inner, options.mode, self.progress)
-            self._prepared = (options, options.make_plan(), compiler)
-        return self._prepared
-
-    def _compile(self, args: Sequence[Any]) -> CompiledProgram:
+    def _compile(
+        self,
+        args: Sequence[Any],
+        origins: tuple[tuple[Origin | None, ...], frozenset[int]],
+        alone: bool,
+    ) -> Runnable:
         options, plan, compiler = self._options_plan_compiler()
         if torch.is_grad_enabled() and any(
             isinstance(arg, torch.Tensor) and arg.requires_grad for arg in args
@@ -105,10 +108,45 @@ class CompiledGraph:
                 "model.requires_grad_(False)."
             )
         compiler.warm_up(args)
-        return compile_program(
-            self._graph_module, args, options, plan, compiler, compilation=self._given[0]
-        )
+        try:
+            return compile_program(
+                self._graph_module, args, origins, options, plan, compiler, self._given[0], alone
+            )
+        except UnsupportedModelError as error:
+            self._refuse(error)
+            return PlainProgram(None, compiler.compile_whole(self._graph_module, args), str(error))
 
-    def _pass_through(self, args: Sequence[Any]) -> Callable[..., Any]:
-        _, _, compiler = self._options_plan_compiler()
-        return compiler.compile_whole(self._graph_module, args)
+    def _check_before(self, before: Iterable[Forward], program: Runnable) -> None:
+        """Look at the last forward that began like this one: what it is shows only now."""
+        alike = [other for other in before if other.visited[:1] == [program]]
+        if not alike or alike[0].failed:
+            return
+        last, length = alike[0], len(alike[0].visited)
+        if any(other.visited[:length] == last.visited != other.visited for other in alike[1:]):
+            last.fail()  # broken off: others went on from there
+        elif not self._is_checked and (
+            not last.breaks[-1] or any(other.visited == last.visited for other in alike[1:])
+        ):
+            self._is_checked = True
+            self._check_whole(last)
+
+    def _check_whole(self, forward: Forward) -> None:
+        """Look once at all graphs of a forward that is over."""
+        sites = [site for ran in forward.visited for site in ran.sites]
+        if sites:
+            self._options_plan_compiler()[1].check(sites)
+        else:
+            self._refuse(nothing_found([ran.reason for ran in forward.visited], forward.breaks))
+
+    def _refuse(self, error: UnsupportedModelError) -> None:
+        """Raise, or warn, as the user wants it."""
+        if self._options_plan_compiler()[0].on_unsupported == "raise":
+            raise error
+        warnings.warn(f"pab: compiled without reuse. {error}", stacklevel=5)
+
+    def _options_plan_compiler(self) -> tuple[Options, Plan, PieceCompiler]:
+        if self._prepared is None:
+            options = parse_options(*self._given)
+            compiler = PieceCompiler(options.inner, options.mode, self.progress)
+            self._prepared = (options, options.make_plan(), compiler)
+        return self._prepared

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -17,11 +16,10 @@ from pab_compile.passes.pieces import PRELUDE, Piece
 from pab_compile.passes.sites import Site
 
 from .decisions import Decision, Decisions
-from .generation import Generation, Lane
+from .generation import Generation, Place
 from .lower import Function, PieceCompiler, structure_key
 from .plan import Plan
 from .slots import Slot, Tensors
-from .stats import StepRecord
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,21 +54,24 @@ class Executor:
         cut_graph: a graph of pieces and branches only (``passes.pieces``).
         compiler: compiles the pieces.
         plan: decides at run time.
+        place: tells the graph from equal ones at other places of the forward.
 
     Attributes:
-        identity: hash of the structure. Dynamo may compile one graph several times (two threads at
-            once, a dropped cache entry); such copies go on with each other's slots.
+        identity: hash of the structure and the place. Dynamo may compile one graph several times
+            (two threads at once, a dropped cache entry); such copies go on with each other's slots.
         sites: the sites that have a branch, in order.
     """
 
-    def __init__(self, cut_graph: fx.GraphModule, compiler: PieceCompiler, plan: Plan) -> None:
+    def __init__(
+        self, cut_graph: fx.GraphModule, compiler: PieceCompiler, plan: Plan, place: str = ""
+    ) -> None:
         self.sites: list[Site] = []
         self._plan = plan
         self._must_copy = compiler.reuses_output_memory
         self._constants = dict(cut_graph.named_buffers(recurse=False))
-        self._build(cut_graph, compiler)
+        self._build(cut_graph, compiler, place)
 
-    def _build(self, cut_graph: fx.GraphModule, compiler: PieceCompiler) -> None:
+    def _build(self, cut_graph: fx.GraphModule, compiler: PieceCompiler, place: str) -> None:
         nodes = list(cut_graph.graph.nodes)
         register = {node: index for index, node in enumerate(nodes)}
         self._num_registers = len(nodes)
@@ -86,7 +87,7 @@ class Executor:
         last_use = {source: node for node in nodes for source in node.all_input_nodes}
         kept = set(ir.outputs(cut_graph.graph))
         self._ops: list[Op] = []
-        structure: list[str] = []
+        structure = [place]
         num_preludes = 0
         for node in nodes:
             if node.op != "call_module":
@@ -123,13 +124,13 @@ class Executor:
         self.identity = hashlib.sha256("\n".join(structure).encode()).hexdigest()
 
     def run(
-        self, inputs: Sequence[torch.Tensor], place: tuple[Generation, Lane] | None
+        self, inputs: Sequence[torch.Tensor], place: Place | None
     ) -> tuple[torch.Tensor | None, ...]:
         """Run one step.
 
         Args:
             inputs: one tensor per placeholder.
-            place: generation and lane of this call; None computes everything and keeps nothing.
+            place: where this call belongs; None computes everything and keeps nothing.
         """
         registers: list[torch.Tensor | None] = [None] * self._num_registers
         for register, tensor in zip(self._inputs, inputs, strict=True):
@@ -138,7 +139,7 @@ class Executor:
             registers[register] = tensor
         if self._must_copy:
             torch.compiler.cudagraph_mark_step_begin()
-        frame = None if place is None else _Frame(self, *place)
+        frame = None if place is None else _Frame(self, place)
         for op in self._ops:
             if op.site >= 0 and frame is not None:
                 results = frame.visit_branch(op, registers)
@@ -182,10 +183,11 @@ def _feeds_preludes_only(value: fx.Node, cut_graph: fx.GraphModule) -> bool:
 class _Frame:
     """One step of one lane: applies decisions to slots and preludes."""
 
-    def __init__(self, executor: Executor, generation: Generation, lane: Lane) -> None:
+    def __init__(self, executor: Executor, place: Place) -> None:
         self._executor = executor
-        self._generation = generation
-        self._lane = lane
+        self._generation = generation = place.generation
+        self._lane = place.lane
+        self._record = place.record
         self._row = executor.decisions_of(generation).row(generation.step, generation.timestep)
         self._computed = [0] * len(executor.sites)
         self._start = time.perf_counter()
@@ -223,17 +225,16 @@ class _Frame:
         return held
 
     def finish(self) -> None:
-        """Take the record of this step, and free the lane after the last one."""
-        record = StepRecord(self._generation.step, started=self._start)
-        computed, reused = Counter[str](), Counter[str]()
+        """Complete the record of this step, and free what the graph held after the last one."""
+        generation, record = self._generation, self._record
         for site, count in zip(self._executor.sites, self._computed, strict=True):
-            (computed if count else reused)[site.kind] += 1
-        record.computed, record.reused = computed, reused
-        record.seconds = time.perf_counter() - self._start
-        self._generation.records.append(record)
-        self._generation.measure()
-        if self._generation.is_last_step:
-            self._generation.close_lane(self._lane)
+            (record.computed if count else record.reused)[site.kind] += 1
+        record.seconds += time.perf_counter() - self._start
+        if not generation.records or generation.records[-1] is not record:
+            generation.records.append(record)
+        generation.measure()
+        if generation.is_last_step:
+            generation.close_lane(self._lane, self._executor.identity)
 
     def _may_reuse(self, decision: Decision, slot: Slot | None) -> bool:
         return (

@@ -8,7 +8,8 @@ computes; a generation whose calls may belong to two videos is not trusted and c
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import weakref
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -73,31 +74,57 @@ class Lane:
         prompts: the per-prompt inputs that it carries.
         slots: (graph, site) -> slot.
         prelude: (graph, piece) -> values computed once for this lane.
+        weights: graph -> the weights that it ran with.
     """
 
     name: str | None
-    prompts: tuple[Identity, ...]
+    prompts: dict[str, Identity]
     latents: Identity
     step: int
     slots: dict[tuple[str, int], Slot] = field(default_factory=dict)
     prelude: dict[tuple[str, int], tuple[torch.Tensor | None, ...]] = field(default_factory=dict)
+    weights: dict[str, tuple[weakref.ref[torch.Tensor], ...]] = field(default_factory=dict)
 
-    def carries_memory(self, prompts: Sequence[torch.Tensor]) -> bool:
-        """Whether these are the very tensors that this lane carries; looks at no values."""
-        return len(prompts) == len(self.prompts) and all(
-            mine.is_same_memory(other) for mine, other in zip(self.prompts, prompts, strict=True)
-        )
+    def has_weights(self, graph: str, weights: Sequence[torch.Tensor]) -> bool:
+        """Whether a graph runs with the weights that it ran with first in this lane."""
+        if graph not in self.weights:
+            self.weights[graph] = tuple(map(weakref.ref, weights))
+        pairs = zip(self.weights[graph], weights, strict=True)
+        return all(mine() is weight for mine, weight in pairs)
 
-    def carries(self, prompts: Sequence[torch.Tensor]) -> bool:
-        """Whether these per-prompt inputs are this lane's."""
-        return len(prompts) == len(self.prompts) and all(
-            mine.is_same(other) for mine, other in zip(self.prompts, prompts, strict=True)
-        )
+    def carries_memory(
+        self, prompts: Mapping[str, torch.Tensor], names: Iterable[str] | None = None
+    ) -> bool:
+        """Whether these are the very tensors that this lane carries; looks at no values.
 
-    def free(self) -> None:
-        """Let go of every tensor."""
-        self.slots.clear()
-        self.prelude.clear()
+        Args:
+            prompts: per-prompt inputs by name.
+            names: which of them count; None counts all, so that their number must fit too.
+        """
+        return self._compare(prompts, names, Identity.is_same_memory)
+
+    def carries(
+        self, prompts: Mapping[str, torch.Tensor], names: Iterable[str] | None = None
+    ) -> bool:
+        """Whether these per-prompt inputs are this lane's, by identity or by value."""
+        return self._compare(prompts, names, Identity.is_same)
+
+    def _compare(
+        self,
+        prompts: Mapping[str, torch.Tensor],
+        names: Iterable[str] | None,
+        is_same: Callable[[Identity, torch.Tensor], bool],
+    ) -> bool:
+        chosen = sorted(self.prompts.keys() | prompts.keys()) if names is None else list(names)
+        both = [name for name in chosen if name in prompts and name in self.prompts]
+        either = [name for name in chosen if name in prompts or name in self.prompts]
+        return both == either and all(is_same(self.prompts[n], prompts[n]) for n in both)
+
+    def free(self, graph: str | None = None) -> None:
+        """Let go of every tensor, or of those of one graph."""
+        for held in (self.slots, self.prelude):
+            for key in [key for key in held if graph in (None, key[0])]:
+                del held[key]
 
     def num_bytes(self) -> int:
         """Bytes in slots."""
@@ -111,7 +138,9 @@ class Call:
     Attributes:
         reading: what the timestep says; None under explicit control.
         latents: the tensor being denoised.
-        prompts: the per-prompt inputs.
+        prompts: the per-prompt inputs by name.
+        names: which of them tell one lane from another; None for all.
+        is_hidden: whether Python code between graphs may bring in conditions that are not here.
         lane: name of the lane, if the user gave one.
         index: step given by the user, or None.
         schedule: schedule given by the user, or None.
@@ -119,10 +148,21 @@ class Call:
 
     reading: Reading
     latents: torch.Tensor
-    prompts: tuple[torch.Tensor, ...]
+    prompts: Mapping[str, torch.Tensor]
+    names: tuple[str, ...] | None = None
+    is_hidden: bool = False
     lane: str | None = None
     index: int | None = None
     schedule: Schedule | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Place:
+    """Where one call of the model belongs, and what it did: shared by the graphs that it runs."""
+
+    generation: Generation
+    lane: Lane
+    record: StepRecord
 
 
 class Generation:
@@ -145,10 +185,14 @@ class Generation:
         self.num_lanes = 0
         self.peak_cache_bytes = 0
         self.held_bytes = 0
-        self.num_pieces = 0
-        self.compile_seconds = 0.0
+        self.compilers: dict[int, tuple[int, float]] = {}
         self.seen: list[float] = [] if reading.value is None else [reading.value]
         self.closed = False
+
+    def note(self, text: str) -> None:
+        """Say once why something was computed."""
+        if text not in self.notes:
+            self.notes.append(text)
 
     @property
     def first_reusable_step(self) -> int:
@@ -189,8 +233,8 @@ class Generation:
         if call.lane is not None:
             return next((lane for lane in self.lanes if lane.name == call.lane), None)
         unnamed = [lane for lane in self.lanes if lane.name is None]
-        mine = [lane for lane in unnamed if lane.carries_memory(call.prompts)]
-        mine = mine or [lane for lane in unnamed if lane.carries(call.prompts)]
+        mine = [lane for lane in unnamed if lane.carries_memory(call.prompts, call.names)]
+        mine = mine or [lane for lane in unnamed if lane.carries(call.prompts, call.names)]
         return next((lane for lane in mine if lane.step < self.step), mine[-1] if mine else None)
 
     def open_lane(self, call: Call) -> Lane:
@@ -201,15 +245,15 @@ class Generation:
                 "the per-prompt inputs differ at every call, so nothing can be reused: state those "
                 'that change with the step as options={"axes": {"<input>": "step"}}'
             )
-        prompts = tuple(Identity.of(prompt) for prompt in call.prompts)
+        prompts = {name: Identity.of(prompt) for name, prompt in call.prompts.items()}
         latents = Identity.of(call.latents, remember=False)
         self.num_lanes += 1
         self.lanes.append(Lane(call.lane, prompts, latents, self.step))
         return self.lanes[-1]
 
-    def close_lane(self, lane: Lane) -> None:
-        """Free a lane that has done its last step."""
-        lane.free()
+    def close_lane(self, lane: Lane, graph: str) -> None:
+        """Free what one graph holds in a lane that does its last step."""
+        lane.free(graph)
         self.lanes = [other for other in self.lanes if other is not lane]
 
     def free(self) -> None:
@@ -248,8 +292,8 @@ class Generation:
             lanes=self.num_lanes,
             peak_cache_bytes=self.peak_cache_bytes,
             held_bytes=self.held_bytes,
-            num_pieces=self.num_pieces,
-            compile_seconds=self.compile_seconds,
+            num_pieces=sum(pieces for pieces, _ in self.compilers.values()),
+            compile_seconds=sum(seconds for _, seconds in self.compilers.values()),
             notes=notes,
         )
 

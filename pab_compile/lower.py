@@ -9,15 +9,18 @@ is ``passes/capture.py``).
 from __future__ import annotations
 
 import hashlib
+import inspect
+import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import fx
+from torch._dynamo import eval_frame
 from torch._dynamo.backends.registry import lookup_backend
 from torch._dynamo.convert_frame import compile_lock
 from torch._dynamo.eval_frame import reset_code
@@ -29,11 +32,13 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
 from pab_compile.passes import ir
-from pab_compile.passes.errors import PabError
 
 from .progress import CompileProgress
 
 Function = Callable[..., Sequence[torch.Tensor]]
+
+_EVAL_FRAME_FILE = eval_frame.__file__
+_MODULE_FILE = torch.nn.modules.module.__file__
 
 
 @contextmanager
@@ -136,7 +141,10 @@ class PieceCompiler:
                 self._warming.join()
             # Inductor's caches on disk take only graphs with a shape environment, if an empty one.
             mode = FakeTensorMode(shape_env=ShapeEnv())
-            fakes = [mode.from_tensor(arg, static_shapes=True) for arg in args]
+            fakes = [
+                mode.from_tensor(arg, static_shapes=True) if isinstance(arg, torch.Tensor) else arg
+                for arg in args
+            ]
             with tracing(TracingContext(mode)):
                 return compile_fx(graph_module, fakes, config_patches=self._patches())  # type: ignore[return-value]
         backend = lookup_backend(self._inner) if isinstance(self._inner, str) else self._inner
@@ -184,20 +192,18 @@ def trace_once(
     forward: Callable[..., Any],
     args: Sequence[Any],
     kwargs: dict[str, Any],
-    look: Callable[[fx.GraphModule, Sequence[Any]], None],
+    look: Callable[[fx.GraphModule, Sequence[Any]], Any],
 ) -> None:
-    """Trace a function with Dynamo, show every graph to ``look``, and run the graphs as they are.
+    """Trace a function with Dynamo and let ``look`` run every graph, given its inputs.
 
     Nothing of it stays in Dynamo's caches, so an existing compilation of the model is untouched.
     """
-    failures: list[PabError] = []
 
-    def backend(graph_module: fx.GraphModule, inputs: Sequence[Any]) -> Callable[..., Any]:
-        try:
-            look(graph_module, inputs)
-        except PabError as error:  # raised below: Dynamo would wrap it
-            failures.append(error)
-        return graph_module.forward
+    def backend(graph_module: fx.GraphModule, _: Sequence[Any]) -> Callable[..., Any]:
+        def run(*inputs: Any) -> Any:
+            return look(graph_module, inputs)
+
+        return run
 
     def traced(*args: Any, **kwargs: Any) -> Any:
         return forward(*args, **kwargs)
@@ -207,8 +213,66 @@ def trace_once(
         torch.compile(traced, backend=backend, dynamic=False)(*args, **kwargs)
     finally:
         reset_code(traced.__code__)
-    if failures:
-        raise failures[0]
+
+
+@dataclass(frozen=True, eq=False)
+class ModelCall:
+    """The call of a compiled model that the running code is a part of.
+
+    Attributes:
+        token: an object that belongs to this one call.
+        args: positional arguments.
+        keywords: keyword arguments.
+        function: what was called: a function, or the method of a module.
+        is_root: whether the running graph belongs to the model's own ``forward``, not to a function
+            that it calls.
+    """
+
+    token: object
+    args: tuple[Any, ...]
+    keywords: dict[str, Any]
+    function: Any
+    is_root: bool
+
+    def names(self) -> tuple[str, ...]:
+        """Names of the positional arguments, as far as they are known."""
+        owner = getattr(self.function, "__self__", None)
+        function = owner.forward if isinstance(owner, torch.nn.Module) else self.function
+        try:
+            parameters = inspect.signature(function).parameters.values()
+        except (TypeError, ValueError):
+            return ()
+        return tuple(
+            p.name for p in parameters if p.kind is inspect.Parameter.POSITIONAL_OR_KEYWORD
+        )
+
+
+def model_calls() -> list[ModelCall]:
+    """Find the calls of compiled models on Python's stack, the innermost first.
+
+    Dynamo enters every such call through one wrapper, which stays on the stack until the call is
+    over: its arguments are the caller's, and its dict of keyword arguments is made anew each time.
+    Empty where there is no such wrapper.
+    """
+    found: list[ModelCall] = []
+    frame, num_frames = sys._getframe(1), 0
+    while frame is not None:
+        code = frame.f_code
+        if code.co_filename == _EVAL_FRAME_FILE:
+            if code.co_name == "compile_wrapper":
+                found += _model_call(frame.f_locals, num_frames)
+            num_frames = 0  # those before are ours: Dynamo calls graphs through a function
+        elif code.co_filename != _MODULE_FILE:
+            num_frames += 1
+        frame = frame.f_back
+    return found
+
+
+def _model_call(variables: Mapping[str, Any], num_frames: int) -> list[ModelCall]:
+    args, keywords = variables.get("args"), variables.get("kwargs")
+    if not isinstance(args, tuple) or not isinstance(keywords, dict):
+        return []
+    return [ModelCall(keywords, args, keywords, variables.get("fn"), num_frames <= 1)]
 
 
 @dataclass(frozen=True)

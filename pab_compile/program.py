@@ -2,39 +2,88 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import hashlib
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import fx
 
 from pab_compile.passes import ir
-from pab_compile.passes.binding import Binding
 from pab_compile.passes.capture import capture
-from pab_compile.passes.pipeline import Program, analysis, rewriting, run_passes
+from pab_compile.passes.classify import has_mixer_ops
+from pab_compile.passes.errors import UnsupportedModelError
+from pab_compile.passes.join import Made, Origin, Part, join
+from pab_compile.passes.outline import copy_graph
+from pab_compile.passes.pipeline import (
+    FindSites,
+    Program,
+    narrow,
+    recognition,
+    rewriting,
+    run_passes,
+)
 from pab_compile.passes.sites import Site
 
 from .board import board
-from .clock import Reading, TimestepTable, read_timestep
+from .clock import Reading, read_timestep
 from .dump import Dumper
 from .executor import Executor
-from .generation import Call, Generation
-from .lower import PieceCompiler
+from .forward import Forward, Ran, callers
+from .generation import Call, Place
+from .lower import PieceCompiler, structure_key
 from .options import Options
 from .plan import Plan
 from .report import describe_site, site_box
 from .schedule import Schedule
 from .scope import current_scope, stated_step
+from .stats import StepRecord
+from .tracker import Tracker
+
+_REPEATED = (
+    "a graph ran twice in one forward, or with other weights than in the step before, so its "
+    "outputs were not reused: which of them belong together is unknown"
+)
+
+
+class NoAttentionError(UnsupportedModelError):
+    """A graph without attention, which is no error where it is one of several."""
 
 
 def analyse(
-    dynamo_graph: fx.GraphModule, args: Sequence[Any], options: Options, plan: Plan, dumper: Dumper
+    part: Part, options: Options, plan: Plan, dumper: Dumper, alone: bool = True
 ) -> Program:
-    """Capture a graph and find its sites, without rewriting anything."""
-    program = Program(capture(dynamo_graph, args))
-    run_passes(program, analysis(options.axes, options.cut), dumper.watch)
-    plan.check(program.sites)
+    """Find the sites of a captured graph, without rewriting anything.
+
+    Args:
+        part: the graph, with where its inputs come from.
+        options: how to compile it.
+        plan: the plan that the options describe.
+        dumper: writes what the passes do.
+        alone: whether the graph is the whole forward.
+
+    Raises:
+        UnsupportedModelError: it has no latents, no clock, or no attention that can be broadcast.
+    """
+    if not alone and not has_mixer_ops(part.graph_module.graph):
+        raise NoAttentionError("No attention was found in this graph.")
+    joined = join(part)
+    stated = options.axes
+    if not alone:
+        known = {ir.source(node) for node in ir.placeholders(joined.graph_module.graph)}
+        stated = {name: value for name, value in stated.items() if name in known}
+    program = Program(joined.graph_module)
+    run_passes(program, recognition(stated), dumper.watch)
+    program = narrow(program, joined, part.graph_module)
+    try:
+        run_passes(program, (FindSites(options.cut),), dumper.watch)
+    except UnsupportedModelError:
+        if alone or not program.sites:
+            raise
+    if alone:
+        plan.check(program.sites)
     dumper.sites(
         lambda: [describe_site(site, plan).to_json() for site in program.sites],
         lambda: [site_box(site, plan) for site in program.sites],
@@ -42,63 +91,170 @@ def analyse(
     return program
 
 
+def reason_of(error: UnsupportedModelError, part: Part | None) -> str:
+    """Why a graph of several is computed at every step; ``""`` where it holds no attention."""
+    if isinstance(error, NoAttentionError):
+        return ""
+    inputs = ir.placeholders(part.graph_module.graph) if part else []
+    made = ", ".join(repr(ir.source(node)) for node in inputs if ir.is_eager(node))
+    if not made:
+        return str(error)
+    return f"{error} ({made}: made by Python code between two graphs, so what it is is unknown)"
+
+
+def nothing_found(reasons: Sequence[str], breaks: Sequence[str]) -> UnsupportedModelError:
+    """The error for a forward of several graphs in which nothing can be broadcast.
+
+    Args:
+        reasons: per graph, why it is computed at every step; ``""`` where it holds no attention.
+        breaks: per graph, why Dynamo broke the forward after it; ``""`` where it did not.
+    """
+    found = "; ".join(dict.fromkeys(filter(None, reasons))) or "none of them holds an attention"
+    why = "; ".join(dict.fromkeys(filter(None, breaks)))
+    return UnsupportedModelError(
+        f"Nothing can be broadcast in this forward of {len(reasons)} graph(s): {found}. "
+        + (f"Dynamo broke it up because of: {why}. " if why else "")
+        + "Remove the breaks between the model's inputs and its attentions, or compile the "
+        "module that holds both."
+    )
+
+
 def compile_program(
     dynamo_graph: fx.GraphModule,
     args: Sequence[Any],
+    origins: tuple[tuple[Origin | None, ...], frozenset[int]],
     options: Options,
     plan: Plan,
     compiler: PieceCompiler,
     compilation: object,
-) -> CompiledProgram:
+    alone: bool,
+) -> Runnable:
     """Analyse, rewrite and lower a graph for inputs of these sizes.
 
     Args:
         dynamo_graph: the graph.
         args: Dynamo's inputs.
+        origins: where its tensors come from, and which of them may change without notice.
         options: how to compile it.
         plan: the plan that the options describe.
         compiler: compiles the pieces.
         compilation: the object that all graphs of one ``torch.compile`` call have in common.
+        alone: whether the graph is the whole forward. One of several that cannot be analysed is
+            computed at every step.
     """
+    try:
+        part = Part(capture(dynamo_graph, args), *origins)
+    except UnsupportedModelError as error:
+        if alone:
+            raise
+        return PlainProgram(None, compiler.compile_whole(dynamo_graph, args), str(error))
     dumper = Dumper(options.dump)
-    program = analyse(dynamo_graph, args, options, plan, dumper)
+    try:
+        program, reason = analyse(part, options, plan, dumper, alone), ""
+    except UnsupportedModelError as error:
+        if alone:
+            raise
+        program, reason = None, reason_of(error, part)
+    if program is None or not any(site.can_broadcast for site in program.sites):
+        whole = copy_graph(part.graph_module)  # inner compilers rewrite what they are given
+        return PlainProgram(part, compiler.compile(whole, structure_key(whole)), reason)
 
     def wanted(site: Site) -> bool:
         # Attention always gets a branch: it is where equal blocks become equal pieces.
         return site.kind != "mlp" or plan.may_reuse(site)
 
-    inputs = ir.placeholders(program.graph_module.graph)
-    latents = inputs.index(program.inferred_axes.latents)
-    clock = [node.name for node in inputs].index(program.clock)
-    held = [i for i, node in enumerate(inputs) if ir.binding(node) == Binding.PROMPT]
-    weights = [i for i, node in enumerate(inputs) if ir.is_constant_input(node)]
+    inputs = ir.placeholders(part.graph_module.graph)
+    roles = InputRoles(
+        latents=ir.source(program.inferred_axes.latents),
+        clock=program.clock,
+        held=program.held,
+        stepping=(*program.stepping, *(n for n, role in options.axes.items() if role == "step")),
+        sees_all=alone,
+        is_blind=program.has_eager_inputs,
+        weights=tuple(i for i, node in enumerate(inputs) if ir.is_constant_input(node)),
+    )
     run_passes(program, rewriting(wanted), dumper.watch)
-    executor = Executor(program.graph_module, compiler, plan)
-    roles = InputRoles(latents, clock, tuple(held), tuple(weights or [latents]))
-    return CompiledProgram(executor, compiler, roles, compilation)
+    executor = Executor(program.graph_module, compiler, plan, _place_of(part))
+    return CompiledProgram(part, executor, compiler, roles, compilation)
+
+
+def _place_of(part: Part) -> str:
+    """Tells a graph from equal ones at other places of a forward: by what it reads."""
+    words = []
+    for origin in part.origins:
+        if isinstance(origin, Made):
+            maker = f"{structure_key(origin.part.graph_module)} {_place_of(origin.part)}"
+            words.append(f"{hashlib.sha256(maker.encode()).hexdigest()}.{origin.position}")
+        elif origin is not None:
+            words.append(str(origin))
+    return " ".join(words)
 
 
 @dataclass(frozen=True)
 class InputRoles:
-    """Positions among the inputs of a captured graph.
+    """What the inputs of a graph, and of those that feed it, are to the model's caller.
 
     Attributes:
-        latents: what is denoised.
-        clock: the timestep.
-        held: the per-prompt inputs.
-        weights: what tells the model from others that share its code.
+        latents: name of what is denoised.
+        clock: name of the timestep.
+        held: names of the per-prompt inputs.
+        stepping: names of other inputs that change at every step.
+        sees_all: whether the graph is the whole forward, so that other inputs do not matter.
+        is_blind: whether some of it comes from Python code between the graphs.
+        weights: positions of the weights, which tell the model from others that share its code.
     """
 
-    latents: int
-    clock: int
-    held: tuple[int, ...]
+    latents: str
+    clock: str
+    held: tuple[str, ...]
+    stepping: tuple[str, ...]
+    sees_all: bool
+    is_blind: bool
     weights: tuple[int, ...]
+
+
+class Runnable(Ran, Protocol):
+    """A graph of a forward, ready to run."""
+
+    def __call__(
+        self, forward: Forward, args: Sequence[Any], tensors: Sequence[torch.Tensor]
+    ) -> Any:
+        """Run it in a forward, with Dynamo's inputs and the tensors among them."""
+        ...
+
+
+class PlainProgram:
+    """A graph that is computed at every step.
+
+    Args:
+        part: the graph as it was captured; then ``function`` takes its tensors.
+        function: computes it.
+        reason: why it is computed at every step, if that calls for a reason.
+    """
+
+    def __init__(self, part: Part | None, function: Callable[..., Any], reason: str) -> None:
+        self.part = part
+        self.sites: Sequence[Site] = ()
+        self.reason = reason
+        self._function = function
+
+    def __call__(
+        self, forward: Forward, args: Sequence[Any], tensors: Sequence[torch.Tensor]
+    ) -> Any:
+        """Compute it."""
+        if self.part is None:
+            outputs = self._function(*args)
+        else:
+            outputs = _written_back(self.part, tensors, self._function(*tensors))
+        forward.finish(self, tensors, outputs)
+        return outputs
 
 
 class CompiledProgram:
     """A lowered graph that knows what its inputs are.
 
     Args:
+        part: the graph as it was captured.
         executor: runs the pieces.
         compiler: where their statistics are.
         roles: which input is what.
@@ -106,37 +262,97 @@ class CompiledProgram:
     """
 
     def __init__(
-        self, executor: Executor, compiler: PieceCompiler, roles: InputRoles, compilation: object
+        self,
+        part: Part,
+        executor: Executor,
+        compiler: PieceCompiler,
+        roles: InputRoles,
+        compilation: object,
     ) -> None:
+        self.part = part
+        self.sites: Sequence[Site] = executor.sites
+        self.reason = ""
         self._executor = executor
         self._compiler = compiler
         self._roles = roles
         self._compilation = compilation
 
-    def __call__(self, inputs: Sequence[torch.Tensor]) -> tuple[torch.Tensor | None, ...]:
+    def __call__(
+        self, forward: Forward, args: Sequence[Any], tensors: Sequence[torch.Tensor]
+    ) -> Any:
         """Run one call of the model with the inputs of the captured graph."""
-        weights = [inputs[position] for position in self._roles.weights]
-        tracker = current_scope().tracker(weights, self._compilation)
-        place = tracker.place(self._call(inputs, tracker.table))
+        weights = [tensors[position] for position in self._roles.weights]
+        weights = weights or [forward.inputs[self._roles.latents]]
+        if forward.tracker is None:
+            forward.tracker = current_scope().tracker(weights, self._compilation)
+        tracker, is_first = forward.tracker, not forward.is_placed
+        place = self._place(forward, tracker, weights)
         try:
-            outputs = self._executor.run(inputs, place)
+            outputs = _written_back(self.part, tensors, self._executor.run(tensors, place))
         except BaseException:
             tracker.drop()
             raise
         if place is not None:
-            self._publish(weights, place[0])
+            compiled = (self._compiler.num_pieces, self._compiler.compile_seconds)
+            place.generation.compilers[id(self._compiler)] = compiled
+            if is_first:
+                board.publish(weights, self._compilation, place.generation)
+        forward.finish(self, tensors, outputs)
         return outputs
 
-    def _call(self, inputs: Sequence[torch.Tensor], table: TimestepTable | None) -> Call:
+    def _place(
+        self, forward: Forward, tracker: Tracker, weights: Sequence[torch.Tensor]
+    ) -> Place | None:
+        """Where this call belongs; the first graph of a forward that has sites finds out."""
+        tracker.held |= dict.fromkeys(self._roles.held)
+        if not forward.is_placed:
+            forward.is_placed = True
+            found = tracker.place(self._call(forward, tracker))
+            if found is not None:
+                forward.place = Place(
+                    *found, StepRecord(found[0].step, started=time.perf_counter())
+                )
+                found[1].has_weights(self._executor.identity, weights)
+                for reason in filter(None, (program.reason for program in forward.visited)):
+                    found[0].note(reason)
+            return forward.place
+        place = forward.place
+        if place is None or place.generation.closed or place.generation is not tracker.generation:
+            return None
+        if self in forward.visited or not place.lane.has_weights(self._executor.identity, weights):
+            place.generation.note(_REPEATED)
+            return None
+        if not place.lane.carries(forward.inputs, self._roles.held):
+            return None
+        return place
+
+    def _call(self, forward: Forward, tracker: Tracker) -> Call:
+        roles = self._roles
+        others = {roles.latents, roles.clock, *roles.stepping}
+        others |= {callers(name) for name in others}
+        prompts = {name: t for name, t in forward.inputs.items() if name not in others}
+        names: tuple[str, ...] | None = None
+        if not roles.is_blind:
+            names = tuple(dict.fromkeys((*roles.held, *tracker.held)))
+        if roles.sees_all:
+            prompts = {name: prompts[name] for name in roles.held}
+        latents = forward.inputs[roles.latents]
         stated = stated_step()
-        prompts = tuple(inputs[i] for i in self._roles.held)
-        latents = inputs[self._roles.latents]
         if stated is not None:
             schedule = Schedule(stated.num_steps)
-            return Call(Reading(None), latents, prompts, stated.lane, stated.index, schedule)
-        return Call(read_timestep(inputs[self._roles.clock], table), latents, prompts)
+            return Call(
+                Reading(None), latents, prompts, names, roles.is_blind,
+                stated.lane, stated.index, schedule,
+            )  # fmt: skip
+        reading = read_timestep(forward.inputs[roles.clock], tracker.table)
+        return Call(reading, latents, prompts, names, roles.is_blind)
 
-    def _publish(self, weights: Sequence[torch.Tensor], generation: Generation) -> None:
-        generation.num_pieces = self._compiler.num_pieces
-        generation.compile_seconds = self._compiler.compile_seconds
-        board.publish(weights, self._compilation, generation)
+
+def _written_back(
+    part: Part, inputs: Sequence[torch.Tensor], outputs: Sequence[Any]
+) -> Sequence[Any]:
+    """Write to the inputs what the graph would have written, and leave it out of the outputs."""
+    written = ir.mutated_inputs(part.graph_module)
+    for number, value in zip(written, outputs, strict=False):
+        inputs[number].copy_(value)
+    return outputs[len(written) :]

@@ -98,6 +98,8 @@ class Explanation:
         latents: name of the denoised input.
         notes: what the analysis was not sure of.
         seconds: pass name -> seconds.
+        num_graphs: graphs that the forward was traced into.
+        breaks: why Dynamo broke it, each reason once.
     """
 
     sites: tuple[SiteReport, ...]
@@ -107,6 +109,8 @@ class Explanation:
     latents: str
     notes: tuple[str, ...]
     seconds: dict[str, float]
+    num_graphs: int = 1
+    breaks: tuple[str, ...] = ()
 
     def counts(self) -> dict[str, int]:
         """Number of attention sites per kind; kinds that do not occur are left out.
@@ -145,6 +149,9 @@ class Explanation:
         always = [group for group in _similar(self.sites) if group[0].range == 1]
         lines += ["Computed at every step:"] if always else []
         lines += [f"  {_name(group)} ({group[0].kind}): {group[0].reason}" for group in always]
+        if self.num_graphs > 1:
+            lines.append(f"The forward runs as {self.num_graphs} graphs; Dynamo broke it up at:")
+            lines += [f"  {reason}" for reason in self.breaks]
         lines += [f"Note: {note}" for note in self.notes]
         return "\n".join(lines)
 

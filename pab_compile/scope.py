@@ -18,16 +18,22 @@ import torch
 
 from pab_compile.passes.errors import PabError
 
+from .forward import Forwards
 from .schedule import Schedule
 from .tracker import Tracker
 
 
 class Scope:
-    """Trackers of all compiled models that run in a thread or a ``generation()`` block."""
+    """Trackers and forwards of all compiled models that run in a thread or ``generation()`` block.
+
+    Attributes:
+        forwards: the calls of compiled models that run or ran last.
+    """
 
     def __init__(self, schedule: Schedule | None = None) -> None:
         self._schedule = schedule
         self._trackers: dict[tuple[int, ...], _Entry] = {}
+        self.forwards = Forwards()
 
     def tracker(self, weights: Sequence[torch.Tensor], options: object) -> Tracker:
         """The tracker of a compiled model: its weights, and the options of its compilation."""
@@ -44,6 +50,7 @@ class Scope:
         for entry in self._trackers.values():
             entry.tracker.drop()
         self._trackers.clear()
+        self.forwards.clear()
 
 
 @dataclass(frozen=True, eq=False)

@@ -19,6 +19,11 @@ _OTHER_TIMESTEPS = (
     "number of steps or two generations at once, so from then on nothing was reused: say it with "
     "pab_compile.generation(timesteps=...); the next generation like it reuses"
 )
+_HIDDEN = (
+    "two calls of one step have the same inputs, and Python code between the graphs of the model "
+    "may bring in conditions that tell them apart, so nothing was reused: name the calls with "
+    "pab_compile.step(..., lane=...)"
+)
 _MIXED = "the rows of the batch are at different timesteps, so this step was computed"
 
 
@@ -27,12 +32,17 @@ class Tracker:
 
     Args:
         schedule: timesteps that the user gave for the scope, or None.
+
+    Attributes:
+        generation: the one that is running, or the last one.
+        held: names of the per-prompt inputs that some graph of the model reads.
     """
 
     def __init__(self, schedule: Schedule | None = None) -> None:
         self._given = schedule
         self._known = KnownSchedules()
         self.generation: Generation | None = None
+        self.held: dict[str, None] = {}
 
     @property
     def table(self) -> TimestepTable | None:
@@ -47,7 +57,7 @@ class Tracker:
         """
         if call.reading.value is None and call.index is None:
             if self.generation is not None:
-                self.generation.notes.append(_MIXED)
+                self.generation.note(_MIXED)
             return None
         generation = self.generation
         if generation is None or generation.closed:
@@ -61,6 +71,9 @@ class Tracker:
                 generation = self._begin(call, suspicious=True)
                 lane = None
             elif call.lane is None:
+                if call.is_hidden:
+                    generation.trusted = False
+                    generation.note(_HIDDEN)
                 lane = None
         if lane is None:
             lane = generation.open_lane(call)
@@ -139,7 +152,7 @@ class Tracker:
         generation.recall(going_on(generation.recalled, step, value))
         if not generation.recalled and generation.trusted:
             generation.trusted = False
-            generation.notes.append(_OTHER_TIMESTEPS)
+            generation.note(_OTHER_TIMESTEPS)
 
     def _begin(self, call: Call, suspicious: bool = False) -> Generation:
         before = self.generation
@@ -155,5 +168,5 @@ class Tracker:
         if not self.generation.schedule.is_known and call.reading.value is not None:
             self.generation.recall(self._known.starting_with(call.reading.value))
         if suspicious:
-            self.generation.notes.append(_INTERLEAVED)
+            self.generation.note(_INTERLEAVED)
         return self.generation

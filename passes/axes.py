@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import fx
@@ -74,6 +74,11 @@ class AxisTable:
         dims = self.dims(node)
         return self._namer.roles(dims[dim]) if dims else ()
 
+    def seen_from(self, stand_ins: Mapping[fx.Node, fx.Node]) -> AxisTable:
+        """The same axes for the nodes of another graph, given what stands for them in this one."""
+        dims = {node: self._dims.get(stand_in) for node, stand_in in stand_ins.items()}
+        return replace(self, _dims=dims)
+
     def names(self, node: fx.Node) -> tuple[str, ...]:
         """One printable name per dimension, such as ``("b*t", "h*w", "c")``."""
         return tuple(self._namer.name(dim) for dim in self.dims(node))
@@ -100,12 +105,15 @@ def infer_axes(graph_module: fx.GraphModule, stated: Mapping[str, str] | None = 
     namer = Namer()
     notes: list[str] = []
     axis_names: dict[str, str] = {}
-    channels = {i: _channel_dim(i, trace.of(inputs[i]), trace) for i in main}
+    dims_of = {i: trace.of(inputs[i]) for i in main}
+    channels = {i: _channel_dim(i, dims, trace) for i, dims in dims_of.items()}
     guessed = {i for i in main if channels[i] is None and ir.source(inputs[i]) not in given}
     # A guess, as for a mask that nothing projects, names no axis of which another input knows more.
     for number in sorted(main, key=lambda i: (i != latents, i in guessed, i)):
         node, dims = inputs[number], trace.of(inputs[number])
         own = None if is_alike(node, inputs[latents]) else axis_name(node)
+        if ir.is_eager(node):
+            namer.flat.add(number)
         names = given.get(ir.source(node))
         if names is None:
             channel = channels[number]
@@ -154,9 +162,13 @@ def _name_unbatched(
 
 
 def _has_tokens(node: fx.Node) -> bool:
-    """Whether an input can have token axes: a floating tensor of rank 3 or more."""
+    """Whether an input can have token axes: a floating tensor of rank 3 or more.
+
+    What Python code made between two graphs may be flat: packed tokens, even with their channels.
+    """
     tensor = ir.tensor(node)
-    return tensor is not None and tensor.is_floating_point() and tensor.ndim >= 3
+    least = 1 if ir.is_eager(node) else 3
+    return tensor is not None and tensor.is_floating_point() and tensor.ndim >= least
 
 
 def _is_source_axis(name: str) -> bool:
@@ -245,6 +257,7 @@ def _find_latents(
         for i in main
         if any(i in trace.feeds[node] for node in outputs)
         and (ir.source(inputs[i]) in given or not is_text(inputs[i]))
+        and not ir.is_eager(inputs[i])
     ]
     video = [i for i in reaching if VIDEO & set(given.get(ir.source(inputs[i]), ()))]
     candidates = video or reaching
@@ -273,7 +286,9 @@ def _find_latents(
 
 
 def _channel_dim(number: int, dims: Dims, trace: Trace) -> int | None:
-    """Which dimension of an input the first projection sums over."""
+    """Which dimension of an input the first projection sums over; None where it is flat."""
+    if len(dims) < 3:
+        return None
     order = [1, len(dims) - 1, *range(2, len(dims) - 1), 0]
     for _, summed in trace.projected:
         atoms = {atom for dim in summed for atom in _with_parts(dim)}
@@ -293,6 +308,8 @@ def _with_parts(dim: Dim) -> set[Atom]:
 
 def _usual_names(rank: int, channel: int | None, own: str | None) -> tuple[str, ...] | None:
     """Names of an input's dimensions: batch first, then the grid (or its own tokens)."""
+    if rank < 3 and own is not None:
+        return (own, CHANNEL)[:rank]
     if channel is None:
         channel = 1 if own is None and rank > 3 else rank - 1
     rest = [dim for dim in range(rank) if dim != channel and (dim or not channel)]

@@ -20,11 +20,13 @@ class Namer:
         by_origin: Role of every dimension of the inputs that have token axes.
         packed: Roles of the factors that packed video tokens were split into.
         order: Inputs by how much their names count, the latents first.
+        flat: Inputs whose one dimension may hold tokens and, inside, their channels.
     """
 
     by_origin: dict[tuple[int, int], str] = field(default_factory=dict)
     packed: dict[Atom, tuple[str, ...]] = field(default_factory=dict)
     order: list[int] = field(default_factory=list)
+    flat: set[int] = field(default_factory=set)
 
     def name_packed(self, dim: Dim, source: str) -> list[str]:
         """Name the factors of packed video tokens: frames outside, space inside."""
@@ -56,7 +58,8 @@ class Namer:
         if atom in self.packed:
             return self.packed[atom]
         if (name := self._own_name(atom.origins)) is not None:
-            return (name,)
+            is_inside = atom.contracted and not self.flat.isdisjoint(o.source for o in atom.origins)
+            return (CHANNEL if is_inside else name,)
         if found := self._merged(leaves(atom.shows), (*above, atom)):
             return (GATHERED,) if atom.learned else found
         return (CHANNEL,) if atom.feature else ()

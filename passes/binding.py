@@ -66,9 +66,7 @@ def _input_binding(
 ) -> Binding:
     if node in latents:
         return Binding.LATENT
-    if node in step_inputs:
-        return Binding.STEP
-    if ir.is_random(node):
+    if node in step_inputs or ir.is_eager(node) or ir.is_volatile(node) or ir.is_random(node):
         return Binding.STEP
     if node.op == "placeholder" and not ir.is_constant_input(node):
         return Binding.PROMPT
@@ -89,7 +87,11 @@ def find_clock(graph: fx.Graph, latents: fx.Node, stated: Mapping[str, str]) -> 
     Raises:
         UnsupportedModelError: no input, or more than one, can be the timestep.
     """
-    inputs = [n for n in ir.placeholders(graph) if not ir.is_constant_input(n) and n is not latents]
+    inputs = [
+        n
+        for n in ir.placeholders(graph)
+        if not (ir.is_constant_input(n) or ir.is_eager(n) or n is latents)
+    ]
     declared = [n for n in inputs if stated.get(ir.source(n)) == STATED_STEP]
     scalars = [n for n in inputs if _is_scalar_per_row(n, latents)]
     timely = [n for n in scalars if _sounds_like_time(n)]

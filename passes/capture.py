@@ -46,7 +46,7 @@ def capture(dynamo_graph: fx.GraphModule, args: Sequence[Any]) -> fx.GraphModule
         UnsupportedModelError: torch cannot trace the graph, or it switches autocast inside.
     """
     inputs = Inputs.of(dynamo_graph, args)
-    static_graph, sources = _with_constant_numbers(dynamo_graph, inputs, args)
+    static_graph = _with_constant_numbers(dynamo_graph, inputs, args)
     fake_args = _fake(inputs.tensors(args))
     try:
         captured = trace_pure(static_graph, fake_args)
@@ -58,7 +58,7 @@ def capture(dynamo_graph: fx.GraphModule, args: Sequence[Any]) -> fx.GraphModule
             "values, and masks made by vmap, cannot be traced into plain ops; compute them before "
             "the call of the model, or leave this model to another backend."
         ) from error
-    for node, (name, constant) in zip(ir.placeholders(captured.graph), sources, strict=True):
+    for node, (name, constant) in zip(ir.placeholders(captured.graph), inputs.sources, strict=True):
         ir.set_source(node, name)
         ir.set_constant_input(node, constant)
     remove_noise(captured)
@@ -77,11 +77,13 @@ class Inputs:
         is_number: per input, whether it is a number.
         used: positions of the numbers that an op uses.
         resizable: positions of the tensors whose sizes or strides Dynamo leaves open.
+        sources: per tensor, its name in the caller's words, and whether it is a weight.
     """
 
     is_number: tuple[bool, ...]
     used: tuple[int, ...]
     resizable: tuple[int, ...]
+    sources: tuple[tuple[str, bool], ...]
 
     @staticmethod
     def of(dynamo_graph: fx.GraphModule, args: Sequence[Any]) -> Inputs:
@@ -89,7 +91,10 @@ class Inputs:
         nodes = ir.placeholders(dynamo_graph.graph)
         is_number = tuple(_is_number(n, arg) for n, arg in zip(nodes, args, strict=True))
         used = tuple(i for i, n in enumerate(nodes) if is_number[i] and n.users)
-        return Inputs(is_number, used, tuple(i for i, n in enumerate(nodes) if _is_resizable(n)))
+        resizable = tuple(i for i, n in enumerate(nodes) if _is_resizable(n))
+        described = zip(nodes, args, is_number, strict=True)
+        sources = tuple(_describe_input(n, arg) for n, arg, number in described if not number)
+        return Inputs(is_number, used, resizable, sources)
 
     def tensors(self, args: Sequence[Any]) -> list[torch.Tensor]:
         """The inputs of the captured graph."""
@@ -121,6 +126,16 @@ def _is_item(node: fx.Node) -> bool:
 
 def _plain(number: Any) -> Any:
     return number.item() if isinstance(number, torch.Tensor) else number
+
+
+def break_reason(dynamo_graph: fx.GraphModule) -> str:
+    """Why Dynamo broke the forward after this graph, in a line; ``""`` where it did not."""
+    reason = getattr(dynamo_graph, "compile_subgraph_reason", None)
+    if reason is None or not reason.graph_break:
+        return ""
+    where = reason.user_stack[-1] if reason.user_stack else None
+    place = f" ({where.filename.rsplit('/', 1)[-1]}:{where.lineno})" if where else ""
+    return f"{reason.reason.strip().splitlines()[0]}{place}"
 
 
 def remove_noise(graph_module: fx.GraphModule) -> int:
@@ -187,9 +202,8 @@ def _is_identity(node: fx.Node) -> bool:
 
 def _with_constant_numbers(
     dynamo_graph: fx.GraphModule, inputs: Inputs, args: Sequence[Any]
-) -> tuple[fx.GraphModule, list[tuple[str, bool]]]:
+) -> fx.GraphModule:
     graph = fx.Graph()
-    sources: list[tuple[str, bool]] = []
     known: dict[fx.Node, Any] = {}
     values = zip(args, inputs.is_number, strict=True)
     for node in dynamo_graph.graph.nodes:
@@ -198,12 +212,11 @@ def _with_constant_numbers(
             if is_number:
                 known[node] = _plain(value)
                 continue
-            sources.append(_describe_input(node, value))
         elif _is_item(node) and not isinstance(known[node.args[0]], fx.Node):
             known[node] = known[node.args[0]]
             continue
         known[node] = graph.node_copy(node, known.__getitem__)
-    return fx.GraphModule(dynamo_graph, graph), sources
+    return fx.GraphModule(dynamo_graph, graph)
 
 
 def _describe_input(node: fx.Node, value: torch.Tensor) -> tuple[str, bool]:
@@ -264,7 +277,12 @@ def trace_any(static_graph: fx.GraphModule, fake_args: Sequence[FakeTensor]) -> 
             static_graph, fake_args, trace_joint=False, pre_dispatch=True
         )
     assert isinstance(captured, fx.GraphModule)
+    written = _mutated_inputs(captured, signature)
     _bind_lifted_tensors(captured, static_graph, signature)
+    inputs = ir.placeholders(captured.graph)
+    for node in written:
+        ir.set_volatile(node, True)
+    ir.set_mutated_inputs(captured, tuple(inputs.index(node) for node in written))
     return captured
 
 
@@ -272,6 +290,17 @@ def _fake(tensors: Sequence[torch.Tensor]) -> list[FakeTensor]:
     known = next((t.fake_mode for t in tensors if isinstance(t, FakeTensor)), None)
     mode = known or FakeTensorMode(allow_non_fake_inputs=True)
     return [t if isinstance(t, FakeTensor) else mode.from_tensor(t) for t in tensors]
+
+
+def _mutated_inputs(captured: fx.GraphModule, signature: Any) -> list[fx.Node]:
+    """The inputs whose new values are the first outputs, in their order."""
+    by_name = {node.name: node for node in ir.placeholders(captured.graph)}
+    if signature.buffers_to_mutate or signature.parameters_to_mutate:
+        raise UnsupportedModelError(
+            "The model writes to a tensor that its graph holds as a constant, so what it computes "
+            "depends on how often it was called. Keep that tensor as a buffer of the module."
+        )
+    return [by_name[name] for name in signature.user_inputs_to_mutate.values()]
 
 
 def _bind_lifted_tensors(captured: fx.GraphModule, origin: fx.GraphModule, signature: Any) -> None:

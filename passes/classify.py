@@ -96,6 +96,21 @@ def find_mixers(graph_module: fx.GraphModule, axes: AxisTable) -> tuple[Mixer, .
     return finder.mixers()
 
 
+def has_mixer_ops(graph: fx.Graph) -> bool:
+    """Whether any op can be part of an attention: one, an unknown op, a product of two values."""
+    fed = _fed_nodes(graph, [n for n in ir.placeholders(graph) if not ir.is_constant_input(n)])
+    for node in ir.calls(graph):
+        if (
+            ir.is_foreign(node)
+            or attention_call(node, lambda n: ((),) * len(ir.shape(n) or ())) is not None
+        ):
+            return True
+        spec = contraction(node)
+        if spec is not None and len(spec.operands) == 2 and fed.issuperset(spec.operands):
+            return True
+    return False
+
+
 def kind_of(query: Iterable[str], key: Iterable[str]) -> str:
     """Kind of an attention by the axes of its queries and keys (batch and channels left out)."""
     q, k = frozenset(query), frozenset(key)

@@ -38,7 +38,7 @@ def is_alike(node: fx.Node, latents: fx.Node) -> bool:
     if node is latents or in_one_list(node, latents):
         return True
     ranks = [0 if (t := ir.tensor(n)) is None else t.ndim for n in (node, latents)]
-    return ranks[0] == ranks[1] > 3 and not is_text(node)
+    return ranks[0] == ranks[1] > 3 and not is_text(node) and not ir.is_eager(node)
 
 
 def in_one_list(node: fx.Node, other: fx.Node) -> bool:

@@ -17,6 +17,9 @@ from torch import fx
 
 _SOURCE = "pab_source"
 _CONSTANT = "pab_constant"
+_EAGER = "pab_eager"
+_VOLATILE = "pab_volatile"
+_MUTATED = "pab_mutated"
 _BINDING = "pab_binding"
 _AXES = "pab_axes"
 _PLUMBING = ("__dict__", "_modules", "_parameters", "_buffers")
@@ -148,6 +151,36 @@ def is_constant_input(node: fx.Node) -> bool:
 def set_constant_input(node: fx.Node, constant: bool) -> None:
     """Record whether this placeholder is a parameter or buffer of the model."""
     node.meta[_CONSTANT] = constant
+
+
+def is_eager(node: fx.Node) -> bool:
+    """Whether this placeholder is of unknown origin: made by Python code between two graphs."""
+    return bool(node.meta.get(_EAGER, False))
+
+
+def set_eager(node: fx.Node, eager: bool) -> None:
+    """Record whether this placeholder is of unknown origin."""
+    node.meta[_EAGER] = eager
+
+
+def is_volatile(node: fx.Node) -> bool:
+    """Whether a value may change between two graphs of one forward without notice."""
+    return bool(node.meta.get(_VOLATILE, False))
+
+
+def set_volatile(node: fx.Node, volatile: bool) -> None:
+    """Record whether a value may change between two graphs without notice."""
+    node.meta[_VOLATILE] = volatile
+
+
+def mutated_inputs(graph_module: fx.GraphModule) -> tuple[int, ...]:
+    """Positions of the inputs that a captured graph writes to: its first outputs are for them."""
+    return graph_module.meta.get(_MUTATED, ())
+
+
+def set_mutated_inputs(graph_module: fx.GraphModule, positions: tuple[int, ...]) -> None:
+    """Record which inputs a captured graph writes to."""
+    graph_module.meta[_MUTATED] = positions
 
 
 def binding(node: fx.Node) -> Any:

@@ -41,6 +41,14 @@ def extract(
     return Outlined(fx.GraphModule(root, graph), tuple(inputs), tuple(outputs))
 
 
+def copy_graph(graph_module: fx.GraphModule) -> fx.GraphModule:
+    """A copy that can be rewritten without touching the original."""
+    graph = fx.Graph()
+    results = graph.graph_copy(graph_module.graph, {})
+    graph.output(results)
+    return fx.GraphModule(graph_module, graph)
+
+
 def outline(
     graph_module: fx.GraphModule,
     groups: Mapping[fx.Node, str],

@@ -9,18 +9,19 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 from torch import fx
 
 from . import ir
 from .axes import AxisTable, infer_axes
-from .binding import STATED_HELD, STATED_STEP, bind, find_clock, step_inputs
+from .binding import STATED_HELD, STATED_STEP, Binding, bind, find_clock, step_inputs
 from .broadcast import broadcast
 from .classify import Mixer, find_mixers
 from .errors import UnsupportedModelError
 from .find_sites import find_sites
+from .join import Joined
 from .pieces import cut_into_pieces
 from .printer import format_graph
 from .sites import Site
@@ -34,7 +35,10 @@ class Program:
     Attributes:
         graph_module: the graph as it is now.
         axes: named axes of every tensor (after ``InferAxes``).
-        clock: the timestep placeholder's name (after ``BindTimes``).
+        clock: the caller's name of the timestep (after ``BindTimes``).
+        held: the caller's names of the per-prompt inputs (after ``BindTimes``).
+        stepping: the caller's names of the other inputs that change at every step, likewise.
+        has_eager_inputs: whether Python code made some input between two graphs, likewise.
         mixers: token mixers (after ``Classify``).
         sites: sites in model order (after ``FindSites``).
         seconds: pass name -> seconds it took.
@@ -43,6 +47,9 @@ class Program:
     graph_module: fx.GraphModule
     axes: AxisTable | None = None
     clock: str = ""
+    held: tuple[str, ...] = ()
+    stepping: tuple[str, ...] = ()
+    has_eager_inputs: bool = False
     mixers: tuple[Mixer, ...] = ()
     sites: tuple[Site, ...] = ()
     seconds: dict[str, float] = field(default_factory=dict)
@@ -97,9 +104,16 @@ class BindTimes:
         graph = program.graph_module.graph
         latents = program.inferred_axes.latents
         clock = find_clock(graph, latents, self.stated)
-        program.clock = clock.name
+        steps = step_inputs(graph, clock, self.stated)
         denoised = frozenset([latents, *program.inferred_axes.siblings])
-        return bind(graph, denoised, step_inputs(graph, clock, self.stated))
+        changed = bind(graph, denoised, steps)
+        program.clock = ir.source(clock)
+        inputs = [n for n in ir.placeholders(graph) if not ir.is_constant_input(n)]
+        given = [n for n in inputs if not ir.is_eager(n) and n is not latents and n is not clock]
+        program.held = tuple(ir.source(n) for n in given if ir.binding(n) == Binding.PROMPT)
+        program.stepping = tuple(ir.source(n) for n in given if ir.binding(n) != Binding.PROMPT)
+        program.has_eager_inputs = any(ir.is_eager(n) for n in inputs)
+        return changed
 
 
 @dataclass(frozen=True)
@@ -165,7 +179,29 @@ class CutIntoPieces:
 
 def analysis(axes: Mapping[str, str], cut: str) -> tuple[Pass, ...]:
     """The passes that only look: axes, binding times, mixers, sites."""
-    return (InferAxes(axes), BindTimes(axes), Classify(), FindSites(cut))
+    return (*recognition(axes), FindSites(cut))
+
+
+def recognition(axes: Mapping[str, str]) -> tuple[Pass, ...]:
+    """The passes that find out what is what, on a graph behind those that feed it."""
+    return (InferAxes(axes), BindTimes(axes), Classify())
+
+
+def narrow(program: Program, joined: Joined, graph_module: fx.GraphModule) -> Program:
+    """Take what was found in joined graphs back to the last of them."""
+    if joined.graph_module is graph_module:
+        return program
+    for node, stand_in in joined.nodes.items():
+        ir.set_binding(node, ir.binding(stand_in))
+        if (names := ir.axis_names(stand_in)) is not None:
+            ir.set_axis_names(node, names)
+    node_of = {
+        stand_in: node for node, stand_in in joined.nodes.items() if node.op != "placeholder"
+    }
+    mixers = [m for m in program.mixers if all(node in node_of for node in m.nodes)]
+    mixers = [replace(m, nodes=tuple(node_of[node] for node in m.nodes)) for m in mixers]
+    axes = program.inferred_axes.seen_from(joined.nodes)
+    return replace(program, graph_module=graph_module, axes=axes, mixers=tuple(mixers))
 
 
 def rewriting(wanted: Callable[[Site], bool]) -> tuple[Pass, ...]:

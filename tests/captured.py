@@ -83,9 +83,10 @@ def captured_module(module: torch.nn.Module, **inputs: Any) -> Captured:
     """Capture a module through Dynamo, as the backend does."""
     found: list[Captured] = []
 
-    def look(graph_module: fx.GraphModule, args: Sequence[Any]) -> None:
+    def look(graph_module: fx.GraphModule, args: Sequence[Any]) -> Any:
         tensors = tuple(Inputs.of(graph_module, args).tensors(args))
         found.append(Captured(capture(graph_module, args), tensors, graph_module.forward))
+        return graph_module.forward(*args)
 
     with torch.no_grad():
         trace_once(module.forward, (), inputs, look)

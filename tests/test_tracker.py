@@ -26,7 +26,7 @@ def place(
     """The place of a call."""
     latents = torch.zeros(1) if latents is None else latents
     reading = read_timestep(timestep, tracker.table)
-    found = tracker.place(Call(reading, latents, (PROMPTS[prompt],)))
+    found = tracker.place(Call(reading, latents, {"prompt": PROMPTS[prompt]}))
     assert found is not None
     return found
 
@@ -35,7 +35,16 @@ def stated(
     tracker: Tracker, index: int, num_steps: int = 4, lane: str | None = None
 ) -> tuple[Generation, Lane]:
     """The place of a call inside ``step(index, num_steps, lane)``."""
-    call = Call(Reading(None), torch.zeros(1), (PROMPTS["cond"],), lane, index, Schedule(num_steps))
+    call = Call(
+        Reading(None),
+        torch.zeros(1),
+        {"prompt": PROMPTS["cond"]},
+        None,
+        False,
+        lane,
+        index,
+        Schedule(num_steps),
+    )
     found = tracker.place(call)
     assert found is not None
     return found
@@ -135,7 +144,7 @@ def test_equal_prompts_in_new_memory_are_the_same_lane_and_changed_ones_another(
     lanes = []
     for timestep, prompt in zip(table, prompts, strict=True):
         found = tracker.place(
-            Call(read_timestep(timestep, tracker.table), torch.zeros(1), (prompt,))
+            Call(read_timestep(timestep, tracker.table), torch.zeros(1), {"prompt": prompt})
         )
         assert found is not None
         lanes.append(found[1])
@@ -147,7 +156,7 @@ def test_a_prompt_that_is_written_to_is_another_lane() -> None:
     table, prompt = torch.tensor([900, 600, 300]), torch.ones(2)
     tracker, lanes = Tracker(), []
     for timestep in table[:2]:
-        call = Call(read_timestep(timestep, tracker.table), torch.zeros(1), (prompt,))
+        call = Call(read_timestep(timestep, tracker.table), torch.zeros(1), {"prompt": prompt})
         found = tracker.place(call)
         assert found is not None
         lanes.append(found[1])
@@ -180,7 +189,7 @@ def test_two_videos_on_one_table_and_prompt_are_not_trusted() -> None:
 def test_rows_at_different_timesteps_have_no_place() -> None:
     tracker = Tracker()
     place(tracker, torch.tensor([900, 600])[0])
-    call = Call(Reading(None), torch.zeros(2), (PROMPTS["cond"],))
+    call = Call(Reading(None), torch.zeros(2), {"prompt": PROMPTS["cond"]})
     assert tracker.place(call) is None
     assert tracker.generation is not None
     assert any("different timesteps" in note for note in tracker.generation.notes)
@@ -215,7 +224,9 @@ def test_prompts_that_differ_at_every_call_are_noticed() -> None:
     tracker = Tracker()
     for step, timestep in enumerate(table):
         call = Call(
-            read_timestep(timestep, tracker.table), torch.zeros(1), (torch.tensor(float(step)),)
+            read_timestep(timestep, tracker.table),
+            torch.zeros(1),
+            {"prompt": torch.tensor(float(step))},
         )
         assert tracker.place(call) is not None
     assert tracker.generation is not None

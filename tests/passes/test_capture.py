@@ -54,8 +54,9 @@ def through_dynamo(function: Callable[..., Any], *args: Any, **kwargs: Any) -> f
     """The capture of the one graph that Dynamo makes of a call."""
     found: list[fx.GraphModule] = []
 
-    def look(graph_module: fx.GraphModule, inputs: Sequence[Any]) -> None:
+    def look(graph_module: fx.GraphModule, inputs: Sequence[Any]) -> Any:
         found.append(capture(graph_module, inputs))
+        return graph_module.forward(*inputs)
 
     with torch.no_grad():
         trace_once(function, args, kwargs, look)

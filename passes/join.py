@@ -1,0 +1,187 @@
+"""Join: the graphs of one forward as one graph, to be analysed as a whole.
+
+Where a forward breaks into several graphs, what an input of a later graph *is* (its axes, when its
+value is known) shows only in the graphs before. So every graph is analysed behind the ones that its
+inputs come from::
+
+    graph 0: (timestep) -> emb                 joined: (timestep, tokens) -> emb -> out
+    graph 1: (tokens, emb) -> out
+
+Only facts are taken back to the graph itself; what is rewritten and run is that graph alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import fx
+
+from . import ir
+
+_NAMELESS = ("___stack", "l___stack")  # a value on Python's stack when the graph broke
+
+
+@dataclass(frozen=True)
+class Given:
+    """A tensor that the model's caller passes in, or that the model holds."""
+
+    name: str
+
+
+@dataclass(frozen=True)
+class Made:
+    """An output of an earlier graph of the same forward, by its position."""
+
+    part: Part
+    position: int
+
+
+@dataclass(frozen=True)
+class Eager:
+    """A tensor of unknown origin: Python code made it between two graphs."""
+
+    number: int
+
+
+Origin = Given | Made | Eager
+
+
+@dataclass(frozen=True, eq=False)
+class Part:
+    """One captured graph of a forward, with where its inputs come from.
+
+    Attributes:
+        graph_module: the captured graph.
+        origins: one per placeholder; None for parameters and buffers.
+        volatile: placeholders that may change between the graphs without notice.
+    """
+
+    graph_module: fx.GraphModule
+    origins: tuple[Origin | None, ...]
+    volatile: frozenset[int] = frozenset()
+
+
+@dataclass(frozen=True, eq=False)
+class Joined:
+    """A graph behind those that feed it.
+
+    Attributes:
+        graph_module: all of them in one.
+        nodes: node of the last graph -> the node that stands for it.
+    """
+
+    graph_module: fx.GraphModule
+    nodes: Mapping[fx.Node, fx.Node]
+
+
+def join(last: Part) -> Joined:
+    """Put a graph behind the graphs that its inputs come from.
+
+    Placeholders of one origin become one; an output that does not have the shape or dtype of the
+    input it becomes (it cannot be the same tensor) is taken for one of unknown origin.
+    """
+    if not any(isinstance(origin, Made) for origin in last.origins):
+        graph = last.graph_module.graph
+        for node, origin in zip(ir.placeholders(graph), last.origins, strict=True):
+            _describe(node, origin)
+        return Joined(last.graph_module, {node: node for node in graph.nodes})
+    joiner = _Joiner()
+    for part in _in_order(last):
+        joiner.add(part)
+    nodes = joiner.nodes[last]
+    results = ir.output_node(last.graph_module.graph).args[0]
+    joiner.graph.output(fx.map_arg(results, nodes.__getitem__))
+    joiner.graph.eliminate_dead_code()
+    own = set(nodes.values())
+    for placeholder in ir.placeholders(joiner.graph):
+        if not placeholder.users and placeholder not in own:
+            joiner.graph.erase_node(placeholder)
+    return Joined(fx.GraphModule(joiner.root, joiner.graph), nodes)
+
+
+def _in_order(last: Part) -> list[Part]:
+    """A graph and all that feed it, each after those that feed it."""
+    ordered: list[Part] = []
+
+    def visit(part: Part) -> None:
+        for origin in part.origins:
+            if isinstance(origin, Made) and origin.part not in ordered:
+                visit(origin.part)
+        ordered.append(part)
+
+    visit(last)
+    return ordered
+
+
+class _Joiner:
+    """The joined graph so far."""
+
+    def __init__(self) -> None:
+        self.graph = fx.Graph()
+        self.root = torch.nn.Module()
+        self._inputs: dict[Origin, fx.Node] = {}
+        self.nodes: dict[Part, dict[fx.Node, fx.Node]] = {}
+        self._last_input: fx.Node | None = None
+
+    def add(self, part: Part) -> None:
+        """Append a graph."""
+        nodes: dict[fx.Node, fx.Node] = {}
+        inputs = ir.placeholders(part.graph_module.graph)
+        for number, (node, origin) in enumerate(zip(inputs, part.origins, strict=True)):
+            nodes[node] = self._input(node, origin)
+            if number in part.volatile or ir.is_volatile(node):
+                ir.set_volatile(nodes[node], True)
+        for node in part.graph_module.graph.nodes:
+            if node.op == "get_attr":
+                self._hold(part, node, nodes)
+            elif node.op == "call_function":
+                nodes[node] = self.graph.node_copy(node, nodes.__getitem__)
+        self.nodes[part] = nodes
+
+    def _input(self, node: fx.Node, origin: Origin | None) -> fx.Node:
+        if isinstance(origin, Made):
+            results = ir.output_node(origin.part.graph_module.graph).args[0]
+            made = self.nodes[origin.part][results[origin.position]]  # type: ignore[index]
+            if _looks_like(made, node):
+                return made
+        if origin is None or isinstance(origin, Made):
+            return self._placeholder(node, origin)
+        if origin not in self._inputs:
+            self._inputs[origin] = self._placeholder(node, origin)
+        return self._inputs[origin]
+
+    def _placeholder(self, node: fx.Node, origin: Origin | None) -> fx.Node:
+        """A new input; all inputs stand before all calls."""
+        after = self._last_input
+        point = self.graph.inserting_after(after) if after else self.graph.inserting_before(None)
+        with point:
+            copy = self._last_input = self.graph.node_copy(node)
+        copy.target = copy.name
+        _describe(copy, origin)
+        return copy
+
+    def _hold(self, part: Part, node: fx.Node, nodes: dict[fx.Node, fx.Node]) -> None:
+        name = f"part{len(self.nodes)}_{node.target}"
+        self.root.register_buffer(name, getattr(part.graph_module, str(node.target)), False)
+        nodes[node] = self.graph.get_attr(name)
+        nodes[node].meta = dict(node.meta)
+
+
+def _describe(placeholder: fx.Node, origin: Origin | None) -> None:
+    if isinstance(origin, Given):
+        ir.set_source(placeholder, origin.name)
+    if isinstance(origin, Eager) and ir.source(placeholder).startswith(_NAMELESS):
+        ir.set_source(placeholder, f"eager{origin.number}")
+    ir.set_eager(placeholder, isinstance(origin, (Made, Eager)))
+
+
+def _looks_like(made: fx.Node, node: fx.Node) -> bool:
+    before, now = ir.tensor(made), ir.tensor(node)
+    return (
+        before is not None
+        and now is not None
+        and before.shape == now.shape
+        and before.dtype == now.dtype
+    )
