@@ -159,7 +159,7 @@ def remove_noise(graph_module: fx.GraphModule) -> int:
             graph.erase_node(node)
         elif ir.is_call(node, "type_as"):
             _cast_by_dtype(node)
-    graph.eliminate_dead_code()
+    graph.eliminate_dead_code(ir.must_stay)
     graph_module.recompile()
     return before - len(graph.nodes)
 

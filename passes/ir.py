@@ -99,6 +99,15 @@ def has_effect(node: fx.Node) -> bool:
     return is_random(node) or (schema is not None and schema.is_mutable)
 
 
+def must_stay(node: fx.Node) -> bool:
+    """Whether the node has a purpose although nobody uses its value.
+
+    What ``fx`` itself answers depends on whether Dynamo is tracing: attention without dropout would
+    stay at one time and go at another.
+    """
+    return has_effect(node) or node.is_impure(impure_random=False)
+
+
 def is_foreign(node: fx.Node) -> bool:
     """Whether the op is none of torch's own, so that nobody knows what it computes."""
     if isinstance(node.target, torch._ops.HigherOrderOperator):

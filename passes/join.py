@@ -93,7 +93,7 @@ def join(last: Part) -> Joined:
     nodes = joiner.nodes[last]
     results = ir.output_node(last.graph_module.graph).args[0]
     joiner.graph.output(fx.map_arg(results, nodes.__getitem__))
-    joiner.graph.eliminate_dead_code()
+    joiner.graph.eliminate_dead_code(ir.must_stay)
     own = set(nodes.values())
     for placeholder in ir.placeholders(joiner.graph):
         if not placeholder.users and placeholder not in own:

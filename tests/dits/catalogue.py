@@ -44,9 +44,19 @@ _FAMILIES = (
     other,
 )
 # Described, but not tested: forwards that break into several graphs or need sizes known only at run
-# time, and a model that denoises a single token.
+# time, a model that denoises a single token, and one whose text and video tokens are split
+# between weights (its joint attention is taken for full).
 _PENDING = (
-    *("glm_image", "hidream", "hunyuan_image_glyphs", "lumina2", "nucleus", "omnigen", "prior"),
+    *(
+        "cosmos3",
+        "glm_image",
+        "hidream",
+        "hunyuan_image_glyphs",
+        "lumina2",
+        "nucleus",
+        "omnigen",
+        "prior",
+    ),
     "qwen_image_21",
 )
 CATALOGUE: dict[str, Dit] = {

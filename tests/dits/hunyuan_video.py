@@ -115,8 +115,8 @@ DITS = (
         _KINDS,
         "video",
         notes="looks at the image embeddings' values, and sorts tokens by their masks",
+        options={"axes": {"hidden_states": "b c t h w"}},
         graphs=2,
-        unsupported="No site of this graph can be broadcast",
     ),
     Dit(
         "hunyuan_video_framepack",
@@ -126,8 +126,8 @@ DITS = (
         _KINDS,
         "video",
         notes="tokens of the history at three resolutions come before the video's",
+        options={"axes": {"hidden_states": "b c t h w"}},
         graphs=2,
-        unsupported="No site of this graph can be broadcast",
     ),
     Dit(
         "motif_video",

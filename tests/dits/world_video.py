@@ -151,6 +151,5 @@ DITS = (
         notes="prompt and video in one sequence, each with weights of its own; two calls per layer",
         clock="vision_timesteps",
         latents="vision_tokens",
-        unsupported="No timestep was found",
     ),
 )
