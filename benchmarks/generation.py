@@ -49,7 +49,7 @@ class Job:
 
 def run(result: Result, quick: bool, progress: Progress) -> None:
     """Generates with every variant in turns, with random weights and with the demo's model."""
-    num_steps, rounds = (8, 1) if quick else (30, 5)
+    num_steps, rounds = (8, 1) if quick else (30, 3)
     size, num_videos = (TINY, 2) if quick else (CPU_HALF, 10)
     result.settings = {
         "steps": num_steps,

@@ -29,8 +29,8 @@ CYCLE = 12
 def run(result: Result, quick: bool, progress: Progress) -> None:
     """Measures steps without reuse, steps of every pattern, and the executor alone."""
     size = TINY if quick else CPU_DEEP
-    rounds = 12 if quick else 40
-    cycles = 2 if quick else 6
+    rounds = 12 if quick else 30
+    cycles = 2 if quick else 4
     deep = Size(num_layers=4 if quick else 28, **SMALL)
     result.settings = {
         "layers": size.num_layers,
