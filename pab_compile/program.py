@@ -287,11 +287,7 @@ class CompiledProgram:
             forward.tracker = current_scope().tracker(weights, self._compilation)
         tracker, is_first = forward.tracker, not forward.is_placed
         place = self._place(forward, tracker, weights)
-        try:
-            outputs = _written_back(self.part, tensors, self._executor.run(tensors, place))
-        except BaseException:
-            tracker.drop()
-            raise
+        outputs = _written_back(self.part, tensors, self._executor.run(tensors, place))
         if place is not None:
             compiled = (self._compiler.num_pieces, self._compiler.compile_seconds)
             place.generation.compilers[id(self._compiler)] = compiled

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
 import pytest
 import torch
@@ -11,67 +10,31 @@ from torch import nn
 
 import pab_compile
 from broken_forwards import (
+    RANGES,
+    SHAPE,
     BrokenDiT,
     HookOracle,
-    Inputs,
     PackedDiT,
+    caller,
+    check_against_oracle,
+    compiled,
     denoise,
     draw,
     noise,
     packed_inputs,
+    prompts,
     sinusoids,
+    table,
 )
 from pab_compile.errors import UnsupportedModelError
 
-RANGES = {"spatial": 2, "temporal": 4, "cross": 3}
 BREAKS = [("time",), ("embedding",), ("blocks",), ("item",), ("tail",), ("time", "blocks", "tail")]
-SHAPE = (2, 4, 3, 2, 4)
 
 
 @pytest.fixture(autouse=True)
 def _no_gradients() -> Iterator[None]:
     with torch.no_grad():
         yield
-
-
-def compiled(model: nn.Module, ranges: dict[str, int], **options: Any) -> nn.Module:
-    given = {"ranges": ranges, "window": (0.0, 1.0), "inner": "eager", **options}
-    return torch.compile(model, backend="pab", options=given)  # type: ignore[return-value]
-
-
-def caller(model: nn.Module) -> Any:
-    return lambda inputs, where: model(**inputs)
-
-
-def asker(oracle: HookOracle) -> Any:
-    def call(inputs: Inputs, where: tuple[int, str]) -> torch.Tensor:
-        oracle.now = where
-        return oracle.model(**inputs)
-
-    return call
-
-
-def table(num_steps: int = 6) -> torch.Tensor:
-    return torch.linspace(990, 10, num_steps)
-
-
-def prompts(*seeds: int) -> dict[str, Inputs]:
-    return {f"lane{seed}": {"prompt": noise(2, 7, 12, seed=seed)} for seed in seeds}
-
-
-def check_against_oracle(
-    model: nn.Module,
-    oracle: HookOracle,
-    shape: tuple[int, ...],
-    lanes: dict[str, Inputs],
-    timesteps: torch.Tensor,
-    **how: Any,
-) -> None:
-    oracle.begin()
-    latents = noise(*shape, seed=len(timesteps))
-    ours = list(denoise(caller(model), latents, lanes, timesteps, **how))
-    theirs = list(denoise(asker(oracle), latents, lanes, timesteps, **how))
-    torch.testing.assert_close(ours, theirs, atol=1e-6, rtol=1e-5)
 
 
 @pytest.mark.parametrize("places", BREAKS)
