@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from rich.progress import Progress
 
-from .latte import CPU_HALF, TINY, Size
+from .latte import CPU_SMALL, TINY, Size
 from .results import Result
 from .sampling import DIGITS_DIR, Task, digits_task, psnr, random_task
 from .timing import Samples, median, ratios
@@ -49,8 +49,8 @@ class Job:
 
 def run(result: Result, quick: bool, progress: Progress) -> None:
     """Generates with every variant in turns, with random weights and with the demo's model."""
-    num_steps, rounds = (8, 1) if quick else (30, 3)
-    size, num_videos = (TINY, 2) if quick else (CPU_HALF, 10)
+    num_steps, rounds = (8, 1) if quick else (30, 5)
+    size, num_videos = (TINY, 2) if quick else (CPU_SMALL, 4)
     result.settings = {
         "steps": num_steps,
         "rounds": rounds,
