@@ -142,12 +142,16 @@ def compile_program(
         alone: whether the graph is the whole forward. One of several that cannot be analysed is
             computed at every step.
     """
+    place = _place_of(origins[0])
     try:
-        part = Part(capture(dynamo_graph, args), *origins)
+        captured = capture(dynamo_graph, args)
     except UnsupportedModelError as error:
         if alone:
             raise
         return PlainProgram(None, compiler.compile_whole(dynamo_graph, args), str(error))
+    # Graphs behind it name it by this; one that is alone has none.
+    identity = "" if alone else f"{structure_key(captured)} {place}"
+    part = Part(captured, *origins, hashlib.sha256(identity.encode()).hexdigest())
     dumper = Dumper(options.dump)
     try:
         program, reason = analyse(part, options, plan, dumper, alone), ""
@@ -174,19 +178,17 @@ def compile_program(
         weights=tuple(i for i, node in enumerate(inputs) if ir.is_constant_input(node)),
     )
     run_passes(program, rewriting(wanted), dumper.watch)
-    executor = Executor(program.graph_module, compiler, plan, _place_of(part))
+    executor = Executor(program.graph_module, compiler, plan, place)
     return CompiledProgram(part, executor, compiler, roles, compilation)
 
 
-def _place_of(part: Part) -> str:
+def _place_of(origins: Sequence[Origin | None]) -> str:
     """Tells a graph from equal ones at other places of a forward: by what it reads."""
-    words = []
-    for origin in part.origins:
-        if isinstance(origin, Made):
-            maker = f"{structure_key(origin.part.graph_module)} {_place_of(origin.part)}"
-            words.append(f"{hashlib.sha256(maker.encode()).hexdigest()}.{origin.position}")
-        elif origin is not None:
-            words.append(str(origin))
+    words = [
+        f"{origin.part.identity}.{origin.position}" if isinstance(origin, Made) else str(origin)
+        for origin in origins
+        if origin is not None
+    ]
     return " ".join(words)
 
 

@@ -56,11 +56,13 @@ class Part:
         graph_module: the captured graph.
         origins: one per placeholder; None for parameters and buffers.
         volatile: placeholders that may change between the graphs without notice.
+        identity: tells it from equal graphs at other places of the forward, for who wants to know.
     """
 
     graph_module: fx.GraphModule
     origins: tuple[Origin | None, ...]
     volatile: frozenset[int] = frozenset()
+    identity: str = ""
 
 
 @dataclass(frozen=True, eq=False)

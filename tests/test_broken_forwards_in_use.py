@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import pab_compile
+import pab_compile.program
 from broken_forwards import (
     RANGES,
     SHAPE,
@@ -28,6 +29,7 @@ from broken_forwards import (
     sinusoids,
     table,
 )
+from pab_compile.lower import structure_key
 
 PLACES = ("time", "blocks", "tail")
 
@@ -230,6 +232,61 @@ def test_an_exception_in_a_graph_without_attention_drops_the_generation() -> Non
     found = pab_compile.stats(twin)
     assert found.computed_steps == {"spatial": 3, "temporal": 2, "cross": 2}
     assert found.notes == ()
+
+
+# Many graphs.
+
+
+def test_many_graphs_with_two_tensors_between_them_are_each_looked_at_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class Long(BrokenDiT):
+        """Equal graphs, each of which feeds the next with two tensors."""
+
+        def forward(
+            self, latents: torch.Tensor, timestep: torch.Tensor, prompt: torch.Tensor
+        ) -> torch.Tensor:
+            batch, _, frames, height, width = latents.shape
+            emb = self.time(sinusoids(timestep))
+            text = self.text(prompt)
+            x = self.embed(latents.permute(0, 2, 3, 4, 1).reshape(batch, -1, 4))
+            x, text = self.pair(x, emb, text, frames)
+            torch._dynamo.graph_break()
+            x, text = self.pair(x, emb, text, frames)
+            torch._dynamo.graph_break()
+            x, text = self.pair(x, emb, text, frames)
+            torch._dynamo.graph_break()
+            x, text = self.pair(x, emb, text, frames)
+            torch._dynamo.graph_break()
+            x, text = self.pair(x, emb, text, frames)
+            torch._dynamo.graph_break()
+            x, text = self.pair(x, emb, text, frames)
+            torch._dynamo.graph_break()
+            x, text = self.pair(x, emb, text, frames)
+            torch._dynamo.graph_break()
+            x, text = self.pair(x, emb, text, frames)
+            torch._dynamo.graph_break()
+            return self.last(x).view(batch, frames, height, width, 4).permute(0, 4, 1, 2, 3)
+
+        def pair(
+            self, x: torch.Tensor, emb: torch.Tensor, text: torch.Tensor, frames: int
+        ) -> tuple[torch.Tensor, torch.Tensor]:
+            return self.first(x, emb, text, frames), text * 0.9
+
+    looked_at: list[object] = []
+
+    def looking(graph_module: torch.fx.GraphModule) -> str:
+        looked_at.append(graph_module)
+        return structure_key(graph_module)
+
+    monkeypatch.setattr(pab_compile.program, "structure_key", looking)
+    model = draw(Long)
+    twin = compiled(model, RANGES)
+    latents, given = noise(*SHAPE), prompts(1)["lane1"]
+    first = table()[0].expand(2)
+    torch.testing.assert_close(twin(latents, first, **given), model(latents, first, **given))
+    assert pab_compile.stats(twin).computed == {"spatial": 8, "cross": 8}
+    assert len(looked_at) <= 2 * 9
 
 
 # Hidden conditions.
