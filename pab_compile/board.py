@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 
 from pab_compile.passes.errors import PabError
+from pab_compile.passes.wrapped import plain_tensors
 
 from .generation import Generation
 from .lower import Compilation, compilation_of
@@ -53,7 +54,8 @@ class Board:
         Dynamo hands the code of one compilation to another one whose options are equal, so those
         will do where there are none of its own.
         """
-        own = {id(tensor) for tensor in (*module.parameters(), *module.buffers())}
+        held = (*module.parameters(), *module.buffers())
+        own = {id(plain) for tensor in held for _, plain in plain_tensors(tensor)}
         with self._lock:
             entries = [e for e in reversed(self._entries) if e.weight() is not None]
             mine = [entry for entry in entries if entry.weights <= own]

@@ -8,7 +8,8 @@ APIs (the other is ``pab_compile/lower.py``).
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+import warnings
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,6 +24,9 @@ from torch.fx.traceback import preserve_node_meta
 
 from . import ir
 from .errors import UnsupportedModelError
+from .wrapped import is_wrapped, plain_tensors, take_plain
+
+Decompositions = dict[torch._ops.OpOverload, Callable[..., Any]]
 
 _PLACES = re.compile(r"(\[\d+\])+$")
 _LAST_INDEX = re.compile(r"\[['\"]?([^\]'\"]+)['\"]?\]$|\.(\w+)$")
@@ -47,16 +51,17 @@ def capture(dynamo_graph: fx.GraphModule, args: Sequence[Any]) -> fx.GraphModule
     """
     inputs = Inputs.of(dynamo_graph, args)
     static_graph = _with_constant_numbers(dynamo_graph, inputs, args)
+    if inputs.wrapped:
+        take_plain(static_graph, inputs.given_tensors(args))
     fake_args = _fake(inputs.tensors(args))
     try:
-        captured = trace_pure(static_graph, fake_args)
-        if captured is None:
-            captured = trace_any(static_graph, fake_args)
-    except RuntimeError as error:
+        captured = _trace(static_graph, fake_args, {})
+        if composite := _composite_ops(captured.graph):
+            captured = _trace(static_graph, fake_args, composite)
+    except (RuntimeError, NotImplementedError) as error:
         raise UnsupportedModelError(
-            f"The graph could not be captured: {str(error).splitlines()[0]}. Sizes that depend on "
-            "values, and masks made by vmap, cannot be traced into plain ops; compute them before "
-            "the call of the model, or leave this model to another backend."
+            f"The graph could not be captured: {str(error).splitlines()[0]}. "
+            + _why_not_captured(inputs)
         ) from error
     for node, (name, constant) in zip(ir.placeholders(captured.graph), inputs.sources, strict=True):
         ir.set_source(node, name)
@@ -64,6 +69,42 @@ def capture(dynamo_graph: fx.GraphModule, args: Sequence[Any]) -> fx.GraphModule
     remove_noise(captured)
     _refuse_autocast(captured.graph)
     return captured
+
+
+def _why_not_captured(inputs: Inputs) -> str:
+    if not inputs.wrapped:
+        return (
+            "Sizes that depend on values, and masks made by vmap, cannot be traced into plain ops; "
+            "compute them before the call of the model, or leave this model to another backend."
+        )
+    first = next(iter(inputs.wrapped.values()))
+    return (
+        f"{len(inputs.wrapped)} tensor(s) of the model are made of other tensors ({first}), and "
+        "their class must compute whole torch functions (__torch_function__) from plain tensors, "
+        "as the quantised weights of torchao do."
+    )
+
+
+def _trace(
+    static_graph: fx.GraphModule, fake_args: Sequence[FakeTensor], decompositions: Decompositions
+) -> fx.GraphModule:
+    with warnings.catch_warnings():
+        # Ops of others that are made of plain ones are seen to in a second look.
+        warnings.filterwarnings("ignore", "At pre-dispatch tracing, we assume")
+        captured = trace_pure(static_graph, fake_args, decompositions)
+        return captured or trace_any(static_graph, fake_args, decompositions)
+
+
+def _composite_ops(graph: fx.Graph) -> Decompositions:
+    """Foreign ops that say which plain ops they are made of, each with how to take it apart."""
+    key = torch._C.DispatchKey.CompositeImplicitAutograd  # pyright: ignore
+    foreign = [node.target for node in ir.calls(graph) if ir.is_foreign(node)]
+    return {
+        op: op.decompose
+        for op in foreign
+        if isinstance(op, torch._ops.OpOverload)
+        and torch._C._dispatch_has_kernel_for_dispatch_key(op.name(), key)  # pyright: ignore
+    }
 
 
 @dataclass(frozen=True)
@@ -77,13 +118,15 @@ class Inputs:
         is_number: per input, whether it is a number.
         used: positions of the numbers that an op uses.
         resizable: positions of the tensors whose sizes or strides Dynamo leaves open.
-        sources: per tensor, its name in the caller's words, and whether it is a weight.
+        sources: per plain tensor, its name in the caller's words, and whether it is a weight.
+        wrapped: position -> what is made of other tensors.
     """
 
     is_number: tuple[bool, ...]
     used: tuple[int, ...]
     resizable: tuple[int, ...]
     sources: tuple[tuple[str, bool], ...]
+    wrapped: Mapping[int, str]
 
     @staticmethod
     def of(dynamo_graph: fx.GraphModule, args: Sequence[Any]) -> Inputs:
@@ -92,12 +135,25 @@ class Inputs:
         is_number = tuple(_is_number(n, arg) for n, arg in zip(nodes, args, strict=True))
         used = tuple(i for i, n in enumerate(nodes) if is_number[i] and n.users)
         resizable = tuple(i for i, n in enumerate(nodes) if _is_resizable(n))
-        described = zip(nodes, args, is_number, strict=True)
-        sources = tuple(_describe_input(n, arg) for n, arg, number in described if not number)
-        return Inputs(is_number, used, resizable, sources)
+        sources: list[tuple[str, bool]] = []
+        wrapped: dict[int, str] = {}
+        for number, (node, arg) in enumerate(zip(nodes, args, strict=True)):
+            if is_number[number]:
+                continue
+            name, constant = _describe_input(node, arg)
+            sources += [(plain, constant) for plain, _ in plain_tensors(arg, name)]
+            if is_wrapped(arg):
+                wrapped[number] = f"{name!r} is a {type(arg).__name__}"
+        return Inputs(is_number, used, resizable, tuple(sources), wrapped)
 
     def tensors(self, args: Sequence[Any]) -> list[torch.Tensor]:
         """The inputs of the captured graph."""
+        if self.wrapped:
+            return [plain for arg in self.given_tensors(args) for _, plain in plain_tensors(arg)]
+        return self.given_tensors(args)
+
+    def given_tensors(self, args: Sequence[Any]) -> list[torch.Tensor]:
+        """The tensors among Dynamo's inputs, as they are."""
         return [arg for arg, number in zip(args, self.is_number, strict=True) if not number]
 
     def specialisation(self, args: Sequence[Any]) -> tuple[Any, ...]:
@@ -227,16 +283,20 @@ def _describe_input(node: fx.Node, value: torch.Tensor) -> tuple[str, bool]:
     constant = isinstance(value, torch.nn.Parameter) or bool(
         re.search(r"_parameters\b|_buffers\b", name)
     )
-    if constant:
-        return ir.short_path(name), True
+    return (ir.short_path(name) if constant else _callers_name(name)), constant
+
+
+def _callers_name(name: str) -> str:
     places = _PLACES.search(name)
     place = places.group() if places else ""
     match = _LAST_INDEX.search(name.removesuffix(place))
-    return (match.group(1) or match.group(2)) + place if match else name, False
+    return (match.group(1) or match.group(2)) + place if match else name
 
 
 def trace_pure(
-    static_graph: fx.GraphModule, fake_args: Sequence[FakeTensor]
+    static_graph: fx.GraphModule,
+    fake_args: Sequence[FakeTensor],
+    decompositions: Decompositions | None = None,
 ) -> fx.GraphModule | None:
     """Trace a graph that writes to none of its inputs and holds no tensors, in one look at it.
 
@@ -259,7 +319,9 @@ def trace_pure(
 
     function = dispatch_functionalize(run, FunctionalTensorMode(pre_dispatch=True, export=True))
     with torch.no_grad(), fake_args[0].fake_mode, enable_python_dispatcher(), preserve_node_meta():
-        captured = make_fx(function, tracing_mode="real", pre_dispatch=True)(*fake_args)
+        captured = make_fx(function, decompositions, tracing_mode="real", pre_dispatch=True)(
+            *fake_args
+        )
     return None if writes else captured
 
 
@@ -270,11 +332,19 @@ def _is_written_to(tensor: Any) -> bool:
     return changed or torch._functionalize_has_metadata_mutation(inner)  # pyright: ignore
 
 
-def trace_any(static_graph: fx.GraphModule, fake_args: Sequence[FakeTensor]) -> fx.GraphModule:
+def trace_any(
+    static_graph: fx.GraphModule,
+    fake_args: Sequence[FakeTensor],
+    decompositions: Decompositions | None = None,
+) -> fx.GraphModule:
     """Trace a graph after a first look that finds out what it writes to."""
     with torch.no_grad():
         captured, signature = aot_export_module(
-            static_graph, fake_args, trace_joint=False, pre_dispatch=True
+            static_graph,
+            fake_args,
+            trace_joint=False,
+            pre_dispatch=True,
+            decompositions=decompositions,
         )
     assert isinstance(captured, fx.GraphModule)
     written = _mutated_inputs(captured, signature)

@@ -47,6 +47,7 @@ class AttentionCall:
 
 
 _EQUATIONS = {"mm": "ik,kj->ij", "bmm": "bik,bkj->bij", "mv": "ik,k->i", "dot": "k,k->"}
+_EQUATIONS |= {"_int_mm": _EQUATIONS["mm"], "_scaled_mm": _EQUATIONS["mm"]}  # quantised
 _ADDED = {"addmm": "mm", "baddbmm": "bmm", "addmv": "mv"}
 _SDPA = "scaled_dot_product"
 _TOKENS_BEFORE_HEADS = ("_flash_attention_forward", "_efficient_attention_forward")

@@ -34,6 +34,6 @@ def hoisted_nodes(graph: fx.Graph) -> set[fx.Node]:
         elif ir.is_plain_call(node) and ir.binding(node) in (Binding.CONSTANT, Binding.PROMPT):
             hoisted.add(node)
     for node in reversed(graph.nodes):
-        if node in free and ir.is_plain_call(node) and all(user in hoisted for user in node.users):
+        if node in free and ir.is_plain_call(node) and any(user in hoisted for user in node.users):
             hoisted.add(node)
     return hoisted

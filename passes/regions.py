@@ -165,19 +165,19 @@ def cheapest_cut(growth: Growth) -> tuple[fx.Node, ...]:
     network = nx.DiGraph()
     inside = set(growth.nodes)
     for node in growth.nodes:
-        # Reversed edges: networkx returns the cut nearest to its source, here the frontier.
         capacity = {} if ir.tensor(node) is None else {"capacity": ir.num_bytes(node)}
-        network.add_edge((node, "out"), (node, "in"), **capacity)
+        network.add_edge((node, "in"), (node, "out"), **capacity)
         sources = [n for n in node.all_input_nodes if n in inside]
         for source in sources:
-            network.add_edge((node, "in"), (source, "out"))
+            network.add_edge((source, "out"), (node, "in"))
         if not sources or any(n not in inside for n in _latent_inputs(node)):
-            network.add_edge((node, "in"), "mixer")  # with a factor of its own: cached after it
+            network.add_edge("mixer", (node, "in"))  # with a factor of its own: cached after it
         if node in growth.frontier:
-            network.add_edge("frontier", (node, "out"))
+            network.add_edge((node, "out"), "frontier")
     if any(ir.tensor(node) is None for node in growth.frontier):
         return ()
-    cut_bytes, (near, _) = nx.minimum_cut(network, "frontier", "mixer")
+    # Of several, networkx returns the cut nearest to its sink, here the frontier.
+    cut_bytes, (_, near) = nx.minimum_cut(network, "mixer", "frontier")
     if cut_bytes >= frontier_bytes:
         return growth.frontier
     return tuple(n for n in growth.nodes if (n, "out") in near and (n, "in") not in near)

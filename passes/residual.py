@@ -14,8 +14,9 @@ from torch import fx
 
 from . import ir
 from .binding import Binding
+from .contractions import contraction
 
-_CONTRACTIONS = ("linear", "matmul", "mm", "bmm", "addmm", "einsum", "conv1d", "conv2d", "conv3d")
+_CONVOLUTIONS = ("conv1d", "conv2d", "conv3d")
 _GATE_OPS = ("mul", "add")
 _MAX_BRANCH_NODES = 200
 
@@ -30,7 +31,7 @@ class Branch:
     @property
     def last_contraction(self) -> fx.Node:
         """The last matrix product of the branch: its output projection."""
-        return next(n for n in self.nodes if ir.is_call(n, *_CONTRACTIONS))
+        return next(n for n in self.nodes if _is_product(n))
 
 
 def find_branches(graph: fx.Graph, mixer_nodes: frozenset[fx.Node]) -> tuple[Branch, ...]:
@@ -63,9 +64,11 @@ def cut_of(branch: Branch, cut: str) -> fx.Node:
 
 
 def _is_mlp(branch: Branch, mixer_nodes: frozenset[fx.Node]) -> bool:
-    return mixer_nodes.isdisjoint(branch.nodes) and any(
-        ir.is_call(n, *_CONTRACTIONS) for n in branch.nodes
-    )
+    return mixer_nodes.isdisjoint(branch.nodes) and any(map(_is_product, branch.nodes))
+
+
+def _is_product(node: fx.Node) -> bool:
+    return contraction(node) is not None or ir.is_call(node, *_CONVOLUTIONS)
 
 
 def _branch(end: fx.Node, trunk: fx.Node) -> Branch | None:

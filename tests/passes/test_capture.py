@@ -165,6 +165,22 @@ def test_dropout_in_eval_leaves_nothing_and_in_training_stays() -> None:
     assert ops(captured(training, x=values(2, 3)).graph_module) == ["dropout"]
 
 
+@pytest.mark.parametrize("writes", [False, True])
+def test_an_op_of_others_is_taken_apart_where_it_says_what_it_is_made_of(writes: bool) -> None:
+    def function(x: torch.Tensor) -> torch.Tensor:
+        if writes:
+            x.add_(1)
+        return torch.ops.pab_capture.opaque(torch.ops.pab_capture.made_of_others(x))
+
+    with torch.library._scoped_library("pab_capture", "DEF") as library:
+        library.define("made_of_others(Tensor x) -> Tensor")
+        library.impl("made_of_others", lambda x: x.sin() * 2, "CompositeImplicitAutograd")
+        library.define("opaque(Tensor x) -> Tensor")
+        library.impl("opaque", lambda x: x.clone(), "CompositeExplicitAutograd")
+        graph_module = through_dynamo(function, torch.ones(3))
+    assert ops(graph_module)[-3:] == ["sin", "mul", "opaque"]
+
+
 def test_aliases_and_dead_code_leave_nothing() -> None:
     def model(x: torch.Tensor) -> torch.Tensor:
         x.exp()

@@ -198,6 +198,20 @@ def test_views_and_casts_of_weights_are_not_held() -> None:
     assert any("transpose" in ops(module) for module in submodules(found).values())
 
 
+def test_a_view_of_a_weight_that_is_read_once_and_at_every_step_stands_before_both() -> None:
+    def model(latents, timestep, w_in, w_out):  # type: ignore[no-untyped-def]
+        x = tokens_of(latents, w_in)
+        x = x + torch.sin(timestep)[:, None, None]
+        turned = w_out.t()
+        x = x @ turned * turned.sum(0)
+        return latents_of(x + models.attend(x, x, x))
+
+    found = captured(model)
+    cut_graph = cut(found)
+    assert [ops(piece) for piece in pieces(cut_graph, PRELUDE).values()] == [["t", "sum"]]
+    assert torch.equal(cut_graph(*found.args)[0], found.eager()[0])
+
+
 def test_arithmetic_on_weights_is_done_once() -> None:
     def model(latents, timestep, w_in, w_out):  # type: ignore[no-untyped-def]
         x = tokens_of(latents, w_in)

@@ -146,6 +146,17 @@ def test_of_equal_cuts_the_latest_is_taken() -> None:
     assert cheapest_cut(growth) == (projection,)
 
 
+def test_of_equal_cuts_before_a_wider_frontier_the_latest_is_taken() -> None:
+    def model(latents, timestep, w_wide_in, w_time, w_narrow, w_wide, w_last):  # type: ignore[no-untyped-def]
+        x = tokens_of(latents, w_wide_in)
+        y = linear(x, w_narrow) + models.time_embedding(timestep, w_time)
+        mixed = models.attend(y, y, y).abs().sqrt()
+        return latents_of(linear(x + linear(mixed, w_wide), w_last))
+
+    (growth,) = grow(model)
+    assert [ir.op_name(node) for node in cheapest_cut(growth)] == ["sqrt"]
+
+
 def test_mixers_of_two_kinds_do_not_merge() -> None:
     def model(latents, timestep, prompt, w_in, w_time, w_out):  # type: ignore[no-untyped-def]
         x = tokens_of(latents, w_in) + time_embedding(timestep, w_time)
