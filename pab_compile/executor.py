@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import time
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -55,17 +56,25 @@ class Executor:
         compiler: compiles the pieces.
         plan: decides at run time.
         place: tells the graph from equal ones at other places of the forward.
+        uncut: sites without a branch that count as computed at every step.
 
     Attributes:
         identity: hash of the structure and the place. Dynamo may compile one graph several times
             (two threads at once, a dropped cache entry); such copies go on with each other's slots.
         sites: the sites that have a branch, in order.
+        always_computed: kind -> number of its sites in ``uncut``.
     """
 
     def __init__(
-        self, cut_graph: fx.GraphModule, compiler: PieceCompiler, plan: Plan, place: str = ""
+        self,
+        cut_graph: fx.GraphModule,
+        compiler: PieceCompiler,
+        plan: Plan,
+        place: str = "",
+        uncut: Sequence[Site] = (),
     ) -> None:
         self.sites: list[Site] = []
+        self.always_computed = Counter(site.kind for site in uncut)
         self._plan = plan
         self._must_copy = compiler.reuses_output_memory
         self._constants = dict(cut_graph.named_buffers(recurse=False))
@@ -227,6 +236,7 @@ class _Frame:
     def finish(self) -> None:
         """Complete the record of this step, and free what the graph held after the last one."""
         generation, record = self._generation, self._record
+        record.computed.update(self._executor.always_computed)
         for site, count in zip(self._executor.sites, self._computed, strict=True):
             (record.computed if count else record.reused)[site.kind] += 1
         record.seconds += time.perf_counter() - self._start

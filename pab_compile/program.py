@@ -163,9 +163,12 @@ def compile_program(
         whole = copy_graph(part.graph_module)  # inner compilers rewrite what they are given
         return PlainProgram(part, compiler.compile(whole, structure_key(whole)), reason)
 
+    reusing = any(plan.may_reuse(site) for site in program.sites if site.can_broadcast)
+
     def wanted(site: Site) -> bool:
-        # Attention always gets a branch: it is where equal blocks become equal pieces.
-        return site.kind != "mlp" or plan.may_reuse(site)
+        # Attention gets a branch beside any that is reused: it is where equal blocks become equal
+        # pieces. With nothing to reuse, seams would only keep the inner compiler from fusing.
+        return reusing and (site.kind != "mlp" or plan.may_reuse(site))
 
     inputs = ir.placeholders(part.graph_module.graph)
     roles = InputRoles(
@@ -178,7 +181,9 @@ def compile_program(
         weights=tuple(i for i, node in enumerate(inputs) if ir.is_constant_input(node)),
     )
     run_passes(program, rewriting(wanted), dumper.watch)
-    executor = Executor(program.graph_module, compiler, plan, place)
+    attentions = [site for site in program.sites if site.can_broadcast and site.kind != "mlp"]
+    uncut = () if reusing else attentions
+    executor = Executor(program.graph_module, compiler, plan, place, uncut)
     return CompiledProgram(part, executor, compiler, roles, compilation)
 
 

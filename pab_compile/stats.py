@@ -23,7 +23,7 @@ class StepRecord:
 
     @property
     def kinds(self) -> tuple[str, ...]:
-        """Kinds that have a branch, in the order of ``KINDS``."""
+        """Kinds that computed or reused, in the order of ``KINDS``."""
         return tuple(kind for kind in KINDS if self.computed[kind] or self.reused[kind])
 
     def pattern(self, kinds: Iterable[str]) -> str:
@@ -43,7 +43,8 @@ class RunStats:
         steps: number of steps.
         calls: number of calls of the model (steps times lanes).
         lanes: number of lanes (calls per step that keep caches of their own).
-        kinds: kinds of the sites that have a branch, in order of the letters of ``patterns``.
+        kinds: kinds of attention, and of other sites that the plan may reuse, in order of the
+            letters of ``patterns``.
         computed: kind -> computations (sites times steps times lanes).
         reused: kind -> reuses, likewise.
         computed_steps: kind -> steps at which at least one of its sites computed.

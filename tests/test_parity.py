@@ -52,6 +52,20 @@ def test_ranges_of_one_give_eager_bit_for_bit(model: LatteTransformer3DModel, cu
     assert torch.equal(actual, Loop(calls_of(model), timesteps, guidance="batched").run())
 
 
+def test_seams_are_cut_only_where_something_may_be_reused(model: LatteTransformer3DModel) -> None:
+    timesteps = ddim_timesteps(4)
+    pieces = {}
+    for name, ranges in {"none": {}, "cross": {"cross": 2}}.items():
+        compiled = compiled_pab(model, ranges={**dict.fromkeys(EVERY_STEP.ranges, 1), **ranges})
+        Loop(calls_of(compiled), timesteps, guidance="batched").run()
+        stats = pab_compile.stats(compiled)  # type: ignore[arg-type]
+        assert stats.computed_steps["spatial"] == stats.computed_steps["temporal"] == 4
+        assert stats.patterns[0] == "CCC"
+        pieces[name] = stats.num_pieces
+    assert pieces["none"] == 1
+    assert pieces["cross"] > 1
+
+
 @pytest.mark.slow
 def test_with_inductor_ranges_of_one_give_what_stock_compile_gives(
     model: LatteTransformer3DModel,
