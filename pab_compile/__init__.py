@@ -14,8 +14,6 @@ from .errors import (
     OptionError,
     PabError,
     PlanError,
-    RanksError,
-    ShardingError,
     UnsupportedModelError,
 )
 from .explain import explain
@@ -33,10 +31,8 @@ __all__ = [
     "Options",
     "PabError",
     "PlanError",
-    "RanksError",
     "RunStats",
     "Schedule",
-    "ShardingError",
     "SiteReport",
     "UnsupportedModelError",
     "explain",

@@ -39,7 +39,7 @@ class Ran(Protocol):
 
     @property
     def sites(self) -> Sequence[Site]:
-        """Its sites that have a branch."""
+        """Its sites that can be broadcast and have a branch, or that the plan never reuses."""
         ...
 
     @property
@@ -106,7 +106,7 @@ class Forward:
                 origins.append(None)
                 continue
             known = self._find(tensor)
-            if not self.visited:
+            if not self.visited and self.starts_at_root:
                 name = name if name not in taken else f"{name}.{number}"
                 taken.add(name)
                 known = self._note(tensor, Given(name))
@@ -225,6 +225,5 @@ def _leaves(path: tuple[str, ...], value: Any) -> Iterator[tuple[tuple[str, ...]
             yield from _leaves((*path, str(key)), item)
     elif isinstance(value, (list, tuple)):
         for number, item in enumerate(value):
-            yield from _leaves(
-                (*path[:-1], f"{path[-1]}.{number}") if path else (str(number),), item
-            )
+            place = (*path[:-1], f"{path[-1]}[{number}]") if path else (str(number),)
+            yield from _leaves(place, item)

@@ -262,7 +262,7 @@ def model_calls() -> list[ModelCall]:
             if code.co_name == "compile_wrapper":
                 found += _model_call(frame.f_locals, num_frames)
             num_frames = 0  # those before are ours: Dynamo calls graphs through a function
-        elif code.co_filename != _MODULE_FILE:
+        elif code.co_filename not in (_MODULE_FILE, __file__):  # calls through to the model's own
             num_frames += 1
         frame = frame.f_back
     return found

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-import logging
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, Protocol
 
 import torch
@@ -19,9 +17,6 @@ from pab_compile.passes.classify import has_mixer_ops
 from pab_compile.passes.errors import UnsupportedModelError
 from pab_compile.passes.join import Made, Origin, Part, join
 from pab_compile.passes.outline import copy_graph
-from pab_compile.passes.parallel.layout import ShardingError
-from pab_compile.passes.parallel.shard import Ranks
-from pab_compile.passes.parallel.shard_tokens import ShardTokens
 from pab_compile.passes.pipeline import (
     FindSites,
     Program,
@@ -44,11 +39,8 @@ from .plan import Plan
 from .report import describe_site, site_box
 from .schedule import Schedule
 from .scope import current_scope, stated_step
-from .share import computed_share
 from .stats import StepRecord
 from .tracker import Tracker
-
-_log = logging.getLogger(__name__)
 
 _REPEATED = (
     "a graph ran twice in one forward, or with other weights than in the step before, so its "
@@ -136,7 +128,6 @@ def compile_program(
     compiler: PieceCompiler,
     compilation: object,
     alone: bool,
-    ranks: Ranks | None = None,
 ) -> Runnable:
     """Analyse, rewrite and lower a graph for inputs of these sizes.
 
@@ -150,14 +141,7 @@ def compile_program(
         compilation: the object that all graphs of one ``torch.compile`` call have in common.
         alone: whether the graph is the whole forward. One of several that cannot be analysed is
             computed at every step.
-        ranks: the ranks that share the tokens, if several do.
     """
-    if ranks is not None and not alone:
-        raise ShardingError(
-            "The forward breaks into several graphs, and tokens are sharded in a graph that is the "
-            "whole forward only. Remove the graph breaks (torch.compile(..., fullgraph=True) names "
-            "them), or run on one rank."
-        )
     place = _place_of(origins[0])
     try:
         captured = capture(dynamo_graph, args)
@@ -196,15 +180,11 @@ def compile_program(
         is_blind=program.has_eager_inputs,
         weights=tuple(i for i, node in enumerate(inputs) if ir.is_constant_input(node)),
     )
-    if ranks is not None:
-        shard = ShardTokens(ranks, partial(computed_share, plan), options.shard)
-        run_passes(program, (shard,), dumper.watch)
-        _log.info("\n".join(program.sharding))
     run_passes(program, rewriting(wanted), dumper.watch)
     attentions = [site for site in program.sites if site.can_broadcast and site.kind != "mlp"]
     uncut = () if reusing else attentions
     executor = Executor(program.graph_module, compiler, plan, place, uncut)
-    return CompiledProgram(part, executor, compiler, roles, compilation)
+    return CompiledProgram(part, executor, compiler, roles, compilation, uncut)
 
 
 def _place_of(origins: Sequence[Origin | None]) -> str:
@@ -286,6 +266,7 @@ class CompiledProgram:
         compiler: where their statistics are.
         roles: which input is what.
         compilation: what tells this compilation of the model from others.
+        uncut: sites without a branch, where the plan reuses none.
     """
 
     def __init__(
@@ -295,9 +276,10 @@ class CompiledProgram:
         compiler: PieceCompiler,
         roles: InputRoles,
         compilation: object,
+        uncut: Sequence[Site] = (),
     ) -> None:
         self.part = part
-        self.sites: Sequence[Site] = executor.sites
+        self.sites: Sequence[Site] = executor.sites or uncut
         self.reason = ""
         self._executor = executor
         self._compiler = compiler

@@ -74,10 +74,6 @@ class AxisTable:
         dims = self.dims(node)
         return self._namer.roles(dims[dim]) if dims else ()
 
-    def roles_of(self, atom: Atom) -> tuple[str, ...]:
-        """Axes that one atom of a dimension stands for."""
-        return self._namer.roles((atom,))
-
     def seen_from(self, stand_ins: Mapping[fx.Node, fx.Node]) -> AxisTable:
         """The same axes for the nodes of another graph, given what stands for them in this one."""
         dims = {node: self._dims.get(stand_in) for node, stand_in in stand_ins.items()}
@@ -141,6 +137,7 @@ def infer_axes(graph_module: fx.GraphModule, stated: Mapping[str, str] | None = 
             fed = {name for dim in dims for name in namer.roles(dim)} & (set(names) - {"c"})
             axis_names |= {ir.source(node): n for n in names if n in fed and _is_source_axis(n)}
     _name_unbatched(inputs, main, trace, namer)
+    _name_token_ids(inputs, trace, namer)
     notes += _describe(trace, namer)
     outputs = [node for node in ir.outputs(graph_module.graph) if trace.of(node)]
     siblings = find_siblings(inputs, main, latents, outputs, trace)
@@ -163,6 +160,23 @@ def _name_unbatched(
         if projected and size(dims[0]) > 1 and not namer.roles(dims[0]):
             namer.by_origin |= {(number, 0): axis_name(node), (number, 1): CHANNEL}
             namer.order.append(number)
+
+
+def _name_token_ids(inputs: Sequence[fx.Node], trace: Trace, namer: Namer) -> None:
+    """Name the tokens of inputs ``[tokens]`` or ``[batch, tokens]`` whose rows are looked up.
+
+    Class labels ``[batch]`` are looked up too; their axis has met the batch of the others. Channels
+    cannot be, so who names them that (a mask) has guessed.
+    """
+    for number, node in enumerate(inputs):
+        dims = trace.of(node)
+        if len(dims) not in (1, 2) or size(dims[-1]) == 1:
+            continue
+        is_unnamed = set(namer.roles(dims[-1])) <= {CHANNEL}
+        if is_unnamed and any(ir.is_call(user, "embedding") for user in node.users):
+            names = (BATCH, axis_name(node))[-len(dims) :]
+            namer.by_origin |= {(number, dim): name for dim, name in enumerate(names)}
+            namer.order.insert(1, number)
 
 
 def _has_tokens(node: fx.Node) -> bool:

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from torch import fx
+from torch._C._functorch import _vmap_decrement_nesting, maybe_current_level
 from torch._dispatch.python import enable_python_dispatcher
 from torch._functorch.aot_autograd import aot_export_module
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
@@ -54,11 +55,14 @@ def capture(dynamo_graph: fx.GraphModule, args: Sequence[Any]) -> fx.GraphModule
     if inputs.wrapped:
         take_plain(static_graph, inputs.given_tensors(args))
     fake_args = _fake(inputs.tensors(args))
+    level = maybe_current_level()
     try:
         captured = _trace(static_graph, fake_args, {})
         if composite := _composite_ops(captured.graph):
             captured = _trace(static_graph, fake_args, composite)
     except (RuntimeError, NotImplementedError) as error:
+        while maybe_current_level() != level:  # it entered a vmap and did not get to leave it
+            _vmap_decrement_nesting()
         raise UnsupportedModelError(
             f"The graph could not be captured: {str(error).splitlines()[0]}. "
             + _why_not_captured(inputs)

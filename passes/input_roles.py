@@ -15,22 +15,35 @@ from .atoms import size, sources
 from .axis_names import TEXT
 from .axis_trace import Trace
 
-_TEXT_NAMES = ("text", "encoder_hidden_states", "prompt", "context", "caption", "txt", "cap_")
+_TEXT_NAMES = (
+    "text",
+    "encoder_hidden_states",
+    "prompt",
+    "context",
+    "caption",
+    "txt",
+    "cap_",
+    "input_ids",
+)
 _OTHER_NAMES = ("image", "img", "audio", "video", "mask", "latent", "control")
 _PLACE = re.compile(r"(\[\d+\])+$")
 
 
 def is_text(node: fx.Node) -> bool:
     """Whether an input is prompt embeddings: tokens, or those of several layers of an encoder."""
-    tensor, name = ir.tensor(node), ir.source(node).lower()
+    tensor = ir.tensor(node)
+    return _is_named_text(node) and tensor is not None and tensor.ndim in (2, 3, 4)
+
+
+def _is_named_text(node: fx.Node) -> bool:
+    name = ir.source(node).lower()
     is_other = any(word in name for word in _OTHER_NAMES)
-    named = any(word in name for word in _TEXT_NAMES) and not is_other
-    return named and tensor is not None and tensor.ndim in (2, 3, 4)
+    return any(word in name for word in _TEXT_NAMES) and not is_other
 
 
 def axis_name(node: fx.Node) -> str:
     """Name of an input's own token axis."""
-    return TEXT if is_text(node) else ir.source(node)
+    return TEXT if _is_named_text(node) else ir.source(node)
 
 
 def is_alike(node: fx.Node, latents: fx.Node) -> bool:

@@ -27,7 +27,7 @@ def build(dit: Dit, seed: int = 0) -> torch.nn.Module:
         else:
             drawn = drawn * min(0.5, parameter[0].numel() ** -0.5)
         parameter.copy_(drawn)
-    return model
+    return torch.nn.Module.to(model, dit.dtype)
 
 
 def model_class(name: str) -> type[torch.nn.Module]:

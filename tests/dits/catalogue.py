@@ -43,28 +43,13 @@ _FAMILIES = (
     audio,
     other,
 )
-# Described, but not tested: forwards that break into several graphs or need sizes known only at run
-# time, a model that denoises a single token, and one whose text and video tokens are split
-# between weights (its joint attention is taken for full).
-_PENDING = (
-    *(
-        "cosmos3",
-        "glm_image",
-        "hidream",
-        "hunyuan_image_glyphs",
-        "lumina2",
-        "nucleus",
-        "omnigen",
-        "prior",
-    ),
-    "qwen_image_21",
-)
-CATALOGUE: dict[str, Dit] = {
-    dit.name: dit for family in _FAMILIES for dit in family.DITS if dit.name not in _PENDING
-}
+CATALOGUE: dict[str, Dit] = {dit.name: dit for family in _FAMILIES for dit in family.DITS}
 
 # Classes of diffusers.models.transformers that are no DiT: name -> why.
-NO_DITS: dict[str, str] = {}
+NO_DITS = {
+    "MiniMaxMusic3RVQDepthDecoder": "a language model that predicts one code after another: it "
+    "denoises nothing and has no timestep",
+}
 
 
 @cache

@@ -116,7 +116,7 @@ DITS = (
         "video",
         notes="looks at the image embeddings' values, and sorts tokens by their masks",
         options={"axes": {"hidden_states": "b c t h w"}},
-        graphs=2,
+        graphs=3,
     ),
     Dit(
         "hunyuan_video_framepack",
@@ -127,7 +127,7 @@ DITS = (
         "video",
         notes="tokens of the history at three resolutions come before the video's",
         options={"axes": {"hidden_states": "b c t h w"}},
-        graphs=2,
+        graphs=4,
     ),
     Dit(
         "motif_video",

@@ -151,8 +151,8 @@ DITS = (
         ((r"^transformer_blocks\.\d+\.attn1$", "joint"), (r"\.pooler$", "other")),
         "video",
         notes="the attention loops over the batch, and keeps the valid tokens of the prompt only",
-        graphs=2,
-        unsupported="found no latents",
+        graphs=20,
+        unsupported="Nothing can be broadcast in this forward of 20 graph",
     ),
     Dit(
         "easyanimate",

@@ -129,8 +129,15 @@ def _packed(
     }
 
 
-def _nucleus(height: int = 4, width: int = 6, **rest: Any) -> dict[str, Any]:
-    return _packed(height=height, width=width, **rest) | {"img_shapes": [(1, height, width)]}
+def _nucleus(
+    height: int = 4, width: int = 6, dtype: torch.dtype = torch.bfloat16, **rest: Any
+) -> dict[str, Any]:
+    inputs = _packed(height=height, width=width, dtype=dtype, **rest)
+    return inputs | {"img_shapes": [(1, height, width)]}
+
+
+def _nucleus_loop(**rest: Any) -> dict[str, Any]:
+    return _nucleus(dtype=torch.float32, **rest)
 
 
 def _qwen21(
@@ -177,6 +184,13 @@ _HUNYUAN = (
     | {"in_channels": 4, "out_channels": 4, "num_layers": 2, "num_single_layers": 2}
     | {"num_refiner_layers": 1, "text_embed_dim": _TEXT_DIM, "guidance_embeds": True}
     | {"rope_axes_dim": (4, 4)}
+)
+_NUCLEUS = (
+    _WIDTH
+    | {"patch_size": 1, "in_channels": 4, "out_channels": 4, "num_layers": 5}
+    | {"joint_attention_dim": _TEXT_DIM, "axes_dims_rope": (2, 2, 4), "num_experts": 3}
+    | {"num_key_value_heads": 2, "moe_intermediate_dim": 24, "capacity_factors": 1.0}
+    | {"mlp_ratio": 8.0}
 )
 _REFINED = ((r"^context_embedder\..*\.attn$", "text"), *_JOINT)
 
@@ -235,7 +249,8 @@ DITS = (
         inputs=_glm,
         kinds=_JOINT,
         modality="image",
-        notes="adds embeddings of prior tokens to the picture",
+        notes="adds embeddings of prior tokens to the picture; writes to what it looked up",
+        graphs=2,
     ),
     Dit(
         name="hunyuan_image",
@@ -253,7 +268,11 @@ DITS = (
         inputs=_hunyuan_glyphs,
         kinds=_REFINED,
         modality="image",
-        notes="sorts two prompts by their masks, sample by sample",
+        notes="sorts two prompts by their masks, sample by sample; the refiner of the first is a "
+        "graph of its own, without latents: computed at every step",
+        graphs=10,
+        unseen=r"^context_embedder",
+        computed="found no latents",
     ),
     Dit(
         name="hidream",
@@ -267,7 +286,10 @@ DITS = (
         kinds=((r"blocks\.\d+\.block\.attn1$", "joint"),),
         modality="image",
         clock="timesteps",
-        notes="mixture of experts that counts tokens on the host; oblong pictures are padded",
+        notes="mixture of experts that counts tokens on the host; the blocks get what Python made: "
+        "computed at every step",
+        graphs=25,
+        unsupported="Nothing can be broadcast in this forward of 25 graph",
     ),
     Dit(
         name="qwen_image",
@@ -289,19 +311,29 @@ DITS = (
         kinds=_JOINT,
         modality="image",
         notes="causal over text, one attention call per segment",
+        graphs=9,
     ),
     Dit(
         name="nucleus",
         cls="NucleusMoEImageTransformer2DModel",
-        config=_WIDTH
-        | {"patch_size": 1, "in_channels": 4, "out_channels": 4, "num_layers": 5}
-        | {"joint_attention_dim": _TEXT_DIM, "axes_dims_rope": (2, 2, 4), "num_experts": 3}
-        | {"num_key_value_heads": 2, "moe_intermediate_dim": 20, "capacity_factors": 1.0}
-        | {"mlp_ratio": 8.0},
+        config=_NUCLEUS | {"use_grouped_mm": True},
         inputs=_nucleus,
         kinds=_JOINT,
         modality="image",
-        notes="queries of the picture only, keys of both; experts choose their tokens",
+        notes="queries of the picture only, keys of both; experts choose their tokens; bfloat16",
+        dtype=torch.bfloat16,
+    ),
+    Dit(
+        name="nucleus_loop",
+        cls="NucleusMoEImageTransformer2DModel",
+        config=_NUCLEUS,
+        inputs=_nucleus_loop,
+        kinds=_JOINT,
+        modality="image",
+        notes="experts in a loop that breaks the model's own forward up: the blocks get what "
+        "Python made, computed at every step",
+        graphs=14,
+        unsupported="Nothing can be broadcast in this forward of 14 graph",
     ),
     Dit(
         name="prx",

@@ -28,7 +28,9 @@ WINDOW = (0.0, 1.0)
 
 
 class Oracle:
-    """A model whose attention modules are computed or reused by the rule; the model is changed.
+    """A model whose attention modules are computed or reused by the rule.
+
+    The model is changed until ``remove`` is called.
 
     Args:
         model: an eager model.
@@ -37,8 +39,8 @@ class Oracle:
         window: fractions of the steps, half open.
 
     Attributes:
-        computed: kind -> computations so far.
-        reused: kind -> reuses so far.
+        computed: kind -> computations of sites so far.
+        reused: kind -> reuses of sites so far.
     """
 
     def __init__(
@@ -51,9 +53,11 @@ class Oracle:
         self.computed: Counter[str] = Counter()
         self.reused: Counter[str] = Counter()
         self._model, self._ranges, self._window = model, ranges, window
+        self._streams = dit.streams
         self._fraction, self._step = 0.0, 0
         self._calls: Counter[str] = Counter()
         self._outputs: dict[tuple[str, int], Any] = {}
+        self._wrapped: list[torch.nn.Module] = []
         for path, module in attention_modules(model, dit).items():
             if dit.unseen and re.search(dit.unseen, path):
                 continue
@@ -66,6 +70,11 @@ class Oracle:
         self._calls.clear()
         return run(self._model, **inputs)
 
+    def remove(self) -> None:
+        """Let the model be as it was."""
+        for module in self._wrapped:
+            del module.forward
+
     def _reuses(self, kind: str) -> bool:
         low, high = self._window
         return low <= self._fraction < high and self._step % self._ranges.get(kind, 1) != 0
@@ -74,9 +83,9 @@ class Oracle:
         key = (path, self._calls[path])
         self._calls[path] += 1
         if self._reuses(kind):
-            self.reused[kind] += 1
+            self.reused[kind] += self._streams
         else:
-            self.computed[kind] += 1
+            self.computed[kind] += self._streams
             self._outputs[key] = compute()
         return self._outputs[key]
 
@@ -86,7 +95,7 @@ class Oracle:
         def forward(*args: Any, **kwargs: Any) -> Any:
             return self._output(path, kind, lambda: real(*args, **kwargs))
 
-        module.forward = forward  # type: ignore[method-assign]
+        self._replace(module, forward)
 
     def _wrap_call(self, path: str, module: torch.nn.Module, kind: str) -> None:
         real = module.forward
@@ -99,4 +108,8 @@ class Oracle:
             with mock.patch.object(F, "scaled_dot_product_attention", reused):
                 return real(*args, **kwargs)
 
-        module.forward = forward  # type: ignore[method-assign]
+        self._replace(module, forward)
+
+    def _replace(self, module: torch.nn.Module, forward: Callable[..., Any]) -> None:
+        module.forward = forward
+        self._wrapped.append(module)

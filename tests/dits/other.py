@@ -69,9 +69,11 @@ DITS = (
         config={"num_attention_heads": 2, "attention_head_dim": 16, "num_layers": 2}
         | {"embedding_dim": 12, "num_embeddings": _TEXT, "additional_embeddings": 4},
         inputs=_prior,
-        kinds=((r"blocks\.\d+\.attn1$", "joint"),),
+        kinds=((r"blocks\.\d+\.attn1$", "text"),),
         modality="other",
-        notes="denoises one embedding, a single token among those of the prompt",
+        notes="denoises one embedding; a lone token names no axis, so that its attention to the "
+        "prompt counts as the prompt's own and is computed at every step",
+        options={"axes": {"hidden_states": "b c"}},
     ),
     Dit(
         name="protein",

@@ -146,6 +146,7 @@ DITS = (
         kinds=_REFINED,
         modality="image",
         notes="reads the prompt's length on the host; joins text and picture sample by sample",
+        graphs=4,
     ),
     Dit(
         name="z_image",
@@ -191,6 +192,7 @@ DITS = (
         kinds=((r"^layers\.\d+\.self_attn$", "joint"),),
         modality="image",
         notes="text comes as token ids; the timestep is a token; compares positions on the host",
+        graphs=4,
     ),
     Dit(
         name="bria_fibo2",

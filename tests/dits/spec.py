@@ -31,12 +31,15 @@ class Dit:
         latents: name of the denoised argument.
         sizes: the second resolution, as arguments of ``inputs``.
         options: options of the backend that this model needs.
-        graphs: 1 where the forward traces as one graph; else into how many it breaks.
+        graphs: into how many graphs Dynamo breaks the forward; 1 where it does not.
         unused: pattern of attention modules that run, but whose results the model drops.
         unseen: pattern of attention modules that the compiler does not take for attention; they
             are computed at every step.
+        computed: what ``explain()`` says of the graphs that are computed at every step.
+        streams: sites per attention module, where its results never meet.
         fused: pattern of attention modules that hold an MLP too: only their attention is reused.
         unsupported: what the compiler's error says where it refuses the model.
+        dtype: of the parameters.
     """
 
     name: str
@@ -54,8 +57,11 @@ class Dit:
     graphs: int = 1
     unused: str = ""
     unseen: str = ""
+    computed: str = ""
+    streams: int = 1
     fused: str = ""
     unsupported: str = ""
+    dtype: torch.dtype = torch.float32
 
     def kind_of(self, path: str) -> str | None:
         """True kind of the attention module at a path, or None where it is none."""

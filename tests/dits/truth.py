@@ -88,4 +88,4 @@ def true_counts(truth: Truth, dit: Dit) -> dict[str, int]:
     for path, calls in truth.modules.items():
         if any(re.search(pattern, path) for pattern in left_out):
             kinds[dit.kind_of(path) or ""] -= calls
-    return {kind: number for kind, number in sorted(kinds.items()) if number}
+    return {kind: number * dit.streams for kind, number in sorted(kinds.items()) if number}

@@ -148,7 +148,9 @@ DITS = (
         inputs_of(_cosmos3),
         ((r"^layers\.\d+\.self_attn$", "joint"),),
         "video",
-        notes="prompt and video in one sequence, each with weights of its own; two calls per layer",
+        notes="prompt and video in one sequence, each with weights of its own, at positions that "
+        "are inputs: the prompt's own attention is not told from the video's, two sites per layer",
+        streams=2,
         clock="vision_timesteps",
         latents="vision_tokens",
     ),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+import torch
 from torch.nn import functional as F
 
 from axes_of import inferred, named, tokens
@@ -66,6 +67,33 @@ def test_a_mask_that_nothing_projects_leaves_the_naming_to_what_it_masks() -> No
     table, outputs = inferred(model, padding=(2, 1, 7), w_in=(6, 4))
     assert outputs[1].endswith("text, c")
     assert table.sources["prompt"] == "text"
+
+
+def test_token_ids_that_are_looked_up_are_tokens_of_their_own() -> None:
+    def model(latents, input_ids, glyphs, mask, w_in, w_table):
+        x = F.linear(tokens(latents), w_in)
+        text, others = F.embedding(input_ids, w_table), F.embedding(glyphs, w_table)
+        both = torch.cat([text, x], 1)[:, None]
+        out = F.scaled_dot_product_attention(both, both, both, attn_mask=mask[:, None])
+        return out[:, 0, 7:], both, text, others.expand(2, 9, 6)
+
+    ids, glyphs = torch.zeros(2, 7, dtype=torch.long), torch.zeros(9, dtype=torch.long)
+    found = named(
+        model, input_ids=ids, glyphs=glyphs, mask=(2, 295, 295), w_in=(6, 4), w_table=(20, 6)
+    )
+    assert found == "b, t*h*w, c | b, 1, text+t*h*w, c | b, text, c | 2, glyphs, c"
+
+
+def test_labels_and_ids_that_meet_other_tokens_name_nothing() -> None:
+    def model(latents, prompt, label, codes, kinds, w_in, w_table):
+        x = F.linear(tokens(latents), w_in) + F.embedding(label, w_table)[:, None]
+        kinds = F.embedding(kinds, w_table)
+        return x + F.embedding(codes, w_table), F.linear(prompt, w_in) + kinds, kinds
+
+    label, codes = torch.zeros(2, dtype=torch.long), torch.zeros(2, 288, dtype=torch.long)
+    given = {"label": label, "codes": codes, "kinds": torch.zeros(2, 7, dtype=torch.long)}
+    found = named(model, **given, w_in=(6, 4), w_table=(20, 6))
+    assert found == "b, t*h*w, c | b, text, c | b, text, c"
 
 
 def test_an_input_that_meets_the_latents_shares_their_axes() -> None:

@@ -270,6 +270,22 @@ def test_sizes_that_depend_on_values_are_refused() -> None:
         captured(model, x=values(2, 3))
 
 
+def test_a_mask_made_by_vmap_is_refused_and_the_vmap_left() -> None:
+    def one(row: torch.Tensor) -> torch.Tensor:
+        return row.new_zeros(3, dtype=torch.int32) + row
+
+    def model(x: torch.Tensor) -> torch.Tensor:
+        return torch.vmap(one)(x)
+
+    def look(graph_module: fx.GraphModule, inputs: Sequence[Any]) -> Any:
+        with pytest.raises(UnsupportedModelError, match="could not be captured"):
+            capture(graph_module, inputs)
+        torch.rand(2)  # an error inside of a vmap
+        return graph_module.forward(*inputs)
+
+    trace_once(model, [values(2, 3)], {}, look)
+
+
 def test_sizes_become_constants() -> None:
     graph = fx.Graph()
     size, x = graph.placeholder("size"), graph.placeholder("x")

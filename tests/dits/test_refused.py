@@ -1,0 +1,46 @@
+"""A DiT in which nothing can be broadcast is refused with the reason, or computed throughout."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import pab_compile
+from pab_compile.passes.errors import UnsupportedModelError
+
+from .build import Denoising, build, run
+from .catalogue import CATALOGUE
+from .oracle import RANGES, WINDOW
+from .spec import Dit
+
+NUM_STEPS = 3
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:In CPU autocast"),
+    pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile"),
+    pytest.mark.filterwarnings("ignore:Dynamo detected a call to a `functools.lru_cache`"),
+]
+REFUSED = [pytest.param(dit, id=name) for name, dit in CATALOGUE.items() if dit.unsupported]
+# Of several graphs, the error of explain() is that of the warning.
+IN_ONE_GRAPH = [param for param in REFUSED if param.values[0].graphs == 1]  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("dit", IN_ONE_GRAPH)
+def test_what_is_not_supported_is_refused_with_the_reason(dit: Dit) -> None:
+    model = build(dit)
+    with pytest.raises(UnsupportedModelError, match=dit.unsupported):
+        pab_compile.explain(model, options=dit.options, **dit.inputs())
+
+
+@pytest.mark.parametrize("dit", REFUSED)
+def test_what_is_passed_through_is_eager_at_every_step(dit: Dit) -> None:
+    model = build(dit)
+    loop = Denoising(dit, NUM_STEPS)
+    eager = [run(model, **loop.at(step)) for step in range(NUM_STEPS)]
+    options = {"inner": "eager", "ranges": RANGES, "window": WINDOW, **dit.options}
+    compiled = torch.compile(
+        model, backend="pab", options={**options, "on_unsupported": "passthrough"}
+    )
+    with pytest.warns(UserWarning, match=f"compiled without reuse. {dit.unsupported}"):
+        actual = [run(compiled, **loop.at(step)) for step in range(NUM_STEPS)]
+    for ours, theirs in zip(actual, eager, strict=True):
+        assert all(torch.equal(one, other) for one, other in zip(ours, theirs, strict=True))
