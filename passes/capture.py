@@ -48,7 +48,8 @@ def capture(dynamo_graph: fx.GraphModule, args: Sequence[Any]) -> fx.GraphModule
         ``ir.is_constant_input``); every call keeps its module path and source line.
 
     Raises:
-        UnsupportedModelError: torch cannot trace the graph, or it switches autocast inside.
+        UnsupportedModelError: torch cannot trace the graph, or it switches autocast inside, or
+            gives a tensor other memory.
     """
     inputs = Inputs.of(dynamo_graph, args)
     static_graph = _with_constant_numbers(dynamo_graph, inputs, args)
@@ -72,6 +73,7 @@ def capture(dynamo_graph: fx.GraphModule, args: Sequence[Any]) -> fx.GraphModule
         ir.set_constant_input(node, constant)
     remove_noise(captured)
     _refuse_autocast(captured.graph)
+    _refuse_other_memory(captured.graph)
     return captured
 
 
@@ -238,6 +240,16 @@ def _refuse_autocast(graph: fx.Graph) -> None:
             f"({ir.source_line(entered) or 'source unknown'}), and the casts of such a part are "
             "not traced. Use autocast around the call of the model, or cast its weights and inputs."
         )
+
+
+def _refuse_other_memory(graph: fx.Graph) -> None:
+    for node in ir.calls(graph):
+        if ir.is_call(node, "set_"):
+            raise UnsupportedModelError(
+                "The model gives a tensor other memory inside its forward (tensor.data = ..., "
+                f"{ir.source_line(node) or 'source unknown'}), as hooks do that cast or move the "
+                "weights of every layer. Put such hooks around the whole model, or take them off."
+            )
 
 
 def _cast_by_dtype(node: fx.Node) -> None:

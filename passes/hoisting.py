@@ -31,7 +31,11 @@ def hoisted_nodes(graph: fx.Graph) -> set[fx.Node]:
             or (ir.op_name(node) in _FREE_OPS and all(n in free for n in node.all_input_nodes))
         ):
             free.add(node)
-        elif ir.is_plain_call(node) and ir.binding(node) in (Binding.CONSTANT, Binding.PROMPT):
+        elif (
+            ir.is_plain_call(node)
+            and ir.binding(node) in (Binding.CONSTANT, Binding.PROMPT)
+            and not ir.has_effect(node)
+        ):
             hoisted.add(node)
     for node in reversed(graph.nodes):
         if node in free and ir.is_plain_call(node) and any(user in hoisted for user in node.users):

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import pytest
 import torch
 from diffusers import LatteTransformer3DModel
+from diffusers.models.attention_processor import Attention, FusedAttnProcessor2_0
 
+from dits.build import Denoising, build, run
+from dits.catalogue import CATALOGUE
+from dits.oracle import RANGES, WINDOW
+from dits.oracle import Oracle as ModuleOracle
 from latte import (
     Loop,
     assert_different,
@@ -105,3 +111,67 @@ def test_adapters_fused_into_the_weights_between_generations() -> None:
         for adapter in adapters:
             adapter.fuse(name, sign)
         Pair(model, compiled, latents=latents, prompt=prompt).run()
+
+
+# Adapters of peft, and what diffusers does to its attentions.
+
+
+@pytest.mark.filterwarnings("ignore:Already found a `peft_config`")
+def test_adapters_of_peft_are_switched_scaled_and_fused_between_generations() -> None:
+    peft = pytest.importorskip("peft")
+    dit = CATALOGUE["wan"]
+    model: Any = build(dit)
+    for name in ("a", "b"):
+        config = peft.LoraConfig(r=2, target_modules=["to_q", "to_v"], init_lora_weights=False)
+        model.add_adapter(config, adapter_name=name)
+    model.requires_grad_(False)
+    options = {"inner": "eager", "ranges": RANGES, "window": WINDOW}
+    compiled = torch.compile(model, backend="pab", options=options)
+    loop = Denoising(dit, 6)  # the same noise and prompt in every generation
+
+    def generate() -> torch.Tensor:
+        eager = torch.stack([run(model, **loop.at(step))[0] for step in range(6)])
+        actual = torch.stack([run(compiled, **loop.at(step))[0] for step in range(6)])
+        oracle = ModuleOracle(copy.deepcopy(model), dit)
+        expected = torch.stack([oracle(step, 6, **loop.at(step))[0] for step in range(6)])
+        assert_different(expected, eager)
+        assert_same(actual, expected)
+        return actual
+
+    model.set_adapter("a")
+    only_a = generate()
+    model.set_adapters(["a", "b"], [0.5, 2.0])
+    assert_different(generate(), only_a)
+    model.set_adapter("a")
+    model.fuse_lora(adapter_names=["a"])
+    assert_different(generate(), only_a)  # at the scale of the second generation
+    model.unfuse_lora()
+    model.disable_adapters()
+    assert_different(generate(), only_a)
+
+
+def test_projections_fused_between_generations() -> None:
+    model = tiny_latte(depth=1)
+    compiled = compiled_pab(model, **RULE.options())
+    Pair(model, compiled).run()
+    for module in model.modules():
+        if isinstance(module, Attention):
+            module.fuse_projections()
+            module.set_processor(FusedAttnProcessor2_0())
+    assert model.transformer_blocks[0].attn1.fused_projections
+    Pair(model, compiled).run()
+
+
+def test_autocast_around_the_calls() -> None:
+    model = tiny_latte(depth=1)
+    compiled = compiled_pab(model, **RULE.options())
+    results = []
+    for dtype in (torch.bfloat16, None, torch.bfloat16):
+        with torch.autocast("cpu", dtype=dtype, enabled=dtype is not None):
+            pair = Pair(model, compiled, latents=draw_latents(), prompt=draw_prompt())
+            pair.actual.run()
+            expected = pair.oracle.run()
+            assert_different(expected, pair.eager.run())
+            results.append(torch.stack(pair.actual.predictions))
+            assert_same(results[-1], expected, tolerance=0.0 if dtype is None else 1e-5)
+    assert_different(results[0], results[1])

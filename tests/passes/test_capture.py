@@ -262,6 +262,16 @@ def test_a_region_that_switches_autocast_off_where_none_is_on_is_inlined() -> No
         through_dynamo(model, values(2, 3), values(3, 3))
 
 
+def test_a_tensor_that_is_given_other_memory_is_refused() -> None:
+    class Recast(torch.nn.Linear):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            self.weight.data = self.weight.data + 1
+            return super().forward(x)
+
+    with pytest.raises(UnsupportedModelError, match="gives a tensor other memory"):
+        through_dynamo(Recast(2, 2).requires_grad_(False), torch.ones(1, 2))
+
+
 def test_sizes_that_depend_on_values_are_refused() -> None:
     def model(x: torch.Tensor) -> torch.Tensor:
         return x[x > 0].sum()
