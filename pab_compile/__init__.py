@@ -14,6 +14,8 @@ from .errors import (
     OptionError,
     PabError,
     PlanError,
+    RanksError,
+    ShardingError,
     UnsupportedModelError,
 )
 from .explain import explain
@@ -31,8 +33,10 @@ __all__ = [
     "Options",
     "PabError",
     "PlanError",
+    "RanksError",
     "RunStats",
     "Schedule",
+    "ShardingError",
     "SiteReport",
     "UnsupportedModelError",
     "explain",

@@ -10,12 +10,13 @@ import torch
 from torch import fx
 
 from pab_compile.passes.capture import Inputs, break_reason
-from pab_compile.passes.errors import UnsupportedModelError
+from pab_compile.passes.errors import PabError, UnsupportedModelError
 from pab_compile.passes.join import Origin
 
 from .errors import GradModeError
 from .forward import Forward
-from .lower import PieceCompiler, compiling
+from .lower import PieceCompiler, compiling, structure_key
+from .mesh import agree, fingerprint, group_of, named_group, ranks_of
 from .options import Options, parse_options
 from .plan import Plan
 from .program import PlainProgram, Runnable, compile_program, nothing_found
@@ -97,7 +98,28 @@ class CompiledGraph:
         origins: tuple[tuple[Origin | None, ...], frozenset[int]],
         alone: bool,
     ) -> Runnable:
+        """Compile; where several ranks share the model, only what all of them compile alike."""
+        group = named_group(self._given[0])
+        try:
+            program = self._compile_alone(args, origins, alone)
+        except PabError as error:
+            if group is not None:
+                agree(group, "", error)
+            raise
+        if group is not None:
+            options, plan, _ = self._options_plan_compiler()
+            graph = structure_key(program.part.graph_module) if program.part else ""
+            agree(group, fingerprint(options, plan, graph))
+        return program
+
+    def _compile_alone(
+        self,
+        args: Sequence[Any],
+        origins: tuple[tuple[Origin | None, ...], frozenset[int]],
+        alone: bool,
+    ) -> Runnable:
         options, plan, compiler = self._options_plan_compiler()
+        ranks = ranks_of(group_of(options.mesh, options.sequence_parallel))
         if torch.is_grad_enabled() and any(
             isinstance(arg, torch.Tensor) and arg.requires_grad for arg in args
         ):
@@ -108,9 +130,10 @@ class CompiledGraph:
                 "model.requires_grad_(False)."
             )
         compiler.warm_up(args)
+        graph, whole = self._graph_module, self._given[0]
         try:
             return compile_program(
-                self._graph_module, args, origins, options, plan, compiler, self._given[0], alone
+                graph, args, origins, options, plan, compiler, whole, alone, ranks
             )
         except UnsupportedModelError as error:
             self._refuse(error)

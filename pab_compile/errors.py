@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from pab_compile.passes.errors import InvariantError, PabError, UnsupportedModelError
+from pab_compile.passes.parallel.layout import ShardingError
 
+from .mesh import RanksError
 from .options import OptionError
 from .plan import PlanError
 
@@ -13,6 +15,8 @@ __all__ = [
     "OptionError",
     "PabError",
     "PlanError",
+    "RanksError",
+    "ShardingError",
     "UnsupportedModelError",
 ]
 

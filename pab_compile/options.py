@@ -16,6 +16,7 @@ from .lower import known_modes
 from .plan import MAX_ORDER, CallablePlan, Plan, RangePlan, load_plan
 from .presets import DEFAULT_RANGES, DEFAULT_WINDOW, PRESETS, Window
 
+SHARDED_AXES = ("t", "h", "w", "s")
 ON_UNSUPPORTED = ("raise", "passthrough")
 
 
@@ -37,6 +38,10 @@ class Options:
         inner: compiler of the pieces: ``inductor``, ``eager``, or any registered backend.
         mode: torch.compile's mode, handed to Inductor.
         axes: input name -> its axes, where they cannot be inferred; ``"step"`` marks the timestep.
+        mesh: an axis of a ``DeviceMesh`` (``mesh["sp"]``), over whose ranks tokens are sharded.
+        sequence_parallel: instead the number of ranks, where these are all that run.
+        shard: the axis of the tokens to shard (``t``, ``h``, ``w``, or ``s`` for all in one). None:
+            the one over which the ranks exchange the least bytes.
         dump: directory for dumps of every pass.
         on_unsupported: ``raise``, or ``passthrough`` to compile without reuse after one warning.
     """
@@ -49,6 +54,9 @@ class Options:
     inner: str | Callable[..., Any] = "inductor"
     mode: str | None = None
     axes: Mapping[str, str] = field(default_factory=dict)
+    mesh: Any = None
+    sequence_parallel: int | None = None
+    shard: str | None = None
     dump: str | Path | None = None
     on_unsupported: str = "raise"
 
@@ -96,6 +104,7 @@ def parse_options(options: Mapping[str, Any] | None, mode: str | None = None) ->
     _check_predict(parsed.predict)
     _check_axes(parsed.axes)
     _check_plan(parsed, given)
+    _check_parallel(parsed)
     if parsed.dump is not None and not isinstance(parsed.dump, (str, Path)):
         raise OptionError(f"dump is the path of a directory, got {parsed.dump!r}.")
     if parsed.mode is not None:
@@ -179,6 +188,23 @@ def _check_axes(axes: Any) -> None:
         raise OptionError(
             f'axes maps input names to axes, such as {{"x": "b c t h w"}}, got {axes!r}.'
         )
+
+
+def _check_parallel(parsed: Options) -> None:
+    num = parsed.sequence_parallel
+    if num is not None and (isinstance(num, bool) or not isinstance(num, int) or num < 1):
+        raise OptionError(f"sequence_parallel={num!r}: a number of ranks is an integer from 1 up.")
+    if num is not None and parsed.mesh is not None:
+        raise OptionError("mesh says which ranks take part: leave sequence_parallel out.")
+    if parsed.mesh is not None and not hasattr(parsed.mesh, "get_group"):
+        raise OptionError(
+            f"mesh={parsed.mesh!r} is no DeviceMesh; make one with "
+            'torch.distributed.device_mesh.init_device_mesh("cuda", (N,)).'
+        )
+    if parsed.shard is not None:
+        _check_choice("shard", parsed.shard, SHARDED_AXES)
+        if num is None and parsed.mesh is None:
+            raise OptionError("shard names an axis, but nothing says over which ranks: give mesh.")
 
 
 def _check_plan(parsed: Options, given: Mapping[str, Any]) -> None:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol
 
 import torch
@@ -17,6 +19,9 @@ from pab_compile.passes.classify import has_mixer_ops
 from pab_compile.passes.errors import UnsupportedModelError
 from pab_compile.passes.join import Made, Origin, Part, join
 from pab_compile.passes.outline import copy_graph
+from pab_compile.passes.parallel.layout import ShardingError
+from pab_compile.passes.parallel.shard import Ranks
+from pab_compile.passes.parallel.shard_tokens import ShardTokens
 from pab_compile.passes.pipeline import (
     FindSites,
     Program,
@@ -39,8 +44,11 @@ from .plan import Plan
 from .report import describe_site, site_box
 from .schedule import Schedule
 from .scope import current_scope, stated_step
+from .share import computed_share
 from .stats import StepRecord
 from .tracker import Tracker
+
+_log = logging.getLogger(__name__)
 
 _REPEATED = (
     "a graph ran twice in one forward, or with other weights than in the step before, so its "
@@ -128,6 +136,7 @@ def compile_program(
     compiler: PieceCompiler,
     compilation: object,
     alone: bool,
+    ranks: Ranks | None = None,
 ) -> Runnable:
     """Analyse, rewrite and lower a graph for inputs of these sizes.
 
@@ -141,7 +150,14 @@ def compile_program(
         compilation: the object that all graphs of one ``torch.compile`` call have in common.
         alone: whether the graph is the whole forward. One of several that cannot be analysed is
             computed at every step.
+        ranks: the ranks that share the tokens, if several do.
     """
+    if ranks is not None and not alone:
+        raise ShardingError(
+            "The forward breaks into several graphs, and tokens are sharded in a graph that is the "
+            "whole forward only. Remove the graph breaks (torch.compile(..., fullgraph=True) names "
+            "them), or run on one rank."
+        )
     place = _place_of(origins[0])
     try:
         captured = capture(dynamo_graph, args)
@@ -180,6 +196,10 @@ def compile_program(
         is_blind=program.has_eager_inputs,
         weights=tuple(i for i, node in enumerate(inputs) if ir.is_constant_input(node)),
     )
+    if ranks is not None:
+        shard = ShardTokens(ranks, partial(computed_share, plan), options.shard)
+        run_passes(program, (shard,), dumper.watch)
+        _log.info("\n".join(program.sharding))
     run_passes(program, rewriting(wanted), dumper.watch)
     attentions = [site for site in program.sites if site.can_broadcast and site.kind != "mlp"]
     uncut = () if reusing else attentions

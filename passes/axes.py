@@ -74,6 +74,10 @@ class AxisTable:
         dims = self.dims(node)
         return self._namer.roles(dims[dim]) if dims else ()
 
+    def roles_of(self, atom: Atom) -> tuple[str, ...]:
+        """Axes that one atom of a dimension stands for."""
+        return self._namer.roles((atom,))
+
     def seen_from(self, stand_ins: Mapping[fx.Node, fx.Node]) -> AxisTable:
         """The same axes for the nodes of another graph, given what stands for them in this one."""
         dims = {node: self._dims.get(stand_in) for node, stand_in in stand_ins.items()}

@@ -30,6 +30,11 @@ def value(node: fx.Node) -> Any:
     return node.meta.get("val")
 
 
+def copy_facts(target: fx.Node, origin: fx.Node) -> None:
+    """Give a node that a pass created all facts about the node that it stands for."""
+    target.meta = dict(origin.meta)
+
+
 def set_value(node: fx.Node, val: Any) -> None:
     """Record the fake value of a node that a pass created."""
     node.meta["val"] = val
@@ -56,7 +61,11 @@ def num_bytes(node: fx.Node) -> int:
 
 def op_name(node: fx.Node) -> str:
     """Short name of the op: ``linear`` for ``aten.linear.default``, ``getitem``, or the target."""
-    target = node.target
+    return short_name(node.target)
+
+
+def short_name(target: Any) -> str:
+    """Short name of what a node calls."""
     if isinstance(target, torch._ops.OpOverload):
         return target._schema.name.split("::")[-1]
     return getattr(target, "__name__", str(target))
@@ -210,6 +219,17 @@ def axis_names(node: fx.Node) -> tuple[str, ...] | None:
 def set_axis_names(node: fx.Node, names: tuple[str, ...]) -> None:
     """Record the printable name of every dimension."""
     node.meta[_AXES] = names
+
+
+def copy_axis_names(target: fx.Node, origin: fx.Node) -> None:
+    """Give a node the printable names of another node's dimensions, if it has any."""
+    if (names := axis_names(origin)) is not None:
+        set_axis_names(target, names)
+
+
+def forget_axis_names(node: fx.Node) -> None:
+    """Leave the dimensions of a node without names."""
+    node.meta.pop(_AXES, None)
 
 
 def module_path(node: fx.Node) -> str:

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from torch import fx
 
@@ -41,6 +41,7 @@ class Program:
         has_eager_inputs: whether Python code made some input between two graphs, likewise.
         mixers: token mixers (after ``Classify``).
         sites: sites in model order (after ``FindSites``).
+        sharding: the axis that is sharded over ranks, and why, in lines (after ``ShardTokens``).
         seconds: pass name -> seconds it took.
     """
 
@@ -52,6 +53,7 @@ class Program:
     has_eager_inputs: bool = False
     mixers: tuple[Mixer, ...] = ()
     sites: tuple[Site, ...] = ()
+    sharding: tuple[str, ...] = ()
     seconds: dict[str, float] = field(default_factory=dict)
 
     @property
@@ -71,6 +73,15 @@ class Pass(Protocol):
 
     def __call__(self, program: Program) -> int:
         """Change the program; return the number of changes."""
+        ...
+
+
+@runtime_checkable
+class Verified(Protocol):
+    """A pass whose result has invariants of its own."""
+
+    def verify(self, after: fx.GraphModule, before: fx.GraphModule) -> None:
+        """Check the rewritten graph against the one it came from."""
         ...
 
 
@@ -239,6 +250,7 @@ def run_passes(program: Program, passes: Sequence[Pass], watch: Watch = _unwatch
         with watch(step.name, text):
             step(program)
         if program.graph_module is not before:
-            verify(program.graph_module, before)
+            check = step.verify if isinstance(step, Verified) else verify
+            check(program.graph_module, before)
         program.seconds[step.name] = time.perf_counter() - start
     return program

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-PASSES = sorted((ROOT / "passes").glob("*.py"))
+PASSES = sorted((ROOT / "passes").rglob("*.py"))
 PRODUCT = sorted((ROOT / "pab_compile").glob("*.py"))
 SOURCES = [path.relative_to(ROOT).as_posix() for path in PASSES + PRODUCT]
 
@@ -43,8 +43,13 @@ def is_within(name: str, module: str) -> bool:
 
 def names_of(path: str) -> list[str]:
     """Dotted names that one source file of the library uses."""
-    package = "pab_compile.passes" if path.startswith("passes/") else "pab_compile"
-    return list(dotted_names((ROOT / path).read_text(), package))
+    return list(dotted_names((ROOT / path).read_text(), package_of(path)))
+
+
+def package_of(path: str) -> str:
+    """The package that a source file belongs to."""
+    folder = path.rpartition("/")[0].replace("/", ".")
+    return f"pab_compile.{folder}" if folder.startswith("passes") else folder
 
 
 @pytest.mark.parametrize("path", SOURCES)
@@ -64,7 +69,8 @@ def test_passes_have_one_import_name(path: str) -> None:
 def test_passes_import_neither_the_product_nor_other_libraries(path: str) -> None:
     tree = ast.parse((ROOT / path).read_text())
     imports = [node for node in ast.walk(tree) if isinstance(node, (ast.Import, ast.ImportFrom))]
-    names = dotted_names("\n".join(ast.unparse(node) for node in imports), "pab_compile.passes")
+    source = "\n".join(ast.unparse(node) for node in imports)
+    names = dotted_names(source, package_of(path))
     allowed = REQUIRED | sys.stdlib_module_names
     wrong = [
         name

@@ -1,0 +1,121 @@
+"""The ranks that share a model's tokens, and that they agree before they depend on one another.
+
+Ranks that made different graphs would wait for one another for ever. So at the first call all of
+them compare a hash of everything that their graphs follow from.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch.distributed as dist
+
+from pab_compile.passes.errors import PabError
+from pab_compile.passes.parallel.shard import Ranks
+
+from .options import Options
+from .plan import CallablePlan, Plan
+
+
+class RanksError(PabError, RuntimeError):
+    """The ranks of a mesh cannot run a model together, or disagree about how."""
+
+
+def group_of(mesh: Any, sequence_parallel: int | None) -> dist.ProcessGroup | None:
+    """The process group that some options name; None where they ask for no parallelism.
+
+    Args:
+        mesh: one axis of a ``DeviceMesh``, or None.
+        sequence_parallel: the number of all ranks, or None.
+
+    Raises:
+        RanksError: there is no process group, or it has another number of ranks.
+    """
+    if mesh is None and sequence_parallel in (None, 1):
+        return None
+    if mesh is not None:
+        if mesh.ndim != 1:
+            raise RanksError(
+                f"The mesh has {mesh.ndim} axes {mesh.mesh_dim_names or ''}, and the tokens can be "
+                'sharded over one: give it by name, as in {"mesh": mesh["sp"]}.'
+            )
+        return mesh.get_group()
+    if not dist.is_available() or not dist.is_initialized():
+        raise RanksError(
+            f"sequence_parallel={sequence_parallel} needs as many processes that know of one "
+            "another. Start them with torchrun --nproc-per-node, and call "
+            "torch.distributed.init_process_group() before the model."
+        )
+    if dist.get_world_size() != sequence_parallel:
+        raise RanksError(
+            f"sequence_parallel={sequence_parallel}, but {dist.get_world_size()} processes run. "
+            "Give their number, or with mesh the axis of a DeviceMesh that they form."
+        )
+    return dist.group.WORLD
+
+
+def named_group(given: Mapping[str, Any] | None) -> dist.ProcessGroup | None:
+    """The group that options name, before they are validated; None where it cannot be had."""
+    try:
+        return group_of((given or {}).get("mesh"), (given or {}).get("sequence_parallel"))
+    except (RanksError, AttributeError):
+        return None
+
+
+def ranks_of(group: dist.ProcessGroup | None) -> Ranks | None:
+    """The ranks of a group, as this process sees them; None where it runs alone."""
+    if group is None or group.size() == 1:
+        return None
+    return Ranks(group.size(), group.rank(), group.group_name)
+
+
+def fingerprint(options: Options, plan: Plan, graph: str) -> str:
+    """Hash of what the graphs of all ranks follow from.
+
+    Args:
+        options: how to compile.
+        plan: the plan that the options describe.
+        graph: hash of the captured graph.
+    """
+    decider = _described(plan.function) if isinstance(plan, CallablePlan) else plan
+    inner = options.inner if isinstance(options.inner, str) else _described(options.inner)
+    words = (graph, decider, options.cut, options.shard, options.mode, options.axes, inner)
+    return hashlib.sha256(repr(words).encode()).hexdigest()[:16]
+
+
+def _described(function: Callable[..., Any]) -> tuple[str, bytes]:
+    """A function in words that do not change from process to process."""
+    name = getattr(function, "__qualname__", type(function).__qualname__)
+    return name, getattr(getattr(function, "__code__", None), "co_code", b"")
+
+
+def agree(group: dist.ProcessGroup, found: str, error: BaseException | None = None) -> None:
+    """Compare with all ranks of a group what they found; returns where all found the same.
+
+    Args:
+        group: the ranks; every one of them must call.
+        found: this rank's fingerprint.
+        error: what this rank failed with instead.
+
+    Raises:
+        RanksError: some rank failed or found something else; says which, on every rank. A rank that
+            failed raises its own error.
+    """
+    said: list[Any] = [None] * group.size()
+    mine = (found, None if error is None else f"{type(error).__name__}: {error}")
+    dist.all_gather_object(said, mine, group=group)
+    if error is not None:
+        raise error
+    failed = {rank: reason for rank, (_, reason) in enumerate(said) if reason is not None}
+    if failed:
+        rank, reason = next(iter(failed.items()))
+        raise RanksError(f"Rank {rank} of the mesh could not compile the model: {reason}")
+    prints = [print_ for print_, _ in said]
+    if len(set(prints)) > 1:
+        raise RanksError(
+            "The ranks of the mesh do not run the same program, so they would wait for one another "
+            "for ever: options, plan, model or sizes of the inputs differ. Fingerprints by rank: "
+            f"{', '.join(prints)}. Compile and call the model in the same way on every rank."
+        )

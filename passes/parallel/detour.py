@@ -1,0 +1,203 @@
+"""Detours: an op that mixes the sharded axis runs on tensors that are sharded along another.
+
+Before the detour every tensor that enters it is re-sharded, behind it what leaves it is re-sharded
+back. Where tensors enter is a minimum cut in bytes among those that only the mixing op reads::
+
+    %y = mul(%norm, %scale)                     # t sharded
+    %y_hw = all_to_all(%y: t -> h*w)            # 1 tensor, rather than q, k and v
+    %q = linear(%y_hw, ...); ...; %o = attention(%q, %k, %v)
+    %o_t = all_to_all(%o: h*w -> t)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import networkx as nx
+from torch import fx
+
+from pab_compile.passes import ir
+from pab_compile.passes.axes import AxisTable
+from pab_compile.passes.contractions import attention_call
+
+from .placement import Axis, place
+from .rules import judge
+from .shard import Shard
+from .verdict import Held, Verdict, shape_of
+
+
+@dataclass(frozen=True, eq=False)
+class Crossing:
+    """A tensor that is re-sharded.
+
+    Attributes:
+        node: the tensor.
+        source: how it is dealt out before.
+        target: how it is dealt out after.
+    """
+
+    node: fx.Node
+    source: Shard
+    target: Shard
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of the full tensor, without the positions that every rank has."""
+        replicated = self.source if not self.source.is_whole else self.target
+        return ir.num_bytes(self.node) * replicated.sharded // replicated.full
+
+
+@dataclass(frozen=True, eq=False)
+class Detour:
+    """A part of the graph that runs sharded along another axis.
+
+    Attributes:
+        axis: the other axis.
+        core: the mixing op or ops.
+        verdicts: what every op of the detour does, in graph order, core included.
+        entering: tensors re-sharded before it.
+        leaving: tensors re-sharded behind it.
+    """
+
+    axis: Axis
+    core: tuple[fx.Node, ...]
+    verdicts: Mapping[fx.Node, Verdict]
+    entering: tuple[Crossing, ...]
+    leaving: tuple[Crossing, ...]
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of the full tensors that are re-sharded."""
+        return sum(crossing.num_bytes for crossing in (*self.entering, *self.leaving))
+
+
+def find_detour(
+    axes: AxisTable, main: Axis, other: Axis, core: Sequence[fx.Node], held: Held
+) -> Detour | str:
+    """Plan a detour for ops that mix the sharded axis.
+
+    Args:
+        axes: axes of every tensor.
+        main: the sharded axis.
+        other: the axis to shard along instead.
+        core: the mixing ops in graph order.
+        held: how everything before them is dealt out.
+
+    Returns:
+        The detour of least bytes, or why there is none along this axis.
+    """
+    private = _private(core, held, axes, other)
+    cut, inside = _cheapest_entrance(core, private, held, axes, other)
+    if cut is None:
+        return f"what it reads does not have the axis {other.name} in one dimension"
+    local: dict[fx.Node, Shard] = {}
+    for node in cut:
+        shard = place(axes, node, other)
+        assert shard is not None
+        local[node] = shard
+    verdicts: dict[fx.Node, Verdict] = {}
+    for node in (*inside, *core):
+        answer = _judge_inside(node, local, verdicts)
+        if isinstance(answer, str):
+            return f"sharded along {other.name}, {answer}"
+        verdicts[node] = answer
+        if ir.tensor(node) is not None and answer.outputs[0] is not None:
+            local[node] = answer.outputs[0]
+    members = {*inside, *core}
+    leaving = []
+    for node in (*inside, *core):
+        if ir.tensor(node) is None or all(user in members for user in node.users):
+            continue
+        back = _main_shard(axes, main, node, held)
+        if back is None or node not in local or not local[node].is_whole:
+            return f"its result does not have the axis {main.name} in one dimension"
+        leaving.append(Crossing(node, local[node], back))
+    entering = tuple(Crossing(node, held[node], local[node]) for node in cut)
+    if not all(crossing.target.is_whole for crossing in entering):
+        return f"the axis {other.name} has replicated positions"
+    return Detour(other, tuple(core), verdicts, entering, tuple(leaving))
+
+
+def _judge_inside(node: fx.Node, local: Held, verdicts: Mapping[fx.Node, Verdict]) -> Verdict | str:
+    """What an op does to the other axis; a pick of an output does nothing."""
+    if ir.is_getitem(node):
+        source, index = node.args
+        return Verdict((verdicts[source].outputs[index],))  # type: ignore[index]
+    mine = {n: local[n] for n in node.all_input_nodes if n in local}
+    return judge(node, mine) if mine else "none of its operands has that axis"
+
+
+def _private(core: Sequence[fx.Node], held: Held, axes: AxisTable, other: Axis) -> list[fx.Node]:
+    """Sharded ancestors that only the core reads and that can run along the other axis."""
+    members, found = set(core), list[fx.Node]()
+    pending = [n for node in core for n in node.all_input_nodes]
+    while pending:
+        node = pending.pop()
+        if node in members or node.op != "call_function" or not _is_sharded(node, held):
+            continue
+        if not all(user in members for user in node.users) or not _can_run(node, held, axes, other):
+            continue
+        members.add(node)
+        found.append(node)
+        pending.extend(node.all_input_nodes)
+    order = {node: index for index, node in enumerate(core[0].graph.nodes)}
+    return sorted(found, key=order.__getitem__)
+
+
+def _is_sharded(node: fx.Node, held: Held) -> bool:
+    return node in held or (ir.tensor(node) is None and any(user in held for user in node.users))
+
+
+def _can_run(node: fx.Node, held: Held, axes: AxisTable, other: Axis) -> bool:
+    if ir.is_getitem(node):
+        return True  # as far as the op whose output it picks can
+    if any(n in held and place(axes, n, other) is None for n in node.all_input_nodes):
+        return False
+    mine = {
+        n: shard for n in node.all_input_nodes if n in held and (shard := place(axes, n, other))
+    }
+    return bool(mine) and isinstance(judge(node, mine), Verdict)
+
+
+def _cheapest_entrance(
+    core: Sequence[fx.Node],
+    private: Sequence[fx.Node],
+    held: Held,
+    axes: AxisTable,
+    other: Axis,
+) -> tuple[list[fx.Node] | None, list[fx.Node]]:
+    """The tensors of least bytes to re-shard, the last ones on ties, and what follows them."""
+    network = nx.DiGraph()
+    network.add_node("main")
+    members = {*core, *private}
+    readers = dict.fromkeys((*private, *core))
+    order = {node: index for index, node in enumerate(core[0].graph.nodes)}
+    sources = {n for v in readers for n in v.all_input_nodes if _is_sharded(n, held)}
+    for node in sorted(sources - set(core), key=order.__getitem__):
+        shard = None if ir.tensor(node) is None else place(axes, node, other)
+        capacity = {} if shard is None else {"capacity": ir.num_bytes(node)}
+        network.add_edge((node, "in"), (node, "out"), **capacity)
+        if node not in members:
+            network.add_edge("main", (node, "in"))
+    for reader in readers:
+        end = "core" if reader in core else (reader, "in")
+        for source in reader.all_input_nodes:
+            if source in sources and source not in core:
+                network.add_edge((source, "out"), end)
+    try:
+        # Of several minimum cuts networkx returns the one nearest to its sink.
+        _, (before, behind) = nx.minimum_cut(network, "main", "core")
+    except nx.NetworkXUnbounded:
+        return None, []
+    cut = [n for n in order if (n, "in") in before and (n, "out") in behind]
+    return cut, [n for n in private if (n, "in") in behind]
+
+
+def _main_shard(axes: AxisTable, main: Axis, node: fx.Node, held: Held) -> Shard | None:
+    """How what a core yields is dealt out along the main axis: like the queries."""
+    call = attention_call(node, axes.dims)
+    if call is not None and call.query in held:
+        shard = held[call.query]
+        return shard if shard.fits(shape_of(node)) else None
+    return place(axes, node, main)

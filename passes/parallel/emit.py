@@ -1,0 +1,270 @@
+"""Emission: the ops that take a rank's part of a tensor, re-shard it and gather it (apply).
+
+One ``all_to_all_single`` per re-sharding, with the sizes that the ranks really hold: nothing is
+padded. Everything is computed on fake tensors as it is emitted, so that a size that does not fit
+shows at once.
+"""
+
+from __future__ import annotations
+
+import math
+import operator
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import fx
+
+from pab_compile.passes import ir
+
+from .shard import Ranks, Shard
+
+_aten = torch.ops.aten
+_c10d = torch.ops._c10d_functional
+
+
+class Emitter:
+    """Appends ops to a graph, with their fake values, for one rank.
+
+    Attributes:
+        made: the all-to-alls so far; whoever needs them empties the list.
+    """
+
+    def __init__(self, graph: fx.Graph, ranks: Ranks) -> None:
+        self.graph = graph
+        self.ranks = ranks
+        self.made: list[fx.Node] = []
+
+    def call(self, target: Callable[..., Any], *args: Any, like: fx.Node, **kwargs: Any) -> fx.Node:
+        """Append one op; ``like`` is the node of the full graph that it serves."""
+        name = f"{like.name}_{ir.short_name(target)}"
+        return self._append(target, args, kwargs, name, like)
+
+    def stand_in(
+        self, node: fx.Node, target: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any]
+    ) -> fx.Node:
+        """Append an op of the full graph with local operands; it keeps its names."""
+        found = self._append(target, tuple(args), kwargs, node.name, node)
+        ir.copy_axis_names(found, node)
+        return found
+
+    def _append(
+        self,
+        target: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        name: str,
+        like: fx.Node,
+    ) -> fx.Node:
+        node = self.graph.create_node("call_function", target, args, kwargs, name)
+        ir.copy_facts(node, like)
+        times = [when for n in node.all_input_nodes if (when := ir.binding(n)) is not None]
+        ir.set_binding(node, max(times, default=ir.binding(like)))
+        ir.forget_axis_names(node)
+        ir.set_value(node, self.value(node))
+        return node
+
+    def value(self, node: fx.Node) -> Any:
+        """The fake value of a call on the fake values of its operands."""
+        args, kwargs = fx.map_arg((node.args, node.kwargs), ir.value)
+        assert callable(node.target)
+        with torch.no_grad():
+            return node.target(*args, **kwargs)
+
+    def reshape(self, x: fx.Node, shape: Sequence[int], like: fx.Node) -> fx.Node:
+        """Another view of the same elements; none where the shape is the same."""
+        if ir.shape(x) == tuple(shape):
+            return x
+        return self.call(_aten.reshape.default, x, list(shape), like=like)
+
+    def slice(self, x: fx.Node, dim: int, start: int, stop: int, like: fx.Node) -> fx.Node:
+        """A range of positions; none where it is all of them."""
+        if (start, stop) == (0, (ir.shape(x) or ())[dim]):
+            return x
+        return self.call(_aten.slice.Tensor, x, dim, start, stop, like=like)
+
+    def cat(self, parts: Sequence[fx.Node], dim: int, like: fx.Node) -> fx.Node:
+        """Concatenate; a single part stays as it is."""
+        if len(parts) == 1:
+            return parts[0]
+        return self.call(_aten.cat.default, list(parts), dim, like=like)
+
+    def permute(self, x: fx.Node, dims: Sequence[int], like: fx.Node) -> fx.Node:
+        """Reorder all dimensions; none where the order is the same."""
+        if list(dims) == sorted(dims):
+            return x
+        return self.call(_aten.permute.default, x, list(dims), like=like)
+
+    def take(self, x: fx.Node, shard: Shard) -> fx.Node:
+        """This rank's part of a tensor that every rank has."""
+        first, end = self.ranks.bounds(shard.size)
+        shape = ir.shape(x) or ()
+        dim = shard.dim
+        low = self.slice(x, dim, 0, shard.before, x) if shard.before else None
+        high = self.slice(x, dim, shard.full - shard.after, shard.full, x) if shard.after else None
+        middle = self.slice(x, dim, shard.before, shard.full - shard.after, x)
+        if shard.outer == 1:
+            middle = self.slice(middle, dim, first * shard.inner, end * shard.inner, x)
+        else:
+            inside = (shard.outer, shard.size, shard.inner)
+            middle = self.reshape(middle, (*shape[:dim], *inside, *shape[dim + 1 :]), x)
+            middle = self.slice(middle, dim + 1, first, end, x)
+            num = shard.outer * (end - first) * shard.inner
+            middle = self.reshape(middle, (*shape[:dim], num, *shape[dim + 1 :]), x)
+        return self.cat([part for part in (low, middle, high) if part is not None], dim, x)
+
+    def switch(self, x: fx.Node, source: Shard, target: Shard, like: fx.Node) -> fx.Node:
+        """Re-shard: this rank's part along ``source`` becomes its part along ``target``.
+
+        Args:
+            x: the local part along ``source``.
+            source: may have replicated positions, of which each rank keeps its part of ``target``.
+            target: may have replicated positions, which each rank gets from all others.
+            like: the node of the full graph, for its shape.
+        """
+        shape = ir.shape(like) or ()
+        if source.is_whole:
+            return self._exchange(x, source, target, shape, like)
+        assert source.outer == 1 and target.is_whole
+        dim = source.dim
+        num = (ir.shape(x) or ())[dim]
+        bare = replace(source, before=0, after=0)
+        inside = (*shape[:dim], bare.full, *shape[dim + 1 :])
+        middle = self.slice(x, dim, source.before, num - source.after, like)
+        parts = [self._exchange(middle, bare, target, inside, like)]
+        if source.before:
+            parts.insert(0, self.take(self.slice(x, dim, 0, source.before, like), target))
+        if source.after:
+            parts.append(self.take(self.slice(x, dim, num - source.after, num, like), target))
+        return self.cat(parts, dim, like)
+
+    def gather(self, x: fx.Node, shard: Shard, like: fx.Node) -> fx.Node:
+        """The full tensor, on every rank."""
+        shape = ir.shape(like) or ()
+        dim = shard.dim
+        num = (ir.shape(x) or ())[dim]
+        low = self.slice(x, dim, 0, shard.before, like) if shard.before else None
+        high = self.slice(x, dim, num - shard.after, num, like) if shard.after else None
+        middle = self.slice(x, dim, shard.before, num - shard.after, like)
+        outer, inner = (
+            math.prod(shape[:dim]) * shard.outer,
+            shard.inner * math.prod(shape[dim + 1 :]),
+        )
+        counts = self.ranks.counts(shard.size)
+        flat = self.reshape(middle, (-1,), like)
+        if len(set(counts)) == 1:
+            group = (self.ranks.size, self.ranks.group)
+            sent = self.call(_c10d.all_gather_into_tensor.default, flat, *group, like=like)
+            got = self.call(_c10d.wait_tensor.default, sent, like=like)
+        else:
+            sizes = [outer * count * inner for count in counts]
+            copies = self.call(_aten.repeat.default, flat, [self.ranks.size], like=like)
+            got = self._all_to_all(copies, sizes, [sizes[self.ranks.rank]] * len(sizes), like)
+        joined = self._join(got, [(outer, count, inner) for count in counts], 1, like)
+        middle = self.reshape(joined, (*shape[:dim], shard.sharded, *shape[dim + 1 :]), like)
+        return self.cat([part for part in (low, middle, high) if part is not None], dim, like)
+
+    def _all_to_all(
+        self, flat: fx.Node, received: Sequence[int], sent: Sequence[int], like: fx.Node
+    ) -> fx.Node:
+        """Exchange parts of a flat tensor and wait for them."""
+        sizes = (list(received), list(sent), self.ranks.group)
+        started = self.call(_c10d.all_to_all_single.default, flat, *sizes, like=like)
+        self.made.append(started)
+        return self.call(_c10d.wait_tensor.default, started, like=like)
+
+    def _exchange(
+        self, x: fx.Node, source: Shard, target: Shard, shape: Sequence[int], like: fx.Node
+    ) -> fx.Node:
+        """``switch`` for a source without replicated positions; ``shape`` is the full one."""
+        factors, at_source, at_target = _factors(shape, source, target)
+        mine = self.ranks.rank
+        counts_s = self.ranks.counts(source.size)
+        counts_t = self.ranks.counts(target.size)
+        if target.is_whole:
+            rows = list(counts_t)
+        else:
+            rows = [target.local(count) for count in counts_t]
+        sizes = list(factors)
+        sizes[at_source] = counts_s[mine]
+        y = self.reshape(x, sizes, like)
+        order = [at_target, *(d for d in range(len(sizes)) if d != at_target)]
+        y = self.permute(y, order, like)
+        if not target.is_whole:
+            y = self._rows_for_all(y, target, like)
+        rest = math.prod(sizes) // sizes[at_target]
+        per_source = rest // sizes[at_source]
+        sent = [num * rest for num in rows]
+        received = [rows[mine] * per_source * count for count in counts_s]
+        got = self._all_to_all(self.reshape(y, (-1,), like), received, sent, like)
+        after = [sizes[d] for d in order]
+        place = order.index(at_source)
+        after[0] = rows[mine]
+        shapes = [(*after[:place], count, *after[place + 1 :]) for count in counts_s]
+        joined = self._join(got, shapes, place, like)
+        back = self.permute(joined, [order.index(d) for d in range(len(order))], like)
+        return self.reshape(back, target.local_shape(shape, counts_t[mine]), like)
+
+    def _rows_for_all(self, y: fx.Node, target: Shard, like: fx.Node) -> fx.Node:
+        """Rows for every rank one after another: its part and what all of them get."""
+        parts: list[fx.Node] = []
+        for rank in range(self.ranks.size):
+            first, end = self.ranks.bounds(target.size, rank)
+            bounds = [
+                (0, target.before),
+                (target.before + first * target.inner, target.before + end * target.inner),
+                (target.full - target.after, target.full),
+            ]
+            parts += [self.slice(y, 0, low, high, like) for low, high in bounds if low < high]
+        return self.cat(parts, 0, like)
+
+    def _join(
+        self, flat: fx.Node, shapes: Sequence[Sequence[int]], dim: int, like: fx.Node
+    ) -> fx.Node:
+        """Parts that lie one after another in memory, concatenated along a dimension."""
+        if len(set(shapes)) == 1:  # equal parts: a permutation will do
+            shape, num = list(shapes[0]), len(shapes)
+            stacked = self.reshape(flat, (num, *shape), like)
+            order = [*range(1, dim + 1), 0, *range(dim + 1, len(shape) + 1)]
+            moved = self.permute(stacked, order, like)
+            return self.reshape(moved, (*shape[:dim], num * shape[dim], *shape[dim + 1 :]), like)
+        sizes = [math.prod(shape) for shape in shapes]
+        pieces = self.call(_aten.split_with_sizes.default, flat, sizes, like=like)
+        parts = [self.pick(pieces, i, like) for i in range(len(sizes))]
+        return self.cat(
+            [self.reshape(p, shape, like) for p, shape in zip(parts, shapes, strict=True)],
+            dim,
+            like,
+        )
+
+    def pick(self, several: fx.Node, index: int, like: fx.Node) -> fx.Node:
+        """One output of an op with several."""
+        return self.call(operator.getitem, several, index, like=like)
+
+
+def _factors(shape: Sequence[int], source: Shard, target: Shard) -> tuple[list[int], int, int]:
+    """Full sizes with both axes as factors of their own, and where they are.
+
+    A target with replicated positions stays one dimension.
+    """
+    dims: list[int] = []
+    where: dict[int, int] = {}
+    for dim, num in enumerate(shape):
+        shards = [s for s in (source, target) if s.dim == dim and s.is_whole]
+        inside = num
+        for number in sorted((0, 1), key=lambda i: -(source, target)[i].inner):
+            shard = (source, target)[number]
+            if shard.dim != dim:
+                continue
+            if not shard.is_whole:
+                where[number] = len(dims)
+                continue
+            outer = inside // (shard.size * shard.inner)
+            dims += [outer] if outer > 1 else []
+            where[number] = len(dims)
+            dims.append(shard.size)
+            inside = shard.inner
+        if inside > 1 or not shards:
+            dims.append(inside)
+    return dims, where[0], where[1]

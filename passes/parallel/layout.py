@@ -1,0 +1,256 @@
+"""Layout: how every tensor of a graph is dealt out to the ranks (decide).
+
+From the node where the axis first lies in one dimension of what the latents became (*entry*), every
+value is sharded along it, op by op; an op that mixes it takes a detour along another axis; at the
+graph's outputs, or at a mixing op behind the last attention, the shards are gathered (*exit*).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from torch import fx
+
+from pab_compile.passes import ir
+from pab_compile.passes.axes import AxisTable
+from pab_compile.passes.binding import Binding
+from pab_compile.passes.classify import Mixer
+from pab_compile.passes.errors import PabError
+
+from .detour import Detour, find_detour
+from .placement import Axis, describe, heads_of, place, products, token_axes
+from .rules import judge
+from .shard import Shard
+from .verdict import Verdict
+
+
+class ShardingError(PabError):
+    """A graph that cannot be sharded along an axis, with the op that stands in the way."""
+
+
+@dataclass(frozen=True, eq=False)
+class Layout:
+    """How the tensors of a graph are dealt out along one axis.
+
+    Attributes:
+        axis: the axis.
+        num_ranks: number of ranks.
+        held: how every sharded value is, as those outside detours see it.
+        verdicts: what every op on sharded operands does, outside detours.
+        entries: replicated values that are sliced right after they are computed.
+        detours: where another axis is sharded instead.
+        gathered: ops whose sharded operands are gathered first; the output node is one.
+    """
+
+    axis: Axis
+    num_ranks: int
+    held: Mapping[fx.Node, Shard]
+    verdicts: Mapping[fx.Node, Verdict]
+    entries: frozenset[fx.Node]
+    detours: tuple[Detour, ...]
+    gathered: frozenset[fx.Node]
+
+    @property
+    def gathers(self) -> tuple[fx.Node, ...]:
+        """The values that are gathered, each once."""
+        nodes = dict.fromkeys(n for node in self.gathered for n in node.all_input_nodes)
+        order = [n for n in self.held if n in nodes]
+        return tuple(order)
+
+
+class _TooEarly(Exception):
+    """An op before the first attention needs replicated operands."""
+
+    def __init__(self, operands: Sequence[fx.Node]) -> None:
+        self.operands = operands
+
+
+def lay_out(
+    graph: fx.Graph, axes: AxisTable, mixers: Sequence[Mixer], axis: Axis, num_ranks: int
+) -> Layout:
+    """Decide how every tensor is dealt out along an axis.
+
+    Args:
+        graph: a captured graph with binding times.
+        axes: its axes.
+        mixers: its token mixers.
+        axis: a token axis of the latents, or a product of some.
+        num_ranks: number of ranks.
+
+    Raises:
+        ShardingError: the axis is shorter than the number of ranks, lies in no dimension, or an op
+            mixes it and no other axis can be sharded instead.
+    """
+    if axis.size < num_ranks:
+        raise ShardingError(
+            f"The axis {axis.name!r} has {axis.size} positions, fewer than the {num_ranks} ranks "
+            "that were to share it. Use fewer ranks or another axis."
+        )
+    planner = _Planner(graph, axes, mixers, axis, num_ranks)
+    replicated: set[fx.Node] = set()
+    while True:
+        try:
+            return planner.walk(replicated)
+        except _TooEarly as early:
+            replicated |= {*early.operands, *_ancestors(early.operands)}
+
+
+class _Planner:
+    def __init__(
+        self,
+        graph: fx.Graph,
+        axes: AxisTable,
+        mixers: Sequence[Mixer],
+        axis: Axis,
+        num_ranks: int,
+    ) -> None:
+        self._graph = graph
+        self._axes = axes
+        self._axis = axis
+        self._num_ranks = num_ranks
+        self._mixer_of = {node: mixer for mixer in mixers for node in mixer.nodes}
+        self._is_after = _reached(graph, self._mixer_of)
+        self._is_before = _reaching(graph, self._mixer_of)
+        self._others = self._other_axes()
+
+    def _other_axes(self) -> tuple[Axis, ...]:
+        single = token_axes(self._axes)
+        free = tuple(a for a in single if a.name not in self._axis.name.split("*"))
+        return tuple(a for a in products(self._axes, free) if a.size >= self._num_ranks)
+
+    def walk(self, replicated: set[fx.Node]) -> Layout:
+        """Assign a layout to every node, keeping some replicated."""
+        self._held: dict[fx.Node, Shard] = {}
+        self._verdicts: dict[fx.Node, Verdict] = {}
+        self._detours: list[Detour] = []
+        self._entries: set[fx.Node] = set()
+        self._gathered: set[fx.Node] = set()
+        self._waiting: dict[fx.Node, tuple[fx.Node, ...]] = {}
+        done: set[fx.Node] = set()
+        for node in self._graph.nodes:
+            sharded = [n for n in node.all_input_nodes if n in self._held]
+            if node in done or node.op == "get_attr":
+                continue
+            if node.op == "output":
+                self._gathered |= {node} if sharded else set()
+            elif ir.is_getitem(node) and node.args[0] in self._verdicts:
+                source, index = node.args
+                self._keep(node, self._verdicts[source].outputs[index])  # type: ignore[index]
+            elif not sharded:
+                self._maybe_enter(node, replicated)
+            else:
+                done |= self._visit(node, sharded)
+        if not self._entries:
+            raise ShardingError(
+                f"The axis {self._axis.name!r} lies in no single dimension of what the model makes "
+                "of its latents before the first attention. Choose another axis."
+            )
+        return Layout(
+            self._axis,
+            self._num_ranks,
+            self._held,
+            self._verdicts,
+            frozenset(self._entries),
+            tuple(self._detours),
+            frozenset(self._gathered),
+        )
+
+    def _keep(self, node: fx.Node, shard: Shard | None) -> None:
+        if shard is not None:
+            self._held[node] = shard
+
+    def _maybe_enter(self, node: fx.Node, replicated: set[fx.Node]) -> None:
+        """Slice a replicated value of the latents as soon as it has the axis."""
+        if node in replicated or ir.binding(node) != Binding.LATENT or ir.tensor(node) is None:
+            return
+        shard = place(self._axes, node, self._axis)
+        if shard is not None and shard.is_whole:
+            self._entries.add(node)
+            self._held[node] = shard
+
+    def _visit(self, node: fx.Node, sharded: Sequence[fx.Node]) -> set[fx.Node]:
+        """Lay out an op on sharded operands; the nodes that this settles besides."""
+        core, answer = self._waiting.pop(node, ()), "it mixes the axis"
+        if not core:
+            answer = judge(node, {n: self._held[n] for n in sharded})
+            if isinstance(answer, Verdict):
+                self._verdicts[node] = answer
+                if ir.tensor(node) is not None:
+                    self._keep(node, answer.outputs[0])
+                return set()
+            if node not in self._is_after and node not in self._mixer_of:
+                raise _TooEarly(sharded)
+            core = self._core(node)
+            if core[-1] is not node:  # until everything that it reads is laid out
+                self._waiting[core[-1]] = core
+                return set(core[:-1])
+        found = self._detour(core)
+        if isinstance(found, Detour):
+            self._detours.append(found)
+            for inner in found.verdicts:
+                self._held.pop(inner, None)
+                self._verdicts.pop(inner, None)
+            self._held |= {crossing.node: crossing.target for crossing in found.leaving}
+            return set(core)
+        if node not in self._is_before and node not in self._mixer_of:
+            self._gathered.add(node)
+            return set()
+        raise ShardingError(
+            f"The axis {self._axis.name!r} cannot be sharded over {self._num_ranks} ranks: "
+            f"{describe(node)} stands in the way, since {answer}. Instead of it: {found}. "
+            "Choose another axis, or fewer ranks."
+        )
+
+    def _core(self, node: fx.Node) -> tuple[fx.Node, ...]:
+        if node not in self._mixer_of:
+            return (node,)
+        nodes = self._mixer_of[node].nodes
+        core = nodes[nodes.index(node) :]
+        return tuple(n for n in core if not ir.is_getitem(n))
+
+    def _detour(self, core: tuple[fx.Node, ...]) -> Detour | str:
+        """The cheapest detour for some mixing ops, or why there is none."""
+        reasons: list[str] = []
+        found: list[Detour] = []
+        heads = heads_of(self._axes, core[0])
+        if heads is not None and heads.size < self._num_ranks:
+            reasons.append(f"it has {heads.size} heads only")
+            heads = None
+        for other in (*self._others, *([heads] if heads else [])):
+            detour = find_detour(self._axes, self._axis, other, core, self._held)
+            if isinstance(detour, str):
+                reasons.append(detour)
+            else:
+                found.append(detour)
+        if found:
+            return min(found, key=lambda detour: detour.num_bytes)
+        return "; ".join(dict.fromkeys(reasons)) or "no other axis is long enough"
+
+
+def _ancestors(nodes: Sequence[fx.Node]) -> set[fx.Node]:
+    pending, seen = list(nodes), set[fx.Node]()
+    while pending:
+        for source in pending.pop().all_input_nodes:
+            if source not in seen:
+                seen.add(source)
+                pending.append(source)
+    return seen
+
+
+def _reached(graph: fx.Graph, starts: Mapping[fx.Node, object]) -> set[fx.Node]:
+    """Nodes behind some nodes."""
+    found: set[fx.Node] = set()
+    for node in graph.nodes:
+        if any(n in found or n in starts for n in node.all_input_nodes):
+            found.add(node)
+    return found
+
+
+def _reaching(graph: fx.Graph, ends: Mapping[fx.Node, object]) -> set[fx.Node]:
+    """Nodes before some nodes."""
+    found: set[fx.Node] = set()
+    for node in reversed(graph.nodes):
+        if any(user in found or user in ends for user in node.users):
+            found.add(node)
+    return found

@@ -1,0 +1,264 @@
+"""Localise: the graph of one device becomes the graph of one rank (apply).
+
+Every op stays; sizes that are written into views and slices become local, replicated operands of
+sharded ops are sliced, and detours, entries and exits become ``emit``'s ops.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import fx
+
+from pab_compile.passes import ir
+from pab_compile.passes.errors import InvariantError
+
+from .detour import Crossing, Detour
+from .emit import Emitter
+from .layout import Layout
+from .placement import describe
+from .shard import Ranks, Shard
+from .verdict import Verdict, first_operand, shape_of, wrap
+from .view_rules import slice_bounds
+
+_VIEWS = ("view", "reshape", "_unsafe_view", "flatten", "unflatten", "view_copy", "_reshape_alias")
+_SPLITS = (
+    "split",
+    "split_with_sizes",
+    "chunk",
+    "tensor_split",
+    "unsafe_split",
+    "unsafe_split_with_sizes",
+    "unsafe_chunk",
+)
+_aten = torch.ops.aten
+
+
+@dataclass(frozen=True, eq=False)
+class Localised:
+    """The graph of one rank.
+
+    Attributes:
+        graph_module: same inputs and outputs as the graph of one device.
+        nodes: node of that graph -> what stands for its value: the local part where it is sharded.
+        exchanges: detour -> the collectives that re-shard for it.
+    """
+
+    graph_module: fx.GraphModule
+    nodes: dict[fx.Node, fx.Node]
+    exchanges: dict[Detour, tuple[fx.Node, ...]]
+
+
+def localise(graph_module: fx.GraphModule, layout: Layout, ranks: Ranks) -> Localised:
+    """Make the graph of one rank from the graph of one device and a layout.
+
+    Args:
+        graph_module: a captured graph; not modified.
+        layout: how its tensors are dealt out.
+        ranks: for which rank, in which group.
+    """
+    assert ranks.size == layout.num_ranks
+    builder = _Builder(layout, ranks)
+    for node in graph_module.graph.nodes:
+        builder.add(node)
+    root = torch.nn.Module()
+    for name, buffer in graph_module.named_buffers(recurse=False):
+        root.register_buffer(name, buffer, persistent=False)
+    graph = builder.graph
+    _remove_dead(graph)
+    graph.lint()
+    found = fx.GraphModule(root, graph)
+    ir.set_mutated_inputs(found, ir.mutated_inputs(graph_module))
+    return Localised(found, builder.main, builder.exchanges)
+
+
+class _Builder:
+    def __init__(self, layout: Layout, ranks: Ranks) -> None:
+        self.graph = fx.Graph()
+        self.main: dict[fx.Node, fx.Node] = {}
+        self._layout = layout
+        self._ranks = ranks
+        self._emitter = Emitter(self.graph, ranks)
+        self._taken: dict[tuple[fx.Node, Shard], fx.Node] = {}
+        self._detour_of = {n: detour for detour in layout.detours for n in detour.verdicts}
+        self._inside: dict[Detour, dict[fx.Node, fx.Node]] = {d: {} for d in layout.detours}
+        self.exchanges: dict[Detour, tuple[fx.Node, ...]] = dict.fromkeys(layout.detours, ())
+        self._leaving = {c.node: c for detour in layout.detours for c in detour.leaving}
+
+    def add(self, node: fx.Node) -> None:
+        """Append what stands for a node of the full graph."""
+        if node.op == "output":
+            self.graph.output(fx.map_arg(node.args[0], self._full))
+            ir.copy_facts(ir.output_node(self.graph), node)
+        elif (detour := self._detour_of.get(node)) is not None:
+            self._add_inside(node, detour)
+        elif node in self._layout.gathered or not self._is_local(node):
+            self._add_replicated(node)
+        elif ir.is_getitem(node):
+            self.main[node] = self._pick(node, self.main)
+        else:
+            verdict = self._layout.verdicts[node]
+            held = {n: self._layout.held[n] for n in node.all_input_nodes if n in self._layout.held}
+            operands = {n: self._operand(n, verdict) for n in node.all_input_nodes}
+            self.main[node] = self._local(node, verdict, held, operands)
+
+    def _is_local(self, node: fx.Node) -> bool:
+        if ir.is_getitem(node):
+            return node.args[0] in self._layout.verdicts
+        return node in self._layout.verdicts
+
+    def _add_replicated(self, node: fx.Node) -> None:
+        copied = self.graph.node_copy(node, self._full)
+        ir.copy_facts(copied, node)
+        if node in self._layout.entries:
+            copied = self._emitter.take(copied, self._layout.held[node])
+        self.main[node] = copied
+
+    def _full(self, node: fx.Node) -> fx.Node:
+        """A value as every rank has it, gathered where it is sharded."""
+        shard = self._layout.held.get(node)
+        if shard is None:
+            return self.main[node]
+        key = (node, shard)
+        if key not in self._taken:
+            self._taken[key] = self._emitter.gather(self.main[node], shard, node)
+        return self._taken[key]
+
+    def _operand(self, node: fx.Node, verdict: Verdict) -> fx.Node:
+        """An operand of a sharded op: what is there, or this rank's part of it."""
+        shard = verdict.needs.get(node)
+        if shard is None:
+            return self.main[node]
+        key = (node, shard)
+        if key not in self._taken:
+            self._taken[key] = self._emitter.take(self.main[node], shard)
+        return self._taken[key]
+
+    def _add_inside(self, node: fx.Node, detour: Detour) -> None:
+        """An op of a detour, on values that are sharded along the other axis."""
+        local, verdict = self._inside[detour], detour.verdicts[node]
+        entering = {crossing.node: crossing for crossing in detour.entering}
+        for source in node.all_input_nodes:
+            crossing = entering.get(source)
+            if crossing is not None and source not in local:
+                local[source] = self._switch(self.main[source], crossing, detour)
+        if ir.is_getitem(node):
+            local[node] = self._pick(node, local)
+        else:
+            held = self._held_inside(node, detour)
+            operands = {
+                n: local[n] if n in local else self._operand(n, verdict)
+                for n in node.all_input_nodes
+            }
+            local[node] = self._local(node, verdict, held, operands)
+        if (crossing := self._leaving.get(node)) is not None:
+            self.main[node] = self._switch(local[node], crossing, detour)
+
+    def _pick(self, node: fx.Node, local: Mapping[fx.Node, fx.Node]) -> fx.Node:
+        """One output of an op with several."""
+        source, index = node.args
+        picked = (local[source], index)  # type: ignore[index]
+        return self._emitter.stand_in(node, operator.getitem, picked, {})
+
+    def _switch(self, x: fx.Node, crossing: Crossing, detour: Detour) -> fx.Node:
+        switched = self._emitter.switch(x, crossing.source, crossing.target, crossing.node)
+        made = self._emitter.made
+        self.exchanges[detour] += tuple(made)
+        made.clear()
+        return switched
+
+    def _held_inside(self, node: fx.Node, detour: Detour) -> dict[fx.Node, Shard]:
+        found = {c.node: c.target for c in detour.entering}
+        for source in node.all_input_nodes:
+            if source in detour.verdicts and ir.tensor(source) is not None:
+                shard = detour.verdicts[source].outputs[0]
+                if shard is not None:
+                    found[source] = shard
+        return found
+
+    def _local(
+        self,
+        node: fx.Node,
+        verdict: Verdict,
+        held: dict[fx.Node, Shard],
+        operands: dict[fx.Node, fx.Node],
+    ) -> fx.Node:
+        """A sharded op with local operands and local sizes."""
+        target, args, kwargs = self._rewritten(node, verdict, held)
+        args, kwargs = fx.map_arg((args, kwargs), operands.__getitem__)
+        call = self._emitter.stand_in(node, target, args, kwargs)
+        values = ir.value(call)
+        several = isinstance(values, (list, tuple))
+        full = ir.value(node) if several else [ir.value(node)]
+        for got, whole, shard in zip(
+            values if several else [values], full, verdict.outputs, strict=True
+        ):
+            expected = tuple(whole.shape)
+            if shard is not None:
+                expected = shard.local_shape(expected, self._ranks.count(shard.size))
+            if tuple(got.shape) != expected:
+                raise InvariantError(
+                    f"{describe(node)} yields {tuple(got.shape)} on rank {self._ranks.rank}, "
+                    f"not {expected}"
+                )
+        return call
+
+    def _rewritten(
+        self, node: fx.Node, verdict: Verdict, held: dict[fx.Node, Shard]
+    ) -> tuple[Any, Sequence[Any], dict[str, Any]]:
+        """Target and arguments of an op with local sizes in place of full ones."""
+        x = first_operand(node)
+        out, mine = verdict.outputs[0], held.get(x)
+        if ir.is_call(node, *_VIEWS):
+            return _aten.reshape.default, (x, list(self._shape(node, out))), {}
+        if ir.is_call(node, "expand", "broadcast_to"):
+            return node.target, (x, list(self._shape(node, out))), {}
+        if ir.is_call(node, "repeat_interleave"):
+            return node.target, node.args, {k: v for k, v in node.kwargs.items() if k == "dim"}
+        if mine is None:
+            return node.target, node.args, dict(node.kwargs)
+        if ir.is_call(node, *_SPLITS) and self._dim(node, 2) == mine.dim:
+            sizes = [
+                self._local_size(val.shape[mine.dim], shard)
+                for val, shard in zip(ir.value(node), verdict.outputs, strict=True)
+            ]
+            return _aten.split_with_sizes.default, (x, sizes, mine.dim), {}
+        if ir.is_call(node, "slice", "narrow") and self._dim(node, 1) == mine.dim:
+            bounds = slice_bounds(node)
+            assert bounds is not None
+            start = self._moved(bounds[0], mine)
+            stop = start + self._local_size(bounds[1] - bounds[0], out)
+            return _aten.slice.Tensor, (x, mine.dim, start, stop), {}
+        if ir.is_call(node, "select") and self._dim(node, 1) == mine.dim:
+            at = wrap(ir.argument(node, 2, "index"), mine.full)
+            return node.target, (x, mine.dim, self._moved(at, mine)), {}
+        return node.target, node.args, dict(node.kwargs)
+
+    def _dim(self, node: fx.Node, position: int) -> int:
+        rank = len(shape_of(first_operand(node)))
+        return wrap(ir.argument(node, position, "dim", 0), rank)
+
+    def _shape(self, node: fx.Node, shard: Shard | None) -> tuple[int, ...]:
+        shape = shape_of(node)
+        return shape if shard is None else shard.local_shape(shape, self._ranks.count(shard.size))
+
+    def _local_size(self, num: int, shard: Shard | None) -> int:
+        return num if shard is None else shard.local(self._ranks.count(shard.size))
+
+    def _moved(self, position: int, shard: Shard) -> int:
+        """A position of the replicated part of a dimension, on this rank."""
+        if position < shard.full - shard.after or position <= shard.before:
+            return position
+        return position - shard.full + shard.local(self._ranks.count(shard.size))
+
+
+def _remove_dead(graph: fx.Graph) -> None:
+    """Remove what nobody uses, collectives and their waits too: no rank's peer expects them."""
+    for node in reversed(list(graph.nodes)):
+        is_comm = ir.op_namespace(node) == "_c10d_functional"
+        if node.op == "call_function" and not node.users and (is_comm or not ir.must_stay(node)):
+            graph.erase_node(node)

@@ -1,0 +1,121 @@
+"""Where an axis lies in a tensor, from the atoms of its dimensions (find)."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+
+from torch import fx
+
+from pab_compile.passes import ir
+from pab_compile.passes.atoms import Atom, Dim, leaves, size
+from pab_compile.passes.axes import VIDEO, AxisTable
+from pab_compile.passes.contractions import attention_call, contraction
+
+from .shard import Shard
+
+HEADS = "heads"
+
+
+@dataclass(frozen=True, eq=False)
+class Axis:
+    """A product of atoms that can be dealt out to ranks.
+
+    Attributes:
+        name: ``t``, ``h``, ``w``, ``s`` (packed tokens), a product such as ``h*w``, or ``heads``.
+        size: its number of positions.
+        holds: tells the atoms that it is made of.
+    """
+
+    name: str
+    size: int
+    holds: Callable[[Atom], bool]
+
+
+def place(axes: AxisTable, node: fx.Node, axis: Axis) -> Shard | None:
+    """Where the whole axis lies in one dimension of a node's tensor, if it does."""
+    for number, dim in enumerate(axes.dims(node)):
+        if (found := _within(dim, axis)) is not None:
+            return found.at(number)
+    return None
+
+
+def _within(dim: Dim, axis: Axis) -> Shard | None:
+    atoms = leaves(dim)
+    at = [index for index, atom in enumerate(atoms) if atom.size > 1 and axis.holds(atom)]
+    if at:
+        run = atoms[at[0] : at[-1] + 1]
+        if size(run) != axis.size or any(a.size > 1 and not axis.holds(a) for a in run):
+            return None
+        return Shard(0, axis.size, size(atoms[: at[0]]), size(atoms[at[-1] + 1 :]))
+    whole = [atom for atom in atoms if atom.size > 1]
+    if len(whole) != 1 or not whole[0].parts:
+        return None
+    parts = whole[0].parts
+    for index, part in enumerate(parts):
+        found = _within(part, axis)
+        if found is not None:
+            before = found.before + sum(size(p) for p in parts[:index])
+            after = found.after + sum(size(p) for p in parts[index + 1 :])
+            return replace(found, before=before, after=after)
+    return None
+
+
+def token_axes(axes: AxisTable) -> tuple[Axis, ...]:
+    """The axes of the latents that hold tokens, one by one in the order of the latents.
+
+    What lies inside a patch is no axis of its own: a projection sums over it.
+    """
+    sizes: dict[str, int] = {}
+    for dim in axes.dims(axes.latents):
+        for atom in leaves(dim):
+            roles = axes.roles_of(atom)
+            if atom.size > 1 and len(roles) == 1 and roles[0] in VIDEO and not atom.contracted:
+                sizes[roles[0]] = sizes.get(roles[0], 1) * atom.size
+    return tuple(_token_axis(axes, (name,), num) for name, num in sizes.items())
+
+
+def products(axes: AxisTable, single: tuple[Axis, ...]) -> Iterator[Axis]:
+    """Axes and their products, those of most factors first."""
+    for num in range(len(single), 0, -1):
+        for chosen in itertools.combinations(single, num):
+            total = 1
+            for axis in chosen:
+                total *= axis.size
+            names = tuple(axis.name for axis in chosen)
+            yield _token_axis(axes, names, total)
+
+
+def _token_axis(axes: AxisTable, names: tuple[str, ...], num: int) -> Axis:
+    wanted = frozenset(names)
+
+    def holds(atom: Atom) -> bool:
+        roles = axes.roles_of(atom)
+        return bool(roles) and wanted.issuperset(roles) and not atom.contracted
+
+    return Axis("*".join(names), num, holds)
+
+
+def heads_of(axes: AxisTable, node: fx.Node) -> Axis | None:
+    """The heads of an attention, or of the first product of one that is written out by hand."""
+    call = attention_call(node, axes.dims)
+    if call is not None:
+        if call.heads is None:
+            return None
+        atoms = leaves(axes.dims(call.query)[call.heads])
+    elif contraction(node) is not None:
+        outer = [atom for dim in axes.dims(node)[:-2] for atom in leaves(dim)]
+        atoms = tuple(atom for atom in outer if atom.feature and not atom.origins)
+    else:
+        return None
+    own = frozenset(atom for atom in atoms if atom.size > 1)
+    if not own:
+        return None
+    return Axis(HEADS, size(own), own.__contains__)
+
+
+def describe(node: fx.Node) -> str:
+    """An op with the line of Python that it came from, for messages."""
+    where = ir.source_line(node)
+    return f"{node.target} ({where})" if where else f"{node.target} ({node.name})"

@@ -1,0 +1,84 @@
+"""The pass: from the graph of one device to the graph of one rank (find, decide, apply)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+from torch import fx
+
+from pab_compile.passes import ir
+from pab_compile.passes.flops import count_flops
+from pab_compile.passes.pipeline import Program
+from pab_compile.passes.regions import dead_regions
+from pab_compile.passes.sites import Site
+
+from .check import check_regions, check_sharded, collectives
+from .choose import choose, site_of
+from .localise import Localised, localise
+from .shard import Ranks
+
+
+@dataclass(frozen=True)
+class ShardTokens:
+    """Shard the video's tokens along one axis; runs behind ``FindSites``.
+
+    The regions stay what they were, with what re-shards for them inside: a reuse exchanges nothing.
+
+    Attributes:
+        ranks: for which rank, in which group.
+        share: the share of the steps at which the plan computes a site.
+        axis: the axis that the user asks for; None chooses by bytes.
+    """
+
+    ranks: Ranks
+    share: Callable[[Site], float]
+    axis: str | None = None
+    name: str = "parallel"
+
+    def __call__(self, program: Program) -> int:
+        """Rewrite the graph for one rank; the number of collectives that it now holds."""
+        graph_module = program.graph_module
+        choice = choose(
+            graph_module.graph,
+            program.inferred_axes,
+            program.mixers,
+            program.sites,
+            self.ranks.size,
+            self.share,
+            self.axis,
+        )
+        local = localise(graph_module, choice.layout, self.ranks)
+        inside: dict[str, Sequence[fx.Node]] = {}
+        for detour, nodes in local.exchanges.items():
+            site = site_of(detour, program.sites)
+            if site is not None:
+                inside[site.name] = (*inside.get(site.name, ()), *nodes)
+        program.sites = local_sites(program.sites, local)
+        check_regions(program.sites, inside)
+        program.graph_module = local.graph_module
+        program.sharding = tuple(choice.lines())
+        return len(collectives(list(local.graph_module.graph.nodes)))
+
+    def verify(self, after: fx.GraphModule, before: fx.GraphModule) -> None:
+        """Check the rewritten graph."""
+        check_sharded(after, before, self.ranks)
+
+
+def local_sites(sites: Sequence[Site], local: Localised) -> tuple[Site, ...]:
+    """The sites of one rank's graph: the same cuts, now of local tensors."""
+    cuts = {s.name: tuple(local.nodes[node] for node in s.cut) for s in sites if s.cut}
+    regions = dead_regions(local.graph_module.graph, cuts)
+    found = []
+    for site in sites:
+        cut, region = cuts.get(site.name, ()), regions.get(site.name, ())
+        found.append(
+            replace(
+                site,
+                cut=cut,
+                region=region,
+                cache_bytes=sum(ir.num_bytes(node) for node in cut),
+                flops=count_flops(region) if cut else site.flops,
+            )
+        )
+    return tuple(found)

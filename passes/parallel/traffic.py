@@ -1,0 +1,42 @@
+"""Traffic: what a layout sends between ranks, in bytes.
+
+Two ways of counting. The *convention* of the papers (arXiv 2403.10266, 2408.12588) counts ``M / N``
+per re-sharding of a tensor of ``M`` bytes over ``N`` ranks, as if a rank sent its own part of it to
+itself too. On the *wire* is what one rank sends to the others.
+"""
+
+from __future__ import annotations
+
+from fractions import Fraction
+
+from torch import fx
+
+from pab_compile.passes import ir
+
+from .detour import Crossing
+from .shard import Ranks, Shard
+
+
+def convention_bytes(crossing: Crossing, num_ranks: int) -> Fraction:
+    """Bytes per rank of one re-sharding in the papers' convention."""
+    return Fraction(crossing.num_bytes, num_ranks)
+
+
+def sent_bytes(crossing: Crossing, ranks: Ranks) -> int:
+    """Bytes that a rank sends to the others in one re-sharding."""
+    source, target = crossing.source, crossing.target
+    mine = ranks.count(source.size)
+    total = ir.num_bytes(crossing.node)
+    if target.is_whole:
+        per_pair = total * source.sharded // source.full // (source.size * target.size)
+        away = target.size - ranks.count(target.size)
+        return mine * per_pair * away
+    per_row = total // (source.size * target.full)
+    rows = [target.local(count) for count in ranks.counts(target.size)]
+    return mine * per_row * (sum(rows) - rows[ranks.rank])
+
+
+def gathered_bytes(node: fx.Node, shard: Shard, ranks: Ranks) -> int:
+    """Bytes that a rank sends to the others when a tensor is gathered."""
+    per_position = ir.num_bytes(node) * shard.sharded // shard.full // shard.size
+    return per_position * ranks.count(shard.size) * (ranks.size - 1)

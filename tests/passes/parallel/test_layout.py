@@ -1,0 +1,167 @@
+"""How whole graphs are dealt out, and that their ranks compute what one device computes."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+
+import pytest
+import torch
+from torch.nn.functional import layer_norm, linear
+
+from captured import (
+    BATCH,
+    CHANNELS,
+    FRAMES,
+    SPACE,
+    Captured,
+    analysed,
+    attend,
+    captured,
+    captured_module,
+    joint_attention,
+    latents_of,
+    lines,
+    time_embedding,
+    tokens_of,
+)
+from golden import check_golden
+from latte import assert_same, draw_latents, draw_prompt, tiny_latte
+from lockstep import run_ranks
+from pab_compile.passes import ir
+from pab_compile.passes.parallel.choose import Choice, candidates, choose
+from pab_compile.passes.parallel.layout import Layout, ShardingError, lay_out
+from pab_compile.passes.parallel.localise import localise
+from pab_compile.passes.parallel.shard import Ranks
+from pab_compile.passes.pipeline import Program
+
+
+def temporal_block(
+    latents: torch.Tensor,
+    timestep: torch.Tensor,
+    w_in: torch.Tensor,
+    w_time: torch.Tensor,
+    w_qkv: torch.Tensor,
+    w_out: torch.Tensor,
+) -> torch.Tensor:
+    """Attention along the frames of every place, as in the temporal half of an STDiT block."""
+    x = tokens_of(latents, w_in).reshape(BATCH, FRAMES, SPACE, CHANNELS)
+    emb = time_embedding(timestep, w_time)
+    y = layer_norm(x, (CHANNELS,)) * (1 + emb[:, None])
+    y = linear(y.transpose(1, 2).reshape(BATCH * SPACE, FRAMES, CHANNELS), w_qkv)
+    y = linear(attend(y, y, y), w_out)
+    y = y.reshape(BATCH, SPACE, FRAMES, CHANNELS).transpose(1, 2)
+    return latents_of(x + y)
+
+
+def laid_out(model: Captured, axis: str, num_ranks: int) -> tuple[Program, Layout]:
+    program = analysed(model)
+    axes = dict(candidates(program.inferred_axes))
+    mixers = program.mixers
+    return program, lay_out(model.graph, program.inferred_axes, mixers, axes[axis], num_ranks)
+
+
+def check_ranks(model: Captured, layout: Layout) -> None:
+    """All ranks return what one device returns."""
+    modules = [
+        localise(model.graph_module, layout, Ranks(layout.num_ranks, rank)).graph_module
+        for rank in range(layout.num_ranks)
+    ]
+    with torch.no_grad():
+        for outputs in run_ranks(modules, model.args):
+            for got, expected in zip(outputs, model.eager(), strict=True):
+                assert_same(got, expected)
+
+
+@functools.cache
+def latte() -> Captured:
+    return captured_module(
+        tiny_latte(depth=1),
+        hidden_states=draw_latents(batch=2),
+        timestep=torch.tensor([500, 500]),
+        encoder_hidden_states=draw_prompt(batch=2),
+        return_dict=False,
+    )
+
+
+@pytest.mark.parametrize("num_ranks", [2, 3, 4])
+@pytest.mark.parametrize("axis", ["t", "h", "w"])
+def test_ranks_compute_together_what_one_device_computes(axis: str, num_ranks: int) -> None:
+    _, layout = laid_out(latte(), axis, num_ranks)
+    check_ranks(latte(), layout)
+
+
+def test_frames_are_switched_to_places_around_temporal_attention_only() -> None:
+    program, layout = laid_out(latte(), "t", 2)
+    (detour,) = layout.detours
+    kinds = {m.kind for m in program.mixers if m.nodes[0] in detour.verdicts}
+    assert kinds == {"temporal"} and detour.axis.name == "h*w"
+    (entering,), (leaving,) = detour.entering, detour.leaving
+    assert entering.num_bytes == leaving.num_bytes == ir.num_bytes(entering.node)
+    assert ir.is_call(entering.node, "add")  # the modulated input, not q, k and v
+
+
+def test_the_graph_of_a_rank_in_print() -> None:
+    model = captured(temporal_block)
+    _, layout = laid_out(model, "t", 2)
+    check_ranks(model, layout)
+    local = localise(model.graph_module, layout, Ranks(2, 0, "ranks"))
+    nodes = [n for n in local.graph_module.graph.nodes if n.op == "call_function"]
+    first = next(i for i, n in enumerate(nodes) if ir.is_call(n, "layer_norm"))
+    last = max(i for i, n in enumerate(nodes) if ir.is_call(n, "wait_tensor"))
+    for node in nodes:
+        ir.forget_axis_names(node)
+    check_golden("sharded_temporal_block", lines(nodes[first : last + 1]))
+
+
+def test_a_prompt_in_one_sequence_with_the_tokens_is_on_every_rank() -> None:
+    with pytest.raises(ShardingError, match="attend"):
+        laid_out(captured(joint_attention), "t", 2)  # one head: nothing to switch to
+
+
+def test_too_few_positions_are_refused_before_anything_runs() -> None:
+    with pytest.raises(ShardingError, match="3 positions, fewer than the 4 ranks"):
+        laid_out(captured(temporal_block), "t", 4)
+
+
+def test_an_op_without_a_rule_is_named_with_its_line() -> None:
+    def strange(latents, timestep, w_in, w_time, w_out):  # type: ignore[no-untyped-def]
+        x = tokens_of(latents, w_in) + time_embedding(timestep, w_time)
+        x = x.reshape(BATCH * FRAMES, SPACE, CHANNELS)
+        x = x + linear(attend(x, x, x), w_out)
+        x = x + torch.cdist(x, x).sum(-1, keepdim=True)
+        x = x + linear(attend(x, x, x), w_out)
+        return latents_of(x)
+
+    with pytest.raises(ShardingError, match=r"cdist.*stands in the way, since no rule says"):
+        laid_out(captured(strange), "t", 2)
+
+
+def chosen(shares: Mapping[str, float], num_ranks: int = 2, axis: str | None = None) -> Choice:
+    program = analysed(latte())
+    return choose(
+        latte().graph,
+        program.inferred_axes,
+        program.mixers,
+        program.sites,
+        num_ranks,
+        lambda site: shares.get(site.kind, 1.0),
+        axis,
+    )
+
+
+def test_the_axis_is_that_whose_attention_is_computed_less_often() -> None:
+    assert chosen({"spatial": 0.7, "temporal": 0.5}).option.name == "t"
+    assert chosen({"spatial": 0.2, "temporal": 0.9}).option.name != "t"
+
+
+def test_the_choice_is_printed_with_its_reasons() -> None:
+    found = chosen({"spatial": 0.7, "temporal": 0.5}).lines()
+    assert found[0] == "sharded axis: t, over 2 ranks"
+    assert any("1 x temporal attention runs along h*w, computed at 50%" in line for line in found)
+
+
+def test_a_stated_axis_is_taken_and_an_unknown_one_refused() -> None:
+    assert chosen({}, axis="w").option.name == "w"
+    with pytest.raises(ShardingError, match="no axis 'c'"):
+        chosen({}, axis="c")

@@ -1,0 +1,86 @@
+"""Cases that run on every rank of a ``world.World``."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+import pab_compile
+from latte import Loop, calls_of, compiled_pab, ddim_timesteps, tiny_latte
+from world import Counter, Mesh
+
+PLANS: dict[str, dict[str, Any]] = {
+    "computes always": {"ranges": {}},
+    "before the gate": {"ranges": {"spatial": 2, "temporal": 3, "cross": 4}, "window": (0.1, 0.9)},
+    "behind the gate": {
+        "ranges": {"spatial": 2, "temporal": 3, "cross": 4},
+        "window": (0.1, 0.9),
+        "cut": "gated",
+    },
+    "with MLPs": {"ranges": {"spatial": 2, "temporal": 4, "mlp": 2}, "window": (0.1, 0.9)},
+}
+NUM_STEPS = 8
+DEPTH = 1
+
+
+def generate(
+    group: dist.ProcessGroup | None, plan: str, guidance: Any, inner: Any = None
+) -> dict[str, Any]:
+    """A whole generation of a tiny Latte, by one rank of several or (without a group) alone.
+
+    Returns:
+        The predictions, computations per kind, most bytes in slots, and per step the number of
+        all-to-alls and the bytes that this rank sent in them.
+    """
+    torch._dynamo.reset()
+    count = Counter(group.rank() if group else 0)
+    mesh = {"mesh": Mesh(group), "shard": "t"} if group else {}
+    compiled = compiled_pab(tiny_latte(DEPTH), inner=inner or count, **PLANS[plan], **mesh)
+    loop = Loop(calls_of(compiled), ddim_timesteps(NUM_STEPS), guidance=guidance)
+    per_step = []
+    for _ in loop.steps():
+        per_step.append((count.calls, count.sent))
+        count.calls = count.sent = 0
+    stats = pab_compile.stats(compiled)
+    return {
+        "predictions": torch.stack(loop.predictions),
+        "computed": dict(stats.computed),
+        "cache": stats.peak_cache_bytes,
+        "pieces": stats.num_pieces,
+        "per step": per_step,
+    }
+
+
+def refused(group: dist.ProcessGroup, case: str) -> str:
+    """The error that a rank meets when the ranks cannot work together."""
+    model: Any = tiny_latte(depth=1)
+    options: dict[str, Any] = {"mesh": Mesh(group), "shard": "t"}
+    if case == "different plans":
+        options["ranges"] = {"spatial": 2 + group.rank()}
+    elif case == "a bad option":
+        options["cut"] = "attention" if group.rank() else "atention"
+    elif case == "wrong number":
+        options = {"sequence_parallel": 2}
+    else:
+        model = Broken(model)
+    compiled = compiled_pab(model, **options)
+    try:
+        Loop(calls_of(compiled), ddim_timesteps(4)).run()
+    except pab_compile.PabError as error:
+        return f"{type(error).__name__}: {error}"
+    return "no error"
+
+
+class Broken(torch.nn.Module):
+    """A model whose forward breaks into two graphs."""
+
+    def __init__(self, model: torch.nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, hidden_states: torch.Tensor, **inputs: Any) -> Any:
+        out = self.model(hidden_states, **inputs)
+        torch._dynamo.graph_break()
+        return (out[0] * 2,)
