@@ -395,3 +395,23 @@ def test_inputs_have_the_callers_names_though_a_part_calls_them_otherwise() -> N
     found = pab_compile.explain(model, **inputs)
     assert (found.latents, found.clock, found.counts()) == ("latents", "timestep", {"joint": 1})
     assert found.sites[0].key_axes == ("s", "text")
+
+
+# Wrong inputs.
+
+
+@pytest.mark.parametrize("places", [(), PLACES])
+def test_a_mask_of_the_wrong_shape_is_refused_and_does_no_harm(places: tuple[str, ...]) -> None:
+    model = draw(BrokenDiT, places)
+    twin, oracle = compiled(model, RANGES), HookOracle(model, RANGES)
+    given, wrong = prompts(1)["lane1"], torch.ones(1, 9, dtype=torch.bool)
+    check_against_oracle(twin, oracle, SHAPE, prompts(1), table())
+    steps = denoise(caller(twin), noise(*SHAPE, seed=6), {"lane1": given}, timesteps := table())
+    oracle.begin()
+    expected = list(denoise(asker(oracle), noise(*SHAPE, seed=6), {"lane1": given}, timesteps))
+    actual = [next(steps) for _ in range(3)]
+    with pytest.raises(RuntimeError, match=r"9.*7|7.*9"):
+        twin(noise(*SHAPE), timesteps[3].expand(2), **given, mask=wrong)
+    actual += list(steps)
+    torch.testing.assert_close(actual, expected, atol=1e-6, rtol=1e-5)
+    check_against_oracle(twin, oracle, SHAPE, prompts(1), table())
