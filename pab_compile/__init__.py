@@ -8,6 +8,7 @@ arXiv 2408.12588.
 from __future__ import annotations
 
 from .board import stats
+from .comm import CommReport, comm
 from .errors import (
     GradModeError,
     InvariantError,
@@ -26,6 +27,7 @@ from .scope import generation, reset, step
 from .stats import RunStats
 
 __all__ = [
+    "CommReport",
     "Explanation",
     "GradModeError",
     "InvariantError",
@@ -39,6 +41,7 @@ __all__ = [
     "ShardingError",
     "SiteReport",
     "UnsupportedModelError",
+    "comm",
     "explain",
     "generation",
     "reset",

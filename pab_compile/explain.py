@@ -60,7 +60,7 @@ def explain(
     module = getattr(model, "_orig_mod", model)
     forward = module.forward if isinstance(module, torch.nn.Module) else module
     with torch.no_grad():
-        trace_once(forward, *_by_name(forward, args, kwargs), survey.run)
+        trace_once(forward, *by_name(forward, args, kwargs), survey.run)
     return survey.explanation()
 
 
@@ -136,7 +136,7 @@ class _Survey:
         )
 
 
-def _by_name(
+def by_name(
     forward: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]
 ) -> tuple[Sequence[Any], dict[str, Any]]:
     """Arguments by keyword where the signature allows, so that the graph's inputs have names."""

@@ -1,0 +1,290 @@
+"""Traffic of sequence parallelism, foretold: for any number of ranks, without having them."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import sympy
+import torch
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from torch import fx
+
+from pab_compile.passes.atoms import leaves
+from pab_compile.passes.axis_names import BATCH
+from pab_compile.passes.capture import Inputs, capture
+from pab_compile.passes.errors import UnsupportedModelError
+from pab_compile.passes.join import Part
+from pab_compile.passes.parallel.choose import Choice, choose, site_of
+from pab_compile.passes.parallel.detour import Detour
+from pab_compile.passes.parallel.shard import Ranks
+from pab_compile.passes.parallel.traffic import convention_bytes, gathered_bytes, sent_bytes
+from pab_compile.passes.pipeline import Program
+
+from .dump import Dumper
+from .explain import by_name
+from .forward import Forwards
+from .lower import compiling, trace_once
+from .options import parse_options
+from .plan import Plan
+from .program import analyse
+from .schedule import Schedule
+from .share import computed_share
+
+_TOKENS = ("t", "h", "w", "s")
+
+
+@dataclass(frozen=True)
+class CommRow:
+    """What sites of one sort exchange in a generation.
+
+    Attributes:
+        what: the kind of the sites, or what else it is.
+        along: the axis that is sharded meanwhile.
+        num_sites: number of such sites.
+        collectives: all-to-alls (or gathers) of one site at a step that computes it.
+        computed_steps: steps at which the plan computes them.
+        convention_bytes: bytes per rank and generation, ``M / N`` per re-sharded tensor of ``M``
+            bytes, as the papers count (gathers are not counted).
+        wire_bytes: bytes that rank 0 really sends to other ranks.
+        formula: the convention in closed form; the number of ranks is ``N``.
+    """
+
+    what: str
+    along: str
+    num_sites: int
+    collectives: int
+    computed_steps: float
+    convention_bytes: float
+    wire_bytes: float
+    formula: sympy.Expr
+
+
+@dataclass(frozen=True)
+class CommReport:
+    """What the ranks exchange in one generation, with a plan and without reuse.
+
+    Attributes:
+        axis: the sharded axis.
+        num_ranks: number of ranks.
+        num_steps: steps of the generation (calls of the model).
+        rows: what exchanges, with the plan.
+        always: the same when every site computes at every step.
+        reasons: why this axis, in lines.
+    """
+
+    axis: str
+    num_ranks: int
+    num_steps: int
+    rows: tuple[CommRow, ...]
+    always: tuple[CommRow, ...]
+    reasons: tuple[str, ...]
+
+    @property
+    def convention_bytes(self) -> float:
+        """Bytes per rank and generation with the plan, as the papers count."""
+        return sum(row.convention_bytes for row in self.rows)
+
+    @property
+    def convention_bytes_without_reuse(self) -> float:
+        """The same when every site computes at every step."""
+        return sum(row.convention_bytes for row in self.always)
+
+    @property
+    def wire_bytes(self) -> float:
+        """Bytes that rank 0 sends to other ranks in a generation, with the plan."""
+        return sum(row.wire_bytes for row in self.rows)
+
+    @property
+    def num_collectives(self) -> float:
+        """Collectives of a generation, with the plan."""
+        return sum(row.num_sites * row.collectives * row.computed_steps for row in self.rows)
+
+    @property
+    def formula(self) -> sympy.Expr:
+        """Bytes per rank and generation in closed form, as the papers count."""
+        return sympy.Add(*(row.formula for row in self.rows))
+
+    def __str__(self) -> str:
+        """A table with totals."""
+        table = Table(title=self.reasons[0], title_justify="left", box=box.SIMPLE_HEAD)
+        for heading in (
+            "sites",
+            "along",
+            "collectives",
+            "steps",
+            "GB",
+            "GB on the wire",
+            "formula",
+        ):
+            table.add_column(heading)
+        for row in self.rows:
+            table.add_row(
+                f"{row.num_sites} {row.what}",
+                row.along,
+                str(row.collectives),
+                f"{row.computed_steps:g}",
+                f"{row.convention_bytes / 1e9:.3f}",
+                f"{row.wire_bytes / 1e9:.3f}",
+                str(row.formula),
+            )
+        buffer = io.StringIO()
+        Console(file=buffer, width=150).print(table)
+        lines = [line.rstrip() for line in buffer.getvalue().splitlines()]
+        lines += self.reasons[1:]
+        without = self.convention_bytes_without_reuse
+        lines.append(
+            f"per rank and generation: {self.num_collectives:g} collectives, "
+            f"{self.convention_bytes / 1e9:.3f} GB ({without / 1e9:.3f} without reuse), "
+            f"{self.wire_bytes / 1e9:.3f} GB on the wire"
+        )
+        return "\n".join(lines)
+
+
+def comm(
+    model: torch.nn.Module,
+    /,
+    *args: Any,
+    num_ranks: int,
+    schedule: Schedule,
+    options: Mapping[str, Any] | None = None,
+    **kwargs: Any,
+) -> CommReport:
+    """Foretell what ranks would exchange, from the graph alone.
+
+    Works on real, ``meta`` and fake tensors; needs no process group.
+
+    Args:
+        model: a module whose forward is one graph.
+        *args: inputs as the model is called.
+        num_ranks: number of ranks.
+        schedule: the steps of a generation.
+        options: options of the backend; see ``pab_compile.Options``.
+        **kwargs: inputs as the model is called.
+
+    Raises:
+        ShardingError: no axis can be sharded over so many ranks.
+        UnsupportedModelError: the model is not understood.
+    """
+    parsed = parse_options(options)
+    plan = parsed.make_plan()
+    programs: list[tuple[Program, Choice]] = []
+    forwards = Forwards()
+
+    def look(graph_module: fx.GraphModule, inputs: Sequence[Any]) -> Any:
+        forward = forwards.current()
+        described = Inputs.of(graph_module, inputs)
+        origins = forward.origins(described, described.tensors(inputs))
+        with compiling():
+            part = Part(capture(graph_module, inputs), *origins)
+            program = analyse(part, parsed, plan, Dumper(None))
+            programs.append((program, _choice(program, num_ranks, plan, schedule, parsed.shard)))
+        return graph_module.forward(*inputs)
+
+    with torch.no_grad():
+        trace_once(model.forward, *by_name(model.forward, args, kwargs), look)
+    if len(programs) != 1:
+        raise UnsupportedModelError(
+            f"The forward runs as {len(programs)} graphs; tokens are sharded in one graph only."
+        )
+    program, choice = programs[0]
+    ranks = Ranks(num_ranks)
+    num_steps = schedule.num_steps or 0
+    return CommReport(
+        axis=choice.option.name,
+        num_ranks=num_ranks,
+        num_steps=num_steps,
+        rows=_rows(program, choice, ranks, num_steps, lambda s: computed_share(plan, s, schedule)),
+        always=_rows(program, choice, ranks, num_steps, lambda _: 1.0),
+        reasons=tuple(choice.lines()),
+    )
+
+
+def _choice(
+    program: Program, num_ranks: int, plan: Plan, schedule: Schedule, axis: str | None
+) -> Choice:
+    return choose(
+        program.graph_module.graph,
+        program.inferred_axes,
+        program.mixers,
+        program.sites,
+        num_ranks,
+        lambda site: computed_share(plan, site, schedule),
+        axis,
+    )
+
+
+def _rows(
+    program: Program,
+    choice: Choice,
+    ranks: Ranks,
+    num_steps: int,
+    share: Callable[[Any], float],
+) -> tuple[CommRow, ...]:
+    """Detours that are alike in one row each, then what is gathered at the end."""
+    groups: dict[tuple[Any, ...], list[Detour]] = {}
+    steps_of: dict[Detour, float] = {}
+    for detour in choice.layout.detours:
+        site = site_of(detour, program.sites)
+        steps_of[detour] = round(num_steps * (share(site) if site else 1.0), 6)
+        kind = site.kind if site else "other op"
+        sizes = tuple(c.num_bytes for c in (*detour.entering, *detour.leaving))
+        groups.setdefault((kind, detour.axis.name, sizes, steps_of[detour]), []).append(detour)
+    found = []
+    for (kind, along, sizes, steps), detours in groups.items():
+        crossings = (*detours[0].entering, *detours[0].leaving)
+        often = len(detours) * steps
+        tensors = [
+            _closed_form(program, crossing.node, crossing.num_bytes) for crossing in crossings
+        ]
+        found.append(
+            CommRow(
+                what=kind,
+                along=along,
+                num_sites=len(detours),
+                collectives=len(sizes),
+                computed_steps=steps,
+                convention_bytes=float(
+                    sum(convention_bytes(crossing, ranks.size) for crossing in crossings) * often
+                ),
+                wire_bytes=sum(sent_bytes(crossing, ranks) for crossing in crossings) * often,
+                formula=len(detours)
+                * sympy.Symbol(f"steps_{kind}")
+                * sympy.Add(*tensors)
+                / sympy.Symbol("N"),
+            )
+        )
+    held = choice.layout.held
+    for node in choice.layout.gathers:
+        found.append(
+            CommRow(
+                what="gather at the end",
+                along=choice.option.name,
+                num_sites=1,
+                collectives=1,
+                computed_steps=num_steps,
+                convention_bytes=0.0,
+                wire_bytes=float(gathered_bytes(node, held[node], ranks) * num_steps),
+                formula=sympy.Integer(0),
+            )
+        )
+    return tuple(found)
+
+
+def _closed_form(program: Program, node: fx.Node, num_bytes: int) -> sympy.Expr:
+    """Bytes of a tensor in the sizes of batch and token axes; the rest is a number."""
+    axes = program.inferred_axes
+    symbols: list[sympy.Symbol] = []
+    rest = num_bytes
+    for dim in axes.dims(node):
+        for atom in leaves(dim):
+            (role, *others) = (*axes.roles_of(atom), "")
+            known = (BATCH, *_TOKENS)
+            if role in known and others == [""] and rest % atom.size == 0 and not atom.parts:
+                symbols.append(sympy.Symbol(role))
+                rest //= atom.size
+    return sympy.Integer(rest) * sympy.Mul(*symbols)

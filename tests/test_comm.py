@@ -1,0 +1,99 @@
+"""Traffic is foretold from the graph, for ranks that do not exist."""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import replace
+
+import pytest
+import sympy
+import torch
+from models import open_sora, rectified_flow
+
+import pab_compile
+from latte import draw_latents, draw_prompt, tiny_latte
+from pab_compile import CommReport, Schedule
+
+# Open-Sora 1.2, 2 s of 480p: two rows (guidance), 15 latent frames of 30 x 53 tokens.
+FRAMES, HEIGHT, WIDTH = 15, 60, 106
+M = 2 * FRAMES * 1590 * 1152 * 2
+
+
+@functools.cache
+def open_sora_report(num_ranks: int, depth: int) -> CommReport:
+    """The model at its real width on meta tensors, sampled as published."""
+    with torch.device("meta"):
+        model = open_sora.STDiT3(replace(open_sora.XL_2, depth=depth)).to(torch.bfloat16).eval()
+        inputs = {
+            "fps": torch.empty(1),
+            "height": torch.empty(1),
+            "width": torch.empty(1),
+        }
+        latents = torch.empty(2, 4, FRAMES, HEIGHT, WIDTH, dtype=torch.bfloat16)
+        prompt = torch.empty(2, 1, 300, 4096, dtype=torch.bfloat16)
+        arguments = (latents, torch.empty(2), prompt, torch.ones(2, 300, dtype=torch.int64))
+    timesteps = rectified_flow.timesteps(30, 480, 854, 51).bfloat16().trunc().tolist()
+    return pab_compile.comm(
+        model.requires_grad_(False),
+        *arguments,
+        **inputs,
+        num_ranks=num_ranks,
+        schedule=Schedule(30, tuple(timesteps)),
+        options={"ranges": "open-sora", "cut": "gated"},
+    )
+
+
+@pytest.mark.parametrize("depth", [1, pytest.param(28, marks=pytest.mark.slow)])
+def test_bytes_of_open_sora_on_eight_ranks_are_the_published_ones(depth: int) -> None:
+    found = open_sora_report(8, depth)
+    times = 28 // depth
+    assert found.axis == "t"
+    assert times * found.convention_bytes_without_reuse == 28 * 30 * 2 * M / 8
+    assert times * found.convention_bytes == 28 * 17 * 2 * M / 8
+    assert round(times * found.convention_bytes / 1e9, 3) == 13.078
+    assert round(times * found.convention_bytes_without_reuse / 1e9, 3) == 23.079
+
+
+@functools.cache
+def latte_report(num_ranks: int = 2) -> CommReport:
+    return pab_compile.comm(
+        tiny_latte(depth=2),
+        hidden_states=draw_latents(batch=2),
+        timestep=torch.tensor([500, 500]),
+        encoder_hidden_states=draw_prompt(batch=2),
+        num_ranks=num_ranks,
+        schedule=Schedule(10, tuple(900.0 - 100 * step for step in range(10))),
+        options={"ranges": {"spatial": 2, "temporal": 5}, "window": (0.0, 1.0)},
+    )
+
+
+def test_a_report_counts_computed_steps_only() -> None:
+    found = latte_report()
+    tensor = 2 * 4 * 16 * 16 * 4
+    assert found.convention_bytes == 2 * 2 * 2 * tensor / 2
+    assert found.convention_bytes_without_reuse == 2 * 10 * 2 * tensor / 2
+    assert found.num_collectives == 2 * 2 * 2 + 10  # and one gather per step
+
+
+def test_closed_form_and_numbers_agree() -> None:
+    found = latte_report()
+    (row,) = (row for row in found.rows if row.what == "temporal")
+    b, t, h, w, n, steps = sympy.symbols("b t h w N steps_temporal")
+    assert sympy.simplify(row.formula - 2 * steps * 2 * 64 * b * t * h * w / n) == 0
+    values = {b: 2, t: 4, h: 4, w: 4, n: 2, steps: 2}
+    assert float(found.formula.subs(values)) == found.convention_bytes
+
+
+def test_a_report_in_print_says_axis_reasons_and_totals() -> None:
+    text = str(latte_report())
+    assert "sharded axis: t, over 2 ranks" in text
+    assert "temporal attention runs along h*w, computed at 20% of the steps" in text
+    assert "18 collectives" in text and "without reuse" in text
+
+
+def test_ranks_that_do_not_divide_are_counted_on_the_wire() -> None:
+    with pytest.raises(pab_compile.ShardingError):
+        latte_report(17)
+    uneven = latte_report(3)
+    rows = [row for row in uneven.rows if row.what == "temporal"]
+    assert sum(row.wire_bytes for row in rows) > 0
