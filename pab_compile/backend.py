@@ -12,10 +12,11 @@ from torch import fx
 from pab_compile.passes.capture import Inputs, break_reason
 from pab_compile.passes.errors import PabError, UnsupportedModelError
 from pab_compile.passes.join import Origin
+from pab_compile.passes.printer import format_graph
 
 from .errors import GradModeError
 from .forward import Forward
-from .lower import PieceCompiler, compiling, structure_key
+from .lower import PieceCompiler, compiling
 from .mesh import agree, fingerprint, group_of, named_group, ranks_of
 from .options import Options, parse_options
 from .plan import Plan
@@ -108,7 +109,8 @@ class CompiledGraph:
             raise
         if group is not None:
             options, plan, _ = self._options_plan_compiler()
-            graph = structure_key(program.part.graph_module) if program.part else ""
+            # In print, since a structure key holds addresses, which differ between processes.
+            graph = format_graph(program.part.graph_module) if program.part else ""
             agree(group, fingerprint(options, plan, graph))
         return program
 

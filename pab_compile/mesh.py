@@ -77,7 +77,7 @@ def fingerprint(options: Options, plan: Plan, graph: str) -> str:
     Args:
         options: how to compile.
         plan: the plan that the options describe.
-        graph: hash of the captured graph.
+        graph: the captured graph in words that are the same in every process.
     """
     decider = _described(plan.function) if isinstance(plan, CallablePlan) else plan
     inner = options.inner if isinstance(options.inner, str) else _described(options.inner)

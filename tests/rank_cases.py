@@ -84,3 +84,26 @@ class Broken(torch.nn.Module):
         out = self.model(hidden_states, **inputs)
         torch._dynamo.graph_break()
         return (out[0] * 2,)
+
+
+def generate_dit(
+    group: dist.ProcessGroup | None, name: str, axis: str, cut: str
+) -> tuple[list[torch.Tensor], list[int]]:
+    """A generation of a DiT of diffusers, and the number of all-to-alls per step."""
+    from dits.build import Denoising, build, run
+    from dits.catalogue import CATALOGUE
+
+    torch._dynamo.reset()
+    dit = CATALOGUE[name]
+    count = Counter(group.rank() if group else 0)
+    mesh = {"mesh": Mesh(group), "shard": axis} if group else {}
+    ranges = {"full": 2, "joint": 2, "cross": 3}
+    options = {"ranges": ranges, "window": (0.1, 0.9), "cut": cut, "inner": count}
+    compiled = compiled_pab(build(dit), **options, **dit.options, **mesh)
+    denoising = Denoising(dit, num_steps=6)
+    outputs, per_step = [], []
+    for step in range(6):
+        outputs += run(compiled, **denoising.at(step))
+        per_step.append(count.calls)
+        count.calls = 0
+    return outputs, per_step

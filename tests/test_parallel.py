@@ -79,6 +79,28 @@ def test_any_number_of_ranks_generates_what_one_process_does(
     check_generation(large_world, plan, "batched", num_ranks)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "axis", "cut", "exchanges"),
+    [
+        ("cogvideox", "s", "attention", 2 * 4),
+        ("wan", "t", "attention", 2 * 4),
+        ("flux", "s", "gated", 4 * 4),
+        ("hunyuan_video", "s", "gated", 2 * 4),
+    ],
+)
+def test_attention_over_all_tokens_switches_to_heads_and_not_at_all_on_reuse(
+    world: World, name: str, axis: str, cut: str, exchanges: int
+) -> None:
+    expected, _ = rank_cases.generate_dit(None, name, axis, cut)
+    for outputs, per_step in world.run(rank_cases.generate_dit, name, axis, cut, ranks=2):
+        for got, whole in zip(outputs, expected, strict=True):
+            assert_same(got, whole)
+        gathers = min(per_step)
+        assert gathers <= 1  # q, k, v and the output of every site at steps 0, 2 and 4
+        assert [num - gathers for num in per_step] == [exchanges, 0] * 3
+
+
 @pytest.mark.parametrize(
     ("case", "message"),
     [

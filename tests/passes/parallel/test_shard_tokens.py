@@ -1,0 +1,93 @@
+"""The pass as a whole: what re-shards for a site lies in its region, and is checked."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from captured import Captured, analysed, captured_module
+from latte import draw_latents, draw_prompt, tiny_latte
+from pab_compile.passes import ir
+from pab_compile.passes.broadcast import branches
+from pab_compile.passes.errors import InvariantError
+from pab_compile.passes.parallel.check import check_regions, check_sharded, collectives
+from pab_compile.passes.parallel.shard import Ranks
+from pab_compile.passes.parallel.shard_tokens import ShardTokens
+from pab_compile.passes.pipeline import Program, rewriting, run_passes
+
+RANKS = Ranks(3, 1, "ranks")
+
+
+@pytest.fixture(scope="module")
+def latte() -> Captured:
+    return captured_module(
+        tiny_latte(depth=1),
+        hidden_states=draw_latents(batch=2),
+        timestep=torch.tensor([500, 500]),
+        encoder_hidden_states=draw_prompt(batch=2),
+        return_dict=False,
+    )
+
+
+def sharded(model: Captured, cut: str = "attention") -> Program:
+    program = analysed(model, cut=cut)
+    return run_passes(program, (ShardTokens(RANKS, lambda site: 0.5, "t"),))
+
+
+@pytest.mark.parametrize("cut", ["attention", "gated"])
+def test_a_temporal_branch_holds_both_exchanges_and_no_other_branch_any(
+    latte: Captured, cut: str
+) -> None:
+    program = run_passes(sharded(latte, cut), rewriting(lambda site: True))
+    per_kind = {
+        branch.site.kind: len(collectives(list(branch.compute.graph.nodes)))
+        for _, branch in branches(program.graph_module)
+    }
+    assert per_kind == {"spatial": 0, "temporal": 2, "cross": 0, "mlp": 0}
+
+
+def test_a_site_caches_the_part_of_its_rank(latte: Captured) -> None:
+    whole = {site.name: site for site in analysed(latte).sites}
+    for site in sharded(latte).sites:
+        assert site.cache_bytes * 4 == whole[site.name].cache_bytes  # one of four frames
+
+
+def test_no_prelude_holds_a_collective(latte: Captured) -> None:
+    program = run_passes(sharded(latte), rewriting(lambda site: True))
+    for node in program.graph_module.graph.find_nodes(op="call_module"):
+        module = program.graph_module.get_submodule(str(node.target))
+        if str(node.target).startswith("prelude"):
+            assert not collectives(list(module.compute.graph.nodes))
+
+
+def test_an_exchange_outside_its_region_is_found(latte: Captured) -> None:
+    program = sharded(latte)
+    (site,) = (site for site in program.sites if site.kind == "temporal")
+    inside = {site.name: collectives(site.region)}
+    assert len(inside[site.name]) == 2
+    check_regions([site], inside)
+    first = inside[site.name][0]
+    outside = replace(site, region=tuple(n for n in site.region if n is not first))
+    with pytest.raises(InvariantError, match="would run on reuse as well"):
+        check_regions([outside], inside)
+
+
+def test_sizes_that_do_not_fit_and_waits_that_are_missing_are_found(latte: Captured) -> None:
+    program = sharded(latte)
+    graph = program.graph_module.graph
+    check_sharded(program.graph_module, latte.graph_module, RANKS)
+    exchange = next(n for n in collectives(list(graph.nodes)) if ir.is_call(n, "all_to_all_single"))
+    operand, received, sent, group = exchange.args
+    exchange.args = (operand, received, [*sent[:-1], sent[-1] + 1], group)  # type: ignore[index,operator]
+    with pytest.raises(InvariantError, match="exchanges"):
+        check_sharded(program.graph_module, latte.graph_module, RANKS)
+    exchange.args = (operand, received, sent, "others")
+    with pytest.raises(InvariantError, match="for the group 'others'"):
+        check_sharded(program.graph_module, latte.graph_module, RANKS)
+    exchange.args = (operand, received, sent, group)
+    (wait,) = exchange.users
+    wait.replace_all_uses_with(exchange)
+    with pytest.raises(InvariantError, match="waited for"):
+        check_sharded(program.graph_module, latte.graph_module, RANKS)
