@@ -118,8 +118,9 @@ def _compiled(model: torch.nn.Module, dit: Dit, **options: Any) -> Any:
 
 def _check_exact(model: torch.nn.Module, dit: Dit) -> None:
     compiled, loop = _compiled(model, dit, ranges={}), Denoising(dit, NUM_STEPS)
+    run(compiled, **loop.at(0))
     with torch._dynamo.config.patch(error_on_recompile=True):
-        for step in range(2):
+        for step in range(3):
             pairs = zip(run(compiled, **loop.at(step)), run(model, **loop.at(step)), strict=True)
             assert all(torch.equal(a, b) for a, b in pairs), "not the same bits as eager"
 
@@ -151,7 +152,8 @@ def _compare(dit: Dit, loop: Denoising, actual: list[tuple[torch.Tensor, ...]]) 
             error = (computed - hooked).abs().max() / hooked.abs().max()
             worst = max(worst, float(error))
     assert worst < 1e-5, f"relative error {worst:.1e}"
-    assert oracle.reused, "nothing was reused"
+    wanted = RANGES.keys() & {kind for _, kind in dit.kinds}
+    assert oracle.reused or not wanted, "nothing was reused"
 
 
 def _table(rows: dict[str, str]) -> str:
