@@ -22,7 +22,7 @@ import pab_compile
 from pab_compile.passes.errors import PabError
 
 from .build import Denoising, build, run
-from .catalogue import CATALOGUE, NO_DITS, transformer_classes
+from .catalogue import CATALOGUE, NO_DITS, OPEN
 from .oracle import RANGES, WINDOW, Oracle
 from .spec import Dit
 from .truth import observe, true_counts
@@ -162,9 +162,10 @@ def _table(rows: dict[str, str]) -> str:
         rows.get(name, f"| {name} | `{dit.cls}` | not examined yet |" + " |" * empty)
         for name, dit in CATALOGUE.items()
     ]
-    described = {dit.cls for dit in CATALOGUE.values()}
-    left = [name for name in transformer_classes() if name not in described | NO_DITS.keys()]
-    known += [f"| - | `{name}` | not described yet |" + " |" * empty for name in left]
+    known += [
+        f"| - | `{name}` | not described yet |" + " |" * (empty - 1) + f" {why} |"
+        for name, why in OPEN.items()
+    ]
     lines = (f"| {COLUMNS} |", "|---" * (empty + 3) + "|", *known)
     return "\n".join(lines) + "\n"
 

@@ -110,6 +110,27 @@ def _stable3(
     }
 
 
+def _spectrogram(
+    batch: int = 2,
+    frames: int = 1,
+    height: int = 4,
+    width: int = 6,
+    text: int = 7,
+    seed: int = 0,
+    dtype: torch.dtype = torch.float32,
+) -> dict[str, Any]:
+    del frames
+    draw = Draw(seed, dtype)
+    notes, context = draw(batch, text, 16), draw(batch, 5, 16)
+    mask = torch.ones(batch, text)
+    mask[-1, -1] = 0
+    return {
+        "encodings_and_masks": [(notes, mask), (context, torch.ones(batch, 5))],
+        "decoder_input_tokens": draw(batch, height * width, 6),
+        "decoder_noise_time": at(batch, 0.5),
+    }
+
+
 DITS = (
     Dit(
         name="ace_step",
@@ -167,5 +188,21 @@ DITS = (
         kinds=_BOTH,
         modality="audio",
         notes="the difference of two attentions; learned memory tokens lead the sequence",
+    ),
+    Dit(
+        name="t5_film",
+        cls="T5FilmDecoder",
+        config={"input_dims": 6, "targets_length": 64, "d_model": 16, "num_layers": 2}
+        | {"num_heads": 2, "d_kv": 10, "d_ff": 20},
+        inputs=_spectrogram,
+        kinds=(
+            (r"^decoders\.\d+\.layer\.0\.attention$", "full"),
+            (r"^decoders\.\d+\.layer\.1\.attention$", "cross"),
+        ),
+        modality="audio",
+        clock="decoder_noise_time",
+        latents="decoder_input_tokens",
+        mechanism={"full": "softmax", "cross": "softmax"},
+        notes="notes and the sound before them are one source",
     ),
 )
