@@ -142,6 +142,8 @@ def infer_axes(graph_module: fx.GraphModule, stated: Mapping[str, str] | None = 
             axis_names |= {ir.source(node): n for n in names if n in fed and _is_source_axis(n)}
     _name_unbatched(inputs, main, trace, namer)
     _name_token_ids(inputs, trace, namer)
+    if latents in guessed:
+        _refuse_mixed(inputs[latents], latents, trace, namer)
     notes += _describe(trace, namer)
     outputs = [node for node in ir.outputs(graph_module.graph) if trace.of(node)]
     siblings = find_siblings(inputs, main, latents, outputs, trace)
@@ -345,8 +347,22 @@ def _usual_names(rank: int, channel: int | None, own: str | None) -> tuple[str, 
     return tuple(names)
 
 
+def _refuse_mixed(node: fx.Node, latents: int, trace: Trace, namer: Namer) -> None:
+    """A guess about the latents must not name axes that are mixed afterwards."""
+    for view, mixed, others in trace.clashes:
+        if not others and latents in sources(mixed) and len(namer.roles(mixed)) > 1:
+            names = " ".join("*".join(namer.roles(dim)) or "1" for dim in trace.of(node))
+            raise UnsupportedModelError(
+                f"the layout of the latents '{ir.source(node)}' {list(ir.shape(node) or ())} "
+                f"cannot be told: no projection shows which dimension is the channel, and with the "
+                f"usual '{names}' a view cuts across {'*'.join(namer.roles(mixed))} "
+                f"({ir.source_line(view) or view.name}). State it: {_how_to_state(node)}"
+            )
+
+
 def _how_to_state(node: fx.Node) -> str:
-    return f'options={{"axes": {{"{ir.source(node)}": "b c t h w"}}}}'
+    usual = {3: "b s c", 4: "b c h w"}.get(len(ir.shape(node) or ()), "b c t h w")
+    return f'options={{"axes": {{"{ir.source(node)}": "{usual}"}}}}'
 
 
 def _describe(trace: Trace, namer: Namer) -> list[str]:

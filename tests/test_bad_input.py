@@ -201,6 +201,27 @@ class WithoutClock(torch.nn.Module):
         return latents + torch.nn.functional.scaled_dot_product_attention(q, k, v)
 
 
+class WithoutLayout(torch.nn.Module):
+    """Rows of eight numbers, cut out of channels, rows and columns alike."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.qkv, self.time = torch.nn.Linear(8, 24), torch.nn.Linear(1, 8)
+
+    def forward(self, latents: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
+        x = latents.reshape(len(latents), -1, 8) + self.time(timestep.sin()[:, None])[:, None]
+        q, k, v = self.qkv(x).chunk(3, -1)
+        x = x + torch.nn.functional.scaled_dot_product_attention(q, k, v)
+        return x.reshape(latents.shape)
+
+
+def test_a_latent_layout_that_is_stated_is_not_guessed() -> None:
+    model = WithoutLayout().requires_grad_(False)
+    inputs = (torch.randn(2, 6, 4, 6), torch.rand(2))
+    options = {"axes": {"latents": "b c h w"}}
+    assert len(pab_compile.explain(model, *inputs, options=options).sites) == 1
+
+
 UNSUPPORTED: dict[str, tuple[torch.nn.Module, tuple[torch.Tensor, ...], list[str]]] = {
     "no attention": (
         WithoutAttention(),
@@ -211,6 +232,15 @@ UNSUPPORTED: dict[str, tuple[torch.nn.Module, tuple[torch.Tensor, ...], list[str
         WithoutClock(),
         (torch.randn(2, 6, 4),),
         ["No timestep was found", "latents 'latents'", '{"<input>": "step"}'],
+    ),
+    "no layout": (
+        WithoutLayout().requires_grad_(False),
+        (torch.randn(2, 6, 4, 6), torch.rand(2)),
+        [
+            "the layout of the latents 'latents' [2, 6, 4, 6] cannot be told",
+            "with the usual 'b channel h w' a view cuts across channel*h*w (test_bad_input.py",
+            'options={"axes": {"latents": "b c h w"}}',
+        ],
     ),
     "no latents": (
         torch.nn.Linear(4, 4),
