@@ -348,14 +348,15 @@ def _usual_names(rank: int, channel: int | None, own: str | None) -> tuple[str, 
 
 
 def _refuse_mixed(node: fx.Node, latents: int, trace: Trace, namer: Namer) -> None:
-    """A guess about the latents must not name axes that are mixed afterwards."""
+    """What a guess takes for the channel must not be mixed with other axes afterwards."""
     for view, mixed, others in trace.clashes:
-        if not others and latents in sources(mixed) and len(namer.roles(mixed)) > 1:
+        roles = namer.roles(mixed)
+        if not others and latents in sources(mixed) and CHANNEL in roles and len(roles) > 1:
             names = " ".join("*".join(namer.roles(dim)) or "1" for dim in trace.of(node))
             raise UnsupportedModelError(
                 f"the layout of the latents '{ir.source(node)}' {list(ir.shape(node) or ())} "
                 f"cannot be told: no projection shows which dimension is the channel, and with the "
-                f"usual '{names}' a view cuts across {'*'.join(namer.roles(mixed))} "
+                f"usual '{names}' a view cuts across {'*'.join(roles)} "
                 f"({ir.source_line(view) or view.name}). State it: {_how_to_state(node)}"
             )
 
