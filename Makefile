@@ -4,12 +4,13 @@ PYTEST_ARGS ?=
 
 BIN := .venv/bin
 STAMP := .venv/.installed
+DEMO_STAMP := .venv/.demo
 # Test files that hold golden text, inline or under tests/golden.
 GOLDEN_TESTS = $(shell grep -rlE 'check_golden|check_inline|expecttest' --include='test_*.py' tests)
 
 .PHONY: demo test goldens bench format clean
 
-demo: $(STAMP)
+demo: $(DEMO_STAMP)
 	$(BIN)/python examples/demo.py
 
 test: $(STAMP)
@@ -32,6 +33,11 @@ format: $(STAMP)
 clean:
 	rm -rf .venv build dist *.egg-info .hypothesis .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(DEMO_STAMP): pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install -q -c constraints.txt -e ".[demo]"
+	touch $(DEMO_STAMP)
 
 $(STAMP): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
