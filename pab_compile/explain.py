@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from pab_compile.passes.capture import Inputs, break_reason, capture
 from pab_compile.passes.errors import UnsupportedModelError
 from pab_compile.passes.flops import count_flops
 from pab_compile.passes.join import Part
+from pab_compile.passes.parallel.choose import choose
 from pab_compile.passes.pipeline import Program
 from pab_compile.passes.sites import Site
 
@@ -25,6 +27,7 @@ from .options import Options, parse_options
 from .plan import Plan
 from .program import analyse, nothing_found, reason_of
 from .report import Explanation, describe_site
+from .share import computed_share
 
 
 def explain(
@@ -99,6 +102,8 @@ class _Survey:
             with compiling():
                 part = Part(capture(graph_module, args), *origins)
                 program = analyse(part, self._options, self._plan, self._dumper, alone)
+                if self._options.num_ranks > 1:
+                    program.sharding = self._sharding(program)
         except UnsupportedModelError as error:
             if alone:
                 raise
@@ -107,6 +112,19 @@ class _Survey:
         outputs = graph_module.forward(*args)
         forward.finish(self._seen[-1], tensors, outputs)
         return outputs
+
+    def _sharding(self, program: Program) -> tuple[str, ...]:
+        """Which axis several ranks would share, and why."""
+        choice = choose(
+            program.graph_module.graph,
+            program.inferred_axes,
+            program.mixers,
+            program.sites,
+            self._options.num_ranks,
+            partial(computed_share, self._plan),
+            self._options.shard,
+        )
+        return tuple(choice.lines())
 
     def explanation(self) -> Explanation:
         """What was found in all graphs together."""
@@ -127,6 +145,7 @@ class _Survey:
             notes=tuple(
                 dict.fromkeys(
                     [note for p in programs for note in p.inferred_axes.notes]
+                    + [line for p in programs for line in p.sharding]
                     + [f"computed at every step: {failure}" for failure in failures if failure]
                 )
             ),

@@ -60,6 +60,11 @@ class Options:
     dump: str | Path | None = None
     on_unsupported: str = "raise"
 
+    @property
+    def num_ranks(self) -> int:
+        """Number of ranks that share the tokens."""
+        return self.mesh.size() if self.mesh is not None else self.sequence_parallel or 1
+
     def make_plan(self) -> Plan:
         """The plan that these options describe."""
         if callable(self.plan):

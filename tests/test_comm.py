@@ -97,3 +97,15 @@ def test_ranks_that_do_not_divide_are_counted_on_the_wire() -> None:
     uneven = latte_report(3)
     rows = [row for row in uneven.rows if row.what == "temporal"]
     assert sum(row.wire_bytes for row in rows) > 0
+
+
+def test_explain_says_which_axis_is_sharded_and_why_without_any_process() -> None:
+    found = pab_compile.explain(
+        tiny_latte(depth=1),
+        hidden_states=draw_latents(batch=2),
+        timestep=torch.tensor([500, 500]),
+        encoder_hidden_states=draw_prompt(batch=2),
+        options={"sequence_parallel": 2},
+    )
+    assert "sharded axis: t, over 2 ranks" in found.notes
+    assert any("1 x spatial attention runs along t" in note for note in found.notes)  # h, w

@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from pab_compile.errors import OptionError, PabError
+from pab_compile.errors import OptionError, PabError, RanksError
+from pab_compile.mesh import group_of
 from pab_compile.options import Options, near_miss, parse_options
 from pab_compile.passes.sites import KINDS, Site
 from pab_compile.plan import COMPUTE, CallablePlan, RangePlan, TablePlan
@@ -186,3 +187,26 @@ def test_kinds_without_a_range_are_computed_at_every_step() -> None:
     plan = parse_options({}).make_plan()
     assert not plan.may_reuse(site)
     assert plan.range_of(site) == 1
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"sequence_parallel": 0}, "from 1 up"),
+        ({"sequence_parallel": True}, "from 1 up"),
+        ({"mesh": 2}, "no DeviceMesh"),
+        ({"shard": "t"}, "over which ranks"),
+        ({"sequence_parallel": 2, "shard": "x"}, "not a choice"),
+    ],
+)
+def test_options_of_parallelism_that_make_no_sense_are_refused(
+    options: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(OptionError, match=message):
+        parse_options(options)
+
+
+def test_ranks_without_a_process_group_are_an_error_that_says_how_to_start_them() -> None:
+    with pytest.raises(RanksError, match="torchrun --nproc-per-node"):
+        group_of(None, 2)
+    assert group_of(None, 1) is None and group_of(None, None) is None

@@ -127,3 +127,6 @@ class Mesh:
 
     def get_group(self) -> dist.ProcessGroup:
         return self._group
+
+    def size(self) -> int:
+        return self._group.size()

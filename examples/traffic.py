@@ -1,0 +1,64 @@
+"""What processes exchange for one video of Open-Sora 1.2, foretold for any number of them.
+
+    python examples/traffic.py
+    python examples/traffic.py --ranks 8 --depth 28
+
+The model at its real size, but described only (no weights, no process group): 2 s of 480p, 30
+steps, the published ranges. Counts as the papers do (arXiv 2403.10266, 2408.12588), and what
+crosses the wire. `--depth 28` is the whole model; fewer blocks are quicker, their bytes are scaled.
+"""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import replace
+
+import torch
+from models import open_sora, rectified_flow
+
+import pab_compile
+
+FRAMES, HEIGHT, WIDTH = 15, 60, 106  # latents of 51 frames of 480 x 848
+
+
+def foretell(num_ranks: int, depth: int) -> pab_compile.CommReport:
+    """The traffic of a generation by a number of ranks."""
+    with torch.device("meta"):
+        config = replace(open_sora.XL_2, depth=depth)
+        model = open_sora.STDiT3(config).to(torch.bfloat16).eval().requires_grad_(False)
+        latents = torch.empty(2, config.in_channels, FRAMES, HEIGHT, WIDTH, dtype=torch.bfloat16)
+        prompt = torch.empty(
+            2, 1, config.max_prompt_tokens, config.caption_channels, dtype=torch.bfloat16
+        )
+        mask = torch.ones(2, config.max_prompt_tokens, dtype=torch.int64)
+        size = {name: torch.empty(1) for name in ("fps", "height", "width")}
+        inputs = (latents, torch.empty(2), prompt, mask)
+    table = rectified_flow.timesteps(30, height=480, width=854, num_frames=51)
+    # The reference's window looks at whole timesteps in the model's bfloat16.
+    schedule = pab_compile.Schedule(30, tuple(table.bfloat16().trunc().tolist()))
+    options = {"ranges": "open-sora", "cut": "gated"}
+    return pab_compile.comm(
+        model, *inputs, **size, num_ranks=num_ranks, schedule=schedule, options=options
+    )
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--ranks", type=int, nargs="*", default=[2, 4, 8, 15])
+    parser.add_argument("--depth", type=int, default=1, help="pairs of blocks to look at, of 28")
+    args = parser.parse_args(arguments)
+    times = open_sora.XL_2.depth / args.depth
+    print("ranks  axis  GB without reuse  GB with PAB246  GB on the wire with PAB246")
+    for num_ranks in args.ranks:
+        found = foretell(num_ranks, args.depth)
+        gather = sum(row.wire_bytes for row in found.rows if row.what == "gather at the end")
+        wire = times * (found.wire_bytes - gather) + gather
+        print(
+            f"{num_ranks:5}  {found.axis:>4}"
+            f"  {times * found.convention_bytes_without_reuse / 1e9:16.3f}"
+            f"  {times * found.convention_bytes / 1e9:14.3f}  {wire / 1e9:26.3f}"
+        )
+
+
+if __name__ == "__main__":
+    main()
