@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -31,6 +31,15 @@ READS = ("item", "tolist", "__bool__", "__float__", "__int__", "__index__", "cpu
 @pytest.fixture(scope="module")
 def model() -> LatteTransformer3DModel:
     return tiny_latte()
+
+
+@pytest.fixture(autouse=True)
+def only_what_is_new() -> Iterator[None]:
+    """The collector leaves alone what other tests left: to look at it all takes seconds."""
+    gc.collect()
+    gc.freeze()
+    yield
+    gc.unfreeze()
 
 
 class Reads:
@@ -207,7 +216,7 @@ def test_nothing_is_left_of_a_generation_that_stops_half_way(
 
 
 def living_storages() -> dict[int, int]:
-    """Address -> bytes of all memory that living tensors hold."""
+    """Address -> bytes of all memory that tensors hold which were made in this test and live."""
     gc.collect()
     tensors = [o for o in gc.get_objects() if type(o) in (torch.Tensor, torch.nn.Parameter)]
     return {
