@@ -24,13 +24,13 @@ from pab_compile.passes.parallel.detour import Detour
 from pab_compile.passes.parallel.shard import Ranks
 from pab_compile.passes.parallel.traffic import convention_bytes, gathered_bytes, sent_bytes
 from pab_compile.passes.pipeline import Program
+from pab_compile.passes.sites import Site
 
 from .dump import Dumper
 from .explain import by_name
 from .forward import Forwards
 from .lower import compiling, trace_once
 from .options import parse_options
-from .plan import Plan
 from .program import analyse
 from .schedule import Schedule
 from .share import computed_share
@@ -175,6 +175,9 @@ def comm(
     programs: list[tuple[Program, Choice]] = []
     forwards = Forwards()
 
+    def share(site: Site) -> float:
+        return computed_share(plan, site, schedule)
+
     def look(graph_module: fx.GraphModule, inputs: Sequence[Any]) -> Any:
         forward = forwards.current()
         described = Inputs.of(graph_module, inputs)
@@ -182,7 +185,7 @@ def comm(
         with compiling():
             part = Part(capture(graph_module, inputs), *origins)
             program = analyse(part, parsed, plan, Dumper(None))
-            programs.append((program, _choice(program, num_ranks, plan, schedule, parsed.shard)))
+            programs.append((program, choose(program, num_ranks, share, parsed.shard)))
         return graph_module.forward(*inputs)
 
     with torch.no_grad():
@@ -198,23 +201,9 @@ def comm(
         axis=choice.option.name,
         num_ranks=num_ranks,
         num_steps=num_steps,
-        rows=_rows(program, choice, ranks, num_steps, lambda s: computed_share(plan, s, schedule)),
+        rows=_rows(program, choice, ranks, num_steps, share),
         always=_rows(program, choice, ranks, num_steps, lambda _: 1.0),
         reasons=tuple(choice.lines()),
-    )
-
-
-def _choice(
-    program: Program, num_ranks: int, plan: Plan, schedule: Schedule, axis: str | None
-) -> Choice:
-    return choose(
-        program.graph_module.graph,
-        program.inferred_axes,
-        program.mixers,
-        program.sites,
-        num_ranks,
-        lambda site: computed_share(plan, site, schedule),
-        axis,
     )
 
 

@@ -103,7 +103,9 @@ class _Survey:
                 part = Part(capture(graph_module, args), *origins)
                 program = analyse(part, self._options, self._plan, self._dumper, alone)
                 if self._options.num_ranks > 1:
-                    program.sharding = self._sharding(program)
+                    share = partial(computed_share, self._plan)
+                    choice = choose(program, self._options.num_ranks, share, self._options.shard)
+                    program.sharding = tuple(choice.lines())
         except UnsupportedModelError as error:
             if alone:
                 raise
@@ -112,19 +114,6 @@ class _Survey:
         outputs = graph_module.forward(*args)
         forward.finish(self._seen[-1], tensors, outputs)
         return outputs
-
-    def _sharding(self, program: Program) -> tuple[str, ...]:
-        """Which axis several ranks would share, and why."""
-        choice = choose(
-            program.graph_module.graph,
-            program.inferred_axes,
-            program.mixers,
-            program.sites,
-            self._options.num_ranks,
-            partial(computed_share, self._plan),
-            self._options.shard,
-        )
-        return tuple(choice.lines())
 
     def explanation(self) -> Explanation:
         """What was found in all graphs together."""

@@ -25,6 +25,7 @@ from torch.fx.traceback import preserve_node_meta
 
 from . import ir
 from .errors import UnsupportedModelError
+from .refusals import refuse_autocast, refuse_other_memory
 from .wrapped import is_wrapped, plain_tensors, take_plain
 
 Decompositions = dict[torch._ops.OpOverload, Callable[..., Any]]
@@ -72,8 +73,8 @@ def capture(dynamo_graph: fx.GraphModule, args: Sequence[Any]) -> fx.GraphModule
         ir.set_source(node, name)
         ir.set_constant_input(node, constant)
     remove_noise(captured)
-    _refuse_autocast(captured.graph)
-    _refuse_other_memory(captured.graph)
+    refuse_autocast(captured.graph)
+    refuse_other_memory(captured.graph)
     return captured
 
 
@@ -224,32 +225,6 @@ def remove_noise(graph_module: fx.GraphModule) -> int:
     graph.eliminate_dead_code(ir.must_stay)
     graph_module.recompile()
     return before - len(graph.nodes)
-
-
-def _refuse_autocast(graph: fx.Graph) -> None:
-    """Remove regions without autocast where none was on anyway; any other is an error."""
-    for entered in [node for node in graph.nodes if ir.op_name(node) == "_enter_autocast"]:
-        device_type, _, enabled, *_ = entered.args
-        if not enabled and not torch.is_autocast_enabled(str(device_type)):
-            for left in ir.users(entered):
-                graph.erase_node(left)
-            graph.erase_node(entered)
-            continue
-        raise UnsupportedModelError(
-            "The model switches torch.autocast on or off inside its forward "
-            f"({ir.source_line(entered) or 'source unknown'}), and the casts of such a part are "
-            "not traced. Use autocast around the call of the model, or cast its weights and inputs."
-        )
-
-
-def _refuse_other_memory(graph: fx.Graph) -> None:
-    for node in ir.calls(graph):
-        if ir.is_call(node, "set_"):
-            raise UnsupportedModelError(
-                "The model gives a tensor other memory inside its forward (tensor.data = ..., "
-                f"{ir.source_line(node) or 'source unknown'}), as hooks do that cast or move the "
-                "weights of every layer. Put such hooks around the whole model, or take them off."
-            )
 
 
 def _cast_by_dtype(node: fx.Node) -> None:

@@ -102,34 +102,24 @@ class Overwriting(BrokenDiT):
         emb = self.time(sinusoids(timestep))
         text = self.text(prompt)
         x = self.embed(latents.permute(0, 2, 3, 4, 1).reshape(batch, -1, 4))
+        self.overwrite(text, x, emb)
+        x = self.first(x, emb, text, frames)
+        x = self.second(x, emb, text, frames)
+        return self.last(x).view(batch, frames, height, width, 4).permute(0, 4, 1, 2, 3)
+
+    def overwrite(self, text: torch.Tensor, x: torch.Tensor, emb: torch.Tensor) -> None:
         torch._dynamo.graph_break()
         text.mul_(emb[:, None])
         x.add_(1)
         torch._dynamo.graph_break()
-        x = self.first(x, emb, text, frames)
-        x = self.second(x, emb, text, frames)
-        return self.last(x).view(batch, frames, height, width, 4).permute(0, 4, 1, 2, 3)
 
 
 class Rewritten(Overwriting):
     """The same, by Python code between two graphs."""
 
-    def forward(
-        self, latents: torch.Tensor, timestep: torch.Tensor, prompt: torch.Tensor
-    ) -> torch.Tensor:
-        batch, _, frames, height, width = latents.shape
-        emb = self.time(sinusoids(timestep))
-        text = self.text(prompt)
-        x = self.embed(latents.permute(0, 2, 3, 4, 1).reshape(batch, -1, 4))
-        overwrite(text, emb)
-        x = self.first(x, emb, text, frames)
-        x = self.second(x, emb, text, frames)
-        return self.last(x).view(batch, frames, height, width, 4).permute(0, 4, 1, 2, 3)
-
-
-@torch.compiler.disable
-def overwrite(text: torch.Tensor, emb: torch.Tensor) -> None:
-    text.mul_(emb[:, None])
+    @torch.compiler.disable
+    def overwrite(self, text: torch.Tensor, x: torch.Tensor, emb: torch.Tensor) -> None:
+        text.mul_(emb[:, None])
 
 
 @pytest.mark.parametrize("kind", [Overwriting, Rewritten])

@@ -6,10 +6,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 
-from torch import fx
-
 from pab_compile.passes.axes import AxisTable
-from pab_compile.passes.classify import Mixer
+from pab_compile.passes.pipeline import Program
 from pab_compile.passes.sites import Site
 
 from .detour import Detour
@@ -70,10 +68,7 @@ def candidates(axes: AxisTable) -> tuple[tuple[str, Axis], ...]:
 
 
 def choose(
-    graph: fx.Graph,
-    axes: AxisTable,
-    mixers: Sequence[Mixer],
-    sites: Sequence[Site],
+    program: Program,
     num_ranks: int,
     share: Callable[[Site], float],
     wanted: str | None = None,
@@ -81,10 +76,7 @@ def choose(
     """Choose the axis of least expected bytes; of those that are as good, the best balanced.
 
     Args:
-        graph: a captured graph with binding times.
-        axes: its axes.
-        mixers: its token mixers.
-        sites: its sites.
+        program: a captured graph with its sites.
         num_ranks: number of ranks.
         share: the share of the steps at which the plan computes a site.
         wanted: the axis that the user asks for.
@@ -92,7 +84,7 @@ def choose(
     Raises:
         ShardingError: no axis can be sharded, or not the wanted one; says why.
     """
-    found = candidates(axes)
+    found = candidates(program.inferred_axes)
     names = [name for name, _ in found]
     if wanted is not None and wanted not in names:
         raise ShardingError(
@@ -100,7 +92,7 @@ def choose(
             f"{', '.join(names) or 'none'}."
         )
     looked_at = tuple(
-        _look_at(name, axis, graph, axes, mixers, sites, num_ranks, share)
+        _look_at(name, axis, program, num_ranks, share)
         for name, axis in found
         if wanted in (None, name)
     )
@@ -123,16 +115,14 @@ def site_of(detour: Detour, sites: Sequence[Site]) -> Site | None:
 def _look_at(
     name: str,
     axis: Axis,
-    graph: fx.Graph,
-    axes: AxisTable,
-    mixers: Sequence[Mixer],
-    sites: Sequence[Site],
+    program: Program,
     num_ranks: int,
     share: Callable[[Site], float],
 ) -> Option:
     nothing = Fraction(0)
     try:
-        layout = lay_out(graph, axes, mixers, axis, num_ranks)
+        graph = program.graph_module.graph
+        layout = lay_out(graph, program.inferred_axes, program.mixers, axis, num_ranks)
     except ShardingError as error:
         return Option(name, None, nothing, nothing, str(error))
     total = sum(
@@ -144,7 +134,7 @@ def _look_at(
     )
     words: dict[str, int] = {}
     for detour in layout.detours:
-        site = site_of(detour, sites)
+        site = site_of(detour, program.sites)
         often = Fraction(share(site) if site is not None else 1.0).limit_denominator(1000)
         total += often * sum(
             convention_bytes(crossing, num_ranks)

@@ -39,15 +39,7 @@ class ShardTokens:
     def __call__(self, program: Program) -> int:
         """Rewrite the graph for one rank; the number of collectives that it now holds."""
         graph_module = program.graph_module
-        choice = choose(
-            graph_module.graph,
-            program.inferred_axes,
-            program.mixers,
-            program.sites,
-            self.ranks.size,
-            self.share,
-            self.axis,
-        )
+        choice = choose(program, self.ranks.size, self.share, self.axis)
         local = localise(graph_module, choice.layout, self.ranks)
         inside: dict[str, Sequence[fx.Node]] = {}
         for detour, nodes in local.exchanges.items():

@@ -138,16 +138,7 @@ def test_an_op_without_a_rule_is_named_with_its_line() -> None:
 
 
 def chosen(shares: Mapping[str, float], num_ranks: int = 2, axis: str | None = None) -> Choice:
-    program = analysed(latte())
-    return choose(
-        latte().graph,
-        program.inferred_axes,
-        program.mixers,
-        program.sites,
-        num_ranks,
-        lambda site: shares.get(site.kind, 1.0),
-        axis,
-    )
+    return choose(analysed(latte()), num_ranks, lambda site: shares.get(site.kind, 1.0), axis)
 
 
 def test_the_axis_is_that_whose_attention_is_computed_less_often() -> None:
