@@ -17,7 +17,7 @@ test: $(STAMP)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/pyright
-	$(BIN)/pytest -q -n 2 -p no:logging --durations=15 $(PYTEST_ARGS)
+	$(BIN)/pytest -q -n 2 --dist loadgroup -p no:logging --durations=15 $(PYTEST_ARGS)
 
 goldens: $(STAMP)
 	EXPECTTEST_ACCEPT=1 $(BIN)/pytest -q $(GOLDEN_TESTS)

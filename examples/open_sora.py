@@ -11,6 +11,9 @@ steps are not the reference's.
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
 
 import published
 import torch
@@ -31,30 +34,64 @@ SMALL = STDiT3Config(
 GUIDANCE = 7.0
 
 
+@dataclass(frozen=True)
+class Sampling:
+    """What one video is made from.
+
+    Attributes:
+        table: the timesteps.
+        latents: noise `[1, c, t, h, w]`.
+        others: what the model is given at every step besides latents and timestep.
+    """
+
+    table: torch.Tensor
+    latents: torch.Tensor
+    others: dict[str, torch.Tensor]
+
+    def inputs(self, latents: torch.Tensor, timestep: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Arguments of one call: guidance in one batch."""
+        return {"x": torch.cat([latents] * 2), "timestep": timestep.expand(2), **self.others}
+
+
+def make(num_steps: int, seed: int = 0) -> tuple[STDiT3, Sampling]:
+    """The small transformer with random weights, and noise and prompts for it."""
+    torch.manual_seed(seed)
+    transformer = STDiT3(SMALL).eval().requires_grad_(False)
+    prompt = torch.randn(1, 1, SMALL.max_prompt_tokens, SMALL.caption_channels)
+    others = {
+        "y": torch.cat([prompt, transformer.y_embedder.y_embedding[None, None]]),
+        "mask": (torch.arange(SMALL.max_prompt_tokens) < 12)[None],
+        "fps": torch.tensor([24.0]),
+        "height": torch.tensor([480.0]),
+        "width": torch.tensor([854.0]),
+    }
+    table = rectified_flow.timesteps(num_steps, height=480, width=854, num_frames=51)
+    return transformer, Sampling(table, torch.randn(1, SMALL.in_channels, 15, 6, 10), others)
+
+
 @torch.no_grad()
+def generate(
+    model: Callable[..., Any], sampling: Sampling, on_step: Callable[[], object] = lambda: None
+) -> torch.Tensor:
+    """The latents of a video."""
+    table, latents = sampling.table, sampling.latents
+    for timestep, part in zip(table, rectified_flow.step_sizes(table), strict=True):
+        both = model(**sampling.inputs(latents, timestep))
+        conditional, unconditional = both.chunk(2, dim=1)[0].chunk(2)
+        velocity = published.guided(unconditional, conditional, GUIDANCE)
+        latents = latents + part * velocity
+        on_step()
+    return latents
+
+
 def main(arguments: list[str] | None = None) -> int:
     args = published.parser(__doc__ or "", SETTING).parse_args(arguments)
-    torch.manual_seed(0)
-    transformer = STDiT3(SMALL)
+    transformer, sampling = make(args.steps)
     compiled = SETTING.compile(transformer, args.inner)
-    prompt = torch.randn(1, 1, SMALL.max_prompt_tokens, SMALL.caption_channels)
-    prompts = torch.cat([prompt, transformer.y_embedder.y_embedding[None, None]])
-    mask = (torch.arange(SMALL.max_prompt_tokens) < 12)[None]
-    size = {"height": torch.tensor([480.0]), "width": torch.tensor([854.0])}
-    pace = torch.tensor([24.0])
-
-    table = rectified_flow.timesteps(args.steps, height=480, width=854, num_frames=51)
-    latents = torch.randn(1, SMALL.in_channels, 15, 6, 10)
     with published.progress("Open-Sora", args.steps) as advance:
-        for timestep, part in zip(table, rectified_flow.step_sizes(table), strict=True):
-            pair, now = torch.cat([latents] * 2), timestep.expand(2)
-            both = compiled(pair, now, prompts, mask, fps=pace, **size)
-            conditional, unconditional = both.chunk(2, dim=1)[0].chunk(2)
-            velocity = published.guided(unconditional, conditional, GUIDANCE)
-            latents = latents + part * velocity
-            advance()
+        generate(compiled, sampling, advance)
     # The reference's window looks at whole timesteps in the model's bfloat16.
-    return published.report(compiled, SETTING, table.bfloat16().int().tolist())
+    return published.report(compiled, SETTING, sampling.table.bfloat16().int().tolist())
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ import torch
 import torch.distributed as dist
 
 import pab_compile
-from latte import Loop, calls_of, compiled_pab, ddim_timesteps, tiny_latte
+from latte import Loop, calls_of, compiled_pab, ddim_timesteps, draw_latents, tiny_latte
 from world import Counter, Mesh
 
 PLANS: dict[str, dict[str, Any]] = {
@@ -107,3 +107,28 @@ def generate_dit(
         per_step.append(count.calls)
         count.calls = 0
     return outputs, per_step
+
+
+def generate_example(group: dist.ProcessGroup | None, name: str, num_frames: int) -> dict[str, Any]:
+    """A generation of one of the examples' models, with the number of all-to-alls per step."""
+    from examples.tiny import build, calls
+
+    torch._dynamo.reset()
+    count = Counter(group.rank() if group else 0)
+    mesh = {"mesh": Mesh(group), "shard": "t"} if group else {}
+    ranges = {"spatial": 2, "temporal": 3, "cross": 4, "full": 3}
+    options = {"ranges": ranges, "window": (0.1, 0.8), "cut": "gated", "inner": count}
+    compiled = compiled_pab(build(name, depth=1), **options, **mesh)
+    latents = draw_latents()[:, :, :num_frames]
+    loop = Loop(calls(name, compiled), ddim_timesteps(6), latents, guidance="batched")
+    per_step = []
+    for _ in loop.steps():
+        per_step.append(count.calls)
+        count.calls = 0
+    stats = pab_compile.stats(compiled)
+    return {
+        "predictions": torch.stack(loop.predictions),
+        "computed": dict(stats.computed),
+        "kinds": stats.kinds,
+        "per step": per_step,
+    }

@@ -17,15 +17,12 @@ from world import World
 alone = functools.cache(functools.partial(rank_cases.generate, None))
 
 
+# All in one process of a parallel run: the ranks are started once.
+pytestmark = pytest.mark.xdist_group("ranks")
+
+
 @pytest.fixture(scope="module")
 def world() -> Iterator[World]:
-    found = World(3)
-    yield found
-    found.close()
-
-
-@pytest.fixture(scope="module")
-def large_world() -> Iterator[World]:
     found = World(4)
     yield found
     found.close()
@@ -74,9 +71,9 @@ def test_ranks_generate_what_one_process_does_and_exchange_nothing_on_reuse(
 @pytest.mark.parametrize("num_ranks", [2, 3, 4])
 @pytest.mark.parametrize("plan", ["computes always", "with MLPs"])
 def test_any_number_of_ranks_generates_what_one_process_does(
-    large_world: World, plan: str, num_ranks: int
+    world: World, plan: str, num_ranks: int
 ) -> None:
-    check_generation(large_world, plan, "batched", num_ranks)
+    check_generation(world, plan, "batched", num_ranks)
 
 
 @pytest.mark.slow
@@ -102,11 +99,28 @@ def test_attention_over_all_tokens_switches_to_heads_and_not_at_all_on_reuse(
 
 
 @pytest.mark.parametrize(
+    ("name", "num_frames"), [("open-sora", 3), ("open-sora-plan-1.1", 4), ("open-sora-plan-1.2", 3)]
+)
+def test_the_models_of_the_paper_generate_what_one_process_does(
+    world: World, name: str, num_frames: int
+) -> None:
+    expected = rank_cases.generate_example(None, name, num_frames)
+    for found in world.run(rank_cases.generate_example, name, num_frames, ranks=2):
+        assert_same(found["predictions"], expected["predictions"])
+        assert found["computed"] == expected["computed"]
+        per_site = 2 if "temporal" in found["kinds"] else 4  # q, k, v to the heads, the output back
+        gathers = num_frames % 2  # an uneven one is an all-to-all, too
+        assert [num - gathers for num in found["per step"]] == [
+            per_site * computes for computes in (True, False, False, True, False, True)
+        ]
+
+
+@pytest.mark.parametrize(
     ("case", "message"),
     [
         ("different plans", "do not run the same program"),
         ("a bad option", "could not compile the model: OptionError|is not a choice"),
-        ("wrong number", "sequence_parallel=2, but 3 processes"),
+        ("wrong number", "sequence_parallel=2, but 4 processes"),
         ("broken forward", "breaks into several graphs"),
     ],
 )

@@ -2,12 +2,24 @@
 
 from __future__ import annotations
 
+import itertools
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import torch
 import traffic
+
+from captured import analysed, captured_module
+from latte import assert_same, draw_latents, draw_prompt
+from lockstep import run_ranks
+from pab_compile.passes.parallel.choose import candidates
+from pab_compile.passes.parallel.layout import lay_out
+from pab_compile.passes.parallel.localise import localise
+from pab_compile.passes.parallel.shard import Ranks
+
+from .tiny import build, inputs
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
@@ -18,13 +30,42 @@ def test_traffic_prints_the_published_bytes(capsys: pytest.CaptureFixture[str]) 
 
 
 @pytest.mark.slow
-def test_two_processes_make_the_video_of_one() -> None:
+@pytest.mark.xdist_group("ranks")
+@pytest.mark.parametrize("script", ["torchrun_latte.py", "torchrun_open_sora.py"])
+def test_two_processes_make_the_video_of_one(script: str) -> None:
     command = (sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2")
     found = subprocess.run(
-        [*command, str(EXAMPLES / "torchrun_latte.py"), "--steps", "4"],
+        [*command, str(EXAMPLES / script), "--steps", "2"],
         capture_output=True,
         text=True,
         timeout=300,
     )
     assert found.returncode == 0, found.stderr
     assert found.stdout.count("largest difference") == 2
+
+
+@pytest.mark.parametrize(
+    ("name", "axes"),
+    [
+        ("open-sora", ("t", "h", "w")),
+        ("open-sora-plan-1.1", ("t", "h", "w")),
+        ("open-sora-plan-1.2", ("t", "h", "w", "s")),
+    ],
+)
+def test_ranks_compute_together_what_one_device_computes(name: str, axes: tuple[str, ...]) -> None:
+    """4 frames of 4 x 4 tokens: three ranks share them unevenly."""
+    prompts = draw_prompt(batch=2)
+    given = inputs(name, draw_latents(batch=2), torch.tensor([500, 500]), prompts)
+    model = captured_module(build(name, depth=1, num_heads=3), **given)
+    program = analysed(model)
+    known = dict(candidates(program.inferred_axes))
+    mixers, expected = program.mixers, model.eager()[0]
+    for axis, num_ranks in itertools.product(axes, (2, 3)):
+        layout = lay_out(model.graph, program.inferred_axes, mixers, known[axis], num_ranks)
+        modules = [
+            localise(model.graph_module, layout, Ranks(num_ranks, rank)).graph_module
+            for rank in range(num_ranks)
+        ]
+        with torch.no_grad():
+            for outputs in run_ranks(modules, model.args):
+                assert_same(outputs[0], expected)

@@ -29,7 +29,7 @@ RULES = {
 }
 
 
-def build(name: str, depth: int = 2) -> torch.nn.Module:
+def build(name: str, depth: int = 2, num_heads: int = 2) -> torch.nn.Module:
     """A tiny model with random weights."""
     torch.manual_seed(0)
     if name == "open-sora":
@@ -38,21 +38,33 @@ def build(name: str, depth: int = 2) -> torch.nn.Module:
         config = replace(open_sora_plan_1_1.TINY, num_layers=depth)
         model = open_sora_plan_1_1.LatteT2V(config)
     else:
-        model = open_sora_plan_1_2.OpenSoraT2V(replace(open_sora_plan_1_2.TINY, num_layers=depth))
+        tiny = open_sora_plan_1_2.TINY
+        tiny = replace(tiny, num_layers=depth, num_attention_heads=num_heads)
+        model = open_sora_plan_1_2.OpenSoraT2V(tiny)
     return model.eval().requires_grad_(False)
 
 
+def inputs(
+    name: str, latents: torch.Tensor, timestep: torch.Tensor, prompt: torch.Tensor
+) -> dict[str, torch.Tensor]:
+    """Arguments of one call: prompts padded to one length, one mask for all of them."""
+    if name == "open-sora":
+        return {"x": latents, "timestep": timestep, "y": prompt[:, None], "mask": MASK, **SIZE}
+    return {
+        "hidden_states": latents,
+        "timestep": timestep,
+        "encoder_hidden_states": prompt[:, None],
+        "encoder_attention_mask": MASK,
+    }
+
+
 def calls(name: str, model: Callable[..., Any]) -> ModelCall:
-    """A model as a loop calls it: prompts padded to one length, one mask for all of them."""
+    """A model as a loop calls it."""
 
     def call(
         latents: torch.Tensor, timestep: torch.Tensor, prompt: torch.Tensor, _: Moment
     ) -> torch.Tensor:
-        if name == "open-sora":
-            out = model(latents, timestep, prompt[:, None], MASK, **SIZE)
-        else:
-            out = model(latents, timestep, prompt[:, None], encoder_attention_mask=MASK)
-        return out[:, : latents.shape[1]]
+        return model(**inputs(name, latents, timestep, prompt))[:, : latents.shape[1]]
 
     return call
 
