@@ -45,14 +45,13 @@ class Board:
                 return
             key = frozenset(map(id, weights))
             kept = [e for e in self._entries if e.weight() is not None and e.running is not run]
-            kept = [e for e in kept if e.options is not options or e.weights != key]
+            kept = [e for e in kept if e.weights != key or e.options != options]
             self._entries = [*kept, _Entry(weakref.ref(weights[0]), key, options, run)]
 
     def find(self, module: torch.nn.Module, compilation: Compilation | None) -> RunStats | None:
         """Statistics of the last generation of a compiled model; of any compilation for None.
 
-        Dynamo hands the code of one compilation to another one whose options are equal, so those
-        will do where there are none of its own.
+        Compilations whose options are equal count as one, as Dynamo takes them.
         """
         held = (*module.parameters(), *module.buffers())
         own = {id(plain) for tensor in held for _, plain in plain_tensors(tensor)}
@@ -60,9 +59,7 @@ class Board:
             entries = [e for e in reversed(self._entries) if e.weight() is not None]
             mine = [entry for entry in entries if entry.weights <= own]
             if compilation is not None:
-                given = compilation.options
-                alike = [entry for entry in mine if entry.options == given]
-                mine = [entry for entry in mine if entry.options is given] or alike
+                mine = [entry for entry in mine if entry.options == compilation.options]
             return mine[0].running.stats() if mine else None
 
 

@@ -8,6 +8,7 @@ clock explicitly. Nothing here is shared between scopes.
 from __future__ import annotations
 
 import contextvars
+import itertools
 import threading
 import weakref
 from collections.abc import Iterable, Iterator, Sequence
@@ -32,22 +33,32 @@ class Scope:
 
     def __init__(self, schedule: Schedule | None = None) -> None:
         self._schedule = schedule
-        self._trackers: dict[tuple[int, ...], _Entry] = {}
+        self._trackers: dict[tuple[int, ...], tuple[_Entry, ...]] = {}
         self.forwards = Forwards()
 
     def tracker(self, weights: Sequence[torch.Tensor], options: object) -> Tracker:
-        """The tracker of a compiled model: its weights, and the options of its compilation."""
-        key = (id(options), *map(id, weights))
-        entry = self._trackers.get(key)
-        if entry is None or entry.weight() is not weights[0]:
-            self._trackers = {k: e for k, e in self._trackers.items() if e.weight() is not None}
-            entry = _Entry(weakref.ref(weights[0]), options, Tracker(self._schedule))
-            self._trackers[key] = entry
+        """The tracker of a compiled model: its weights, and the options of its compilation.
+
+        Options are compared by value: Dynamo hands the code of one compilation to another one whose
+        options are equal, so a generation may run on the code of both.
+        """
+        key = tuple(map(id, weights))
+        entries = self._trackers.get(key, ())
+        for entry in entries:
+            if entry.weight() is weights[0] and entry.is_of(options):
+                return entry.tracker
+        self._trackers = {
+            k: alive
+            for k, others in self._trackers.items()
+            if (alive := tuple(e for e in others if e.weight() is not None))
+        }
+        entry = _Entry(weakref.ref(weights[0]), options, Tracker(self._schedule))
+        self._trackers[key] = (*self._trackers.get(key, ()), entry)
         return entry.tracker
 
     def free(self) -> None:
         """Free every running generation."""
-        for entry in self._trackers.values():
+        for entry in itertools.chain.from_iterable(self._trackers.values()):
             entry.tracker.drop()
         self._trackers.clear()
         self.forwards.clear()
@@ -55,11 +66,12 @@ class Scope:
 
 @dataclass(frozen=True, eq=False)
 class _Entry:
-    """Holds the options, so that their identity is not handed to others."""
-
     weight: weakref.ref[torch.Tensor]
     options: object
     tracker: Tracker
+
+    def is_of(self, options: object) -> bool:
+        return self.options is options or self.options == options
 
 
 @dataclass(frozen=True)

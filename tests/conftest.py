@@ -41,11 +41,27 @@ def _quiet_traces() -> None:
 
 
 @pytest.fixture(autouse=True)
-def _fresh_state() -> Iterator[None]:
-    """No compiled code and no running generation is left over from another test."""
-    torch._dynamo.reset()
+def _fresh_state(_compiled_once: bool) -> Iterator[None]:
+    """No compiled code and no running generation is left over from another test.
+
+    Dynamo's tracing is what most tests wait for, so modules that test many generations of one
+    compiled model are marked ``compiled_once``: only their first test of an option compiles.
+    """
+    if not _compiled_once:
+        torch._dynamo.reset()
     pab_compile.reset()
     torch.manual_seed(0)
     yield
     pab_compile.reset()
+    if not _compiled_once:
+        torch._dynamo.reset()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _compiled_once(request: pytest.FixtureRequest) -> Iterator[bool]:
+    """Whether the module's tests share compiled code."""
+    is_marked = request.node.get_closest_marker("compiled_once") is not None
+    torch._dynamo.reset()
+    with torch._dynamo.config.patch(recompile_limit=64 if is_marked else 8):
+        yield is_marked
     torch._dynamo.reset()

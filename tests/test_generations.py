@@ -24,6 +24,8 @@ from latte import (
 )
 from pairs import NUM_STEPS, RULE, Pair, advance
 
+pytestmark = pytest.mark.compiled_once
+
 
 @pytest.fixture(scope="module")
 def model() -> LatteTransformer3DModel:

@@ -26,6 +26,8 @@ from latte import (
 )
 from pairs import NUM_STEPS, RULE, Pair, advance
 
+pytestmark = pytest.mark.compiled_once
+
 
 @pytest.fixture(scope="module")
 def model() -> LatteTransformer3DModel:
@@ -197,6 +199,7 @@ def test_a_scope_in_a_context_that_is_left_and_entered_again(
 @pytest.mark.parametrize("warm", [False, True])
 def test_threads(model: LatteTransformer3DModel, compiled: Callable[..., Any], warm: bool) -> None:
     timesteps = ddim_timesteps(NUM_STEPS)
+    torch._dynamo.reset()  # what earlier tests compiled
     if warm:
         Pair(model, compiled, timesteps=timesteps).run()
     pairs = [Pair(model, compiled, timesteps=timesteps, latents=draw_latents(i)) for i in range(3)]

@@ -287,6 +287,20 @@ def test_a_model_compiled_twice_alike_has_statistics_under_both_names(
         assert pab_compile.stats(compiled).steps == NUM_STEPS  # type: ignore[arg-type]
 
 
+def test_a_generation_runs_on_the_code_of_two_compilations_alike(
+    small: LatteTransformer3DModel,
+) -> None:
+    rule = Rule({"spatial": 2, "temporal": 3, "cross": 4, "mlp": 3}, (100, 800))
+    one, other = compiled_pab(small, **rule.options()), compiled_pab(small, **rule.options())
+    Loop(calls_of(one), ddim_timesteps(NUM_STEPS), guidance="two calls").run()
+    mixed = Loop(calls_of(other), ddim_timesteps(NUM_STEPS), guidance="batched")
+    expected = Loop(Oracle(small, rule), ddim_timesteps(NUM_STEPS), guidance="batched")
+    for loop in (mixed, expected):
+        for step in loop.steps():  # half-way to a batch size that the first one has seen
+            loop.guidance = "batched" if step < 5 else "none"
+    assert_same(torch.stack(mixed.predictions), torch.stack(expected.predictions))
+
+
 # Options that choose a plan or a compiler
 
 

@@ -21,6 +21,9 @@ LATTE_COMPUTED = {"spatial": 33, "temporal": 27, "cross": 22}
 OPEN_SORA_COMPUTED = {"spatial": 21, "temporal": 17, "cross": 16}
 
 
+pytestmark = pytest.mark.compiled_once
+
+
 @pytest.fixture(scope="module")
 def model() -> LatteTransformer3DModel:
     return tiny_latte(depth=1)
