@@ -40,7 +40,7 @@ class Size:
 SMALL = {"num_heads": 2, "head_dim": 32, "num_frames": 4, "side": 8, "caption_channels": 32}
 """Small width: compile time and overhead, where the amount of arithmetic is beside the point."""
 TINY = Size(num_layers=2, **SMALL)
-CPU_DEEP = Size(num_layers=8, num_heads=4, head_dim=64, num_frames=8, side=16)
+CPU_DEEP = Size(num_layers=8, num_heads=4, head_dim=64, num_frames=8, side=32)
 CPU_SMALL = Size(num_layers=4, num_heads=4, head_dim=64, num_frames=8, side=16)
 LATTE_1 = Size(28, 16, 72, 16, 64, num_tokens=120, caption_channels=4096, learned_sigma=True)
 IN_CHANNELS = 4
