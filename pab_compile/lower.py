@@ -168,7 +168,10 @@ def structure_key(graph_module: fx.GraphModule) -> str:
         if node.op == "placeholder":
             lines.append(f"input {_layout(ir.tensor(node))}")
             continue
-        target = id(getattr(graph_module, node.target)) if node.op == "get_attr" else node.target
+        target = node.target
+        if node.op == "get_attr":
+            held = getattr(graph_module, str(target))
+            target = structure_key(held) if isinstance(held, fx.GraphModule) else id(held)
         args = fx.map_arg(node.args, lambda n: _Reference(reference(n)))
         kwargs = fx.map_arg(node.kwargs, lambda n: _Reference(reference(n)))
         lines.append(f"{node.op} {target} {args!r} {kwargs!r}")

@@ -25,6 +25,7 @@ from torch.fx.traceback import preserve_node_meta
 
 from . import ir
 from .errors import UnsupportedModelError
+from .folding import fold_mapped_constants
 from .refusals import refuse_autocast, refuse_other_memory
 from .wrapped import is_wrapped, plain_tensors, take_plain
 
@@ -54,6 +55,7 @@ def capture(dynamo_graph: fx.GraphModule, args: Sequence[Any]) -> fx.GraphModule
     """
     inputs = Inputs.of(dynamo_graph, args)
     static_graph = _with_constant_numbers(dynamo_graph, inputs, args)
+    fold_mapped_constants(static_graph)
     if inputs.wrapped:
         take_plain(static_graph, inputs.given_tensors(args))
     fake_args = _fake(inputs.tensors(args))
@@ -81,7 +83,7 @@ def capture(dynamo_graph: fx.GraphModule, args: Sequence[Any]) -> fx.GraphModule
 def _why_not_captured(inputs: Inputs) -> str:
     if not inputs.wrapped:
         return (
-            "Sizes that depend on values, and masks made by vmap, cannot be traced into plain ops; "
+            "Sizes that depend on values, and masks that vmap makes of inputs, cannot be traced; "
             "compute them before the call of the model, or leave this model to another backend."
         )
     first = next(iter(inputs.wrapped.values()))

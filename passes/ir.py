@@ -82,6 +82,11 @@ def is_getitem(node: fx.Node) -> bool:
     return node.op == "call_function" and node.target is operator.getitem
 
 
+def is_subgraph(node: fx.Node) -> bool:
+    """Whether the node names a graph that an op is given, as flex attention is given its mask."""
+    return node.op == "get_attr" and value(node) is None
+
+
 def is_branch_value(node: fx.Node) -> bool:
     """Whether the node picks a value that a submodule returns."""
     return is_getitem(node) and node.all_input_nodes[0].op == "call_module"

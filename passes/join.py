@@ -166,7 +166,11 @@ class _Joiner:
 
     def _hold(self, part: Part, node: fx.Node, nodes: dict[fx.Node, fx.Node]) -> None:
         name = f"part{len(self.nodes)}_{node.target}"
-        self.root.register_buffer(name, getattr(part.graph_module, str(node.target)), False)
+        held = getattr(part.graph_module, str(node.target))
+        if ir.is_subgraph(node):
+            self.root.add_module(name, held)
+        else:
+            self.root.register_buffer(name, held, False)
         nodes[node] = self.graph.get_attr(name)
         nodes[node].meta = dict(node.meta)
 

@@ -28,13 +28,15 @@ def extract(
 ) -> Outlined:
     """Copy nodes (in graph order) into a graph module that returns a tuple of ``outputs``."""
     inside = set(nodes)
-    inputs = dict.fromkeys(n for node in nodes for n in node.all_input_nodes if n not in inside)
+    read = dict.fromkeys(n for node in nodes for n in node.all_input_nodes if n not in inside)
+    inputs = [node for node in read if not ir.is_subgraph(node)]
+    subgraphs = [node for node in read if ir.is_subgraph(node)]  # no values: they come along
     graph = fx.Graph()
     copies: dict[fx.Node, fx.Node] = {}
     for node in inputs:
         copies[node] = graph.placeholder(node.name)
         copies[node].meta = dict(node.meta)
-    for node in nodes:
+    for node in (*subgraphs, *nodes):
         copies[node] = graph.node_copy(node, copies.__getitem__)
         copies[node].meta = dict(node.meta)
     graph.output(tuple(copies[node] for node in outputs))
@@ -95,6 +97,9 @@ def outline(
             )
             picked.meta = dict(node.meta)
             copies[node] = picked
+    for node in new_graph.find_nodes(op="get_attr"):
+        if ir.is_subgraph(node) and not node.users:
+            new_graph.erase_node(node)
     new_graph.lint()
     return fx.GraphModule(root, new_graph)
 

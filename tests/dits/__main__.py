@@ -22,7 +22,7 @@ import pab_compile
 from pab_compile.passes.errors import PabError
 
 from .build import Denoising, build, run
-from .catalogue import CATALOGUE, NO_DITS, OPEN
+from .catalogue import CATALOGUE, NO_DITS
 from .oracle import RANGES, WINDOW, Oracle
 from .spec import Dit
 from .truth import observe, true_counts
@@ -74,7 +74,7 @@ def examine(dit: Dit) -> tuple[list[str], bool]:
     if dit.unsupported:
         refusal = _outcome(lambda: pab_compile.explain(model, **_explained(dit)))
         refused = refusal.startswith(dit.unsupported)
-        end = ["refused" if refused else refusal, "-", "-", "-", "-"]
+        end = ["refused" if refused else refusal, str(dit.graphs), "-", "-", "-"]
         notes = "; ".join(filter(None, (dit.notes, dit.unsupported)))
         return [*start, *end, notes], refused
     found = _outcome(lambda: _check_found(model, dit, truth))
@@ -161,10 +161,6 @@ def _table(rows: dict[str, str]) -> str:
     known = [
         rows.get(name, f"| {name} | `{dit.cls}` | not examined yet |" + " |" * empty)
         for name, dit in CATALOGUE.items()
-    ]
-    known += [
-        f"| - | `{name}` | not described yet |" + " |" * (empty - 1) + f" {why} |"
-        for name, why in OPEN.items()
     ]
     lines = (f"| {COLUMNS} |", "|---" * (empty + 3) + "|", *known)
     return "\n".join(lines) + "\n"

@@ -27,6 +27,8 @@ def build(dit: Dit, seed: int = 0) -> torch.nn.Module:
         else:
             drawn = drawn * min(0.5, parameter[0].numel() ** -0.5)
         parameter.copy_(drawn)
+    if dit.prepare is not None:
+        dit.prepare(model)
     return torch.nn.Module.to(model, dit.dtype)
 
 

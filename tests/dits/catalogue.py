@@ -51,12 +51,6 @@ NO_DITS = {
     "denoises nothing and has no timestep",
 }
 
-# DiTs that nobody has described yet: name -> what makes them hard.
-OPEN = {
-    "WanAnimate2Transformer3DModel": "flex attention under a block mask that its first call makes, "
-    "to reference keys that an earlier call in another mode left in a cache",
-}
-
 
 @cache
 def transformer_classes() -> dict[str, type[torch.nn.Module]]:

@@ -40,6 +40,7 @@ class Dit:
         fused: pattern of attention modules that hold an MLP too: only their attention is reused.
         unsupported: what the compiler's error says where it refuses the model.
         dtype: of the parameters.
+        prepare: what is done to the model once it is built.
     """
 
     name: str
@@ -62,6 +63,7 @@ class Dit:
     fused: str = ""
     unsupported: str = ""
     dtype: torch.dtype = torch.float32
+    prepare: Callable[[torch.nn.Module], None] | None = None
 
     def kind_of(self, path: str) -> str | None:
         """True kind of the attention module at a path, or None where it is none."""

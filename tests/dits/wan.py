@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
+from unittest import mock
 
 import torch
+from diffusers.models.transformers import transformer_wan_animate_2
+from diffusers.models.transformers.transformer_wan_animate_2 import WanAnimate2KVCache
+from torch.nn.attention.flex_attention import BlockMask, create_block_mask
 
 from .spec import Dit, Sizes, inputs_of
 
@@ -57,6 +62,47 @@ def _animate(sizes: Sizes) -> dict[str, Any]:
     inputs = {**_with_image(sizes), "pose_hidden_states": pose, "face_pixel_values": face}
     latents = sizes.noise(sizes.batch, 12, sizes.frames, sizes.height, sizes.width)
     return {**inputs, "hidden_states": latents}
+
+
+_GRID = (3, 4, 6)  # frames, rows and columns of tokens
+
+
+def _animate2(sizes: Sizes) -> dict[str, Any]:
+    """Inputs of a denoising step, after a first call that filled the cache of reference keys."""
+    cache = WanAnimate2KVCache(1)
+    num_tokens = math.prod(_GRID)
+    for number, layer in enumerate(cache.layer_caches):
+        pair = (sizes.noise(sizes.batch, num_tokens, 2, 12, salt=2 * number + i) for i in (0, 1))
+        layer.store(*pair)
+
+    def videos(channels: int) -> list[torch.Tensor]:
+        shape = (channels, _GRID[0], 2 * _GRID[1], 2 * _GRID[2])
+        return [sizes.noise(*shape, salt=channels + i) for i in range(sizes.batch)]
+
+    return {
+        "hidden_states": videos(4),
+        "timestep": sizes.timestep(),
+        "encoder_hidden_states": [sizes.noise(sizes.text, 20, salt=i) for i in range(sizes.batch)],
+        "condition_latents": videos(3),
+        "kv_cache": cache,
+        "kv_cache_mode": "cached",
+        "seq_len": num_tokens,
+        "encoder_hidden_states_image": sizes.noise(sizes.batch, 5, 1280),
+        "reference_grid_sizes": torch.tensor([_GRID] * sizes.batch),
+        "origin_len": 4 * (_GRID[0] - 1),
+        "origin_area": [16 * _GRID[1], 16 * _GRID[2]],
+    }
+
+
+def _make_mask(model: Any) -> None:
+    """The model's block mask; by itself it would compile the making of it."""
+
+    def plain(*args: Any, _compile: bool, **kwargs: Any) -> BlockMask:
+        return create_block_mask(*args, **kwargs)
+
+    size = (_GRID[0], _GRID[1] * _GRID[2])
+    with mock.patch.object(transformer_wan_animate_2, "create_block_mask", plain):
+        model.block_masks[size] = model.create_mask(*size, torch.device("cpu"))
 
 
 DITS = (
@@ -118,5 +164,28 @@ DITS = (
         (*_KINDS, (r"^face_adapter\.\d+$", "cross")),
         "video",
         notes="cross-attention to the face, frame by frame",
+    ),
+    Dit(
+        "wan_animate_2",
+        "WanAnimate2Transformer3DModel",
+        {
+            "in_dim": 7,
+            "out_dim": 4,
+            "dim": 24,
+            "ffn_dim": 40,
+            "freq_dim": 32,
+            "text_dim": 20,
+            "text_len": 9,
+            "num_heads": 2,
+            "num_layers": 1,
+        },
+        inputs_of(_animate2),
+        ((r"^blocks\.\d+\.self_attn$", "joint"), (r"^blocks\.\d+\.cross_attn$", "cross")),
+        "video",
+        notes="reads the sizes of its grids from tensors in every block, which get what Python "
+        "made",
+        graphs=18,
+        prepare=_make_mask,
+        unsupported="Nothing can be broadcast in this forward of 18 graph",
     ),
 )

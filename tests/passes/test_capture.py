@@ -280,7 +280,7 @@ def test_sizes_that_depend_on_values_are_refused() -> None:
         captured(model, x=values(2, 3))
 
 
-def test_a_mask_made_by_vmap_is_refused_and_the_vmap_left() -> None:
+def test_what_vmap_makes_of_an_input_is_refused_and_the_vmap_left() -> None:
     def one(row: torch.Tensor) -> torch.Tensor:
         return row.new_zeros(3, dtype=torch.int32) + row
 
