@@ -70,7 +70,7 @@ def test_flex_attention_is_found_and_reused_as_by_hooks(how: str) -> None:
     inputs = {"latents": noise(*SHAPE), "timestep": torch.tensor([5.0, 5.0]), **prompts(1)["lane1"]}
     assert pab_compile.explain(model, **inputs).counts() == FLEX_KINDS
     check_against_oracle(
-        compiled(model, RANGES), HookOracle(model, RANGES), SHAPE, prompts(1, 2), table()
+        compiled(model, RANGES), HookOracle(model, RANGES), SHAPE, prompts(1), table(5)
     )
 
 

@@ -12,8 +12,6 @@ from dits.build import build
 from dits.catalogue import CATALOGUE
 from dits.spec import Dit
 
-from .pictures import PICTURES
-
 
 @dataclass(frozen=True)
 class Case:
@@ -42,7 +40,7 @@ class Case:
     @property
     def dit(self) -> Dit:
         """The description of the transformer."""
-        dit = (CATALOGUE | PICTURES)[self.model]
+        dit = CATALOGUE[self.model]
         return Dit(**{**vars(dit), "config": {**dit.config, **self.config}})
 
     @property
