@@ -1,4 +1,4 @@
-"""Runs benchmarks: `python -m benchmarks [compile|steady|generation|gpu|all] [--quick]`."""
+"""Runs benchmarks: `python -m benchmarks [NAME ...] [--quick]`; `--help` lists the names."""
 
 from __future__ import annotations
 
@@ -9,13 +9,14 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from . import compile_time, generation, gpu, steady
+from . import compile_time, generation, gpu, prediction, steady
 from .results import RESULTS_DIR, Result, footer, make_table, write
 
 BENCHMARKS: dict[str, Callable[[Result, bool, Progress], None]] = {
     "compile": compile_time.run,
     "steady": steady.run,
     "generation": generation.run,
+    "prediction": prediction.run,
     "gpu": gpu.run,
 }
 """Name -> function that fills a result; what each measures is in README.md."""

@@ -69,9 +69,9 @@ def ddim(num_steps: int, device: str = "cpu") -> Sampler:
     return Sampler(scheduler.timesteps.to(device), tuple(factors))
 
 
-def euler(num_steps: int) -> Sampler:
-    """Makes the Euler sampler of a rectified flow, evenly spaced, as the demo uses."""
-    scheduler = FlowMatchEulerDiscreteScheduler(num_train_timesteps=1000, shift=1.0)
+def euler(num_steps: int, shift: float = 1.0) -> Sampler:
+    """Makes the Euler sampler of a rectified flow; evenly spaced at shift 1, as the demo uses."""
+    scheduler = FlowMatchEulerDiscreteScheduler(num_train_timesteps=1000, shift=shift)
     levels = torch.linspace(1.0, 1.0 / num_steps, num_steps).tolist()
     scheduler.set_timesteps(sigmas=levels)
     sigmas = scheduler.sigmas.tolist()

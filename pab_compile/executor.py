@@ -57,6 +57,7 @@ class Executor:
         plan: decides at run time.
         place: tells the graph from equal ones at other places of the forward.
         uncut: sites without a branch that count as computed at every step.
+        in_timesteps: whether predictions extrapolate in timesteps rather than in steps.
 
     Attributes:
         identity: hash of the structure and the place. Dynamo may compile one graph several times
@@ -72,7 +73,9 @@ class Executor:
         plan: Plan,
         place: str = "",
         uncut: Sequence[Site] = (),
+        in_timesteps: bool = False,
     ) -> None:
+        self.in_timesteps = in_timesteps
         self.sites: list[Site] = []
         self.always_computed = Counter(site.kind for site in uncut)
         self._plan = plan
@@ -199,6 +202,7 @@ class _Frame:
         self._record = place.record
         self._row = executor.decisions_of(generation).row(generation.step, generation.timestep)
         self._computed = [0] * len(executor.sites)
+        self._timestep = generation.timestep_now if executor.in_timesteps else None
         self._start = time.perf_counter()
 
     def visit_branch(self, op: Op, registers: list[torch.Tensor | None]) -> Sequence[torch.Tensor]:
@@ -207,7 +211,8 @@ class _Frame:
         slot = self._lane.slots.get((self._executor.identity, op.site))
         step = self._generation.step
         if self._may_reuse(decision, slot) and slot is not None:
-            loaded = slot.load(step, decision.entry)
+            first = self._generation.first_reusable_step
+            loaded = slot.load(step, decision.entry, self._timestep, first)
             if op.is_returned:
                 loaded = tuple(tensor.clone() for tensor in loaded)
             self._trim(op, slot, decision)
@@ -265,7 +270,8 @@ class _Frame:
             self._lane.slots.pop(key, None)
             return
         kept = tuple(self._executor.kept(tensor, op.is_returned) for tensor in tensors)
-        self._lane.slots.setdefault(key, Slot()).store(self._generation.step, kept, length)
+        slot = self._lane.slots.setdefault(key, Slot())
+        slot.store(self._generation.step, kept, length, self._timestep)
 
     def _trim(self, op: Op, slot: Slot, decision: Decision) -> None:
         if decision.history is None:

@@ -204,6 +204,12 @@ class Generation:
         return 0 if self.schedule.is_known else 1
 
     @property
+    def timestep_now(self) -> float | None:
+        """Timestep of the current step: by the schedule, else as it was read; None if unknown."""
+        scheduled = self.schedule.timesteps or ()
+        return scheduled[self.step] if self.step < len(scheduled) else self.timestep
+
+    @property
     def is_last_step(self) -> bool:
         """Whether the current step is known to be the last."""
         return self.schedule.num_steps is not None and self.step >= self.schedule.num_steps - 1

@@ -18,6 +18,7 @@ from .presets import DEFAULT_RANGES, DEFAULT_WINDOW, PRESETS, Window
 
 SHARDED_AXES = ("t", "h", "w", "s")
 ON_UNSUPPORTED = ("raise", "passthrough")
+PREDICT_IN = ("step", "timestep")
 
 
 class OptionError(PabError, ValueError):
@@ -32,7 +33,9 @@ class Options:
         ranges: kind -> compute every so many steps; or the name of a preset.
         window: (low, high) in which reuse is allowed; floats are fractions of the steps, integers
             timestep values. None: the preset's, or (0.15, 0.85).
-        predict: order of the reuse: 0 repeats, 1 extrapolates linearly; an integer, or per kind.
+        predict: order of the reuse: 0 repeats, 1 and 2 extrapolate linearly and quadratically; an
+            integer, or per kind.
+        predict_in: what orders 1 and 2 extrapolate in, ``step`` or ``timestep``.
         cut: ``attention`` caches before the gate, ``gated`` after it.
         plan: a callable or the path of a plan file instead of ranges, window and predict.
         inner: compiler of the pieces: ``inductor``, ``eager``, or any registered backend.
@@ -49,6 +52,7 @@ class Options:
     ranges: Mapping[str, int] | str = field(default_factory=lambda: dict(DEFAULT_RANGES))
     window: Window | None = None
     predict: int | Mapping[str, int] = 0
+    predict_in: str = "step"
     cut: str = "attention"
     plan: Callable[..., int | None] | str | Path | None = None
     inner: str | Callable[..., Any] = "inductor"
@@ -107,6 +111,7 @@ def parse_options(options: Mapping[str, Any] | None, mode: str | None = None) ->
     _check_ranges(parsed.ranges)
     _check_window(parsed.window)
     _check_predict(parsed.predict)
+    _check_choice("predict_in", parsed.predict_in, PREDICT_IN)
     _check_axes(parsed.axes)
     _check_plan(parsed, given)
     _check_parallel(parsed)
@@ -182,7 +187,8 @@ def _check_predict(predict: Any) -> None:
         name = "predict" if kind is None else f"predict[{kind!r}]"
         if isinstance(order, bool) or not isinstance(order, int) or not 0 <= order <= MAX_ORDER:
             raise OptionError(
-                f"{name}={order!r}: an order of prediction is 0 (repeat) to {MAX_ORDER} (linear)."
+                f"{name}={order!r}: an order of prediction is 0 (repeat), 1 (linear) or "
+                f"{MAX_ORDER} (quadratic)."
             )
 
 

@@ -1,7 +1,8 @@
 """Plans: who computes and who reuses, at which step.
 
 An *entry* is ``COMPUTE`` or the order of the reuse: 0 repeats the last computed output (the paper's
-broadcast), 1 extrapolates linearly from the last two. The rule of the paper (reference rule)::
+broadcast), 1 goes on along the line through the last two, 2 along the parabola through the last
+three. The rule of the paper (reference rule)::
 
     reuse  <=>  range > 1  and  step % range != 0  and  the step lies inside the window
 
@@ -23,7 +24,7 @@ from .presets import Window
 from .schedule import Moment
 
 COMPUTE = -1
-MAX_ORDER = 1
+MAX_ORDER = 2
 PLAN_FORMAT = "pab_compile.plan/1"
 
 

@@ -203,7 +203,8 @@ def compile_program(
     run_passes(program, rewriting(wanted), dumper.watch)
     attentions = [site for site in program.sites if site.can_broadcast and site.kind != "mlp"]
     uncut = () if reusing else attentions
-    executor = Executor(program.graph_module, compiler, plan, place, uncut)
+    in_timesteps = options.predict_in == "timestep"
+    executor = Executor(program.graph_module, compiler, plan, place, uncut, in_timesteps)
     return CompiledProgram(part, executor, compiler, roles, compilation, uncut)
 
 

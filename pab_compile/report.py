@@ -32,9 +32,10 @@ class SiteReport:
         query_axes: axes of the query sequence, outer to inner.
         key_axes: axes of the key sequence.
         range: computed every so many steps inside the window; 1 is always. None: the plan says.
-        cache_bytes: bytes of one cached output for one lane.
+        cache_bytes: most bytes that its cached outputs take in one lane: ``history`` of them.
         flops: floating point operations that one reuse saves.
         reason: evidence for the kind; why it is not broadcast where it is not.
+        history: most outputs that are kept at once: one more than the order of the prediction.
     """
 
     name: str
@@ -47,6 +48,7 @@ class SiteReport:
     cache_bytes: int
     flops: int
     reason: str
+    history: int = 1
 
     def to_json(self) -> dict[str, Any]:
         """All fields, in types that JSON knows."""
@@ -56,7 +58,9 @@ class SiteReport:
 def describe_site(site: Site, plan: Plan) -> SiteReport:
     """A site and what a plan does with it."""
     steps = plan.range_of(site) if site.can_broadcast else 1
-    reason = site.reason
+    reason, history = site.reason, 1
+    if plan.may_reuse(site):
+        history += plan.max_order(site)
     if site.can_broadcast and not plan.may_reuse(site):
         reason += "; not broadcast: the plan computes it at every step"
     return SiteReport(
@@ -67,9 +71,10 @@ def describe_site(site: Site, plan: Plan) -> SiteReport:
         query_axes=site.query_axes,
         key_axes=site.key_axes,
         range=steps,
-        cache_bytes=site.cache_bytes,
+        cache_bytes=history * site.cache_bytes,
         flops=site.flops,
         reason=reason,
+        history=history,
     )
 
 
@@ -82,7 +87,7 @@ def site_box(site: Site, plan: Plan) -> SiteBox:
         kind=site.kind,
         lines=(site.mechanism if site.kind == "mlp" else f"{site.mechanism}  {axes}",),
         range=report.range or 2,
-        cache_bytes=site.cache_bytes if plan.may_reuse(site) else 0,
+        cache_bytes=report.cache_bytes if plan.may_reuse(site) else 0,
     )
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -12,10 +14,11 @@ Tensors = tuple[torch.Tensor, ...]
 
 @dataclass(frozen=True, eq=False)
 class Output:
-    """What a site computed at one step."""
+    """What a site computed at one step, and the step's timestep where it is known."""
 
     step: int
     tensors: Tensors
+    timestep: float | None = None
 
 
 class Slot:
@@ -29,26 +32,31 @@ class Slot:
         """Step at which the newest output was computed, or None when the slot is empty."""
         return self._history[-1].step if self._history else None
 
-    def store(self, step: int, tensors: Tensors, length: int) -> None:
+    def store(
+        self, step: int, tensors: Tensors, length: int, timestep: float | None = None
+    ) -> None:
         """Keep an output, and at most ``length`` in all."""
-        self._history.append(Output(step, tensors))
-        while len(self._history) > length:
-            self._history.popleft()
+        self._history.append(Output(step, tensors, timestep))
+        self.drop_older_than(length)
 
-    def load(self, step: int, order: int) -> Tensors:
-        """Repeat the newest output (order 0), or extrapolate linearly in the step (order 1).
+    def load(
+        self, step: int, order: int, timestep: float | None = None, first_step: int = 0
+    ) -> Tensors:
+        """The value at a step of the polynomial through the newest ``order + 1`` outputs.
 
-        Falls back to order 0 while only one output is there.
+        Order 0 repeats the newest one, order 1 goes on along a line, order 2 along a parabola. With
+        fewer outputs than that it falls back to the order that they allow.
+
+        Args:
+            step: the step to predict.
+            order: degree of the polynomial.
+            timestep: the step's timestep, to predict in timesteps: done where those of the outputs
+                are known too and all of them go one way. None predicts in steps.
+            first_step: outputs of earlier steps do not count.
         """
-        newest = self._history[-1]
-        if order == 0 or len(self._history) < 2:
-            return newest.tensors
-        before = self._history[-2]
-        weight = (step - before.step) / (newest.step - before.step)
-        return tuple(
-            torch.lerp(old, new, weight) if new.is_floating_point() else new
-            for old, new in zip(before.tensors, newest.tensors, strict=True)
-        )
+        used = [output for output in self._history if output.step >= first_step][-order - 1 :]
+        now = Output(step, (), timestep)
+        return extrapolate([output.tensors for output in used], _positions([*used, now]))
 
     def clear(self) -> None:
         """Free everything."""
@@ -62,3 +70,45 @@ class Slot:
     def num_bytes(self) -> int:
         """Bytes held."""
         return sum(t.numel() * t.element_size() for o in self._history for t in o.tensors)
+
+
+def extrapolate(outputs: Sequence[Tensors], positions: Sequence[float]) -> Tensors:
+    """The polynomial through one to three outputs, at a position beyond them.
+
+    Numbers enter as arguments of ``lerp``, one kernel per degree: nothing is compiled, sent to the
+    device or read from it, and half precision is rounded once per kernel.
+
+    Args:
+        outputs: oldest first; what is not of floating point is taken from the newest.
+        positions: one per output, then the one to predict; rising or falling strictly.
+    """
+    if len(outputs) == 1:
+        return outputs[0]
+    *_, before, last, now = positions
+    if len(outputs) == 2:
+        weights = ((now - before) / (last - before),)
+    else:
+        # Lagrange's weights, grouped so that no factor divides by 0: that of the newest is above 1.
+        first = positions[0]
+        newest = (now - first) * (now - before) / ((last - first) * (last - before))
+        middle = (now - first) * (now - last) / ((before - first) * (before - last))
+        weights = (middle / (1 - newest), newest)
+    return tuple(_interpolate(tensors, weights) for tensors in zip(*outputs, strict=True))
+
+
+def _interpolate(tensors: Sequence[torch.Tensor], weights: Sequence[float]) -> torch.Tensor:
+    if not tensors[-1].is_floating_point():
+        return tensors[-1]
+    result = torch.lerp(tensors[0], tensors[1], weights[0])
+    return result if len(weights) == 1 else result.lerp_(tensors[2], weights[1])
+
+
+def _positions(outputs: Sequence[Output]) -> list[float]:
+    """Timesteps where they are known and go one way (a scheduler may repeat one), else steps."""
+    timesteps = [output.timestep for output in outputs]
+    known = [timestep for timestep in timesteps if timestep is not None]
+    if len(known) == len(timesteps):
+        pairs = list(itertools.pairwise(known))
+        if all(a < b for a, b in pairs) or all(a > b for a, b in pairs):
+            return known
+    return [float(output.step) for output in outputs]

@@ -36,6 +36,7 @@ class Rule:
         ranges: kind -> compute every so many steps.
         window: fractions of the steps (floats, half open) or timestep values (integers, exclusive).
         predict: order of the reuse, or one per kind.
+        predict_in: what the outputs are a polynomial of: ``step`` or ``timestep``.
     """
 
     ranges: Mapping[str, int] = field(
@@ -43,10 +44,12 @@ class Rule:
     )
     window: tuple[float, float] | tuple[int, int] = (0.15, 0.85)
     predict: int | Mapping[str, int] = 0
+    predict_in: str = "step"
 
     def options(self) -> dict[str, Any]:
         """The same rule as options of the backend."""
-        return {"ranges": self.ranges, "window": self.window, "predict": self.predict}
+        named = {"ranges": self.ranges, "window": self.window, "predict": self.predict}
+        return {**named, "predict_in": self.predict_in}
 
     def reuses(self, kind: str, step: int, moment: Moment) -> bool:
         """Whether a kind reuses at a step with the moment's timestep."""
@@ -58,7 +61,7 @@ class Rule:
         return inside and step % self.ranges.get(kind, 1) != 0
 
     def order(self, kind: str) -> int:
-        """0 repeats the last output, 1 extrapolates linearly from the last two."""
+        """0 repeats the last output, 1 and 2 extrapolate from the last two and three."""
         return self.predict if isinstance(self.predict, int) else self.predict.get(kind, 0)
 
 
@@ -87,6 +90,7 @@ class Broadcast:
         self._gate_inside = cut == "gated"
         self._outputs: dict[tuple[str, str], list[tuple[int, torch.Tensor]]] = defaultdict(list)
         self._computed_at: dict[str, int] = {}
+        self._timesteps: dict[int, float] = {}
         self._now = Moment(0, 1, 0.0, "")
 
     def begin(self, moment: Moment) -> None:
@@ -96,6 +100,7 @@ class Broadcast:
                 if not self._rule.reuses(kind, self._now.step, self._now):
                     self._computed_at[kind] = self._now.step
         self._now = moment
+        self._timesteps[moment.step] = moment.timestep
 
     def gated(
         self, name: str, kind: str, compute: Callable[[], torch.Tensor], gate: torch.Tensor
@@ -111,9 +116,10 @@ class Broadcast:
         outputs = self._outputs[now.lane, name]
         wanted = self._rule.reuses(kind, now.step, now)
         if wanted and outputs and outputs[-1][0] == self._computed_at.get(kind):
-            used = outputs[-2:] if self._rule.order(kind) == 1 else outputs[-1:]
-            result = extrapolate(used, now.step)
+            used = outputs[-self._rule.order(kind) - 1 :]
             steps = tuple(step for step, _ in used)
+            at = self._timesteps if self._rule.predict_in == "timestep" else range(now.step + 1)
+            result = extrapolate([(at[step], output) for step, output in used], at[now.step])
         else:
             result = compute()
             steps = ()
@@ -206,9 +212,12 @@ class Oracle(Broadcast):
         return forward
 
 
-def extrapolate(outputs: list[tuple[int, torch.Tensor]], step: int) -> torch.Tensor:
-    """The straight line through the outputs of one or two steps, at a later step."""
+def extrapolate(outputs: list[tuple[float, torch.Tensor]], at: float) -> torch.Tensor:
+    """The polynomial through outputs at some positions, at a later one."""
     if len(outputs) == 1:
         return outputs[0][1]
-    (before, old), (last, new) = outputs
-    return new + (new - old) * ((step - last) / (last - before))
+    powers = torch.arange(len(outputs), dtype=torch.float64)[:, None]
+    known = torch.tensor([position for position, _ in outputs], dtype=torch.float64)
+    weights = torch.linalg.solve((known - at) ** powers, 0.0**powers)  # exact for 1, x, x ** 2
+    tensors = torch.stack([tensor for _, tensor in outputs])
+    return torch.tensordot(weights[:, 0], tensors.double(), dims=1).to(tensors.dtype)

@@ -132,6 +132,7 @@ def test_a_graph_with_dynamic_sizes_is_compiled_once_per_size(
     [
         ("none", Rule()),
         ("none", Rule({"spatial": 3, "temporal": 4, "cross": 5, "mlp": 2}, (100, 800), predict=1)),
+        ("none", Rule({"spatial": 3, "temporal": 4, "cross": 2, "mlp": 2}, (100, 950), predict=2)),
         ("two calls", Rule({"spatial": 1, "temporal": 1, "cross": 4, "mlp": 3})),
     ],
 )

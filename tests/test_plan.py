@@ -54,7 +54,7 @@ def refused(given: Any) -> str:
     st.integers(2, 60),
     st.integers(0, 900),
     st.integers(1, 500),
-    st.integers(0, 1),
+    st.integers(0, 2),
 )
 def test_in_timesteps_an_entry_follows_the_rule_of_the_paper(
     span: int, num_steps: int, low: int, width: int, order: int
@@ -130,10 +130,10 @@ def test_a_function_is_asked_with_site_step_steps_and_timestep() -> None:
     assert entries == [COMPUTE, 1]
     assert asked == [(one, 0, 2, 9.0), (one, 1, 2, 5.0)]
     assert plan.may_reuse(one)
-    assert (plan.range_of(one), plan.max_order(one)) == (None, 1)
+    assert (plan.range_of(one), plan.max_order(one)) == (None, 2)
 
 
-@pytest.mark.parametrize("answer", [-1, 2, True, "C", 0.0])
+@pytest.mark.parametrize("answer", [-1, 3, True, "C", 0.0])
 def test_an_answer_of_a_function_that_is_no_entry_is_refused(answer: Any) -> None:
     with pytest.raises(PlanError, match=r"plan function, a: .* found " + repr(answer)):
         CallablePlan(lambda *_: answer).entry(site(), moment(0, [9.0, 5.0]))
@@ -185,7 +185,7 @@ def test_a_table_that_names_strange_sites_is_refused(name: str) -> None:
         (content(sites=[]), '"sites" must map names to entries, got list'),
         (content(sites={"a": ["C", 0]}), "site 'a' needs 3 entries, found 2 entries"),
         (content(sites={"a": "CCC"}), "site 'a' needs 3 entries, found 'CCC'"),
-        (content(sites={"a": ["C", 0, 2]}), "from 0 to 1; found 2"),
+        (content(sites={"a": ["C", 0, 3]}), "from 0 to 2; found 3"),
         (content(sites={"a": ["C", -1, 0]}), "found -1"),
         (content(sites={"a": ["C", None, 0]}), "found None"),
         (content(sites={"a": ["C", True, 0]}), "found True"),
@@ -212,7 +212,7 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
         lambda n: st.tuples(
             st.just(n),
             st.dictionaries(
-                st.text(max_size=5), st.lists(st.integers(-1, 1), min_size=n, max_size=n)
+                st.text(max_size=5), st.lists(st.integers(-1, 2), min_size=n, max_size=n)
             ),
         )
     )
