@@ -12,6 +12,7 @@ from .comm import CommReport, comm
 from .errors import (
     GradModeError,
     InvariantError,
+    ObservationError,
     OptionError,
     PabError,
     PlanError,
@@ -20,6 +21,8 @@ from .errors import (
     UnsupportedModelError,
 )
 from .explain import explain
+from .observation import Observation, load_observation
+from .observe import observe
 from .options import Options
 from .report import Explanation, SiteReport
 from .schedule import Schedule
@@ -31,6 +34,8 @@ __all__ = [
     "Explanation",
     "GradModeError",
     "InvariantError",
+    "Observation",
+    "ObservationError",
     "OptionError",
     "Options",
     "PabError",
@@ -44,6 +49,8 @@ __all__ = [
     "comm",
     "explain",
     "generation",
+    "load_observation",
+    "observe",
     "reset",
     "stats",
     "step",

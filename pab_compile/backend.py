@@ -18,6 +18,7 @@ from .errors import GradModeError
 from .forward import Forward
 from .lower import PieceCompiler, compiling
 from .mesh import agree, fingerprint, group_of, named_group, ranks_of
+from .observe import current_observer
 from .options import Options, parse_options
 from .plan import Plan
 from .program import PlainProgram, Runnable, compile_program, nothing_found
@@ -73,11 +74,13 @@ class CompiledGraph:
         tensors = self._inputs.tensors(args)
         origins = forward.origins(self._inputs, tensors)
         alone = not forward.visited and forward.starts_at_root and not self._break_reason
-        key = (alone, origins, self._inputs.specialisation(args))
+        observer = current_observer()
+        num_samples = None if observer is None else observer.num_samples
+        key = (alone, origins, num_samples, self._inputs.specialisation(args))
         if key not in self._programs:
             with compiling():
                 if key not in self._programs:
-                    self._programs[key] = self._compile(args, origins, alone)
+                    self._programs[key] = self._compile(args, origins, alone, num_samples)
         program = self._programs[key]
         if not forward.visited and not alone:
             self._check_before(forwards.before(forward), program)
@@ -98,11 +101,12 @@ class CompiledGraph:
         args: Sequence[Any],
         origins: tuple[tuple[Origin | None, ...], frozenset[int]],
         alone: bool,
+        num_samples: int | None,
     ) -> Runnable:
         """Compile; where several ranks share the model, only what all of them compile alike."""
         group = named_group(self._given[0])
         try:
-            program = self._compile_alone(args, origins, alone)
+            program = self._compile_alone(args, origins, alone, num_samples)
         except PabError as error:
             if group is not None:
                 agree(group, "", error)
@@ -119,6 +123,7 @@ class CompiledGraph:
         args: Sequence[Any],
         origins: tuple[tuple[Origin | None, ...], frozenset[int]],
         alone: bool,
+        num_samples: int | None,
     ) -> Runnable:
         options, plan, compiler = self._options_plan_compiler()
         ranks = ranks_of(group_of(options.mesh, options.sequence_parallel))
@@ -135,7 +140,7 @@ class CompiledGraph:
         graph, whole = self._graph_module, self._given[0]
         try:
             return compile_program(
-                graph, args, origins, options, plan, compiler, whole, alone, ranks
+                graph, args, origins, options, plan, compiler, whole, alone, ranks, num_samples
             )
         except UnsupportedModelError as error:
             self._refuse(error)

@@ -6,12 +6,14 @@ from pab_compile.passes.errors import InvariantError, PabError, UnsupportedModel
 from pab_compile.passes.parallel.layout import ShardingError
 
 from .mesh import RanksError
+from .observation import ObservationError
 from .options import OptionError
 from .plan import PlanError
 
 __all__ = [
     "GradModeError",
     "InvariantError",
+    "ObservationError",
     "OptionError",
     "PabError",
     "PlanError",

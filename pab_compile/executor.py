@@ -181,7 +181,8 @@ class Executor:
 
     def history_of(self, site: int) -> int:
         """Outputs to keep of a site when the future is unknown."""
-        return self._plan.max_order(self.sites[site]) + 1
+        may_reuse = self._plan.may_reuse(self.sites[site])
+        return self._plan.max_order(self.sites[site]) + 1 if may_reuse else 0
 
 
 def _feeds_preludes_only(value: fx.Node, cut_graph: fx.GraphModule) -> bool:

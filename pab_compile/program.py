@@ -39,8 +39,10 @@ from .executor import Executor
 from .forward import Forward, Ran, callers
 from .generation import Call, Place
 from .lower import PieceCompiler, structure_key
+from .observation import ObservationError
+from .observe import Probed, current_observer
 from .options import Options
-from .plan import Plan
+from .plan import Plan, RangePlan
 from .report import describe_site, site_box
 from .schedule import Schedule
 from .scope import current_scope, stated_step
@@ -137,6 +139,7 @@ def compile_program(
     compilation: object,
     alone: bool,
     ranks: Ranks | None = None,
+    num_samples: int | None = None,
 ) -> Runnable:
     """Analyse, rewrite and lower a graph for inputs of these sizes.
 
@@ -151,7 +154,15 @@ def compile_program(
         alone: whether the graph is the whole forward. One of several that cannot be analysed is
             computed at every step.
         ranks: the ranks that share the tokens, if several do.
+        num_samples: compute every site at every step, and return samples of what they would cache.
     """
+    if num_samples is not None:
+        plan = RangePlan({}, (0.0, 1.0), {})
+        if ranks is not None:
+            raise ObservationError(
+                "Each rank of a mesh sees its own tokens only: observe the model on one rank. What "
+                "is found there holds for any number of them."
+            )
     if ranks is not None and not alone:
         raise ShardingError(
             "The forward breaks into several graphs, and tokens are sharded in a graph that is the "
@@ -184,7 +195,8 @@ def compile_program(
     def wanted(site: Site) -> bool:
         # Attention gets a branch beside any that is reused: it is where equal blocks become equal
         # pieces. With nothing to reuse, seams would only keep the inner compiler from fusing.
-        return reusing and (site.kind != "mlp" or plan.may_reuse(site))
+        wanted_by_plan = reusing and (site.kind != "mlp" or plan.may_reuse(site))
+        return num_samples is not None or wanted_by_plan
 
     inputs = ir.placeholders(part.graph_module.graph)
     roles = InputRoles(
@@ -200,12 +212,13 @@ def compile_program(
         shard = ShardTokens(ranks, partial(computed_share, plan), options.shard)
         run_passes(program, (shard,), dumper.watch)
         _log.info("\n".join(program.sharding))
-    run_passes(program, rewriting(wanted), dumper.watch)
+    run_passes(program, rewriting(wanted, num_samples), dumper.watch)
     attentions = [site for site in program.sites if site.can_broadcast and site.kind != "mlp"]
-    uncut = () if reusing else attentions
+    uncut = () if reusing or num_samples is not None else attentions
     in_timesteps = options.predict_in == "timestep"
     executor = Executor(program.graph_module, compiler, plan, place, uncut, in_timesteps)
-    return CompiledProgram(part, executor, compiler, roles, compilation, uncut)
+    probed = Probed(executor.identity, program.probed, options.cut)
+    return CompiledProgram(part, executor, compiler, roles, compilation, uncut, probed)
 
 
 def _place_of(origins: Sequence[Origin | None]) -> str:
@@ -288,6 +301,7 @@ class CompiledProgram:
         roles: which input is what.
         compilation: what tells this compilation of the model from others.
         uncut: sites without a branch, where the plan reuses none.
+        probed: what the graph's last outputs are samples of.
     """
 
     def __init__(
@@ -298,6 +312,7 @@ class CompiledProgram:
         roles: InputRoles,
         compilation: object,
         uncut: Sequence[Site] = (),
+        probed: Probed | None = None,
     ) -> None:
         self.part = part
         self.sites: Sequence[Site] = executor.sites or uncut
@@ -306,6 +321,7 @@ class CompiledProgram:
         self._compiler = compiler
         self._roles = roles
         self._compilation = compilation
+        self._probed = probed if probed is not None and probed.sites else None
 
     def __call__(
         self, forward: Forward, args: Sequence[Any], tensors: Sequence[torch.Tensor]
@@ -317,7 +333,15 @@ class CompiledProgram:
             forward.tracker = current_scope().tracker(weights, self._compilation)
         tracker, is_first = forward.tracker, not forward.is_placed
         place = self._place(forward, tracker, weights)
-        outputs = _written_back(self.part, tensors, self._executor.run(tensors, place))
+        outputs = self._executor.run(tensors, place)
+        if self._probed is not None:
+            outputs, samples = (
+                outputs[: -len(self._probed.sites)],
+                outputs[-len(self._probed.sites) :],
+            )
+            if (observer := current_observer()) is not None:
+                observer.record(self._probed, place, weights, samples)  # type: ignore[arg-type]
+        outputs = _written_back(self.part, tensors, outputs)
         if place is not None:
             compiled = (self._compiler.num_pieces, self._compiler.compile_seconds)
             place.generation.compilers[id(self._compiler)] = compiled

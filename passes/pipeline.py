@@ -17,13 +17,14 @@ from torch import fx
 from . import ir
 from .axes import AxisTable, infer_axes
 from .binding import STATED_HELD, STATED_STEP, Binding, bind, find_clock, step_inputs
-from .broadcast import broadcast
+from .broadcast import branches, broadcast
 from .classify import Mixer, find_mixers
 from .errors import UnsupportedModelError
 from .find_sites import find_sites
 from .join import Joined
 from .pieces import cut_into_pieces
 from .printer import format_graph
+from .probes import insert_probes, verify_probes
 from .sites import Site
 from .verify import verify
 
@@ -41,6 +42,7 @@ class Program:
         has_eager_inputs: whether Python code made some input between two graphs, likewise.
         mixers: token mixers (after ``Classify``).
         sites: sites in model order (after ``FindSites``).
+        probed: sites whose samples are the graph's last outputs (after ``InsertProbes``).
         sharding: the axis that is sharded over ranks, and why, in lines (after ``ShardTokens``).
         seconds: pass name -> seconds it took.
     """
@@ -53,6 +55,7 @@ class Program:
     has_eager_inputs: bool = False
     mixers: tuple[Mixer, ...] = ()
     sites: tuple[Site, ...] = ()
+    probed: tuple[Site, ...] = ()
     sharding: tuple[str, ...] = ()
     seconds: dict[str, float] = field(default_factory=dict)
 
@@ -177,6 +180,24 @@ class Broadcast:
 
 
 @dataclass(frozen=True)
+class InsertProbes:
+    """Return samples of what every branch would cache."""
+
+    num_samples: int
+    name: str = "probes"
+
+    def __call__(self, program: Program) -> int:
+        """Append one output per branch."""
+        program.probed = tuple(branch.site for _, branch in branches(program.graph_module))
+        program.graph_module, count = insert_probes(program.graph_module, self.num_samples)
+        return count
+
+    def verify(self, after: fx.GraphModule, before: fx.GraphModule) -> None:
+        """Only outputs were added."""
+        verify_probes(after, before)
+
+
+@dataclass(frozen=True)
 class CutIntoPieces:
     """Cut the rewritten graph for the inner compiler."""
 
@@ -215,9 +236,10 @@ def narrow(program: Program, joined: Joined, graph_module: fx.GraphModule) -> Pr
     return replace(program, graph_module=graph_module, axes=axes, mixers=tuple(mixers))
 
 
-def rewriting(wanted: Callable[[Site], bool]) -> tuple[Pass, ...]:
-    """The passes that rewrite: branches, then pieces."""
-    return (Broadcast(wanted), CutIntoPieces())
+def rewriting(wanted: Callable[[Site], bool], num_samples: int | None = None) -> tuple[Pass, ...]:
+    """The passes that rewrite: branches, probes of so many samples where asked for, pieces."""
+    probes = () if num_samples is None else (InsertProbes(num_samples),)
+    return (Broadcast(wanted), *probes, CutIntoPieces())
 
 
 class Watch(Protocol):
