@@ -21,6 +21,7 @@ from .generation import Generation, Place
 from .lower import Function, PieceCompiler, structure_key
 from .plan import Plan
 from .slots import Slot, Tensors
+from .stretch import Stretch
 
 
 @dataclass(frozen=True, eq=False)
@@ -115,13 +116,16 @@ class Executor:
             assert isinstance(module, (StepBranch, Piece)), node.target
             key = structure_key(module.compute)
             structure.append(f"{key} {[register[n] for n in node.all_input_nodes]}")
+            if prelude >= 0:
+                function: Function = module.compute.forward  # too seldom to be worth compiling
+            elif isinstance(module, StepBranch) and module.site.parts:
+                function = Stretch(module.compute, compiler)
+            else:
+                function = compiler.compile(module.compute, key)
             dying = [n for n in node.all_input_nodes if last_use[n] is node and n not in kept]
             self._ops.append(
                 Op(
-                    # Once per generation is not worth a compilation.
-                    function=module.compute.forward
-                    if prelude >= 0
-                    else compiler.compile(module.compute, key),
+                    function=function,
                     inputs=tuple(register[n] for n in node.all_input_nodes),
                     outputs=tuple((int(u.args[1]), register[u]) for u in node.users),  # type: ignore[arg-type]
                     frees=tuple(register[n] for n in dying),
@@ -244,7 +248,8 @@ class _Frame:
         generation, record = self._generation, self._record
         record.computed.update(self._executor.always_computed)
         for site, count in zip(self._executor.sites, self._computed, strict=True):
-            (record.computed if count else record.reused)[site.kind] += 1
+            counter = record.computed if count else record.reused
+            counter.update(single.kind for single in site.singles)
         record.seconds += time.perf_counter() - self._start
         if not generation.records or generation.records[-1] is not record:
             generation.records.append(record)

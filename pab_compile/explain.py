@@ -13,6 +13,7 @@ from torch import fx
 
 from pab_compile.passes import ir
 from pab_compile.passes.capture import Inputs, break_reason, capture
+from pab_compile.passes.coalesce import coalesce
 from pab_compile.passes.errors import UnsupportedModelError
 from pab_compile.passes.flops import count_flops
 from pab_compile.passes.join import Part
@@ -106,6 +107,9 @@ class _Survey:
                     share = partial(computed_share, self._plan)
                     choice = choose(program, self._options.num_ranks, share, self._options.shard)
                     program.sharding = tuple(choice.lines())
+                if self._options.coalesce:
+                    found = coalesce(program.graph_module, program.sites, self._plan.pattern)
+                    program.coalesced = found.lines
         except UnsupportedModelError as error:
             if alone:
                 raise
@@ -134,7 +138,7 @@ class _Survey:
             notes=tuple(
                 dict.fromkeys(
                     [note for p in programs for note in p.inferred_axes.notes]
-                    + [line for p in programs for line in p.sharding]
+                    + [line for p in programs for line in (*p.sharding, *p.coalesced)]
                     + [f"computed at every step: {failure}" for failure in failures if failure]
                 )
             ),

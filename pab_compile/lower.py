@@ -172,6 +172,9 @@ def structure_key(graph_module: fx.GraphModule) -> str:
         if node.op == "get_attr":
             held = getattr(graph_module, str(target))
             target = structure_key(held) if isinstance(held, fx.GraphModule) else id(held)
+        elif node.op == "call_module":
+            piece = graph_module.get_submodule(str(target))
+            target = structure_key(piece.compute)  # type: ignore[arg-type]
         args = fx.map_arg(node.args, lambda n: _Reference(reference(n)))
         kwargs = fx.map_arg(node.kwargs, lambda n: _Reference(reference(n)))
         lines.append(f"{node.op} {target} {args!r} {kwargs!r}")

@@ -81,7 +81,14 @@ def fingerprint(options: Options, plan: Plan, graph: str) -> str:
     """
     decider = _described(plan.function) if isinstance(plan, CallablePlan) else plan
     inner = options.inner if isinstance(options.inner, str) else _described(options.inner)
-    chosen = (options.cut, options.predict_in, options.shard, options.mode, options.axes)
+    chosen = (
+        options.cut,
+        options.coalesce,
+        options.predict_in,
+        options.shard,
+        options.mode,
+        options.axes,
+    )
     words = (graph, decider, *chosen, inner)
     return hashlib.sha256(repr(words).encode()).hexdigest()[:16]
 

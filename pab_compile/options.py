@@ -37,6 +37,7 @@ class Options:
             integer, or per kind.
         predict_in: what orders 1 and 2 extrapolate in, ``step`` or ``timestep``.
         cut: ``attention`` caches before the gate, ``gated`` after it.
+        coalesce: let sites that the plan always reuses together cache the sum of their outputs.
         plan: a callable or the path of a plan file instead of ranges, window and predict.
         inner: compiler of the pieces: ``inductor``, ``eager``, or any registered backend.
         mode: torch.compile's mode, handed to Inductor.
@@ -54,6 +55,7 @@ class Options:
     predict: int | Mapping[str, int] = 0
     predict_in: str = "step"
     cut: str = "attention"
+    coalesce: bool = False
     plan: Callable[..., int | None] | str | Path | None = None
     inner: str | Callable[..., Any] = "inductor"
     mode: str | None = None
@@ -117,6 +119,8 @@ def parse_options(options: Mapping[str, Any] | None, mode: str | None = None) ->
     _check_parallel(parsed)
     if parsed.dump is not None and not isinstance(parsed.dump, (str, Path)):
         raise OptionError(f"dump is the path of a directory, got {parsed.dump!r}.")
+    if not isinstance(parsed.coalesce, bool):
+        raise OptionError(f"coalesce is True or False, got {parsed.coalesce!r}.")
     if parsed.mode is not None:
         _check_choice("mode", parsed.mode, known_modes())
     if not isinstance(parsed.inner, str) and not callable(parsed.inner):

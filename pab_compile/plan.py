@@ -12,7 +12,7 @@ The phase counts from the first step of the generation, not from the start of th
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -49,6 +49,10 @@ class Plan(Protocol):
 
     def max_order(self, site: Site) -> int:
         """The highest order of reuse that any step can ask for."""
+        ...
+
+    def pattern(self, site: Site) -> Hashable | None:
+        """Equal for sites with equal entries at every step; None: never reused, or not known."""
         ...
 
     def check(self, sites: Sequence[Site]) -> None:
@@ -95,6 +99,10 @@ class RangePlan:
         """The order of the site's kind."""
         return self.predict.get(site.kind, 0)
 
+    def pattern(self, site: Site) -> Hashable | None:
+        """Range and order of the site's kind."""
+        return (self.range_of(site), self.max_order(site)) if self.may_reuse(site) else None
+
     def check(self, sites: Sequence[Site]) -> None:
         """Every graph fits."""
 
@@ -121,6 +129,10 @@ class CallablePlan:
     def max_order(self, site: Site) -> int:
         """The highest order there is: the function is only asked at run time."""
         return MAX_ORDER
+
+    def pattern(self, site: Site) -> None:
+        """Not known: the function is only asked at run time."""
+        return None
 
     def check(self, sites: Sequence[Site]) -> None:
         """Every graph fits."""
@@ -162,6 +174,10 @@ class TablePlan:
     def max_order(self, site: Site) -> int:
         """The highest order in the site's row."""
         return max(self.rows.get(site.name, (0,)), default=0)
+
+    def pattern(self, site: Site) -> Hashable | None:
+        """The site's row."""
+        return self.rows[site.name] if self.may_reuse(site) else None
 
     def check(self, sites: Sequence[Site]) -> None:
         """Every row must name a site of the graph that can be broadcast."""

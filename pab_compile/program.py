@@ -23,6 +23,7 @@ from pab_compile.passes.parallel.layout import ShardingError
 from pab_compile.passes.parallel.shard import Ranks
 from pab_compile.passes.parallel.shard_tokens import ShardTokens
 from pab_compile.passes.pipeline import (
+    Coalesce,
     FindSites,
     Program,
     narrow,
@@ -212,6 +213,9 @@ def compile_program(
         shard = ShardTokens(ranks, partial(computed_share, plan), options.shard)
         run_passes(program, (shard,), dumper.watch)
         _log.info("\n".join(program.sharding))
+    if options.coalesce and num_samples is None:
+        run_passes(program, (Coalesce(plan.pattern),), dumper.watch)
+        _log.info("\n".join(program.coalesced))
     run_passes(program, rewriting(wanted, num_samples), dumper.watch)
     attentions = [site for site in program.sites if site.can_broadcast and site.kind != "mlp"]
     uncut = () if reusing or num_samples is not None else attentions
@@ -315,7 +319,7 @@ class CompiledProgram:
         probed: Probed | None = None,
     ) -> None:
         self.part = part
-        self.sites: Sequence[Site] = executor.sites or uncut
+        self.sites: Sequence[Site] = [s for site in executor.sites for s in site.singles] or uncut
         self.reason = ""
         self._executor = executor
         self._compiler = compiler

@@ -44,7 +44,7 @@ def find_sites(
     anchored = sorted(drafts, key=lambda draft: order[draft.region[-1]])
     named = _with_unique_names(anchored)
     regions = dead_regions(graph, {site.name: site.cut for site in named if site.cut})
-    return tuple(_with_region(site, regions.get(site.name, ())) for site in named)
+    return tuple(with_region(site, regions.get(site.name, ())) for site in named)
 
 
 def _attention_site(mixers: Sequence[Mixer], growth: Growth) -> Site:
@@ -134,7 +134,8 @@ def _with_kind(site: Site) -> str:
     return f"{site.module}:{site.kind}" if site.module else site.kind
 
 
-def _with_region(site: Site, region: tuple[fx.Node, ...]) -> Site:
+def with_region(site: Site, region: tuple[fx.Node, ...]) -> Site:
+    """A site with its region and what follows from it; without a cut where it has none."""
     if not site.cut:
         return replace(site, region=())
     if not region:

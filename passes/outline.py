@@ -45,10 +45,18 @@ def extract(
 
 def copy_graph(graph_module: fx.GraphModule) -> fx.GraphModule:
     """A copy that can be rewritten without touching the original."""
+    return copy_with_nodes(graph_module)[0]
+
+
+def copy_with_nodes(
+    graph_module: fx.GraphModule,
+) -> tuple[fx.GraphModule, dict[fx.Node, fx.Node]]:
+    """A copy that can be rewritten, and which of its nodes stands for which of the original."""
     graph = fx.Graph()
-    results = graph.graph_copy(graph_module.graph, {})
+    copies: dict[fx.Node, fx.Node] = {}
+    results = graph.graph_copy(graph_module.graph, copies)
     graph.output(results)
-    return fx.GraphModule(graph_module, graph)
+    return fx.GraphModule(graph_module, graph), copies
 
 
 def outline(

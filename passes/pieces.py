@@ -3,7 +3,8 @@
 Three sorts of pieces, so that equal blocks give equal pieces and compile time does not grow with
 depth:
 
-- one per *branch* (a site's region);
+- one per *branch* (a site's region); the branch of merged sites is cut likewise, into one per site
+  and the glue between;
 - *glue*, one per stretch between branches. A node belongs to the first stretch in which all its
   inputs are known; what depends on no branch (per-layer modulation tables) sinks to the stretch
   that first uses it, or the first piece would grow with depth;
@@ -20,18 +21,27 @@ import torch
 from torch import fx
 
 from . import ir
+from .broadcast import StepBranch, branches
 from .hoisting import hoisted_nodes
 from .outline import Outlined, outline
 
 GLUE = "glue"
+SITE = "site"
 PRELUDE = "prelude"
+
+
+_NOTES = {
+    GLUE: "at every step",
+    PRELUDE: "once per generation and lane",
+    SITE: "with the branch",
+}
 
 
 class Piece(torch.nn.Module):
     """A stretch of glue or a prelude in the cut graph: ``compute`` yields a tuple.
 
     Attributes:
-        sort: ``glue`` or ``prelude``.
+        sort: ``glue``, ``prelude``, or ``site``: a part of a branch of merged sites.
         compute: the stretch as a graph module.
         note: what it is, for dumps.
     """
@@ -40,7 +50,7 @@ class Piece(torch.nn.Module):
         super().__init__()
         self.sort = sort
         self.compute = compute
-        self.note = "at every step" if sort == GLUE else "once per generation and lane"
+        self.note = _NOTES[sort]
 
     def forward(self, *inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """Compute the piece."""
@@ -67,7 +77,24 @@ def cut_into_pieces(graph_module: fx.GraphModule) -> fx.GraphModule:
     def wrap(name: str, outlined: Outlined) -> Piece:
         return Piece(name.partition("_")[0], outlined.graph_module)
 
-    return outline(graph_module, groups, wrap)
+    cut = outline(graph_module, groups, wrap)
+    for call, branch in branches(cut):
+        if branch.site.parts:
+            cut.add_submodule(str(call.target), StepBranch(branch.site, _cut_stretch(branch)))
+    return cut
+
+
+def _cut_stretch(branch: StepBranch) -> fx.GraphModule:
+    """The graph of a branch of merged sites, cut into pieces as a whole graph is."""
+    name_of = {
+        node.name: f"{SITE}_{number}"
+        for number, part in enumerate(branch.site.parts)
+        for node in part.region
+    }
+    inside = [n for n in branch.compute.graph.nodes if n.op == "call_function"]
+    groups = {node: name_of[node.name] for node in inside if node.name in name_of}
+    parts = outline(branch.compute, groups, lambda _, outlined: Piece(SITE, outlined.graph_module))
+    return cut_into_pieces(parts)
 
 
 def _levels(graph: fx.Graph, hoisted: set[fx.Node]) -> dict[fx.Node, int]:

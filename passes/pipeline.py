@@ -19,6 +19,7 @@ from .axes import AxisTable, infer_axes
 from .binding import STATED_HELD, STATED_STEP, Binding, bind, find_clock, step_inputs
 from .broadcast import branches, broadcast
 from .classify import Mixer, find_mixers
+from .coalesce import Pattern, coalesce, verify_coalesced
 from .errors import UnsupportedModelError
 from .find_sites import find_sites
 from .join import Joined
@@ -43,6 +44,7 @@ class Program:
         mixers: token mixers (after ``Classify``).
         sites: sites in model order (after ``FindSites``).
         probed: sites whose samples are the graph's last outputs (after ``InsertProbes``).
+        coalesced: which sites cache one sum, and why others do not, in lines (after ``Coalesce``).
         sharding: the axis that is sharded over ranks, and why, in lines (after ``ShardTokens``).
         seconds: pass name -> seconds it took.
     """
@@ -56,6 +58,7 @@ class Program:
     mixers: tuple[Mixer, ...] = ()
     sites: tuple[Site, ...] = ()
     probed: tuple[Site, ...] = ()
+    coalesced: tuple[str, ...] = ()
     sharding: tuple[str, ...] = ()
     seconds: dict[str, float] = field(default_factory=dict)
 
@@ -164,6 +167,26 @@ class FindSites:
             reasons = "; ".join(f"{site.name}: {site.reason}" for site in program.sites[:3])
             raise UnsupportedModelError(f"No site of this graph can be broadcast: {reasons}.")
         return 0
+
+
+@dataclass(frozen=True)
+class Coalesce:
+    """Let sites that are always reused together cache one sum."""
+
+    pattern: Pattern
+    name: str = "coalesce"
+
+    def __call__(self, program: Program) -> int:
+        """Merge sites and add the sums to the graph."""
+        done = coalesce(program.graph_module, program.sites, self.pattern)
+        verify_coalesced(done.graph_module, program.graph_module, done.sites)
+        program.coalesced = done.lines
+        if done.count:
+            program.graph_module, program.sites = done.graph_module, done.sites
+        return done.count
+
+    def verify(self, after: fx.GraphModule, before: fx.GraphModule) -> None:
+        """Verified with the sites, which the graph alone does not show."""
 
 
 @dataclass(frozen=True)

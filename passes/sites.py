@@ -35,6 +35,8 @@ class Site:
         cache_bytes: size of the cut in bytes for one output.
         flops: floating point operations of the region (two per multiply-add).
         reason: evidence for the kind, and why it cannot be broadcast where it cannot.
+        parts: the sites that this one stands for, itself the first, where they cache one sum
+            (``passes.coalesce``).
     """
 
     name: str
@@ -48,8 +50,14 @@ class Site:
     cache_bytes: int
     flops: int
     reason: str
+    parts: tuple[Site, ...] = ()
 
     @property
     def can_broadcast(self) -> bool:
         """Whether the site has a cut."""
         return bool(self.cut)
+
+    @property
+    def singles(self) -> tuple[Site, ...]:
+        """The sites that this one stands for."""
+        return self.parts or (self,)

@@ -18,7 +18,8 @@ def verify(after: fx.GraphModule, before: fx.GraphModule) -> None:
 
     - the graph is well formed; inputs and outputs are the same in number, order and layout;
     - only single tensors pass between submodules: a multi-output op stays with its getitems;
-    - submodules are branches or pieces, each returns a tuple and holds no call of another;
+    - submodules are branches or pieces, each returns a tuple and holds no call of another, but for
+      the pieces of a branch of merged sites;
     - a branch has an output and holds nothing random or mutating, so that leaving it out changes
       nothing but its value;
     - a prelude reads nothing that changes from step to step;
@@ -38,9 +39,13 @@ def verify(after: fx.GraphModule, before: fx.GraphModule) -> None:
         for source in node.all_input_nodes:
             if ir.tensor(source) is None:
                 raise InvariantError(f"{node.target} reads {source.name}, which is not one tensor")
-        _check_submodule(str(node.target), module.compute)
+        parts = _parts(module)
+        _check_submodule(str(node.target), module.compute, bool(parts))
+        for name, part in parts:
+            _check_submodule(name, part.compute, False)
         if isinstance(module, StepBranch):
-            _check_branch(node, module)
+            for graph_module in (module.compute, *(part.compute for _, part in parts)):
+                _check_no_effect(node, graph_module)
         elif module.sort == PRELUDE:
             _check_prelude(node)
     old, new = count_ops(before), count_ops(after)
@@ -74,19 +79,27 @@ def _check_signature(after: fx.GraphModule, before: fx.GraphModule) -> None:
             raise InvariantError(f"the {what} changed from {old} to {new}")
 
 
-def _check_submodule(name: str, compute: fx.GraphModule) -> None:
+def _parts(module: StepBranch | Piece) -> list[tuple[str, Piece]]:
+    """The pieces of a branch of merged sites, once it is cut."""
+    if not isinstance(module, StepBranch) or not module.site.parts:
+        return []
+    named = module.compute.named_children()
+    return [(name, part) for name, part in named if isinstance(part, Piece)]
+
+
+def _check_submodule(name: str, compute: fx.GraphModule, may_call: bool) -> None:
     _check_form(name, compute)
     if not isinstance(ir.output_node(compute.graph).args[0], tuple):
         raise InvariantError(f"{name} does not return a tuple")
     if not ir.outputs(compute.graph):
         raise InvariantError(f"{name} returns nothing, so nothing can use it")
     nested = list(compute.graph.find_nodes(op="call_module"))
-    if nested:
+    if nested and not may_call:
         raise InvariantError(f"{name} calls another submodule, {nested[0].target}")
 
 
-def _check_branch(node: fx.Node, branch: StepBranch) -> None:
-    for inner in ir.calls(branch.compute.graph):
+def _check_no_effect(node: fx.Node, graph_module: fx.GraphModule) -> None:
+    for inner in ir.calls(graph_module.graph):
         if ir.has_effect(inner):
             raise InvariantError(
                 f"{node.target}: {inner.target} has an effect besides its value, so the branch "

@@ -19,6 +19,13 @@ PLANS: dict[str, dict[str, Any]] = {
         "window": (0.1, 0.9),
         "cut": "gated",
     },
+    "coalesced": {
+        "ranges": {"spatial": 2, "temporal": 2, "cross": 2, "mlp": 2},
+        "predict": 1,
+        "window": (0.1, 0.9),
+        "cut": "gated",
+        "coalesce": True,
+    },
     "with MLPs": {"ranges": {"spatial": 2, "temporal": 4, "mlp": 2}, "window": (0.1, 0.9)},
 }
 NUM_STEPS = 8

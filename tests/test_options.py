@@ -117,7 +117,10 @@ def test_options_cannot_be_changed() -> None:
 @pytest.mark.parametrize(
     ("given", "words"),
     [
-        ({"range": {}}, ["Unknown option 'range'", "Did you mean 'ranges'?", "Known: axes, cut"]),
+        (
+            {"range": {}},
+            ["Unknown option 'range'", "Did you mean 'ranges'?", "Known: axes, coalesce, cut"],
+        ),
         ({"ranges": {"spacial": 2}}, ["unknown kind 'spacial'", "Did you mean 'spatial'?"]),
         ({"ranges": "latt"}, ["Unknown preset 'latt'", "Did you mean 'latte'?", "pab246"]),
         ({"ranges": 3}, ["ranges maps kinds to integers or names a preset, got 3"]),
@@ -143,6 +146,7 @@ def test_options_cannot_be_changed() -> None:
         ({"predict": {"crosss": 1}}, ["unknown kind 'crosss'", "Did you mean 'cross'?"]),
         ({"predict": {"cross": -1}}, ["predict['cross']=-1"]),
         ({"predict_in": "steps"}, ["predict_in='steps'", "Did you mean 'step'?", "timestep"]),
+        ({"coalesce": 1}, ["coalesce is True or False, got 1"]),
         ({"cut": "gate"}, ["cut='gate' is not a choice", "Did you mean 'gated'?"]),
         ({"on_unsupported": "pass"}, ["on_unsupported='pass'", "passthrough, raise"]),
         ({"inner": 3}, ["inner is the name of a backend or a callable, got 3"]),

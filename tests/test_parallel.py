@@ -59,7 +59,11 @@ def computed_kinds(plan: str) -> list[set[str]]:
 
 @pytest.mark.parametrize(
     ("plan", "guidance", "num_ranks"),
-    [("before the gate", "two calls", 2), ("behind the gate", "batched", 3)],
+    [
+        ("before the gate", "two calls", 2),
+        ("behind the gate", "batched", 3),
+        ("coalesced", "none", 2),
+    ],
 )
 def test_ranks_generate_what_one_process_does_and_exchange_nothing_on_reuse(
     world: World, plan: str, guidance: str, num_ranks: int

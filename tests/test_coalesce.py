@@ -1,0 +1,153 @@
+"""Coalesced sites over whole generations: what the single sites give, from fewer cached tensors."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import pab_compile
+from dits.build import Denoising, build, run
+from dits.catalogue import CATALOGUE
+from examples import tiny
+from latte import (
+    Guidance,
+    Loop,
+    assert_different,
+    assert_same,
+    calls_of,
+    compiled_pab,
+    ddim_timesteps,
+    draw_latents,
+    draw_prompt,
+    tiny_latte,
+)
+from oracle import Oracle, Rule
+from pab_compile.plan import COMPUTE, plan_to_json
+
+ALL = {"spatial": 2, "temporal": 2, "cross": 2, "mlp": 2}
+RULES = [Rule(ALL, (0.0, 1.0), order) for order in (0, 2)]
+NUM_STEPS = 9
+
+
+@pytest.mark.parametrize(("rule", "guidance"), [(RULES[0], "two calls"), (RULES[1], "batched")])
+def test_a_generation_equals_the_oracle_and_caches_one_tensor(
+    rule: Rule, guidance: Guidance
+) -> None:
+    model, table, peaks = tiny_latte(depth=2), ddim_timesteps(NUM_STEPS), []
+    oracle = Oracle(model, rule, "gated")
+    expected = Loop(oracle, table, guidance=guidance).run()
+    for coalesce in (False, True):
+        compiled = compiled_pab(model, cut="gated", coalesce=coalesce, **rule.options())
+        for seed in (9, 1):
+            loop = Loop(calls_of(compiled), table, draw_latents(seed), guidance=guidance)
+            if seed == 9:  # broken off
+                next(loop.steps())
+                pab_compile.reset()
+        assert_same(loop.run(), expected)
+        stats = pab_compile.stats(compiled)  # type: ignore[arg-type]
+        assert stats.reused == oracle.reused()
+        assert stats.computed == oracle.computed()
+        peaks.append(stats.peak_cache_bytes)
+    assert peaks[0] == 10 * peaks[1]
+
+
+def test_the_single_sites_of_a_plan_stay_beside_the_merged_ones() -> None:
+    rule = Rule(
+        {"spatial": 2, "temporal": 2, "cross": 3, "mlp": 2},
+        (0.0, 1.0),
+        {"mlp": 1, "cross": 1, "temporal": 1, "spatial": 1},
+    )
+    model, table = tiny_latte(depth=2), ddim_timesteps(NUM_STEPS)
+    compiled = compiled_pab(model, cut="gated", coalesce=True, **rule.options())
+    expected = Loop(Oracle(model, rule, "gated"), table).run()
+    assert_same(Loop(calls_of(compiled), table).run(), expected)
+
+
+def test_open_sora_equals_its_oracle() -> None:
+    model, table, rule = tiny.build("open-sora"), ddim_timesteps(6), Rule(ALL, (0.0, 1.0), 1)
+    expected = Loop(tiny.Oracle("open-sora", model, rule, "gated"), table).run()
+    compiled = compiled_pab(model, cut="gated", coalesce=True, **rule.options())
+    assert_same(Loop(tiny.calls("open-sora", compiled), table).run(), expected)
+
+
+# Sites that are merged, and the sums that they cache. What CogVideoX adds beside its attentions
+# reads both streams at once, which is no site, so that it is computed and every sum is read.
+@pytest.mark.parametrize(
+    ("name", "merged"), [("cogvideox", []), ("wan", [(6, 1)]), ("flux", [(6, 1)])]
+)
+def test_other_models_equal_their_single_sites(name: str, merged: list[tuple[int, int]]) -> None:
+    dit = CATALOGUE[name]
+    model, loop = build(dit), Denoising(dit, 6)
+    ranges = dict.fromkeys(("full", "joint", "cross", "mlp"), 2)
+    options = {
+        "inner": "eager",
+        "ranges": ranges,
+        "window": (0.0, 1.0),
+        "predict": 1,
+        "cut": "gated",
+    }
+    ways: list[Any] = []
+    for coalesce in (False, True):
+        compiled = torch.compile(
+            model, backend="pab", options={**options, **dit.options, "coalesce": coalesce}
+        )
+        ways.append(torch.stack([run(compiled, **loop.at(step))[0] for step in range(6)]))
+    eager = torch.stack([run(model, **loop.at(step))[0] for step in range(6)])
+    assert_different(ways[0], eager)
+    assert_same(ways[1], ways[0])
+    found = pab_compile.explain(
+        model, options={**options, **dit.options, "coalesce": True}, **loop.at(0)
+    )
+    lines = [note for note in found.notes if note.startswith("coalesced")]
+    numbers = [re.match(r"coalesced (\d+) sites, .* cache (\d+) tensor", line) for line in lines]
+    assert [tuple(map(int, n.groups())) for n in numbers if n] == merged
+    assert any("layer_norm reads what it adds" in note for note in found.notes) == (not merged)
+
+
+def test_neither_caches_nor_pieces_grow_with_depth() -> None:
+    found = []
+    for depth in (2, 3):
+        rule = Rule(ALL, (0.0, 1.0), 1)
+        compiled = compiled_pab(tiny_latte(depth), cut="gated", coalesce=True, **rule.options())
+        Loop(calls_of(compiled), ddim_timesteps(5)).run()
+        stats = pab_compile.stats(compiled)  # type: ignore[arg-type]
+        found.append((stats.peak_cache_bytes, stats.num_pieces))
+    assert found[0] == found[1]
+
+
+@pytest.mark.slow
+def test_with_inductor_it_equals_the_oracle() -> None:
+    model, table, rule = tiny_latte(depth=1), ddim_timesteps(6), Rule(ALL, (0.0, 1.0), 1)
+    options = {"cut": "gated", "coalesce": True, **rule.options()}
+    compiled = compiled_pab(model, inner="inductor", **options)
+    expected = Loop(Oracle(model, rule, "gated"), table).run()
+    assert_same(Loop(calls_of(compiled), table).run(), expected, 1e-4)
+
+
+@pytest.mark.parametrize("plan", ["function", "file"])
+def test_plans_that_are_no_rules(plan: str, tmp_path: Path) -> None:
+    model, table = tiny_latte(depth=1), ddim_timesteps(6)
+    rows = {site.name: [COMPUTE, COMPUTE, 1, 0, COMPUTE, 1] for site in explained(model).sites}
+    path = tmp_path / "plan.json"
+    path.write_text(json.dumps(plan_to_json(rows, 6)))
+
+    def function(site: Any, step: int, *_: Any) -> int | None:
+        return None if rows[site.name][step] == COMPUTE else rows[site.name][step]
+
+    given = path if plan == "file" else function
+    compiled = compiled_pab(model, cut="gated", coalesce=True, plan=given)
+    single = compiled_pab(model, cut="gated", plan=function)
+    expected = Loop(calls_of(single), table).run()
+    assert_same(Loop(calls_of(compiled), table).run(), expected)
+    peaks = [pab_compile.stats(way).peak_cache_bytes for way in (compiled, single)]  # type: ignore[arg-type]
+    assert peaks[1] == (5 if plan == "file" else 1) * peaks[0]
+
+
+def explained(model: Any) -> pab_compile.Explanation:
+    inputs = {"timestep": torch.tensor([5.0]), "encoder_hidden_states": draw_prompt()}
+    return pab_compile.explain(model, draw_latents(), **inputs)
