@@ -8,8 +8,10 @@ arXiv 2408.12588.
 from __future__ import annotations
 
 from .board import stats
+from .calibrate import Calibration, calibrate, predicted_error
 from .comm import CommReport, comm
 from .errors import (
+    CalibrationError,
     GradModeError,
     InvariantError,
     ObservationError,
@@ -30,6 +32,8 @@ from .scope import generation, reset, step
 from .stats import RunStats
 
 __all__ = [
+    "Calibration",
+    "CalibrationError",
     "CommReport",
     "Explanation",
     "GradModeError",
@@ -46,11 +50,13 @@ __all__ = [
     "ShardingError",
     "SiteReport",
     "UnsupportedModelError",
+    "calibrate",
     "comm",
     "explain",
     "generation",
     "load_observation",
     "observe",
+    "predicted_error",
     "reset",
     "stats",
     "step",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import os
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +13,12 @@ from pab_compile.passes.errors import PabError
 from pab_compile.passes.sites import CUTS, KINDS
 
 from .lower import known_modes
-from .plan import MAX_ORDER, CallablePlan, Plan, RangePlan, load_plan
+from .plan import MAX_ORDER, CallablePlan, Plan, RangePlan
+from .plan_file import PREDICT_IN, load_plan
 from .presets import DEFAULT_RANGES, DEFAULT_WINDOW, PRESETS, Window
 
 SHARDED_AXES = ("t", "h", "w", "s")
 ON_UNSUPPORTED = ("raise", "passthrough")
-PREDICT_IN = ("step", "timestep")
 
 
 class OptionError(PabError, ValueError):
@@ -116,6 +116,7 @@ def parse_options(options: Mapping[str, Any] | None, mode: str | None = None) ->
     _check_choice("predict_in", parsed.predict_in, PREDICT_IN)
     _check_axes(parsed.axes)
     _check_plan(parsed, given)
+    parsed = _as_calibrated(parsed, given)
     _check_parallel(parsed)
     if parsed.dump is not None and not isinstance(parsed.dump, (str, Path)):
         raise OptionError(f"dump is the path of a directory, got {parsed.dump!r}.")
@@ -230,3 +231,20 @@ def _check_plan(parsed: Options, given: Mapping[str, Any]) -> None:
     clash = [name for name in ("ranges", "window", "predict") if name in given]
     if clash:
         raise OptionError(f"plan replaces {', '.join(clash)}: give the one or the other.")
+
+
+def _as_calibrated(parsed: Options, given: Mapping[str, Any]) -> Options:
+    """With the cut and the way of prediction that a calibrated plan holds for."""
+    if not isinstance(parsed.plan, (str, Path)):
+        return parsed
+    calibrated = load_plan(parsed.plan).calibrated
+    if calibrated is None:
+        return parsed
+    for name in ("cut", "predict_in"):
+        wanted = getattr(calibrated, name)
+        if given.get(name, wanted) != wanted:
+            raise OptionError(
+                f"{name}={given[name]!r}, but the plan {str(parsed.plan)!r} was calibrated with "
+                f"{wanted!r}: leave the option out, or calibrate with it."
+            )
+    return replace(parsed, cut=calibrated.cut, predict_in=calibrated.predict_in)

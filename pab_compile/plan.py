@@ -11,10 +11,8 @@ The phase counts from the first step of the generation, not from the start of th
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Protocol
 
 from pab_compile.passes.errors import PabError
@@ -25,7 +23,6 @@ from .schedule import Moment
 
 COMPUTE = -1
 MAX_ORDER = 2
-PLAN_FORMAT = "pab_compile.plan/1"
 
 
 class PlanError(PabError, ValueError):
@@ -116,7 +113,7 @@ class CallablePlan:
     def entry(self, site: Site, moment: Moment) -> int:
         """Ask the function; ``None`` means compute."""
         answer = self.function(site, moment.step, moment.schedule.num_steps, moment.timestep)
-        return COMPUTE if answer is None else _checked_entry(answer, f"plan function, {site.name}")
+        return COMPUTE if answer is None else checked_entry(answer, f"plan function, {site.name}")
 
     def may_reuse(self, site: Site) -> bool:
         """Any site may be reused: the function is only asked at run time."""
@@ -138,100 +135,8 @@ class CallablePlan:
         """Every graph fits."""
 
 
-@dataclass(frozen=True)
-class TablePlan:
-    """A table read from a plan file: one row per site, one entry per step.
-
-    Attributes:
-        num_steps: number of steps the table was made for; at any other number all compute.
-        rows: site name -> entries, one per step.
-        origin: where it came from, for messages.
-    """
-
-    num_steps: int
-    rows: Mapping[str, tuple[int, ...]]
-    origin: str
-
-    def entry(self, site: Site, moment: Moment) -> int:
-        """The entry of the table."""
-        if moment.schedule.num_steps is None:
-            return COMPUTE
-        if moment.schedule.num_steps != self.num_steps:
-            raise PlanError(
-                f"{self.origin} is made for {self.num_steps} steps, but this generation has "
-                f"{moment.schedule.num_steps}. Use a plan for that number of steps, or ranges."
-            )
-        return self.rows[site.name][moment.step] if site.name in self.rows else COMPUTE
-
-    def may_reuse(self, site: Site) -> bool:
-        """Whether the site's row holds a reuse."""
-        return any(entry != COMPUTE for entry in self.rows.get(site.name, ()))
-
-    def range_of(self, site: Site) -> None:
-        """A table has no range."""
-        return None
-
-    def max_order(self, site: Site) -> int:
-        """The highest order in the site's row."""
-        return max(self.rows.get(site.name, (0,)), default=0)
-
-    def pattern(self, site: Site) -> Hashable | None:
-        """The site's row."""
-        return self.rows[site.name] if self.may_reuse(site) else None
-
-    def check(self, sites: Sequence[Site]) -> None:
-        """Every row must name a site of the graph that can be broadcast."""
-        known = {site.name for site in sites if site.can_broadcast}
-        strange = [name for name in self.rows if name not in known]
-        if strange:
-            raise PlanError(
-                f"{self.origin} names {len(strange)} site(s) that this model does not have or that "
-                f"cannot be broadcast, first {strange[0]!r}. The model's sites are: "
-                f"{', '.join(sorted(known)) or 'none'}. Was the plan made for another model?"
-            )
-
-
-def load_plan(path: str | Path) -> TablePlan:
-    """Read a plan file: ``{"format": ..., "num_steps": n, "sites": {name: [entry, ...]}}``.
-
-    An entry is ``"C"`` (compute) or the order of the reuse.
-
-    Raises:
-        PlanError: unreadable, malformed, or with rows that do not have one entry per step.
-    """
-    try:
-        content = json.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise PlanError(f"The plan file {str(path)!r} cannot be read as JSON: {error}") from error
-    return plan_from_json(content, f"The plan file {str(path)!r}")
-
-
-def plan_from_json(content: Any, origin: str) -> TablePlan:
-    """Validate the content of a plan file; see ``load_plan``."""
-    if not isinstance(content, dict) or content.get("format") != PLAN_FORMAT:
-        raise PlanError(f'{origin} lacks "format": "{PLAN_FORMAT}", so it is not a plan.')
-    num_steps, sites = content.get("num_steps"), content.get("sites")
-    if not isinstance(num_steps, int) or isinstance(num_steps, bool) or num_steps < 1:
-        raise PlanError(f'{origin}: "num_steps" must be a positive integer, got {num_steps!r}.')
-    if not isinstance(sites, dict):
-        raise PlanError(f'{origin}: "sites" must map names to entries, got {type(sites).__name__}.')
-    rows = {}
-    for name, entries in sites.items():
-        if not isinstance(entries, list) or len(entries) != num_steps:
-            found = f"{len(entries)} entries" if isinstance(entries, list) else repr(entries)
-            raise PlanError(f"{origin}: site {name!r} needs {num_steps} entries, found {found}.")
-        where = f"{origin}, site {name!r}"
-        rows[name] = tuple(COMPUTE if e == "C" else _checked_entry(e, where) for e in entries)
-    return TablePlan(num_steps, rows, origin)
-
-
-def plan_to_json(rows: Mapping[str, Sequence[int]], num_steps: int) -> dict[str, Any]:
-    """The content of a plan file for a table of entries."""
-    sites = {name: ["C" if e == COMPUTE else e for e in entries] for name, entries in rows.items()}
-    return {"format": PLAN_FORMAT, "num_steps": num_steps, "sites": sites}
-
-
-def _checked_entry(entry: Any, where: str) -> int:
+def checked_entry(entry: Any, where: str) -> int:
+    """An order of reuse, as a user gave it."""
     if isinstance(entry, bool) or not isinstance(entry, int) or not 0 <= entry <= MAX_ORDER:
         raise PlanError(
             f"{where}: an entry is compute, or an order of reuse from 0 to {MAX_ORDER}; "

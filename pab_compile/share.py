@@ -5,7 +5,8 @@ from __future__ import annotations
 from pab_compile.passes.sites import Site
 
 from .decisions import Decisions
-from .plan import CallablePlan, Plan, TablePlan
+from .plan import CallablePlan, Plan
+from .plan_file import TablePlan
 from .schedule import Schedule
 
 _NUM_STEPS = 30

@@ -27,7 +27,8 @@ from latte import (
     tiny_latte,
 )
 from oracle import Oracle, Rule
-from pab_compile.plan import COMPUTE, plan_to_json
+from pab_compile.plan import COMPUTE
+from pab_compile.plan_file import plan_to_json
 
 ALL = {"spatial": 2, "temporal": 2, "cross": 2, "mlp": 2}
 RULES = [Rule(ALL, (0.0, 1.0), order) for order in (0, 2)]

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from oracle import extrapolate
 from pab_compile.decisions import Decision, Decisions
 from pab_compile.passes.sites import Site
-from pab_compile.plan import COMPUTE, RangePlan, plan_from_json, plan_to_json
+from pab_compile.plan import COMPUTE, RangePlan
+from pab_compile.plan_file import plan_from_json, plan_to_json
 from pab_compile.schedule import Schedule
 from pab_compile.slots import Slot
 

@@ -14,7 +14,7 @@ from torch import fx
 from latte import Loop, assert_same, calls_of, compiled_pab, ddim_timesteps, tiny_latte
 from oracle import Oracle, Rule
 from pab_compile.passes.sites import Site
-from pab_compile.plan import plan_from_json
+from pab_compile.plan_file import plan_from_json
 
 PAGE = (Path(__file__).parents[1] / "docs" / "plans.md").read_text(encoding="utf-8")
 

@@ -11,7 +11,8 @@ from pab_compile.errors import OptionError, PabError, RanksError
 from pab_compile.mesh import group_of
 from pab_compile.options import Options, near_miss, parse_options
 from pab_compile.passes.sites import KINDS, Site
-from pab_compile.plan import COMPUTE, CallablePlan, RangePlan, TablePlan
+from pab_compile.plan import COMPUTE, CallablePlan, RangePlan
+from pab_compile.plan_file import TablePlan
 from pab_compile.presets import DEFAULT_RANGES, DEFAULT_WINDOW, PRESETS
 
 

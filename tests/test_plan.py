@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -12,16 +13,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import fx
 
+from pab_compile.observation import model_fingerprint
 from pab_compile.passes.sites import Site
-from pab_compile.plan import (
-    COMPUTE,
-    CallablePlan,
-    PlanError,
-    RangePlan,
-    load_plan,
-    plan_from_json,
-    plan_to_json,
-)
+from pab_compile.plan import COMPUTE, CallablePlan, PlanError, RangePlan
+from pab_compile.plan_file import load_plan, plan_from_json, plan_to_json, resample
 from pab_compile.schedule import Moment, Schedule
 
 
@@ -225,3 +220,87 @@ def test_writing_and_reading_a_plan_changes_nothing(
     plan = plan_from_json(written, "p")
     assert plan.num_steps == num_steps
     assert plan.rows == {name: tuple(entries) for name, entries in rows.items()}
+
+
+# Calibrated plans
+
+
+def calibrated(**changes: Any) -> dict[str, Any]:
+    sites = [site(), site("temporal", "b")]
+    made_for = {"fingerprint": model_fingerprint(sites, "gated"), "cut": "gated"}
+    return content(**{**made_for, "predict_in": "step", **changes})
+
+
+def test_a_calibrated_plan_is_refused_on_another_model() -> None:
+    plan = plan_from_json(calibrated(), "The plan file 'p.json'")
+    plan.check([site(), site("temporal", "b"), site(name="c", can_broadcast=False)])
+    for others in ([site()], [site(), site("spatial", "b")], [site("temporal", "b"), site()]):
+        with pytest.raises(PlanError, match="was calibrated on a model with fingerprint"):
+            plan.check(others)
+
+
+def test_a_calibrated_plan_says_what_it_is_for() -> None:
+    for changes in ({"cut": "middle"}, {"predict_in": None}, {"fingerprint": 3}):
+        assert "says which model it is for" in refused(calibrated(**changes))
+
+
+def test_a_calibrated_plan_fits_any_number_of_steps() -> None:
+    plan = plan_from_json(calibrated(), "p")
+    entries = [plan.entry(site(), moment(i, [9.0, 7.0, 5.0, 3.0, 1.0])) for i in range(5)]
+    assert entries == [COMPUTE, 0, 0, 0, 1]
+
+
+@pytest.mark.parametrize(
+    ("row", "expected"),
+    [
+        ("CCC112C12C", "CCC112C12C"),
+        ("C1C1C", "C111C111C"),  # gaps in the timestep stay
+        ("CCC1C", "CCCCC111C"),  # where neighbours compute, all between them does
+        ("C2211C2211C", "C21C21C"),
+        ("CC1C1C1C", "CCCC"),
+        ("C1C1C", "C"),
+    ],
+)
+def test_a_row_at_another_number_of_steps(row: str, expected: str) -> None:
+    def entries(text: str) -> tuple[int, ...]:
+        return tuple(COMPUTE if letter == "C" else int(letter) for letter in text)
+
+    assert resample(entries(row), len(expected)) == entries(expected)
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=4),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=4), inner),
+    max_leaves=8,
+)
+
+
+@given(st.sampled_from(sorted(calibrated())), json_values)
+def test_a_plan_file_with_anything_in_it_is_a_plan_or_an_error(name: str, value: Any) -> None:
+    try:
+        plan = plan_from_json(calibrated(**{name: value}), "p")
+    except PlanError:
+        return
+    assert all(len(row) == plan.num_steps for row in plan.rows.values())
+
+
+@given(st.integers(0, 400), st.binary(max_size=3))
+def test_a_damaged_plan_file_is_a_plan_or_an_error(place: int, damage: bytes) -> None:
+    written = json.dumps(calibrated()).encode()
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "p.json"
+        path.write_bytes(written[:place] + damage)
+        try:
+            load_plan(path)
+        except PlanError:
+            return
+
+
+def test_a_huge_or_deep_plan_file_is_refused(tmp_path: Path) -> None:
+    deep, huge = tmp_path / "deep.json", tmp_path / "huge.json"
+    deep.write_text("[" * 100_000)
+    with huge.open("wb") as file:
+        file.truncate(2**26 + 1)
+    for path in (deep, huge):
+        with pytest.raises(PlanError, match="cannot be read as JSON"):
+            load_plan(path)

@@ -30,7 +30,8 @@ from latte import (
     tiny_latte,
 )
 from oracle import Oracle, Rule
-from pab_compile.plan import COMPUTE, plan_to_json
+from pab_compile.plan import COMPUTE
+from pab_compile.plan_file import plan_to_json
 from pab_compile.presets import PRESETS
 
 NUM_STEPS = 12

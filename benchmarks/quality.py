@@ -1,0 +1,272 @@
+"""Quality against speed: many plans, the same videos, on the demo's trained model.
+
+    python -m benchmarks.quality
+    python -m benchmarks.quality --quick      # few videos: a check that it runs, no measurement
+
+Every plan generates the same videos from the same noise. In turns, batch by batch, so that a
+machine's drift meets all plans alike: the speed is the median over the batches of the ratio to
+stock `torch.compile` in the same turn. Against the videos of the model without any reuse:
+
+- PSNR (dB, at most 100) and SSIM of the frames (scikit-image);
+- motion error: ``|d - d_ref| / |d_ref|`` for the differences ``d`` of successive frames, 0 is best;
+- read: how often a reader sees the prompted digit (not a comparison: the model itself misses some).
+
+In brackets 95 % intervals over the videos: bootstrap for means, Wilson for what was read.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import re
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import numpy as np
+import torch
+from rich import box
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+from scipy.stats import binomtest, bootstrap
+from skimage.metrics import peak_signal_noise_ratio, structural_similarity
+
+import pab_compile
+
+from .examples import digits, plans
+from .results import RESULTS_DIR, versions
+
+STOCK = "stock torch.compile"
+SAME_DB = 100.0
+
+
+def _attention(spatial: int, temporal: int, cross: int) -> dict[str, Any]:
+    return {"ranges": {"spatial": spatial, "temporal": temporal, "cross": cross}}
+
+
+def _every(range_: int, order: int, low: float = 0.1) -> dict[str, Any]:
+    kinds = ("spatial", "temporal", "cross", "mlp")
+    return {"ranges": dict.fromkeys(kinds, range_), "predict": order, "window": (low, 1.0)}
+
+
+def gate_cross(site: Any, step: int, num_steps: int, _: float | None) -> int | None:
+    """Cross-attention is computed in the first third of the steps, then repeated to the end."""
+    return 0 if site.kind == "cross" and step >= num_steps // 3 else None
+
+
+def middle_blocks(site: Any, step: int, num_steps: int, _: float | None) -> int | None:
+    """All of the middle blocks is repeated at every other step; first and last blocks compute."""
+    block = re.search(r"\.(\d+)\.?", site.name)
+    is_middle = block is not None and int(block[1]) == 1  # of three
+    return 0 if is_middle and step % 2 and step >= 0.1 * num_steps else None
+
+
+PLANS: dict[str, dict[str, Any]] = {
+    "PAB246": plans.PLANS["pab246"],
+    "PAB357": plans.PLANS["pab357"],
+    "PAB579": plans.PLANS["pab579"],
+    "uniform 3/3/3": _attention(3, 3, 3),
+    "inverted 6/4/2": _attention(6, 4, 2),
+    "spatial alone, 2": _attention(2, 1, 1),
+    "temporal alone, 4": _attention(1, 4, 1),
+    "cross alone, 6": _attention(1, 1, 6),
+    "cross gated off (T-GATE)": {"plan": gate_cross},
+    "middle blocks, every 2nd": {"plan": middle_blocks},
+    "PAB246, linear": {**plans.PLANS["pab246"], "predict": 1},
+    "all sites, every 3rd, repeat": _every(3, 0),
+    "all sites, every 3rd, linear": _every(3, 1),
+    "all sites, every 4th, linear": _every(4, 1),
+}
+"""Name -> options; the kinds of a triple are spatial/temporal/cross."""
+
+
+@dataclass
+class Score:
+    """What was seen of a plan.
+
+    Attributes:
+        plan: its name.
+        speed: time of stock `torch.compile` / time of the plan, one per batch.
+        psnr, ssim, motion: one per video.
+        read: whether the prompt is read, one per video.
+        cache_bytes: most bytes kept, where it is known.
+    """
+
+    plan: str
+    speed: list[float] = field(default_factory=list)
+    psnr: list[float] = field(default_factory=list)
+    ssim: list[float] = field(default_factory=list)
+    motion: list[float] = field(default_factory=list)
+    read: list[bool] = field(default_factory=list)
+    cache_bytes: int | None = None
+
+    def add(self, videos: torch.Tensor, reference: torch.Tensor) -> None:
+        """Compare videos ``[n, 1, frames, height, width]`` between -1 and 1."""
+        pairs = (((v + 1) / 2).squeeze(1).numpy() for v in (videos, reference))
+        for ours, theirs in zip(*pairs, strict=True):
+            same = float(np.square(ours - theirs).mean()) < 10 ** (-SAME_DB / 10)
+            psnr = SAME_DB if same else peak_signal_noise_ratio(theirs, ours, data_range=1.0)
+            self.psnr.append(float(psnr))
+            frames = zip(theirs, ours, strict=True)
+            ssim = [float(structural_similarity(a, b, data_range=1.0)) for a, b in frames]
+            self.ssim.append(statistics.fmean(ssim))
+            moved, moves = np.diff(ours, axis=0), np.diff(theirs, axis=0)
+            self.motion.append(float(np.linalg.norm(moved - moves) / np.linalg.norm(moves)))
+
+
+def interval(values: list[float]) -> tuple[float, float]:
+    """95 % bootstrap interval of the mean."""
+    if len(set(values)) < 2:
+        return values[0], values[0]
+    found = bootstrap((values,), np.mean, method="percentile", rng=0, n_resamples=2000)
+    return float(found.confidence_interval.low), float(found.confidence_interval.high)
+
+
+def taylorseer(model: torch.nn.Module) -> Callable[..., Any]:
+    """TaylorSeer as diffusers has it, on a copy: eager, attention modules, first order."""
+    hooked = copy.deepcopy(model)
+    config = diffusers.TaylorSeerCacheConfig(
+        cache_interval=3,
+        disable_cache_before_step=3,
+        max_order=1,
+        taylor_factors_dtype=torch.float32,
+        cache_identifiers=[r"(temporal_)?transformer_blocks\.\d+\.attn\d"],
+    )
+    hooked.enable_cache(config)  # type: ignore[operator]
+
+    def call(**inputs: Any) -> Any:
+        with hooked.cache_context("generation"):  # type: ignore[operator]
+            return hooked(**inputs)
+
+    call.before = hooked._reset_stateful_cache  # type: ignore[attr-defined]
+    return call
+
+
+def measure(args: argparse.Namespace, console: Console) -> list[Score]:
+    """Generate every batch with every plan in turns."""
+    # Dynamo keeps the code of all plans at the model's one forward.
+    torch.compiler.config.recompile_limit = 2 * len(PLANS)
+    latte, reader = digits.load(), digits.train_reader()
+    calls: dict[str, Callable[..., Any]] = {STOCK: torch.compile(latte.model)}
+    for name, options in PLANS.items():
+        calls[name] = torch.compile(latte.model, backend="pab", options=options)
+    calls["TaylorSeer (diffusers, eager)"] = taylorseer(latte.model)
+    scores = {name: Score(name) for name in calls}
+    prompts = torch.arange(args.videos) % digits.NUM_DIGITS
+    noise = digits.make_noise(args.videos, seed=args.seed)
+    batches = list(zip(prompts.split(args.batch), noise.split(args.batch), strict=True))
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+    with Progress(*columns, TimeElapsedColumn(), console=console) as bar:
+        total = len(calls) * (len(batches) + 1)
+        task = bar.add_task("generations", total=total)
+
+        def generate(name: str, batch: tuple[torch.Tensor, torch.Tensor]) -> Any:
+            bar.update(task, description=name)
+            pab_compile.reset()
+            getattr(calls[name], "before", lambda: None)()
+            start = time.perf_counter()
+            videos = digits.generate(latte, *batch, model=calls[name], num_steps=args.steps)
+            bar.advance(task)
+            return videos, time.perf_counter() - start
+
+        for name in calls:  # compiles
+            generate(name, batches[0])
+        for batch in batches:
+            seconds = {}
+            reference = torch.empty(0)
+            for name, score in scores.items():
+                videos, seconds[name] = generate(name, batch)
+                reference = videos if name == STOCK else reference
+                score.add(videos, reference)
+                score.read += (reader.read(videos) == batch[0]).tolist()
+                score.speed.append(seconds[STOCK] / seconds[name])
+    for name in PLANS:
+        scores[name].cache_bytes = pab_compile.stats(calls[name]).peak_cache_bytes  # type: ignore[arg-type]
+    return list(scores.values())
+
+
+HEADERS = ("plan", "speed", "PSNR dB", "SSIM", "motion error", "read %", "cache MiB")
+
+
+def cells(score: Score) -> tuple[str, ...]:
+    """A row of the table."""
+    found = binomtest(sum(score.read), len(score.read)).proportion_ci(method="wilson")
+    columns = [score.plan, f"{statistics.median(score.speed):.2f}x"]
+    for values, digits_ in ((score.psnr, 1), (score.ssim, 3), (score.motion, 3)):
+        low, high = interval(values)
+        mean = statistics.fmean(values)
+        columns.append(f"{mean:.{digits_}f} [{low:.{digits_}f}, {high:.{digits_}f}]")
+    share = statistics.fmean(score.read)
+    columns.append(f"{100 * share:.0f} [{100 * found.low:.0f}, {100 * found.high:.0f}]")
+    cache = score.cache_bytes
+    columns.append("-" if cache is None else f"{cache / 2**20:.2f}")
+    return tuple(columns)
+
+
+def plot(scores: list[Score], path: Path) -> None:
+    """Quality against speed, one point per plan."""
+    import matplotlib
+
+    matplotlib.use("agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=(9, 6), layout="constrained")
+    for score in scores:
+        if score.plan == STOCK:
+            continue
+        speed, psnr = statistics.median(score.speed), statistics.fmean(score.psnr)
+        low, high = interval(score.psnr)
+        axes.errorbar(speed, psnr, [[psnr - low], [high - psnr]], fmt="o", capsize=3)
+        axes.annotate(score.plan, (speed, psnr), (5, 4), textcoords="offset points", fontsize=8)
+    axes.set_xlabel("speed-up over stock torch.compile, measured")
+    axes.set_ylabel("PSNR against no reuse, dB")
+    axes.grid(alpha=0.3)
+    figure.savefig(path, dpi=120)
+    pyplot.close(figure)
+
+
+def write(scores: list[Score], settings: str) -> list[Path]:
+    """Table, numbers and picture."""
+    lines = [f"| {' | '.join(HEADERS)} |", "|---|" + "---:|" * (len(HEADERS) - 1)]
+    lines += [f"| {' | '.join(cells(score))} |" for score in scores]
+    paths = [RESULTS_DIR / f"quality.{end}" for end in ("md", "json", "png")]
+    paths[0].write_text("\n".join(["### quality", "", *lines, "", settings, ""]))
+    content = {"settings": settings, "scores": [asdict(score) for score in scores]}
+    paths[1].write_text(json.dumps(content) + "\n")
+    plot(scores, paths[2])
+    return paths
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--videos", type=int, default=64)
+    parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--steps", type=int, default=30)
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--quick", action="store_true", help="4 videos, 10 steps; writes no files")
+    args, console = parser.parse_args(), Console()
+    if args.quick:
+        args.videos, args.batch, args.steps = 4, 2, 10
+    scores = measure(args, console)
+    table = Table(*HEADERS, box=box.SIMPLE)
+    for score in scores:
+        table.add_row(*cells(score))
+    console.print(table)
+    used = ", ".join(f"{name} {number}" for name, number in versions().items())
+    settings = (
+        f"{args.videos} videos in batches of {args.batch}, {args.steps} steps, guidance 2, seed "
+        f"{args.seed}. Command: python -m benchmarks.quality. Versions: {used}"
+    )
+    console.print(settings, highlight=False)
+    if not args.quick:
+        console.print(f"wrote {', '.join(map(str, write(scores, settings)))}")
+
+
+if __name__ == "__main__":
+    main()
