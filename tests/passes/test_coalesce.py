@@ -28,7 +28,7 @@ from captured import (
 from golden import check_inline
 from latte import assert_different, assert_same
 from pab_compile.passes.broadcast import branches, broadcast
-from pab_compile.passes.coalesce import Coalesced, coalesce, verify_coalesced
+from pab_compile.passes.coalesce import Coalesced, _leaks, coalesce, verify_coalesced
 from pab_compile.passes.errors import InvariantError
 from pab_compile.passes.pieces import cut_into_pieces
 from pab_compile.passes.printer import diff_text, format_graph
@@ -177,7 +177,66 @@ def test_streams_that_are_joined_at_the_end_of_their_blocks_go_on_as_one() -> No
 
     done = coalesced(captured(model))
     assert parts_of(done) == [2]
+    # Not the video's part alone: that would be a view of the whole.
+    assert [site.cache_bytes for site in done.sites] == [4 * 2 * (TEXT + TOKENS) * CHANNELS]
     check_numbers(captured(model), done)
+
+
+def two_streams(last_reads_the_end: bool) -> Captured:
+    """Text that attends twice to the video, between its attention and its MLP, or behind both."""
+
+    def model(latents, timestep, prompt, w_in, w_time, w_text, w_out, w_up, w_down):  # type: ignore[no-untyped-def]
+        x, text = tokens_of(latents, w_in), linear(prompt, w_text)
+        emb = time_embedding(timestep, w_time)
+        x = x + emb * linear(attend(x, x, x), w_out)
+        text = text + emb * attend(text, x, x)
+        y = x + emb * linear(gelu(linear(x * emb, w_up)), w_down)
+        x = y if last_reads_the_end else x
+        text = text + emb * attend(text, x, x)
+        return latents_of(layer_norm(y, [CHANNELS]) + torch.tanh(text).mean(1, keepdim=True))
+
+    return captured(model)
+
+
+def test_streams_of_which_one_only_reads_the_other_are_merged() -> None:
+    model = two_streams(last_reads_the_end=False)
+    done = coalesced(model)
+    assert parts_of(done) == [4]
+    check_numbers(model, done)
+
+
+def test_a_stretch_that_would_read_its_own_sum_stays_single() -> None:
+    done = coalesced(two_streams(last_reads_the_end=True))
+    assert parts_of(done) == [0] * 4
+    (line,) = done.lines
+    assert line.startswith("not coalesced: 4 site(s), first ")
+    assert line.endswith(": its stretch would read its own sum, or nothing is saved")
+
+
+@pytest.mark.parametrize(
+    "add",
+    [
+        pytest.param(lambda x, a: x + a.mean(1, keepdim=True), id="broadcast"),
+        pytest.param(lambda x, a: torch.add(x, a, alpha=0.5), id="factor"),
+        pytest.param(lambda x, a: x - a, id="difference"),
+    ],
+)
+def test_what_is_no_plain_addition_keeps_sites_single(
+    add: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
+) -> None:
+    def model(latents, timestep, w_in, w_time, w_out, w_up, w_down):  # type: ignore[no-untyped-def]
+        x = tokens_of(latents, w_in)
+        emb = time_embedding(timestep, w_time)
+        x = add(x, linear(attend(x, x, x), w_out) * emb)
+        return latents_of(x + emb * linear(gelu(linear(x * emb, w_up)), w_down))
+
+    assert parts_of(coalesced(captured(model))) == [0, 0]
+
+
+def test_a_value_that_leaves_a_region_beside_the_cut_is_noticed() -> None:
+    site = next(site for site in analysed(captured(models.mlp_block), "gated").sites)
+    assert not _leaks(site)
+    assert _leaks(replace(site, region=(*site.region[:-1],), cut=()))
 
 
 def between(read: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]) -> Captured:
