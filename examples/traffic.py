@@ -11,34 +11,57 @@ crosses the wire. `--depth 28` is the whole model; fewer blocks are quicker, the
 from __future__ import annotations
 
 import argparse
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import torch
 from models import open_sora, rectified_flow
 
 import pab_compile
 
-FRAMES, HEIGHT, WIDTH = 15, 60, 106  # latents of 51 frames of 480 x 848
+OPTIONS = {"ranges": "open-sora", "cut": "gated"}
 
 
-def foretell(num_ranks: int, depth: int) -> pab_compile.CommReport:
-    """The traffic of a generation by a number of ranks."""
+@dataclass(frozen=True)
+class Described:
+    """The model at its real size, without weights, and how it is called.
+
+    Attributes:
+        model: on the `meta` device.
+        inputs: of one call, guidance in one batch.
+        schedule: 30 steps of rectified flow.
+    """
+
+    model: torch.nn.Module
+    inputs: dict[str, torch.Tensor]
+    schedule: pab_compile.Schedule
+
+
+def describe(depth: int, num_frames: int = 51) -> Described:
+    """Open-Sora 1.2 for a video of 480p: 51 frames (2 s) are 15 frames of latents."""
+    frames = num_frames // 17 * 5
     with torch.device("meta"):
         config = replace(open_sora.XL_2, depth=depth)
         model = open_sora.STDiT3(config).to(torch.bfloat16).eval().requires_grad_(False)
-        latents = torch.empty(2, config.in_channels, FRAMES, HEIGHT, WIDTH, dtype=torch.bfloat16)
-        prompt = torch.empty(
-            2, 1, config.max_prompt_tokens, config.caption_channels, dtype=torch.bfloat16
-        )
-        mask = torch.ones(2, config.max_prompt_tokens, dtype=torch.int64)
-        size = {name: torch.empty(1) for name in ("fps", "height", "width")}
-        inputs = (latents, torch.empty(2), prompt, mask)
-    table = rectified_flow.timesteps(30, height=480, width=854, num_frames=51)
+        inputs = {
+            "x": torch.empty(2, config.in_channels, frames, 60, 106, dtype=torch.bfloat16),
+            "timestep": torch.empty(2),
+            "y": torch.empty(
+                2, 1, config.max_prompt_tokens, config.caption_channels, dtype=torch.bfloat16
+            ),
+            "mask": torch.ones(2, config.max_prompt_tokens, dtype=torch.int64),
+            **{name: torch.empty(1) for name in ("fps", "height", "width")},
+        }
+    table = rectified_flow.timesteps(30, height=480, width=854, num_frames=num_frames)
     # The reference's window looks at whole timesteps in the model's bfloat16.
     schedule = pab_compile.Schedule(30, tuple(table.bfloat16().trunc().tolist()))
-    options = {"ranges": "open-sora", "cut": "gated"}
+    return Described(model, inputs, schedule)
+
+
+def foretell(num_ranks: int, depth: int) -> pab_compile.CommReport:
+    """The traffic of a generation of 2 s by a number of ranks."""
+    found = describe(depth)
     return pab_compile.comm(
-        model, *inputs, **size, num_ranks=num_ranks, schedule=schedule, options=options
+        found.model, **found.inputs, num_ranks=num_ranks, schedule=found.schedule, options=OPTIONS
     )
 
 

@@ -27,6 +27,7 @@ from .observation import Observation, load_observation
 from .observe import observe
 from .options import Options
 from .report import Explanation, SiteReport
+from .scaling import Link, Machine, Scaling, scaling
 from .schedule import Schedule
 from .scope import generation, reset, step
 from .stats import RunStats
@@ -38,6 +39,8 @@ __all__ = [
     "Explanation",
     "GradModeError",
     "InvariantError",
+    "Link",
+    "Machine",
     "Observation",
     "ObservationError",
     "OptionError",
@@ -46,6 +49,7 @@ __all__ = [
     "PlanError",
     "RanksError",
     "RunStats",
+    "Scaling",
     "Schedule",
     "ShardingError",
     "SiteReport",
@@ -58,6 +62,7 @@ __all__ = [
     "observe",
     "predicted_error",
     "reset",
+    "scaling",
     "stats",
     "step",
 ]

@@ -14,10 +14,13 @@ from rich.console import Console
 from rich.table import Table
 from torch import fx
 
+from pab_compile.passes import ir
 from pab_compile.passes.atoms import leaves
 from pab_compile.passes.axis_names import BATCH
+from pab_compile.passes.binding import Binding
 from pab_compile.passes.capture import Inputs, capture
 from pab_compile.passes.errors import UnsupportedModelError
+from pab_compile.passes.flops import node_flops
 from pab_compile.passes.join import Part
 from pab_compile.passes.parallel.choose import Choice, choose, site_of
 from pab_compile.passes.parallel.detour import Detour
@@ -30,7 +33,7 @@ from .dump import Dumper
 from .explain import by_name
 from .forward import Forwards
 from .lower import compiling, trace_once
-from .options import parse_options
+from .options import Options, parse_options
 from .program import analyse
 from .schedule import Schedule
 from .share import computed_share
@@ -65,6 +68,24 @@ class CommRow:
 
 
 @dataclass(frozen=True)
+class Work:
+    """Floating point operations of the rank with the largest part, in a generation.
+
+    Attributes:
+        shared: in ops of which every rank computes a part.
+        replicated: in ops that every rank computes in full.
+    """
+
+    shared: float
+    replicated: float
+
+    @property
+    def flops(self) -> float:
+        """All of them."""
+        return self.shared + self.replicated
+
+
+@dataclass(frozen=True)
 class CommReport:
     """What the ranks exchange in one generation, with a plan and without reuse.
 
@@ -74,6 +95,8 @@ class CommReport:
         num_steps: steps of the generation (calls of the model).
         rows: what exchanges, with the plan.
         always: the same when every site computes at every step.
+        work: what a rank computes, with the plan.
+        work_always: the same when every site computes at every step.
         reasons: why this axis, in lines.
     """
 
@@ -82,6 +105,8 @@ class CommReport:
     num_steps: int
     rows: tuple[CommRow, ...]
     always: tuple[CommRow, ...]
+    work: Work
+    work_always: Work
     reasons: tuple[str, ...]
 
     @property
@@ -171,12 +196,20 @@ def comm(
         UnsupportedModelError: the model is not understood.
     """
     parsed = parse_options(options)
-    plan = parsed.make_plan()
-    programs: list[tuple[Program, Choice]] = []
-    forwards = Forwards()
+    return foretell(look_at(model, args, kwargs, parsed), parsed, num_ranks, schedule)
 
-    def share(site: Site) -> float:
-        return computed_share(plan, site, schedule)
+
+def look_at(
+    model: torch.nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any], options: Options
+) -> Program:
+    """Find the sites of a model whose forward is one graph, without compiling it.
+
+    Raises:
+        UnsupportedModelError: the model is not understood, or breaks into several graphs.
+    """
+    plan = options.make_plan()
+    programs: list[Program] = []
+    forwards = Forwards()
 
     def look(graph_module: fx.GraphModule, inputs: Sequence[Any]) -> Any:
         forward = forwards.current()
@@ -184,8 +217,7 @@ def comm(
         origins = forward.origins(described, described.tensors(inputs))
         with compiling():
             part = Part(capture(graph_module, inputs), *origins)
-            program = analyse(part, parsed, plan, Dumper(None))
-            programs.append((program, choose(program, num_ranks, share, parsed.shard)))
+            programs.append(analyse(part, options, plan, Dumper(None)))
         return graph_module.forward(*inputs)
 
     with torch.no_grad():
@@ -194,7 +226,21 @@ def comm(
         raise UnsupportedModelError(
             f"The forward runs as {len(programs)} graphs; tokens are sharded in one graph only."
         )
-    program, choice = programs[0]
+    return programs[0]
+
+
+def foretell(program: Program, options: Options, num_ranks: int, schedule: Schedule) -> CommReport:
+    """What a number of ranks would exchange and compute for a model.
+
+    Raises:
+        ShardingError: no axis can be sharded over so many ranks.
+    """
+    plan = options.make_plan()
+
+    def share(site: Site) -> float:
+        return computed_share(plan, site, schedule)
+
+    choice = choose(program, num_ranks, share, options.shard)
     ranks = Ranks(num_ranks)
     num_steps = schedule.num_steps or 0
     return CommReport(
@@ -203,8 +249,30 @@ def comm(
         num_steps=num_steps,
         rows=_rows(program, choice, ranks, num_steps, share),
         always=_rows(program, choice, ranks, num_steps, lambda _: 1.0),
+        work=_work(program, choice, ranks, num_steps, share),
+        work_always=_work(program, choice, ranks, num_steps, lambda _: 1.0),
         reasons=tuple(choice.lines()),
     )
+
+
+def _work(
+    program: Program,
+    choice: Choice,
+    ranks: Ranks,
+    num_steps: int,
+    share: Callable[[Site], float],
+) -> Work:
+    """Contractions only; what is the same at every step counts once."""
+    layout = choice.layout
+    shared = {*layout.verdicts, *(n for detour in layout.detours for n in detour.verdicts)}
+    share_of = {node: share(site) for site in program.sites for node in site.region}
+    part = ranks.counts(layout.axis.size)[0] / layout.axis.size
+    found = {True: 0.0, False: 0.0}
+    for node in ir.calls(program.graph_module.graph):
+        once = ir.binding(node) in (Binding.CONSTANT, Binding.PROMPT)
+        times = 1.0 if once else num_steps * share_of.get(node, 1.0)
+        found[node in shared] += times * node_flops(node)
+    return Work(found[True] * part, found[False])
 
 
 def _rows(

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import scaling
 import torch
 import traffic
 
@@ -27,6 +28,17 @@ EXAMPLES = Path(__file__).parents[2] / "examples"
 def test_traffic_prints_the_published_bytes(capsys: pytest.CaptureFixture[str]) -> None:
     traffic.main(["--ranks", "8"])
     assert capsys.readouterr().out.splitlines()[-1].split()[:4] == ["8", "t", "23.079", "13.078"]
+
+
+def test_scaling_prints_times_beside_the_published_ratios(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    scaling.main(["--depth", "1"])
+    printed = capsys.readouterr().out
+    words = [line.split()[0] for line in printed.splitlines() if line.strip()]
+    rows = [int(word) for word in words if word.isdigit()]
+    assert rows == [1, 2, 4, 8, 16, 32, 64]
+    assert "1.29x" in printed and "8.12x" in printed and "10.50x" in printed
 
 
 @pytest.mark.slow
