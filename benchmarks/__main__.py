@@ -9,7 +9,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from . import compile_time, generation, gpu, prediction, steady
+from . import compile_time, generation, gpu, parallel, prediction, steady
 from .results import RESULTS_DIR, Result, footer, make_table, write
 
 BENCHMARKS: dict[str, Callable[[Result, bool, Progress], None]] = {
@@ -18,6 +18,7 @@ BENCHMARKS: dict[str, Callable[[Result, bool, Progress], None]] = {
     "generation": generation.run,
     "prediction": prediction.run,
     "gpu": gpu.run,
+    "parallel": parallel.run,
 }
 """Name -> function that fills a result; what each measures is in README.md."""
 
