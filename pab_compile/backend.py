@@ -10,20 +10,21 @@ import torch
 from torch import fx
 
 from pab_compile.passes.capture import Inputs, break_reason
-from pab_compile.passes.errors import PabError, UnsupportedModelError
+from pab_compile.passes.errors import UnsupportedModelError
 from pab_compile.passes.join import Origin
 from pab_compile.passes.printer import format_graph
 
 from .errors import GradModeError
 from .forward import Forward
 from .lower import PieceCompiler, compiling
-from .mesh import agree, fingerprint, group_of, named_group, ranks_of
+from .mesh import fingerprint, group_of, named_group
 from .observe import current_observer
 from .options import Options, parse_options
 from .plan import Plan
 from .program import PlainProgram, Runnable, compile_program, nothing_found
 from .progress import CompileProgress
 from .scope import current_scope
+from .team import Team, team_of
 
 
 def pab(
@@ -65,6 +66,7 @@ class CompiledGraph:
         self._programs: dict[tuple[Any, ...], Runnable] = {}
         self._prepared: tuple[Options, Plan, PieceCompiler] | None = None
         self._is_checked = False
+        self._team: Team | None = None
         self.progress = CompileProgress()
 
     def __call__(self, *args: Any) -> Any:
@@ -74,6 +76,8 @@ class CompiledGraph:
         tensors = self._inputs.tensors(args)
         origins = forward.origins(self._inputs, tensors)
         alone = not forward.visited and forward.starts_at_root and not self._break_reason
+        if self._team is not None:
+            self._team.begin()
         observer = current_observer()
         num_samples = None if observer is None else observer.num_samples
         key = (alone, origins, num_samples, self._inputs.specialisation(args))
@@ -88,8 +92,10 @@ class CompiledGraph:
         self.progress.start()
         try:
             return program(forward, args, tensors)
-        except BaseException:
+        except BaseException as error:
             forward.fail()
+            if self._team is not None:
+                self._team.fail(error)
             raise
         finally:
             if alone:
@@ -104,18 +110,20 @@ class CompiledGraph:
         num_samples: int | None,
     ) -> Runnable:
         """Compile; where several ranks share the model, only what all of them compile alike."""
-        group = named_group(self._given[0])
+        if self._team is None:
+            self._team = team_of(named_group(self._given[0]))
+        team = self._team
         try:
             program = self._compile_alone(args, origins, alone, num_samples)
-        except PabError as error:
-            if group is not None:
-                agree(group, "", error)
+        except Exception as error:
+            if team is not None:
+                team.agree("", error)
             raise
-        if group is not None:
+        if team is not None:
             options, plan, _ = self._options_plan_compiler()
             # In print, since a structure key holds addresses, which differ between processes.
             graph = format_graph(program.part.graph_module) if program.part else ""
-            agree(group, fingerprint(options, plan, graph))
+            team.agree(fingerprint(options, plan, graph))
         return program
 
     def _compile_alone(
@@ -126,7 +134,8 @@ class CompiledGraph:
         num_samples: int | None,
     ) -> Runnable:
         options, plan, compiler = self._options_plan_compiler()
-        ranks = ranks_of(group_of(options.mesh, options.sequence_parallel))
+        group_of(options.mesh, options.sequence_parallel)  # raises where there is none
+        ranks = None if self._team is None else self._team.ranks
         if torch.is_grad_enabled() and any(
             isinstance(arg, torch.Tensor) and arg.requires_grad for arg in args
         ):

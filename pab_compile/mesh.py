@@ -1,7 +1,7 @@
-"""The ranks that share a model's tokens, and that they agree before they depend on one another.
+"""The process group whose ranks share a model's tokens, and what their graphs follow from.
 
-Ranks that made different graphs would wait for one another for ever. So at the first call all of
-them compare a hash of everything that their graphs follow from.
+Ranks that made different graphs would wait for one another for ever. So when a graph is compiled,
+all of them compare a hash of everything that it follows from (``team``).
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ from typing import Any
 import torch.distributed as dist
 
 from pab_compile.passes.errors import PabError
-from pab_compile.passes.parallel.shard import Ranks
 
 from .options import Options
 from .plan import CallablePlan, Plan
@@ -64,13 +63,6 @@ def named_group(given: Mapping[str, Any] | None) -> dist.ProcessGroup | None:
         return None
 
 
-def ranks_of(group: dist.ProcessGroup | None) -> Ranks | None:
-    """The ranks of a group, as this process sees them; None where it runs alone."""
-    if group is None or group.size() == 1:
-        return None
-    return Ranks(group.size(), group.rank(), group.group_name)
-
-
 def fingerprint(options: Options, plan: Plan, graph: str) -> str:
     """Hash of what the graphs of all ranks follow from.
 
@@ -97,33 +89,3 @@ def _described(function: Callable[..., Any]) -> tuple[str, bytes]:
     """A function in words that do not change from process to process."""
     name = getattr(function, "__qualname__", type(function).__qualname__)
     return name, getattr(getattr(function, "__code__", None), "co_code", b"")
-
-
-def agree(group: dist.ProcessGroup, found: str, error: BaseException | None = None) -> None:
-    """Compare with all ranks of a group what they found; returns where all found the same.
-
-    Args:
-        group: the ranks; every one of them must call.
-        found: this rank's fingerprint.
-        error: what this rank failed with instead.
-
-    Raises:
-        RanksError: some rank failed or found something else; says which, on every rank. A rank that
-            failed raises its own error.
-    """
-    said: list[Any] = [None] * group.size()
-    mine = (found, None if error is None else f"{type(error).__name__}: {error}")
-    dist.all_gather_object(said, mine, group=group)
-    if error is not None:
-        raise error
-    failed = {rank: reason for rank, (_, reason) in enumerate(said) if reason is not None}
-    if failed:
-        rank, reason = next(iter(failed.items()))
-        raise RanksError(f"Rank {rank} of the mesh could not compile the model: {reason}")
-    prints = [print_ for print_, _ in said]
-    if len(set(prints)) > 1:
-        raise RanksError(
-            "The ranks of the mesh do not run the same program, so they would wait for one another "
-            "for ever: options, plan, model or sizes of the inputs differ. Fingerprints by rank: "
-            f"{', '.join(prints)}. Compile and call the model in the same way on every rank."
-        )

@@ -20,6 +20,7 @@ from pab_compile.passes.errors import UnsupportedModelError
 from pab_compile.passes.join import Made, Origin, Part, join
 from pab_compile.passes.outline import copy_graph
 from pab_compile.passes.parallel.layout import ShardingError
+from pab_compile.passes.parallel.overlap import Overlap
 from pab_compile.passes.parallel.shard import Ranks
 from pab_compile.passes.parallel.shard_tokens import ShardTokens
 from pab_compile.passes.pipeline import (
@@ -217,6 +218,8 @@ def compile_program(
         run_passes(program, (Coalesce(plan.pattern),), dumper.watch)
         _log.info("\n".join(program.coalesced))
     run_passes(program, rewriting(wanted, num_samples), dumper.watch)
+    if ranks is not None:
+        run_passes(program, (Overlap(),), dumper.watch)
     attentions = [site for site in program.sites if site.can_broadcast and site.kind != "mlp"]
     uncut = () if reusing or num_samples is not None else attentions
     in_timesteps = options.predict_in == "timestep"

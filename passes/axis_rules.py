@@ -12,7 +12,7 @@ from collections.abc import Callable
 
 from torch import fx
 
-from . import axis_shapes, axis_sums, ir
+from . import axis_collectives, axis_shapes, axis_sums, ir
 from .atoms import Dim, size
 from .axis_shapes import carried
 from .axis_trace import Dims, Outputs, Trace, anew, first, output_shape, output_shapes
@@ -146,7 +146,7 @@ RULES = _table(
         ),
         axis_shapes.index: "index _unsafe_index",
         axis_shapes.index_select: "index_select",
-        axis_shapes.resized: "gather take_along_dim as_strided diff",
+        axis_shapes.resized: "gather take_along_dim as_strided diff reduce_scatter_tensor",
         axis_shapes.embedding: "embedding",
         axis_shapes.scattered: "index_copy index_put",
         axis_sums.reduce: (
@@ -164,6 +164,8 @@ RULES = _table(
             "native_batch_norm instance_norm _fused_rms_norm scatter scatter_add "
             "select_scatter index_fill masked_scatter index_add sort cumsum"
         ),
+        axis_collectives.exchange: "all_to_all_single",
+        axis_collectives.gather: "all_gather_into_tensor",
         outer: "outer ger",
         meshgrid: "meshgrid",
         create: (

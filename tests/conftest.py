@@ -10,6 +10,7 @@ import pytest
 import torch
 
 import pab_compile
+from world import World
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -38,6 +39,14 @@ def _few_threads() -> Iterator[None]:
 def _quiet_traces() -> None:
     """torch logs a line per structured trace, which would fill the report of a failing test."""
     logging.getLogger("torch.__trace").propagate = False
+
+
+@pytest.fixture(scope="session")
+def world() -> Iterator[World]:
+    """Four processes that form a group, started when first asked for."""
+    found = World(4)
+    yield found
+    found.close()
 
 
 @pytest.fixture(autouse=True)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import torch
 import torch.distributed as dist
 
+import hand_parallel as by_hand
 import pab_compile
 from latte import Loop, calls_of, compiled_pab, ddim_timesteps, draw_latents, tiny_latte
+from pab_compile import team
 from world import Counter, Mesh
 
 PLANS: dict[str, dict[str, Any]] = {
@@ -33,7 +36,11 @@ DEPTH = 1
 
 
 def generate(
-    group: dist.ProcessGroup | None, plan: str, guidance: Any, inner: Any = None
+    group: dist.ProcessGroup | None,
+    plan: str,
+    guidance: Any,
+    inner: Any = None,
+    num_steps: int = NUM_STEPS,
 ) -> dict[str, Any]:
     """A whole generation of a tiny Latte, by one rank of several or (without a group) alone.
 
@@ -45,7 +52,7 @@ def generate(
     count = Counter(group.rank() if group else 0)
     mesh = {"mesh": Mesh(group), "shard": "t"} if group else {}
     compiled = compiled_pab(tiny_latte(DEPTH), inner=inner or count, **PLANS[plan], **mesh)
-    loop = Loop(calls_of(compiled), ddim_timesteps(NUM_STEPS), guidance=guidance)
+    loop = Loop(calls_of(compiled), ddim_timesteps(num_steps), guidance=guidance)
     per_step = []
     for _ in loop.steps():
         per_step.append((count.calls, count.sent))
@@ -137,5 +144,66 @@ def generate_example(group: dist.ProcessGroup | None, name: str, num_frames: int
         "predictions": torch.stack(loop.predictions),
         "computed": dict(stats.computed),
         "kinds": stats.kinds,
+        "per step": per_step,
+    }
+
+
+def failing(group: dist.ProcessGroup, who: str, patience: float) -> dict[str, Any]:
+    """A generation in which some ranks fail in the third step, and what comes after it.
+
+    Returns:
+        What the failing call raised and after how many seconds; what the next generation raised,
+        or else its last prediction.
+    """
+    team.PATIENCE = patience
+    own = dist.new_group(list(range(group.size())))  # since it cannot be used afterwards
+    fails = {"rank": group.rank() if who == "all" else int(who), "at": 3}
+
+    def inner(graph_module: Any, _: Any) -> Any:
+        def run(*args: torch.Tensor) -> Any:
+            if fails["rank"] == group.rank() and fails["at"] == 0:
+                raise ValueError("no memory left")
+            return graph_module.forward(*args)
+
+        return run
+
+    def attempt() -> tuple[str, float, torch.Tensor | None]:
+        loop = Loop(calls_of(model), ddim_timesteps(4))
+        start = time.monotonic()
+        try:
+            for _ in loop.steps():
+                fails["at"] -= 1
+                start = time.monotonic()
+        except Exception as error:
+            return f"{type(error).__name__}: {error}", time.monotonic() - start, None
+        return "", 0.0, loop.predictions[-1]
+
+    options = {**PLANS["computes always"], "mesh": Mesh(own), "shard": "t"}
+    model: Any = compiled_pab(tiny_latte(DEPTH), inner=inner, **options)
+    raised, seconds, _ = attempt()
+    fails["rank"] = -1
+    after, _, prediction = attempt()
+    return {"raised": raised, "seconds": seconds, "after": after, "prediction": prediction}
+
+
+def hand_parallel(group: dist.ProcessGroup | None, full: bool) -> dict[str, Any]:
+    """A generation of a model that exchanges by itself, with the all-to-alls per step."""
+    torch._dynamo.reset()
+    count = Counter(group.rank() if group else 0)
+    options = {"ranges": {"spatial": 2, "temporal": 3, "full": 3}, "window": (0.1, 0.8)}
+    compiled = compiled_pab(by_hand.build(group, full), inner=count, **options)
+
+    def call(latents: torch.Tensor, timestep: torch.Tensor, *_: Any) -> torch.Tensor:
+        return compiled(latents, timestep=timestep)
+
+    loop = Loop(call, ddim_timesteps(6), by_hand.draw_latents())
+    per_step = []
+    for _ in loop.steps():
+        per_step.append(count.calls)
+        count.calls = 0
+    stats = pab_compile.stats(compiled)
+    return {
+        "predictions": torch.stack(loop.predictions),
+        "computed": dict(stats.computed),
         "per step": per_step,
     }

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -19,13 +18,6 @@ alone = functools.cache(functools.partial(rank_cases.generate, None))
 
 # All in one process of a parallel run: the ranks are started once.
 pytestmark = pytest.mark.xdist_group("ranks")
-
-
-@pytest.fixture(scope="module")
-def world() -> Iterator[World]:
-    found = World(4)
-    yield found
-    found.close()
 
 
 def check_generation(world: World, plan: str, guidance: str, num_ranks: int) -> None:

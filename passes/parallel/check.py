@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from torch import fx
 
@@ -10,6 +10,8 @@ from pab_compile.passes import ir
 from pab_compile.passes.errors import InvariantError
 from pab_compile.passes.sites import Site
 
+from .emit import Exchange
+from .layout import Layout
 from .shard import Ranks
 
 
@@ -22,16 +24,11 @@ def collectives(nodes: Sequence[fx.Node]) -> list[fx.Node]:
     ]
 
 
-def check_sharded(
-    after: fx.GraphModule,
-    before: fx.GraphModule,
-    ranks: Ranks,
-    own: frozenset[fx.Node] = frozenset(),
-) -> None:
+def check_sharded(after: fx.GraphModule, before: fx.GraphModule, ranks: Ranks) -> None:
     """Check the graph of one rank against the graph of one device.
 
     - it is well formed; its inputs and outputs are those of the graph of one device;
-    - every collective that the pass made is for the ranks' group and is waited for once;
+    - every collective is for the ranks' group and is waited for once;
     - the sizes that an all-to-all sends and receives are one per rank, and those that it sends are
       all of its operand.
 
@@ -39,7 +36,6 @@ def check_sharded(
         after: the graph of one rank.
         before: the graph of one device.
         ranks: the ranks.
-        own: collectives that the model itself holds.
 
     Raises:
         InvariantError: the first invariant that does not hold.
@@ -51,8 +47,6 @@ def check_sharded(
         if old != new:
             raise InvariantError(f"sharding changed the {what} from {old} to {new}")
     for node in collectives(list(after.graph.nodes)):
-        if node in own:
-            continue
         waits = [user for user in node.users if ir.is_call(user, "wait_tensor")]
         if len(waits) != 1 or len(node.users) != 1:
             raise InvariantError(f"{node.name} is waited for {len(waits)} times, not once")
@@ -72,6 +66,71 @@ def _check_sizes(node: fx.Node, ranks: Ranks) -> None:
             raise InvariantError(
                 f"{node.name} exchanges {list(sizes)} over {ranks.size} ranks, for {num} elements"
             )
+
+
+def check_exchanges(
+    graph_module: fx.GraphModule, purposes: Mapping[fx.Node, Exchange], ranks: Ranks
+) -> None:
+    """Check that every collective fits those of the other ranks.
+
+    All ranks hold their sizes to one table, of what each rank sends to each other, which follows
+    from what the collective is for. So what one sends is what the other awaits, for parts of any
+    length.
+
+    Args:
+        graph_module: the graph of one rank.
+        purposes: collective -> what it is for, the same on all ranks.
+        ranks: the ranks.
+
+    Raises:
+        InvariantError: sizes that another rank does not expect, or a collective without a purpose.
+    """
+    everyone = range(ranks.size)
+    for node in collectives(list(graph_module.graph.nodes)):
+        if (purpose := purposes.get(node)) is None:
+            raise InvariantError(f"{node.name} is a collective that no change of layout calls for")
+        sent = [purpose.elements(ranks.rank, other, ranks) for other in everyone]
+        awaited = [purpose.elements(other, ranks.rank, ranks) for other in everyone]
+        if ir.is_call(node, "all_to_all_single"):
+            found = [list(sizes) for sizes in (node.args[2], node.args[1])]  # type: ignore[arg-type]
+        else:
+            num = [(ir.shape(n) or (0,))[0] for n in (*node.all_input_nodes, node)]
+            found = [[num[0]] * ranks.size, [num[1] // ranks.size] * ranks.size]
+        for what, mine, theirs in (
+            ("sends", found[0], sent),
+            ("awaits", found[1], awaited),
+        ):
+            if mine != theirs:
+                raise InvariantError(
+                    f"{node.name}: rank {ranks.rank} {what} {mine} elements, "
+                    f"and the other ranks count on {theirs}"
+                )
+
+
+def check_layout(layout: Layout) -> None:
+    """Check that wherever the layout of a tensor changes, a collective is planned.
+
+    Raises:
+        InvariantError: an op of a detour reads what is dealt out along the main axis, or an op
+            outside reads what is dealt out along the other one.
+    """
+    for detour in layout.detours:
+        entering = {crossing.node for crossing in detour.entering}
+        leaving = {crossing.node for crossing in detour.leaving}
+        for node, verdict in detour.verdicts.items():
+            for source in node.all_input_nodes:
+                inside = source in detour.verdicts
+                if source in layout.held and not inside and source not in entering:
+                    raise InvariantError(
+                        f"{node.name} runs along {detour.axis.name} and reads {source.name}, which "
+                        f"is dealt out along {layout.axis.name} and is not re-sharded"
+                    )
+            outside = [user for user in node.users if user not in detour.verdicts]
+            if outside and node not in leaving and any(verdict.outputs):
+                raise InvariantError(
+                    f"{outside[0].name} runs along {layout.axis.name} and reads {node.name}, which "
+                    f"is dealt out along {detour.axis.name} and is not re-sharded"
+                )
 
 
 def check_regions(sites: Sequence[Site], inside: dict[str, Sequence[fx.Node]]) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import operator
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -24,17 +24,41 @@ _aten = torch.ops.aten
 _c10d = torch.ops._c10d_functional
 
 
+@dataclass(frozen=True)
+class Exchange:
+    """What a collective is for.
+
+    Attributes:
+        shape: of the full tensor.
+        source: how it is dealt out before; whole.
+        target: how it is dealt out after; None where every rank gets all of it.
+    """
+
+    shape: tuple[int, ...]
+    source: Shard
+    target: Shard | None
+
+    def elements(self, sender: int, receiver: int, ranks: Ranks) -> int:
+        """Elements that one rank sends to another: what the one has of what the other gets."""
+        row = math.prod(self.shape) // self.source.size
+        mine = row * ranks.counts(self.source.size)[sender]
+        if self.target is None:
+            return mine
+        local = self.target.local(ranks.counts(self.target.size)[receiver])
+        return mine * local // self.target.full
+
+
 class Emitter:
     """Appends ops to a graph, with their fake values, for one rank.
 
     Attributes:
-        made: the all-to-alls so far; whoever needs them empties the list.
+        made: the collectives so far, each with what it is for.
     """
 
     def __init__(self, graph: fx.Graph, ranks: Ranks) -> None:
         self.graph = graph
         self.ranks = ranks
-        self.made: list[fx.Node] = []
+        self.made: dict[fx.Node, Exchange] = {}
 
     def call(self, target: Callable[..., Any], *args: Any, like: fx.Node, **kwargs: Any) -> fx.Node:
         """Append one op; ``like`` is the node of the full graph that it serves."""
@@ -153,25 +177,34 @@ class Emitter:
         )
         counts = self.ranks.counts(shard.size)
         flat = self.reshape(middle, (-1,), like)
+        inside = (*shape[:dim], shard.sharded, *shape[dim + 1 :])
+        exchange = Exchange(inside, replace(shard, before=0, after=0), None)
         if len(set(counts)) == 1:
             group = (self.ranks.size, self.ranks.group)
             sent = self.call(_c10d.all_gather_into_tensor.default, flat, *group, like=like)
+            self.made[sent] = exchange
             got = self.call(_c10d.wait_tensor.default, sent, like=like)
         else:
             sizes = [outer * count * inner for count in counts]
             copies = self.call(_aten.repeat.default, flat, [self.ranks.size], like=like)
-            got = self._all_to_all(copies, sizes, [sizes[self.ranks.rank]] * len(sizes), like)
+            mine = [sizes[self.ranks.rank]] * len(sizes)
+            got = self._all_to_all(copies, sizes, mine, exchange, like)
         joined = self._join(got, [(outer, count, inner) for count in counts], 1, like)
-        middle = self.reshape(joined, (*shape[:dim], shard.sharded, *shape[dim + 1 :]), like)
+        middle = self.reshape(joined, inside, like)
         return self.cat([part for part in (low, middle, high) if part is not None], dim, like)
 
     def _all_to_all(
-        self, flat: fx.Node, received: Sequence[int], sent: Sequence[int], like: fx.Node
+        self,
+        flat: fx.Node,
+        received: Sequence[int],
+        sent: Sequence[int],
+        exchange: Exchange,
+        like: fx.Node,
     ) -> fx.Node:
         """Exchange parts of a flat tensor and wait for them."""
         sizes = (list(received), list(sent), self.ranks.group)
         started = self.call(_c10d.all_to_all_single.default, flat, *sizes, like=like)
-        self.made.append(started)
+        self.made[started] = exchange
         return self.call(_c10d.wait_tensor.default, started, like=like)
 
     def _exchange(
@@ -197,7 +230,8 @@ class Emitter:
         per_source = rest // sizes[at_source]
         sent = [num * rest for num in rows]
         received = [rows[mine] * per_source * count for count in counts_s]
-        got = self._all_to_all(self.reshape(y, (-1,), like), received, sent, like)
+        exchange = Exchange(tuple(shape), source, target)
+        got = self._all_to_all(self.reshape(y, (-1,), like), received, sent, exchange, like)
         after = [sizes[d] for d in order]
         place = order.index(at_source)
         after[0] = rows[mine]

@@ -18,7 +18,7 @@ from pab_compile.passes import ir
 from pab_compile.passes.errors import InvariantError
 
 from .detour import Crossing, Detour
-from .emit import Emitter
+from .emit import Emitter, Exchange
 from .layout import Layout
 from .placement import describe
 from .shard import Ranks, Shard
@@ -46,11 +46,13 @@ class Localised:
         graph_module: same inputs and outputs as the graph of one device.
         nodes: node of that graph -> what stands for its value: the local part where it is sharded.
         exchanges: detour -> the collectives that re-shard for it.
+        purposes: every collective that was made -> what it is for.
     """
 
     graph_module: fx.GraphModule
     nodes: dict[fx.Node, fx.Node]
     exchanges: dict[Detour, tuple[fx.Node, ...]]
+    purposes: dict[fx.Node, Exchange]
 
 
 def localise(graph_module: fx.GraphModule, layout: Layout, ranks: Ranks) -> Localised:
@@ -73,7 +75,7 @@ def localise(graph_module: fx.GraphModule, layout: Layout, ranks: Ranks) -> Loca
     graph.lint()
     found = fx.GraphModule(root, graph)
     ir.set_mutated_inputs(found, ir.mutated_inputs(graph_module))
-    return Localised(found, builder.main, builder.exchanges)
+    return Localised(found, builder.main, builder.exchanges, builder.purposes)
 
 
 class _Builder:
@@ -87,6 +89,7 @@ class _Builder:
         self._detour_of = {n: detour for detour in layout.detours for n in detour.verdicts}
         self._inside: dict[Detour, dict[fx.Node, fx.Node]] = {d: {} for d in layout.detours}
         self.exchanges: dict[Detour, tuple[fx.Node, ...]] = dict.fromkeys(layout.detours, ())
+        self.purposes = self._emitter.made
         self._leaving = {c.node: c for detour in layout.detours for c in detour.leaving}
 
     def add(self, node: fx.Node) -> None:
@@ -165,10 +168,9 @@ class _Builder:
         return self._emitter.stand_in(node, operator.getitem, picked, {})
 
     def _switch(self, x: fx.Node, crossing: Crossing, detour: Detour) -> fx.Node:
+        known = len(self.purposes)
         switched = self._emitter.switch(x, crossing.source, crossing.target, crossing.node)
-        made = self._emitter.made
-        self.exchanges[detour] += tuple(made)
-        made.clear()
+        self.exchanges[detour] += tuple(self.purposes)[known:]
         return switched
 
     def _held_inside(self, node: fx.Node, detour: Detour) -> dict[fx.Node, Shard]:

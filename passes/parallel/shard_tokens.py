@@ -13,9 +13,17 @@ from pab_compile.passes.pipeline import Program
 from pab_compile.passes.regions import dead_regions
 from pab_compile.passes.sites import Site
 
-from .check import check_regions, check_sharded, collectives
+from .check import (
+    check_exchanges,
+    check_layout,
+    check_regions,
+    check_sharded,
+    collectives,
+)
 from .choose import choose, site_of
+from .layout import ShardingError
 from .localise import Localised, localise
+from .placement import describe
 from .shard import Ranks
 
 
@@ -39,8 +47,17 @@ class ShardTokens:
     def __call__(self, program: Program) -> int:
         """Rewrite the graph for one rank; the number of collectives that it now holds."""
         graph_module = program.graph_module
+        own = collectives(list(graph_module.graph.nodes))
+        if own:
+            raise ShardingError(
+                f"The model exchanges tensors between ranks itself: {describe(own[0])}. It cannot "
+                "be sharded once more. Leave mesh and sequence_parallel out: its collectives stay, "
+                "and those of an attention disappear where its output is reused."
+            )
         choice = choose(program, self.ranks.size, self.share, self.axis)
+        check_layout(choice.layout)
         local = localise(graph_module, choice.layout, self.ranks)
+        check_exchanges(local.graph_module, local.purposes, self.ranks)
         inside: dict[str, Sequence[fx.Node]] = {}
         for detour, nodes in local.exchanges.items():
             site = site_of(detour, program.sites)

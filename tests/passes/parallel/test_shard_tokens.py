@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import replace
 
 import pytest
@@ -12,7 +13,16 @@ from latte import draw_latents, draw_prompt, tiny_latte
 from pab_compile.passes import ir
 from pab_compile.passes.broadcast import branches
 from pab_compile.passes.errors import InvariantError
-from pab_compile.passes.parallel.check import check_regions, check_sharded, collectives
+from pab_compile.passes.parallel.check import (
+    check_exchanges,
+    check_layout,
+    check_regions,
+    check_sharded,
+    collectives,
+)
+from pab_compile.passes.parallel.choose import candidates
+from pab_compile.passes.parallel.layout import lay_out
+from pab_compile.passes.parallel.localise import Localised, localise
 from pab_compile.passes.parallel.shard import Ranks
 from pab_compile.passes.parallel.shard_tokens import ShardTokens
 from pab_compile.passes.pipeline import Program, rewriting, run_passes
@@ -60,6 +70,63 @@ def test_no_prelude_holds_a_collective(latte: Captured) -> None:
         module = program.graph_module.get_submodule(str(node.target))
         if str(node.target).startswith("prelude"):
             assert not collectives(list(module.compute.graph.nodes))
+
+
+def localised(model: Captured, num_ranks: int, axis: str = "t") -> list[Localised]:
+    """The graphs of all ranks."""
+    program = analysed(model)
+    axes = dict(candidates(program.inferred_axes))
+    layout = lay_out(model.graph, program.inferred_axes, program.mixers, axes[axis], num_ranks)
+    return [localise(model.graph_module, layout, Ranks(num_ranks, r)) for r in range(num_ranks)]
+
+
+@pytest.mark.parametrize(("num_ranks", "axis"), [(2, "t"), (3, "t"), (3, "h")])
+def test_what_a_rank_sends_is_what_the_other_awaits(
+    latte: Captured, num_ranks: int, axis: str
+) -> None:
+    """Held pair by pair on the graphs of all ranks, and as the check holds each alone."""
+    ranks = localised(latte, num_ranks, axis)
+    everyone = [collectives(list(local.graph_module.graph.nodes)) for local in ranks]
+    for same in zip(*everyone, strict=True):
+        assert len({node.target for node in same}) == 1
+        if ir.is_call(same[0], "all_to_all_single"):
+            for sender, receiver in itertools.product(range(num_ranks), repeat=2):
+                assert same[sender].args[2][receiver] == same[receiver].args[1][sender]  # type: ignore[index]
+    for rank, local in enumerate(ranks):
+        check_exchanges(local.graph_module, local.purposes, Ranks(num_ranks, rank))
+
+
+def test_sizes_that_only_another_rank_would_miss_are_found(latte: Captured) -> None:
+    local = localised(latte, 3)[0]
+    exchange = next(n for n in local.purposes if ir.is_call(n, "all_to_all_single"))
+    operand, received, sent, group = exchange.args
+    swapped = [sent[1] + 1, sent[0] - 1, *sent[2:]]  # type: ignore[index,operator,misc]
+    exchange.args = (operand, received, swapped, group)
+    with pytest.raises(InvariantError, match=r"rank 0 sends .* and the other ranks count on"):
+        check_exchanges(local.graph_module, local.purposes, Ranks(3, 0))
+    exchange.args = (operand, swapped, sent, group)
+    with pytest.raises(InvariantError, match="rank 0 awaits"):
+        check_exchanges(local.graph_module, local.purposes, Ranks(3, 0))
+
+
+def test_a_collective_that_no_change_of_layout_calls_for_is_found(latte: Captured) -> None:
+    local = localised(latte, 2)[0]
+    missing = dict(local.purposes)
+    del missing[next(iter(missing))]
+    with pytest.raises(InvariantError, match="no change of layout calls for"):
+        check_exchanges(local.graph_module, missing, Ranks(2, 0))
+
+
+def test_a_change_of_layout_without_a_collective_is_found(latte: Captured) -> None:
+    program = analysed(latte)
+    axes = dict(candidates(program.inferred_axes))
+    layout = lay_out(latte.graph, program.inferred_axes, program.mixers, axes["t"], 2)
+    check_layout(layout)
+    (detour,) = layout.detours
+    for lost in ({"entering": ()}, {"leaving": ()}):
+        without = replace(layout, detours=(replace(detour, **lost),))  # type: ignore[arg-type]
+        with pytest.raises(InvariantError, match="is not re-sharded"):
+            check_layout(without)
 
 
 def test_an_exchange_outside_its_region_is_found(latte: Captured) -> None:

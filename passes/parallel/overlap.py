@@ -1,0 +1,153 @@
+"""Overlap: what ranks exchange travels while the same piece computes what it can.
+
+Every collective starts as soon as its operand is there, and is waited for when nothing else is left
+that the next collective needs. Attention over all tokens, before and after::
+
+    %q = linear(%x, %w_q)               %q = linear(%x, %w_q)
+    %q_sent = all_to_all(%q)            %q_sent = all_to_all(%q)
+    %q_heads = wait(%q_sent)            %k = linear(%x, %w_k)      # while q travels
+    %k = linear(%x, %w_k)               %k_sent = all_to_all(%k)
+    %k_sent = all_to_all(%k)            %q_heads = wait(%q_sent)
+    %k_heads = wait(%k_sent)            %k_heads = wait(%k_sent)
+    attention(%q_heads, %k_heads, ...)  attention(%q_heads, %k_heads, ...)
+
+Only the order of the calls changes. Collectives keep theirs, so that they meet those of the other
+ranks, and so do ops that must stay.
+"""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from torch import fx
+
+from pab_compile.passes import ir
+from pab_compile.passes.broadcast import StepBranch
+from pab_compile.passes.errors import InvariantError
+from pab_compile.passes.pieces import Piece
+from pab_compile.passes.pipeline import Program
+
+
+@dataclass(frozen=True)
+class Overlap:
+    """Reorder the calls inside every piece; runs behind ``CutIntoPieces``."""
+
+    name: str = "overlap"
+
+    def __call__(self, program: Program) -> int:
+        """Reorder; the number of calls that are made while something travels, and were not."""
+        return sum(overlap(piece) for piece in _pieces(program.graph_module))
+
+
+def overlap(piece: fx.GraphModule) -> int:
+    """Reorder the calls of one piece; the number of calls that moved into a flight.
+
+    Args:
+        piece: changed in place. One without collectives stays as it is.
+
+    Raises:
+        InvariantError: the collectives are not in their old order any more.
+    """
+    graph = piece.graph
+    before = in_flight(graph)
+    if not before:
+        return 0
+    order = _schedule(graph)
+    for earlier, node in itertools.pairwise(order):
+        earlier.append(node)
+    graph.lint()
+    piece.recompile()
+    after = in_flight(graph)
+    if list(after) != list(before) or len(order) != len(graph.nodes):
+        raise InvariantError("overlapping brought collectives out of order, or lost a call")
+    return sum(after.values()) - sum(before.values())
+
+
+def in_flight(graph: fx.Graph) -> dict[fx.Node, int]:
+    """Collective -> number of calls between its start and its wait, views and waits left out."""
+    found: dict[fx.Node, int] = {}
+    flying: dict[fx.Node, None] = {}
+    for node in graph.nodes:
+        if is_collective(node):
+            found[node] = 0
+            flying[node] = None
+        elif ir.is_call(node, "wait_tensor"):
+            flying.pop(node.all_input_nodes[0], None)
+        elif node.op == "call_function" and not _is_free(node):
+            for started in flying:
+                found[started] += 1
+    return found
+
+
+def is_collective(node: fx.Node) -> bool:
+    """Whether the node starts an exchange."""
+    return ir.op_namespace(node) == "_c10d_functional" and not ir.is_call(node, "wait_tensor")
+
+
+def _is_free(node: fx.Node) -> bool:
+    return ir.is_getitem(node) or ir.is_call(
+        node, "view", "reshape", "permute", "transpose", "slice", "unsqueeze", "split_with_sizes"
+    )
+
+
+def _pieces(graph_module: fx.GraphModule) -> Iterator[fx.GraphModule]:
+    for node in graph_module.graph.find_nodes(op="call_module"):
+        module = graph_module.get_submodule(str(node.target))
+        assert isinstance(module, (StepBranch, Piece))
+        yield module.compute
+
+
+def _schedule(graph: fx.Graph) -> list[fx.Node]:
+    """The new order: list scheduling, what the next collective needs first, waits last."""
+    nodes = list(graph.nodes)
+    index = {node: number for number, node in enumerate(nodes)}
+    before: dict[fx.Node, list[fx.Node]] = {node: list(node.all_input_nodes) for node in nodes}
+    last: fx.Node | None = None
+    for node in nodes:
+        if is_collective(node) or (_must_keep_order(node) and not ir.is_call(node, "wait_tensor")):
+            if last is not None:
+                before[node].append(last)
+            last = node
+    after: dict[fx.Node, list[fx.Node]] = {node: [] for node in nodes}
+    for node, sources in before.items():
+        for source in dict.fromkeys(sources):
+            after[source].append(node)
+    goal = _goals(nodes, index)
+    missing = {node: len(dict.fromkeys(sources)) for node, sources in before.items()}
+    ready: list[tuple[tuple[int, int, int], int]] = []
+
+    def offer(node: fx.Node) -> None:
+        # Inputs first and the output last, as a graph must; a collective as soon as it can start.
+        ends = {"placeholder": -2, "get_attr": -2, "output": len(nodes) + 1}
+        first = ends.get(node.op, -1 if is_collective(node) else goal[node])
+        waits = int(ir.is_call(node, "wait_tensor"))
+        heapq.heappush(ready, ((first, waits, index[node]), index[node]))
+
+    for node in nodes:
+        if not missing[node]:
+            offer(node)
+    order: list[fx.Node] = []
+    while ready:
+        node = nodes[heapq.heappop(ready)[1]]
+        order.append(node)
+        for user in after[node]:
+            missing[user] -= 1
+            if not missing[user]:
+                offer(user)
+    return order
+
+
+def _must_keep_order(node: fx.Node) -> bool:
+    return node.op == "call_function" and ir.must_stay(node)
+
+
+def _goals(nodes: list[fx.Node], index: dict[fx.Node, int]) -> dict[fx.Node, int]:
+    """Node -> place of the first collective that needs it, or the end."""
+    goal: dict[fx.Node, int] = {}
+    for node in reversed(nodes):
+        needed = [index[user] if is_collective(user) else goal[user] for user in node.users]
+        goal[node] = min(needed, default=len(nodes))
+    return goal
