@@ -87,7 +87,8 @@ def _bound_early_site(mixer: Mixer) -> Site:
 
 
 def _mlp_site(branch: Branch, axes: AxisTable, cut: str) -> Site:
-    node = cut_of(branch, cut)
+    cached = cut_of(branch, cut)
+    node = cached[0]
     path = ir.module_path(branch.last_contraction)
     tokens = tuple(name for dim in range(1, _rank(node) - 1) for name in axes.roles(node, dim))
     return Site(
@@ -97,11 +98,11 @@ def _mlp_site(branch: Branch, axes: AxisTable, cut: str) -> Site:
         module=path,
         query_axes=tokens,
         key_axes=(),
-        cut=(node,),
-        region=(branch.end,),
+        cut=cached,
+        region=branch.ends[-1:],
         cache_bytes=0,
         flops=0,
-        reason=f"residual branch without a token mixer, at {ir.source_line(branch.end)}",
+        reason=f"residual branch without a token mixer, at {ir.source_line(branch.ends[-1])}",
     )
 
 

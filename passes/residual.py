@@ -3,10 +3,14 @@
 A residual branch is what an ``add`` brings back to a value it was computed from: in ``x + f(x)``
 every latent-dependent path into ``f(x)`` starts at ``x``. Parallel branches
 (``x + f(x) + g(x)``) are told apart by looking through the chain of adds.
+
+Two streams may share a branch, as video and text do whose tokens go through one MLP together: in
+``x + f(x, y)[a:], y + f(x, y)[:a]`` every path starts at ``x`` or at ``y``, and both reach both.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -19,13 +23,19 @@ from .contractions import contraction
 _CONVOLUTIONS = ("conv1d", "conv2d", "conv3d")
 _GATE_OPS = ("mul", "add")
 _MAX_BRANCH_NODES = 200
+_MAX_APART = 4  # sums between the two that a shared branch is added to
 
 
 @dataclass(frozen=True, eq=False)
 class Branch:
-    """One residual branch: its last node before the add, and all its latent-dependent nodes."""
+    """One residual branch: its last nodes before the adds, and all its latent-dependent nodes.
 
-    end: fx.Node
+    Attributes:
+        ends: one node per stream that it is added to.
+        nodes: from the ends backwards.
+    """
+
+    ends: tuple[fx.Node, ...]
     nodes: tuple[fx.Node, ...]
 
     @property
@@ -37,6 +47,7 @@ class Branch:
 def find_branches(graph: fx.Graph, mixer_nodes: frozenset[fx.Node]) -> tuple[Branch, ...]:
     """All residual branches that hold a contraction and no token mixer, in graph order."""
     branches: dict[fx.Node, Branch] = {}
+    left: list[tuple[fx.Node, fx.Node]] = []
     for node in graph.nodes:
         if not ir.is_call(node, "add") or ir.binding(node) != Binding.LATENT:
             continue
@@ -45,15 +56,28 @@ def find_branches(graph: fx.Graph, mixer_nodes: frozenset[fx.Node]) -> tuple[Bra
             continue
         found = [_branch(end, trunk) for trunk, end in (operands, operands[::-1])]
         found = [b for b in found if b is not None and _is_mlp(b, mixer_nodes)]
-        if len(found) == 1 and found[0].end not in branches:
-            branches[found[0].end] = found[0]
-    return tuple(branches.values())
+        if len(found) == 1:
+            branches.setdefault(found[0].ends[0], found[0])
+        else:
+            left.append((operands[0], operands[1]))
+    shared: set[fx.Node] = set()
+    for index, one in enumerate(left):
+        for other in left[index + 1 : index + 1 + _MAX_APART]:
+            branch = _shared_branch(one, other, mixer_nodes)
+            if branch is not None and shared.isdisjoint(branch.ends):
+                shared.update(branch.ends)
+                branches[branch.ends[-1]] = branch
+    order = {node: index for index, node in enumerate(graph.nodes)}
+    return tuple(sorted(branches.values(), key=lambda branch: order[branch.ends[-1]]))
 
 
-def cut_of(branch: Branch, cut: str) -> fx.Node:
-    """The tensor to cache: the branch's end, or with ``attention`` its value before the gate."""
-    node = branch.end
-    while cut == "attention" and ir.is_call(node, *_GATE_OPS):
+def cut_of(branch: Branch, cut: str) -> tuple[fx.Node, ...]:
+    """The tensors to cache: the branch's ends, or with ``attention`` those before the gate."""
+    return tuple(_before_gate(end) if cut == "attention" else end for end in branch.ends)
+
+
+def _before_gate(node: fx.Node) -> fx.Node:
+    while ir.is_call(node, *_GATE_OPS):
         inputs = node.all_input_nodes
         latent = [n for n in inputs if ir.binding(n) == Binding.LATENT]
         gates = [n for n in inputs if ir.binding(n) == Binding.STEP]
@@ -74,23 +98,48 @@ def _is_product(node: fx.Node) -> bool:
 def _branch(end: fx.Node, trunk: fx.Node) -> Branch | None:
     """The nodes between a trunk and an operand of its add, or None when the trunk is passed by."""
     stops = set(_terms(trunk))
+    walked = _walk(end, stops)
+    return Branch((end,), walked[0]) if walked is not None and walked[1] else None
+
+
+def _shared_branch(
+    one: tuple[fx.Node, fx.Node], other: tuple[fx.Node, fx.Node], mixer_nodes: frozenset[fx.Node]
+) -> Branch | None:
+    """The branch that is added to two streams, from the operands of both adds."""
+    found = []
+    for (trunk, end), (trunk_2, end_2) in itertools.product((one, one[::-1]), (other, other[::-1])):
+        terms, terms_2 = set(_terms(trunk)), set(_terms(trunk_2))
+        if not terms.isdisjoint(terms_2):
+            continue
+        walks = [_walk(node, terms | terms_2) for node in (end, end_2)]
+        if any(w is None or w[1].isdisjoint(terms) or w[1].isdisjoint(terms_2) for w in walks):
+            continue
+        first, second = (walk[0] for walk in walks if walk is not None)
+        branch = Branch((end, end_2), tuple(dict.fromkeys((*first, *second))))
+        if any(map(_is_product, set(first) & set(second))) and _is_mlp(branch, mixer_nodes):
+            found.append(branch)
+    return found[0] if len(found) == 1 else None
+
+
+def _walk(end: fx.Node, stops: set[fx.Node]) -> tuple[tuple[fx.Node, ...], set[fx.Node]] | None:
+    """The latent-dependent nodes behind one, up to some others, and which of these were met."""
     if end in stops:
         return None
     nodes = [end]
     seen = {end}
-    met_trunk = False
+    met: set[fx.Node] = set()
     for node in nodes:  # grows while it is read: breadth first towards the trunk
         for source in node.all_input_nodes:
             if ir.binding(source) != Binding.LATENT or source in seen:
                 continue
             if source in stops:
-                met_trunk = True
+                met.add(source)
                 continue
             if source.op != "call_function" or len(nodes) >= _MAX_BRANCH_NODES:
                 return None
             seen.add(source)
             nodes.append(source)
-    return Branch(end, tuple(nodes)) if met_trunk else None
+    return tuple(nodes), met
 
 
 def _terms(node: fx.Node, depth: int = 3) -> Iterator[fx.Node]:
