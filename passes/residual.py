@@ -115,6 +115,8 @@ def _shared_branch(
         if any(w is None or w[1].isdisjoint(terms) or w[1].isdisjoint(terms_2) for w in walks):
             continue
         first, second = (walk[0] for walk in walks if walk is not None)
+        if end in second or end_2 in first:  # one behind the other
+            continue
         branch = Branch((end, end_2), tuple(dict.fromkeys((*first, *second))))
         if any(map(_is_product, set(first) & set(second))) and _is_mlp(branch, mixer_nodes):
             found.append(branch)

@@ -186,3 +186,16 @@ def test_what_only_one_of_two_streams_reaches_is_not_shared() -> None:
         return latents_of(x + text.mean(1, keepdim=True))
 
     assert [len(branch.ends) for branch in branches_of(captured(model))] == [1]
+
+
+def test_streams_that_share_no_product_share_no_branch() -> None:
+    def model(latents, timestep, prompt, w_in, w_time, w_text, w_up, w_down):  # type: ignore[no-untyped-def]
+        x, text = tokens_of(latents, w_in), linear(prompt, w_text)
+        emb = time_embedding(timestep, w_time)
+        both = attend(*[torch.cat([text, x], 1)] * 3)
+        text, x = text + both[:, :TEXT], x + both[:, TEXT:]
+        both = torch.cat([text, x], 1).softmax(1) * emb
+        text, x = text + linear(both[:, :TEXT], w_up), x + linear(both[:, TEXT:], w_down)
+        return latents_of(x + text.mean(1, keepdim=True))
+
+    assert branches_of(captured(model)) == []
