@@ -129,3 +129,23 @@ def test_collectives_in_another_order_are_found(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(overlapping, "_schedule", swapped)
     with pytest.raises(InvariantError, match="out of order"):
         overlap(module)
+
+
+def test_an_exchange_that_could_start_first_waits_for_its_turn() -> None:
+    """Its operand is ready at once; that of the one before it must be computed."""
+    send, wait = (
+        getattr(torch.ops._c10d_functional, n) for n in ("all_to_all_single", "wait_tensor")
+    )
+
+    def two_exchanges(latents, w_in):  # type: ignore[no-untyped-def]
+        x = tokens_of(latents, w_in).flatten()
+        half = [BATCH * TOKENS * CHANNELS // 2] * 2
+        computed = linear(x.unflatten(0, (-1, CHANNELS)), w_in).exp().flatten()
+        first = wait(send(computed, half, half, "ranks"))
+        return first + wait(send(x, half, half, "ranks"))
+
+    module = captured(two_exchanges).graph_module
+    before = [node.name for node in module.graph.nodes if is_collective(node)]
+    assert len(before) == 2
+    overlap(module)
+    assert [node.name for node in module.graph.nodes if is_collective(node)] == before
