@@ -12,6 +12,7 @@ from torch import fx
 from pab_compile.passes.capture import Inputs, break_reason
 from pab_compile.passes.errors import UnsupportedModelError
 from pab_compile.passes.join import Origin
+from pab_compile.passes.measured import measure
 from pab_compile.passes.printer import format_graph
 
 from .errors import GradModeError
@@ -59,8 +60,10 @@ class CompiledGraph:
         options: Mapping[str, Any] | None,
         mode: str | None,
     ) -> None:
-        self._graph_module = graph_module
-        self._inputs = Inputs.of(graph_module, example_inputs)
+        self._measured = measure(graph_module)
+        self._graph_module = self._measured.rest
+        examples = (*example_inputs, *self._measured.examples)
+        self._inputs = Inputs.of(self._graph_module, examples)
         self._given = (options, mode)
         self._break_reason = break_reason(graph_module)
         self._programs: dict[tuple[Any, ...], Runnable] = {}
@@ -73,6 +76,7 @@ class CompiledGraph:
         """Run the graph in the forward that calls it."""
         forwards = current_scope().forwards
         forward = forwards.current()
+        args = self._extended(forward, args)
         tensors = self._inputs.tensors(args)
         origins = forward.origins(self._inputs, tensors)
         alone = not forward.visited and forward.starts_at_root and not self._break_reason
@@ -101,6 +105,14 @@ class CompiledGraph:
             if alone:
                 forwards.end(forward)
             self.progress.stop()
+
+    def _extended(self, forward: Forward, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        """Dynamo's inputs, with the values that sizes depend on."""
+        try:
+            return self._measured.extend(args)
+        except BaseException:
+            forward.fail()
+            raise
 
     def _compile(
         self,

@@ -17,6 +17,7 @@ from pab_compile.passes.coalesce import coalesce
 from pab_compile.passes.errors import UnsupportedModelError
 from pab_compile.passes.flops import count_flops
 from pab_compile.passes.join import Part
+from pab_compile.passes.measured import measure
 from pab_compile.passes.parallel.choose import choose
 from pab_compile.passes.pipeline import Program
 from pab_compile.passes.sites import Site
@@ -92,10 +93,12 @@ class _Survey:
     def run(self, graph_module: fx.GraphModule, args: Sequence[Any]) -> Any:
         """Analyse one graph, then run it."""
         forward = self._forwards.current()
+        measured = measure(graph_module)
+        reason = break_reason(graph_module)
+        graph_module, args = measured.rest, measured.extend(tuple(args))
         inputs = Inputs.of(graph_module, args)
         tensors = inputs.tensors(args)
         origins = forward.origins(inputs, tensors)
-        reason = break_reason(graph_module)
         alone = not forward.visited and forward.starts_at_root and not reason
         part = program = None
         failure = ""

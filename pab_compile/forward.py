@@ -105,6 +105,9 @@ class Forward:
             if is_constant:
                 origins.append(None)
                 continue
+            if number in inputs.measured:
+                origins.append(self._note_eager(tensor).origin)
+                continue
             known = self._find(tensor)
             if not self.visited and self.starts_at_root:
                 name = name if name not in taken else f"{name}.{number}"
@@ -112,8 +115,7 @@ class Forward:
                 known = self._note(tensor, Given(name))
                 self._name_input(name, tensor)
             elif known is None:
-                known = self._note(tensor, Eager(self._num_eager))
-                self._num_eager += 1
+                known = self._note_eager(tensor)
             if isinstance(known.origin, Made) and (known.shared or tensor.is_inference()):
                 volatile.append(number)
             origins.append(known.origin)
@@ -163,6 +165,10 @@ class Forward:
         if known is None or known.tensor() is not tensor or version_of(tensor) != known.version:
             return None
         return known
+
+    def _note_eager(self, tensor: torch.Tensor) -> _Known:
+        self._num_eager += 1
+        return self._note(tensor, Eager(self._num_eager - 1))
 
     def _note(self, tensor: torch.Tensor, origin: Origin, shared: bool = False) -> _Known:
         known = _Known(weakref.ref(tensor), version_of(tensor), origin, shared)

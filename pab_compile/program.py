@@ -17,7 +17,7 @@ from pab_compile.passes import ir
 from pab_compile.passes.capture import capture
 from pab_compile.passes.classify import has_mixer_ops
 from pab_compile.passes.errors import UnsupportedModelError
-from pab_compile.passes.join import Made, Origin, Part, join
+from pab_compile.passes.join import Eager, Made, Origin, Part, join
 from pab_compile.passes.outline import copy_graph
 from pab_compile.passes.parallel.layout import ShardingError
 from pab_compile.passes.parallel.overlap import Overlap
@@ -171,6 +171,11 @@ def compile_program(
             "whole forward only. Remove the graph breaks (torch.compile(..., fullgraph=True) names "
             "them), or run on one rank."
         )
+    if ranks is not None and any(isinstance(origin, Eager) for origin in origins[0]):
+        raise ShardingError(
+            "Sizes in this model depend on values (nonzero, item), so ranks that share its tokens "
+            "could come to other sizes. Compute them before the call, or run on one rank."
+        )
     place = _place_of(origins[0])
     try:
         captured = capture(dynamo_graph, args)
@@ -207,7 +212,7 @@ def compile_program(
         held=program.held,
         stepping=(*program.stepping, *(n for n, role in options.axes.items() if role == "step")),
         sees_all=alone,
-        is_blind=program.has_eager_inputs,
+        is_blind=program.has_eager_inputs and not alone,
         weights=tuple(i for i, node in enumerate(inputs) if ir.is_constant_input(node)),
     )
     if ranks is not None:
@@ -248,7 +253,8 @@ class InputRoles:
         held: names of the per-prompt inputs.
         stepping: names of other inputs that change at every step.
         sees_all: whether the graph is the whole forward, so that other inputs do not matter.
-        is_blind: whether some of it comes from Python code between the graphs.
+        is_blind: whether some of it comes from Python code between the graphs. What is measured for
+            a graph that is the whole forward comes from its own inputs, all of which are known.
         weights: positions of the weights, which tell the model from others that share its code.
     """
 

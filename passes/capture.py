@@ -32,6 +32,11 @@ from .wrapped import is_wrapped, plain_tensors, take_plain
 Decompositions = dict[torch._ops.OpOverload, Callable[..., Any]]
 
 _PLACES = re.compile(r"(\[\d+\])+$")
+_DYNAMIC_SHAPE = "Dynamic shape operator"
+_HOW_TO_KEEP = (
+    "torch.compiler.config.capture_dynamic_output_shape_ops = True, set before the model is "
+    "compiled, keeps it in the graph"
+)
 _LAST_INDEX = re.compile(r"\[['\"]?([^\]'\"]+)['\"]?\]$|\.(\w+)$")
 
 
@@ -83,8 +88,9 @@ def capture(dynamo_graph: fx.GraphModule, args: Sequence[Any]) -> fx.GraphModule
 def _why_not_captured(inputs: Inputs) -> str:
     if not inputs.wrapped:
         return (
-            "Sizes that depend on values, and masks that vmap makes of inputs, cannot be traced; "
-            "compute them before the call of the model, or leave this model to another backend."
+            "Masks that vmap makes of inputs cannot be traced, nor sizes that depend on values if "
+            "these are random, written to in place or made under autocast. Compute them before the "
+            "call of the model, or leave this model to another backend."
         )
     first = next(iter(inputs.wrapped.values()))
     return (
@@ -129,6 +135,7 @@ class Inputs:
         resizable: positions of the tensors whose sizes or strides Dynamo leaves open.
         sources: per plain tensor, its name in the caller's words, and whether it is a weight.
         wrapped: position -> what is made of other tensors.
+        measured: among the plain tensors, which the graph was given to have static shapes.
     """
 
     is_number: tuple[bool, ...]
@@ -136,6 +143,7 @@ class Inputs:
     resizable: tuple[int, ...]
     sources: tuple[tuple[str, bool], ...]
     wrapped: Mapping[int, str]
+    measured: frozenset[int] = frozenset()
 
     @staticmethod
     def of(dynamo_graph: fx.GraphModule, args: Sequence[Any]) -> Inputs:
@@ -146,14 +154,18 @@ class Inputs:
         resizable = tuple(i for i, n in enumerate(nodes) if _is_resizable(n))
         sources: list[tuple[str, bool]] = []
         wrapped: dict[int, str] = {}
+        measured: set[int] = set()
         for number, (node, arg) in enumerate(zip(nodes, args, strict=True)):
             if is_number[number]:
                 continue
             name, constant = _describe_input(node, arg)
+            if ir.is_eager(node):
+                measured.add(len(sources))
             sources += [(plain, constant) for plain, _ in plain_tensors(arg, name)]
             if is_wrapped(arg):
                 wrapped[number] = f"{name!r} is a {type(arg).__name__}"
-        return Inputs(is_number, used, resizable, tuple(sources), wrapped)
+        found = tuple(sources)
+        return Inputs(is_number, used, resizable, found, wrapped, frozenset(measured))
 
     def tensors(self, args: Sequence[Any]) -> list[torch.Tensor]:
         """The inputs of the captured graph."""
@@ -179,7 +191,7 @@ def _is_number(placeholder: fx.Node, value: Any) -> bool:
 
 
 def _is_resizable(placeholder: fx.Node) -> bool:
-    example = placeholder.meta.get("example_value")
+    example = ir.example(placeholder)
     return isinstance(example, torch.Tensor) and any(
         isinstance(number, torch.SymInt) for number in (*example.shape, *example.stride())
     )
@@ -200,7 +212,9 @@ def break_reason(dynamo_graph: fx.GraphModule) -> str:
         return ""
     where = reason.user_stack[-1] if reason.user_stack else None
     place = f" ({where.filename.rsplit('/', 1)[-1]}:{where.lineno})" if where else ""
-    return f"{reason.reason.strip().splitlines()[0]}{place}"
+    line = reason.reason.strip().splitlines()[0]
+    hint = f"; {_HOW_TO_KEEP}" if line == _DYNAMIC_SHAPE else ""
+    return f"{line}{place}{hint}"
 
 
 def remove_noise(graph_module: fx.GraphModule) -> int:
@@ -220,7 +234,7 @@ def remove_noise(graph_module: fx.GraphModule) -> int:
         if _is_identity(node):
             node.replace_all_uses_with(node.args[0])
             graph.erase_node(node)
-        elif ir.is_call(node, "_assert_tensor_metadata"):
+        elif ir.is_call(node, "_assert_tensor_metadata") or _holds_anyway(node):
             graph.erase_node(node)
         elif ir.is_call(node, "type_as"):
             _cast_by_dtype(node)
@@ -241,6 +255,11 @@ def _cast_by_dtype(node: fx.Node) -> None:
         return
     node.target = torch.ops.aten._to_copy.default
     node.args, node.kwargs = (x,), {"dtype": after.dtype, "device": after.device}
+
+
+def _holds_anyway(node: fx.Node) -> bool:
+    """Whether the node asserts something about sizes, which are known by now."""
+    return ir.is_call(node, "_assert_scalar") and node.args[0] is True
 
 
 def _is_identity(node: fx.Node) -> bool:

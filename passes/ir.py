@@ -30,6 +30,18 @@ def value(node: fx.Node) -> Any:
     return node.meta.get("val")
 
 
+def example(node: fx.Node) -> Any:
+    """Dynamo's symbolic value of a node of its graph, or None where there is none."""
+    return node.meta.get("example_value")
+
+
+def copy_input(graph: fx.Graph, node: fx.Node) -> fx.Node:
+    """A copy of one of Dynamo's inputs in another graph, which knows what Dynamo calls it."""
+    copy = graph.node_copy(node)
+    copy._dynamo_source = getattr(node, "_dynamo_source", None)  # type: ignore[attr-defined]
+    return copy
+
+
 def copy_facts(target: fx.Node, origin: fx.Node) -> None:
     """Give a node that a pass created all facts about the node that it stands for."""
     target.meta = dict(origin.meta)
@@ -54,9 +66,14 @@ def shape(node: fx.Node) -> tuple[int, ...] | None:
 
 def num_bytes(node: fx.Node) -> int:
     """Size in bytes of the tensor(s) that a node yields."""
+    return sum(t.numel() * t.element_size() for t in tensors(node))
+
+
+def tensors(node: fx.Node) -> list[torch.Tensor]:
+    """Fake tensors that a node yields, one or several."""
     val = value(node)
-    tensors = val if isinstance(val, (list, tuple)) else [val]
-    return sum(t.numel() * t.element_size() for t in tensors if isinstance(t, torch.Tensor))
+    several = val if isinstance(val, (list, tuple)) else [val]
+    return [each for each in several if isinstance(each, torch.Tensor)]
 
 
 def op_name(node: fx.Node) -> str:

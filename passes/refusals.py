@@ -8,12 +8,15 @@ from torch import fx
 from . import ir
 from .errors import UnsupportedModelError
 
+_CPU_DTYPES = (torch.bfloat16, torch.float16)
+_CASTS = ("to", "_to_copy")
+
 
 def refuse_autocast(graph: fx.Graph) -> None:
-    """Remove regions without autocast where none was on anyway; any other is an error."""
+    """Remove regions that cast nothing where no autocast is on anyway; any other is an error."""
     for entered in [node for node in graph.nodes if ir.op_name(node) == "_enter_autocast"]:
-        device_type, _, enabled, *_ = entered.args
-        if not enabled and not torch.is_autocast_enabled(str(device_type)):
+        outside = torch.is_autocast_enabled(str(entered.args[0]))
+        if not outside and (not _is_enabled(entered) or _casts_nothing(entered)):
             for left in ir.users(entered):
                 graph.erase_node(left)
             graph.erase_node(entered)
@@ -23,6 +26,23 @@ def refuse_autocast(graph: fx.Graph) -> None:
             f"({ir.source_line(entered) or 'source unknown'}), and the casts of such a part are "
             "not traced. Use autocast around the call of the model, or cast its weights and inputs."
         )
+
+
+def _is_enabled(entered: fx.Node) -> bool:
+    """Whether autocast is on in a region; on CPUs torch switches it off for other dtypes."""
+    device_type, dtype, enabled, *_ = entered.args
+    return bool(enabled) and (device_type != "cpu" or dtype in (None, *_CPU_DTYPES))
+
+
+def _casts_nothing(entered: fx.Node) -> bool:
+    """Whether a region casts to float32, and all that its ops read and yield is float32 anyway."""
+    nodes = list(entered.graph.nodes)
+    (left,) = ir.users(entered)
+    region = nodes[nodes.index(entered) : nodes.index(left)]
+    read = [arg for node in region if not ir.is_call(node, *_CASTS) for arg in node.all_input_nodes]
+    tensors = [tensor for node in (*region, *read) for tensor in ir.tensors(node)]
+    floats = {tensor.dtype for tensor in tensors if tensor.is_floating_point()}
+    return entered.args[1] is torch.float32 and floats <= {torch.float32}
 
 
 def refuse_other_memory(graph: fx.Graph) -> None:

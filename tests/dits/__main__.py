@@ -56,7 +56,8 @@ def main(arguments: Sequence[str]) -> int:
     rows = _rows_of(options.write) if options.write and options.write.exists() else {}
     failed = 0
     for name in track(options.names or list(CATALOGUE), description="models"):
-        cells, as_described = examine(CATALOGUE[name])
+        with CATALOGUE[name].switched():
+            cells, as_described = examine(CATALOGUE[name])
         rows[name] = f"| {' | '.join(cells)} |"
         failed += not as_described
         print(rows[name], flush=True)

@@ -42,11 +42,12 @@ def _consisid(sizes: Sizes) -> dict[str, Any]:
 
 
 def _mochi(sizes: Sizes) -> dict[str, Any]:
+    lengths = torch.arange(sizes.text, 0, -2)[: sizes.batch]
     return {
         "hidden_states": sizes.noise(sizes.batch, 4, sizes.frames, sizes.height, sizes.width),
         "timestep": sizes.timestep(),
         "encoder_hidden_states": sizes.noise(sizes.batch, sizes.text, 16),
-        "encoder_attention_mask": torch.ones(sizes.batch, sizes.text, dtype=torch.bool),
+        "encoder_attention_mask": torch.arange(sizes.text)[None] < lengths[:, None],
     }
 
 
@@ -150,9 +151,9 @@ DITS = (
         inputs_of(_mochi),
         ((r"^transformer_blocks\.\d+\.attn1$", "joint"), (r"\.pooler$", "other")),
         "video",
-        notes="the attention loops over the batch, and keeps the valid tokens of the prompt only",
-        graphs=20,
-        unsupported="Nothing can be broadcast in this forward of 20 graph",
+        notes="the attention loops over the batch, and keeps the valid tokens of the prompt only: "
+        "with `torch.compiler.config.capture_dynamic_output_shape_ops`",
+        switches={"capture_dynamic_output_shape_ops": True},
     ),
     Dit(
         "easyanimate",

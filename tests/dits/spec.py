@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -41,6 +42,7 @@ class Dit:
         unsupported: what the compiler's error says where it refuses the model.
         dtype: of the parameters.
         prepare: what is done to the model once it is built.
+        switches: of ``torch.compiler.config``, what this model needs.
     """
 
     name: str
@@ -64,10 +66,15 @@ class Dit:
     unsupported: str = ""
     dtype: torch.dtype = torch.float32
     prepare: Callable[[torch.nn.Module], None] | None = None
+    switches: Mapping[str, bool] = field(default_factory=dict)
 
     def kind_of(self, path: str) -> str | None:
         """True kind of the attention module at a path, or None where it is none."""
         return next((kind for pattern, kind in self.kinds if re.search(pattern, path)), None)
+
+    def switched(self) -> AbstractContextManager[None]:
+        """Where the model is compiled and called: with its switches on."""
+        return torch.compiler.config.patch(dict(self.switches))
 
 
 @dataclass(frozen=True)

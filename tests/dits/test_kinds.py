@@ -40,7 +40,8 @@ def test_what_runs_is_what_is_described(dit: Dit) -> None:
 def test_what_is_found_is_what_runs(dit: Dit) -> None:
     model = build(dit)
     truth = observe(model, dit, **dit.inputs())
-    explanation = pab_compile.explain(model, options=dit.options, **dit.inputs())
+    with dit.switched():
+        explanation = pab_compile.explain(model, options=dit.options, **dit.inputs())
     wrong = [
         f"{site.name} is {dit.kind_of(site.module)}, not {site.kind}: {site.reason}"
         for site in explanation.sites

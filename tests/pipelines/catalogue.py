@@ -147,6 +147,18 @@ CASES = {
             },
         ),
         Case(
+            "Mochi",
+            "mochi",
+            _bare(diffusers.MochiPipeline, _flow(invert_sigmas=True)),
+            lambda: {
+                "height": 64,
+                "width": 96,
+                "num_frames": 13,
+                **embeddings(16),
+                **masks(dtype=torch.bool),
+            },
+        ),
+        Case(
             "Allegro",
             "allegro",
             _bare(diffusers.AllegroPipeline, EulerAncestralDiscreteScheduler),

@@ -65,7 +65,7 @@ def generate(case: Case, pipe: Any, rule: Rule, seed: int = 5) -> Generation:
     def count() -> None:
         reads[step] += 1
 
-    with _counting_reads(count):
+    with _counting_reads(count), case.dit.switched():
         actual = case.generate(pipe, NUM_STEPS, seed, **case.callback(end_step))
     hooked = case.build()
     oracle = Oracle(hooked.transformer, case.dit, rule)
