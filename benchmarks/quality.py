@@ -33,7 +33,7 @@ import torch
 from rich import box
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-from rich.table import Table
+from rich.table import Column, Table
 from scipy.stats import binomtest, bootstrap
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
@@ -50,9 +50,12 @@ def _attention(spatial: int, temporal: int, cross: int) -> dict[str, Any]:
     return {"ranges": {"spatial": spatial, "temporal": temporal, "cross": cross}}
 
 
-def _every(range_: int, order: int, low: float = 0.1) -> dict[str, Any]:
+def _every(range_: int, order: int, **more: Any) -> dict[str, Any]:
     kinds = ("spatial", "temporal", "cross", "mlp")
-    return {"ranges": dict.fromkeys(kinds, range_), "predict": order, "window": (low, 1.0)}
+    return {"ranges": dict.fromkeys(kinds, range_), "predict": order, "window": (0.1, 1.0), **more}
+
+
+SUMS = {"cut": "gated", "coalesce": True}
 
 
 def gate_cross(site: Any, step: int, num_steps: int, _: float | None) -> int | None:
@@ -81,9 +84,12 @@ PLANS: dict[str, dict[str, Any]] = {
     "PAB246, linear": {**plans.PLANS["pab246"], "predict": 1},
     "all sites, every 3rd, repeat": _every(3, 0),
     "all sites, every 3rd, linear": _every(3, 1),
-    "all sites, every 4th, linear": _every(4, 1),
+    "sums, every 3rd, linear": _every(3, 1, **SUMS),
+    "sums, every 3rd, quadratic": _every(3, 2, **SUMS),
+    "sums, every 4th, linear": _every(4, 1, **SUMS),
+    "sums, every 5th, linear": _every(5, 1, **SUMS),
 }
-"""Name -> options; the kinds of a triple are spatial/temporal/cross."""
+"""Name -> options; a triple is spatial/temporal/cross; *sums* are coalesced sites."""
 
 
 @dataclass
@@ -246,7 +252,7 @@ def write(scores: list[Score], settings: str) -> list[Path]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--videos", type=int, default=64)
-    parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--steps", type=int, default=30)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--quick", action="store_true", help="4 videos, 10 steps; writes no files")
@@ -254,7 +260,7 @@ def main() -> None:
     if args.quick:
         args.videos, args.batch, args.steps = 4, 2, 10
     scores = measure(args, console)
-    table = Table(*HEADERS, box=box.SIMPLE)
+    table = Table(*(Column(header, no_wrap=True) for header in HEADERS), box=box.SIMPLE)
     for score in scores:
         table.add_row(*cells(score))
     console.print(table)
