@@ -267,7 +267,8 @@ def main() -> None:
     used = ", ".join(f"{name} {number}" for name, number in versions().items())
     settings = (
         f"{args.videos} videos in batches of {args.batch}, {args.steps} steps, guidance 2, seed "
-        f"{args.seed}. Command: python -m benchmarks.quality. Versions: {used}"
+        f"{args.seed}. Command: python -m benchmarks.quality --videos {args.videos} --batch "
+        f"{args.batch} --steps {args.steps} --seed {args.seed}. Versions: {used}"
     )
     console.print(settings, highlight=False)
     if not args.quick:
