@@ -15,6 +15,7 @@ from pab_compile.passes.join import Origin
 from pab_compile.passes.measured import measure
 from pab_compile.passes.printer import format_graph
 
+from .analysis import nothing_found
 from .errors import GradModeError
 from .forward import Forward
 from .lower import PieceCompiler, compiling
@@ -22,7 +23,7 @@ from .mesh import fingerprint, group_of, named_group
 from .observe import current_observer
 from .options import Options, parse_options
 from .plan import Plan
-from .program import PlainProgram, Runnable, compile_program, nothing_found
+from .program import PlainProgram, Runnable, compile_program
 from .progress import CompileProgress
 from .scope import current_scope
 from .team import Team, team_of

@@ -29,12 +29,12 @@ from pab_compile.passes.parallel.traffic import convention_bytes, gathered_bytes
 from pab_compile.passes.pipeline import Program
 from pab_compile.passes.sites import Site
 
+from .analysis import analyse
 from .dump import Dumper
 from .explain import by_name
 from .forward import Forwards
 from .lower import compiling, trace_once
 from .options import Options, parse_options
-from .program import analyse
 from .schedule import Schedule
 from .share import computed_share
 

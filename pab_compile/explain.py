@@ -22,12 +22,12 @@ from pab_compile.passes.parallel.choose import choose
 from pab_compile.passes.pipeline import Program
 from pab_compile.passes.sites import Site
 
+from .analysis import analyse, nothing_found, reason_of
 from .dump import Dumper
 from .forward import Forwards
 from .lower import compilation_of, compiling, trace_once
 from .options import Options, parse_options
 from .plan import Plan
-from .program import analyse, nothing_found, reason_of
 from .report import Explanation, describe_site
 from .share import computed_share
 

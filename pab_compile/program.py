@@ -15,9 +15,8 @@ from torch import fx
 
 from pab_compile.passes import ir
 from pab_compile.passes.capture import capture
-from pab_compile.passes.classify import has_mixer_ops
 from pab_compile.passes.errors import UnsupportedModelError
-from pab_compile.passes.join import Eager, Made, Origin, Part, join
+from pab_compile.passes.join import Eager, Made, Origin, Part
 from pab_compile.passes.outline import copy_graph
 from pab_compile.passes.parallel.layout import ShardingError
 from pab_compile.passes.parallel.overlap import Overlap
@@ -25,15 +24,12 @@ from pab_compile.passes.parallel.shard import Ranks
 from pab_compile.passes.parallel.shard_tokens import ShardTokens
 from pab_compile.passes.pipeline import (
     Coalesce,
-    FindSites,
-    Program,
-    narrow,
-    recognition,
     rewriting,
     run_passes,
 )
 from pab_compile.passes.sites import Site
 
+from .analysis import analyse, reason_of
 from .board import board
 from .clock import Reading, read_timestep
 from .dump import Dumper
@@ -45,7 +41,6 @@ from .observation import ObservationError
 from .observe import Probed, current_observer
 from .options import Options
 from .plan import Plan, RangePlan
-from .report import describe_site, site_box
 from .schedule import Schedule
 from .scope import current_scope, stated_step
 from .share import computed_share
@@ -58,77 +53,6 @@ _REPEATED = (
     "a graph ran twice in one forward, or with other weights than in the step before, so its "
     "outputs were not reused: which of them belong together is unknown"
 )
-
-
-class NoAttentionError(UnsupportedModelError):
-    """A graph without attention, which is no error where it is one of several."""
-
-
-def analyse(
-    part: Part, options: Options, plan: Plan, dumper: Dumper, alone: bool = True
-) -> Program:
-    """Find the sites of a captured graph, without rewriting anything.
-
-    Args:
-        part: the graph, with where its inputs come from.
-        options: how to compile it.
-        plan: the plan that the options describe.
-        dumper: writes what the passes do.
-        alone: whether the graph is the whole forward.
-
-    Raises:
-        UnsupportedModelError: it has no latents, no clock, or no attention that can be broadcast.
-    """
-    if not alone and not has_mixer_ops(part.graph_module.graph):
-        raise NoAttentionError("No attention was found in this graph.")
-    joined = join(part)
-    stated = options.axes
-    if not alone:
-        known = {ir.source(node) for node in ir.placeholders(joined.graph_module.graph)}
-        stated = {name: value for name, value in stated.items() if name in known}
-    program = Program(joined.graph_module)
-    run_passes(program, recognition(stated), dumper.watch)
-    program = narrow(program, joined, part.graph_module)
-    try:
-        run_passes(program, (FindSites(options.cut),), dumper.watch)
-    except UnsupportedModelError:
-        if alone or not program.sites:
-            raise
-    if alone:
-        plan.check(program.sites)
-    dumper.sites(
-        lambda: [describe_site(site, plan).to_json() for site in program.sites],
-        lambda: [site_box(site, plan) for site in program.sites],
-    )
-    return program
-
-
-def reason_of(error: UnsupportedModelError, part: Part | None) -> str:
-    """Why a graph of several is computed at every step; ``""`` where it holds no attention."""
-    if isinstance(error, NoAttentionError):
-        return ""
-    inputs = ir.placeholders(part.graph_module.graph) if part else []
-    made = ", ".join(repr(ir.source(node)) for node in inputs if ir.is_eager(node))
-    if not made:
-        return str(error)
-    return f"{error} ({made}: made by Python code between two graphs, so what it is is unknown)"
-
-
-def nothing_found(reasons: Sequence[str], breaks: Sequence[str]) -> UnsupportedModelError:
-    """The error for a forward of several graphs in which nothing can be broadcast.
-
-    Args:
-        reasons: per graph, why it is computed at every step; ``""`` where it holds no attention.
-        breaks: per graph, why Dynamo broke the forward after it; ``""`` where it did not.
-    """
-    found = "; ".join(dict.fromkeys(filter(None, reasons))) or "none of them holds an attention"
-    why = "; ".join(dict.fromkeys(filter(None, breaks)))
-    return UnsupportedModelError(
-        f"Nothing can be broadcast in this forward of {len(reasons)} graph(s): {found}. "
-        + (f"Dynamo broke it up because of: {why}. " if why else "")
-        + "Remove the breaks between the model's inputs and its attentions, or compile the "
-        "module that holds both."
-    )
 
 
 def compile_program(

@@ -79,6 +79,25 @@ def captured(function: Callable[..., Any], **tensors: torch.Tensor) -> Captured:
     return Captured(graph_module, args, function)
 
 
+def through_dynamo(function: Callable[..., Any], *args: Any, **kwargs: Any) -> fx.GraphModule:
+    """The capture of the one graph that Dynamo makes of a call."""
+    found: list[fx.GraphModule] = []
+
+    def look(graph_module: fx.GraphModule, inputs: Sequence[Any]) -> Any:
+        found.append(capture(graph_module, inputs))
+        return graph_module.forward(*inputs)
+
+    with torch.no_grad():
+        trace_once(function, args, kwargs, look)
+    (graph_module,) = found
+    return graph_module
+
+
+def ops(graph_module: fx.GraphModule) -> list[str]:
+    """Names of the ops, in order."""
+    return [ir.op_name(node) for node in ir.calls(graph_module.graph)]
+
+
 def captured_module(module: torch.nn.Module, **inputs: Any) -> Captured:
     """Capture a module through Dynamo, as the backend does."""
     found: list[Captured] = []
