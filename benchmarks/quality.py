@@ -1,6 +1,7 @@
-"""Quality against speed: many plans, the same videos, on the demo's trained model.
+"""Quality against speed: many plans, the same videos, on one of the demo's trained models.
 
     python -m benchmarks.quality
+    python -m benchmarks.quality --model joint
     python -m benchmarks.quality --quick      # few videos: a check that it runs, no measurement
 
 Every plan generates the same videos from the same noise. In turns, batch by batch, so that a
@@ -19,7 +20,6 @@ from __future__ import annotations
 import argparse
 import copy
 import json
-import re
 import statistics
 import time
 from collections.abc import Callable
@@ -39,57 +39,12 @@ from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
 import pab_compile
 
-from .examples import digits, plans
+from .examples import digits
+from .quality_plans import PLANS
 from .results import RESULTS_DIR, versions
 
 STOCK = "stock torch.compile"
 SAME_DB = 100.0
-
-
-def _attention(spatial: int, temporal: int, cross: int) -> dict[str, Any]:
-    return {"ranges": {"spatial": spatial, "temporal": temporal, "cross": cross}}
-
-
-def _every(range_: int, order: int, **more: Any) -> dict[str, Any]:
-    kinds = ("spatial", "temporal", "cross", "mlp")
-    return {"ranges": dict.fromkeys(kinds, range_), "predict": order, "window": (0.1, 1.0), **more}
-
-
-SUMS = {"cut": "gated", "coalesce": True}
-
-
-def gate_cross(site: Any, step: int, num_steps: int, _: float | None) -> int | None:
-    """Cross-attention is computed in the first third of the steps, then repeated to the end."""
-    return 0 if site.kind == "cross" and step >= num_steps // 3 else None
-
-
-def middle_blocks(site: Any, step: int, num_steps: int, _: float | None) -> int | None:
-    """All of the middle blocks is repeated at every other step; first and last blocks compute."""
-    block = re.search(r"\.(\d+)\.?", site.name)
-    is_middle = block is not None and int(block[1]) == 1  # of three
-    return 0 if is_middle and step % 2 and step >= 0.1 * num_steps else None
-
-
-PLANS: dict[str, dict[str, Any]] = {
-    "PAB246": plans.PLANS["pab246"],
-    "PAB357": plans.PLANS["pab357"],
-    "PAB579": plans.PLANS["pab579"],
-    "uniform 3/3/3": _attention(3, 3, 3),
-    "inverted 6/4/2": _attention(6, 4, 2),
-    "spatial alone, 2": _attention(2, 1, 1),
-    "temporal alone, 4": _attention(1, 4, 1),
-    "cross alone, 6": _attention(1, 1, 6),
-    "cross gated off (T-GATE)": {"plan": gate_cross},
-    "middle blocks, every 2nd": {"plan": middle_blocks},
-    "PAB246, linear": {**plans.PLANS["pab246"], "predict": 1},
-    "all sites, every 3rd, repeat": _every(3, 0),
-    "all sites, every 3rd, linear": _every(3, 1),
-    "sums, every 3rd, linear": _every(3, 1, **SUMS),
-    "sums, every 3rd, quadratic": _every(3, 2, **SUMS),
-    "sums, every 4th, linear": _every(4, 1, **SUMS),
-    "sums, every 5th, linear": _every(5, 1, **SUMS),
-}
-"""Name -> options; a triple is spatial/temporal/cross; *sums* are coalesced sites."""
 
 
 @dataclass
@@ -156,13 +111,14 @@ def taylorseer(model: torch.nn.Module) -> Callable[..., Any]:
 
 def measure(args: argparse.Namespace, console: Console) -> list[Score]:
     """Generate every batch with every plan in turns."""
+    plans = PLANS[args.model]
     # Dynamo keeps the code of all plans at the model's one forward.
-    torch.compiler.config.recompile_limit = 2 * len(PLANS)
-    latte, reader = digits.load(), digits.train_reader()
-    calls: dict[str, Callable[..., Any]] = {STOCK: torch.compile(latte.model)}
-    for name, options in PLANS.items():
-        calls[name] = torch.compile(latte.model, backend="pab", options=options)
-    calls["TaylorSeer (diffusers, eager)"] = taylorseer(latte.model)
+    torch.compiler.config.recompile_limit = 2 * len(plans)
+    trained, reader = digits.load(digits.find_folder(args.model)), digits.train_reader()
+    calls: dict[str, Callable[..., Any]] = {STOCK: torch.compile(trained.model)}
+    for name, options in plans.items():
+        calls[name] = torch.compile(trained.model, backend="pab", options=options)
+    calls["TaylorSeer (diffusers, eager)"] = taylorseer(trained.model)
     scores = {name: Score(name) for name in calls}
     prompts = torch.arange(args.videos) % digits.NUM_DIGITS
     noise = digits.make_noise(args.videos, seed=args.seed)
@@ -177,7 +133,7 @@ def measure(args: argparse.Namespace, console: Console) -> list[Score]:
             pab_compile.reset()
             getattr(calls[name], "before", lambda: None)()
             start = time.perf_counter()
-            videos = digits.generate(latte, *batch, model=calls[name], num_steps=args.steps)
+            videos = digits.generate(trained, *batch, model=calls[name], num_steps=args.steps)
             bar.advance(task)
             return videos, time.perf_counter() - start
 
@@ -192,7 +148,7 @@ def measure(args: argparse.Namespace, console: Console) -> list[Score]:
                 score.add(videos, reference)
                 score.read += (reader.read(videos) == batch[0]).tolist()
                 score.speed.append(seconds[STOCK] / seconds[name])
-    for name in PLANS:
+    for name in plans:
         scores[name].cache_bytes = pab_compile.stats(calls[name]).peak_cache_bytes  # type: ignore[arg-type]
     return list(scores.values())
 
@@ -237,12 +193,12 @@ def plot(scores: list[Score], path: Path) -> None:
     pyplot.close(figure)
 
 
-def write(scores: list[Score], settings: str) -> list[Path]:
+def write(scores: list[Score], name: str, settings: str) -> list[Path]:
     """Table, numbers and picture."""
     lines = [f"| {' | '.join(HEADERS)} |", "|---|" + "---:|" * (len(HEADERS) - 1)]
     lines += [f"| {' | '.join(cells(score))} |" for score in scores]
-    paths = [RESULTS_DIR / f"quality.{end}" for end in ("md", "json", "png")]
-    paths[0].write_text("\n".join(["### quality", "", *lines, "", settings, ""]))
+    paths = [RESULTS_DIR / f"{name}.{end}" for end in ("md", "json", "png")]
+    paths[0].write_text("\n".join([f"### {name}", "", *lines, "", settings, ""]))
     content = {"settings": settings, "scores": [asdict(score) for score in scores]}
     paths[1].write_text(json.dumps(content) + "\n")
     plot(scores, paths[2])
@@ -251,6 +207,7 @@ def write(scores: list[Score], settings: str) -> list[Path]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--model", choices=PLANS, default="latte")
     parser.add_argument("--videos", type=int, default=64)
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--steps", type=int, default=30)
@@ -266,13 +223,15 @@ def main() -> None:
     console.print(table)
     used = ", ".join(f"{name} {number}" for name, number in versions().items())
     settings = (
-        f"{args.videos} videos in batches of {args.batch}, {args.steps} steps, guidance 2, seed "
-        f"{args.seed}. Command: python -m benchmarks.quality --videos {args.videos} --batch "
-        f"{args.batch} --steps {args.steps} --seed {args.seed}. Versions: {used}"
+        f"{args.videos} videos of {args.model} in batches of {args.batch}, {args.steps} steps, "
+        f"guidance 2, seed {args.seed}. Command: python -m benchmarks.quality --model {args.model} "
+        f"--videos {args.videos} --batch {args.batch} --steps {args.steps} --seed {args.seed}. "
+        f"Versions: {used}"
     )
     console.print(settings, highlight=False)
     if not args.quick:
-        console.print(f"wrote {', '.join(map(str, write(scores, settings)))}")
+        paths = write(scores, f"quality_{args.model}", settings)
+        console.print(f"wrote {', '.join(map(str, paths))}")
 
 
 if __name__ == "__main__":

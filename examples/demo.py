@@ -71,7 +71,7 @@ class Variant:
         return max(0.0, self.first_seconds - self.median_seconds)
 
 
-def make_variants(latte: digits.DigitsLatte) -> list[Variant]:
+def make_variants(latte: digits.DigitsModel) -> list[Variant]:
     """Wraps the model in the four ways that are compared; nothing is compiled yet."""
     variants = [Variant(EAGER, latte.model), Variant(STOCK, torch.compile(latte.model))]
     for name, plan in PAB_VARIANTS.items():
@@ -81,7 +81,7 @@ def make_variants(latte: digits.DigitsLatte) -> list[Variant]:
 
 
 def run(
-    latte: digits.DigitsLatte, variants: list[Variant], args: argparse.Namespace, console: Console
+    latte: digits.DigitsModel, variants: list[Variant], args: argparse.Namespace, console: Console
 ) -> None:
     """Generates once with each variant to compile, then in `args.rounds` alternating rounds."""
     prompts = torch.arange(args.videos) % digits.NUM_DIGITS

@@ -1,26 +1,40 @@
-"""Moving digits: the data set, the small Latte that draws them, and a reader of the results.
+"""Moving digits: the data set, two small models that draw them, and a reader of the results.
 
 A video is one of scikit-learn's 8x8 handwritten digits that bounces through a 16x16 picture for
-8 frames. The prompt is the digit. It enters the model through cross-attention as a few tokens of a
-fixed table, whose row 10 stands for "no prompt" (classifier-free guidance, Ho & Salimans 2022).
+8 frames. The prompt is the digit. It enters the model as a few tokens of a fixed table, whose row
+10 stands for "no prompt" (classifier-free guidance, Ho & Salimans 2022).
 
-The model is a diffusers `LatteTransformer3DModel` (Latte, Ma et al. 2024) trained as a rectified
-flow (Liu et al. 2022): at noise level s in [0, 1] it sees `(1 - s) * video + s * noise` with
-timestep `1000 * s` and predicts `noise - video`, which is what diffusers'
-`FlowMatchEulerDiscreteScheduler` integrates.
+There are two models, of two families, both from diffusers:
+
+- `latte`, a `LatteTransformer3DModel` (Latte, Ma et al. 2024): spatial and temporal blocks take
+  turns, cross-attention to the prompt in the spatial ones;
+- `joint`, a `CogVideoXTransformer3DModel` (CogVideoX, Yang et al. 2024): every block attends over
+  all patches of all frames and the prompt in one sequence.
+
+Both are trained alike, as a rectified flow (Liu et al. 2022): at noise level s in [0, 1] a model
+sees `(1 - s) * video + s * noise` with timestep `1000 * s` and predicts `noise - video`, which is
+what diffusers' `FlowMatchEulerDiscreteScheduler` integrates.
 
 Limits: grey pictures, one digit per video, square pictures without a background.
 """
 
 from __future__ import annotations
 
+import functools
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
-from diffusers import FlowMatchEulerDiscreteScheduler, LatteTransformer3DModel
+from diffusers import (
+    CogVideoXTransformer3DModel,
+    FlowMatchEulerDiscreteScheduler,
+    LatteTransformer3DModel,
+    ModelMixin,
+)
+from diffusers.models.embeddings import get_3d_rotary_pos_embed
 from safetensors.torch import load_file, save_file
 from sklearn.datasets import load_digits
 from sklearn.svm import SVC
@@ -34,6 +48,8 @@ PROMPT_TOKENS = 4
 PROMPT_WIDTH = 32
 TRAIN_IMAGES = 1500
 MAX_SPEED = 1.2
+HEADS = 4
+HEAD_WIDTH = 32
 MODEL_DIR = Path(__file__).parent / "digits_latte"
 
 
@@ -87,26 +103,121 @@ def make_prompt_table(seed: int = 0) -> torch.Tensor:
     return torch.randn(NUM_DIGITS + 1, PROMPT_TOKENS, PROMPT_WIDTH, generator=generator)
 
 
-def make_model(num_layers: int = 3, num_heads: int = 4, head_dim: int = 32):
-    """Builds an untrained Latte with `num_layers` spatial and as many temporal blocks."""
-    return LatteTransformer3DModel(
-        sample_size=SIZE,
-        video_length=NUM_FRAMES,
-        patch_size=2,
-        in_channels=1,
-        out_channels=1,
-        num_layers=num_layers,
-        num_attention_heads=num_heads,
-        attention_head_dim=head_dim,
-        cross_attention_dim=num_heads * head_dim,
-        caption_channels=PROMPT_WIDTH,
-        attention_bias=True,
-        activation_fn="gelu-approximate",
-        num_embeds_ada_norm=1000,
-        norm_type="ada_norm_single",
-        norm_elementwise_affine=False,
-        norm_eps=1e-6,
-    )
+def latte_inputs(video: torch.Tensor) -> dict[str, object]:
+    """Returns the arguments in which `video` enters Latte."""
+    return {"hidden_states": video}
+
+
+def joint_inputs(video: torch.Tensor) -> dict[str, object]:
+    """Returns the arguments in which `video` enters CogVideoX: frames first, and positions."""
+    return {"hidden_states": video.transpose(1, 2), "image_rotary_emb": patch_positions()}
+
+
+@functools.cache
+def patch_positions() -> tuple[torch.Tensor, torch.Tensor]:
+    """Returns cosine and sine `[patches, head width]` of the rotary embedding of all patches."""
+    frames, side = NUM_FRAMES // 2, SIZE // 2
+    grid = {"grid_size": (side, side), "max_size": (side, side), "grid_type": "slice"}
+    return get_3d_rotary_pos_embed(HEAD_WIDTH, None, temporal_size=frames, **grid)
+
+
+@dataclass(frozen=True)
+class Family:
+    """An architecture: how its model is built and called.
+
+    Attributes:
+        cls: its class in diffusers.
+        config: what the class is built with.
+        inputs: the arguments in which a video `[n, 1, frames, 16, 16]` enters the model.
+        frames_dim: dimension of the frames in what the model returns.
+        folder: where the trained model is.
+    """
+
+    cls: type[ModelMixin]
+    config: dict[str, object]
+    inputs: Callable[[torch.Tensor], dict[str, object]]
+    frames_dim: int
+    folder: Path
+
+    def arguments(
+        self, video: torch.Tensor, timestep: torch.Tensor, prompt: torch.Tensor
+    ) -> dict[str, object]:
+        """Returns the keyword arguments of one model call.
+
+        Args:
+            video: `[n, 1, frames, 16, 16]`, noisy.
+            timestep: `[n]`, 1000 times the noise level.
+            prompt: `[n, tokens, width]`.
+        """
+        rest = {"timestep": timestep, "encoder_hidden_states": prompt, "return_dict": False}
+        return {**self.inputs(video), **rest}
+
+    def velocity(
+        self,
+        model: Callable[..., tuple[torch.Tensor, ...]],
+        video: torch.Tensor,
+        timestep: torch.Tensor,
+        prompt: torch.Tensor,
+    ) -> torch.Tensor:
+        """Calls the model and returns the velocity `[n, 1, frames, 16, 16]` (see `arguments`)."""
+        return model(**self.arguments(video, timestep, prompt))[0].transpose(2, self.frames_dim)
+
+
+SHAPE = {
+    "patch_size": 2,
+    "in_channels": 1,
+    "out_channels": 1,
+    "num_attention_heads": HEADS,
+    "attention_head_dim": HEAD_WIDTH,
+}
+FAMILIES = {
+    "latte": Family(
+        LatteTransformer3DModel,
+        # 3 spatial and 3 temporal blocks.
+        SHAPE
+        | {
+            "sample_size": SIZE,
+            "video_length": NUM_FRAMES,
+            "num_layers": 3,
+            "cross_attention_dim": HEADS * HEAD_WIDTH,
+            "caption_channels": PROMPT_WIDTH,
+            "attention_bias": True,
+            "activation_fn": "gelu-approximate",
+            "num_embeds_ada_norm": 1000,
+            "norm_type": "ada_norm_single",
+            "norm_elementwise_affine": False,
+            "norm_eps": 1e-6,
+        },
+        latte_inputs,
+        frames_dim=2,
+        folder=MODEL_DIR,
+    ),
+    "joint": Family(
+        CogVideoXTransformer3DModel,
+        # 4 blocks; a patch is two pixels wide and high and two frames long.
+        SHAPE
+        | {
+            "sample_width": SIZE,
+            "sample_height": SIZE,
+            "sample_frames": NUM_FRAMES,
+            "temporal_compression_ratio": 1,
+            "patch_size_t": 2,
+            "num_layers": 4,
+            "time_embed_dim": 64,
+            "text_embed_dim": PROMPT_WIDTH,
+            "max_text_seq_length": PROMPT_TOKENS,
+            "use_rotary_positional_embeddings": True,
+        },
+        joint_inputs,
+        frames_dim=1,
+        folder=MODEL_DIR.with_name("digits_joint"),
+    ),
+}
+
+
+def find_folder(model: str) -> Path:
+    """Returns the folder of a model that is named by its family or by its path."""
+    return FAMILIES[model].folder if model in FAMILIES else Path(model)
 
 
 def make_scheduler() -> FlowMatchEulerDiscreteScheduler:
@@ -115,16 +226,18 @@ def make_scheduler() -> FlowMatchEulerDiscreteScheduler:
 
 
 @dataclass(frozen=True)
-class DigitsLatte:
+class DigitsModel:
     """A trained model with all that is needed to sample from it.
 
     Attributes:
         model: the transformer, in evaluation mode.
+        family: how it is called.
         prompts: `[11, tokens, width]`, one row per digit and one for no prompt.
         scheduler: the sampler the model was trained for.
     """
 
-    model: LatteTransformer3DModel
+    model: ModelMixin
+    family: Family
     prompts: torch.Tensor
     scheduler: FlowMatchEulerDiscreteScheduler
 
@@ -134,16 +247,12 @@ class DigitsLatte:
 
     def example_inputs(self, num_videos: int = 1) -> dict[str, object]:
         """Returns keyword arguments of one model call for `num_videos` videos with guidance."""
-        digits = torch.arange(num_videos) % NUM_DIGITS
-        return {
-            "hidden_states": make_noise(num_videos).repeat(2, 1, 1, 1, 1),
-            "timestep": torch.full((2 * num_videos,), 1000.0),
-            "encoder_hidden_states": self.embed(digits),
-            "return_dict": False,
-        }
+        video = make_noise(num_videos).repeat(2, 1, 1, 1, 1)
+        prompt = self.embed(torch.arange(num_videos) % NUM_DIGITS)
+        return self.family.arguments(video, torch.full((len(video),), 1000.0), prompt)
 
 
-def save(path: Path, model: LatteTransformer3DModel, prompts: torch.Tensor) -> None:
+def save(path: Path, model: ModelMixin, prompts: torch.Tensor) -> None:
     """Writes model, prompt table and scheduler to the folder `path`, weights as safetensors."""
     path.mkdir(parents=True, exist_ok=True)
     model.save_pretrained(path / "transformer", safe_serialization=True)
@@ -151,7 +260,7 @@ def save(path: Path, model: LatteTransformer3DModel, prompts: torch.Tensor) -> N
     save_file({"prompts": prompts.contiguous()}, path / "prompts.safetensors")
 
 
-def load(path: Path = MODEL_DIR) -> DigitsLatte:
+def load(path: Path = MODEL_DIR) -> DigitsModel:
     """Loads what `save` wrote.
 
     Raises:
@@ -159,9 +268,11 @@ def load(path: Path = MODEL_DIR) -> DigitsLatte:
     """
     if not (path / "prompts.safetensors").is_file():
         raise FileNotFoundError(f"no trained model in {path}; run examples/train_digits.py first")
-    model = LatteTransformer3DModel.from_pretrained(path / "transformer").eval()
+    name = json.loads((path / "transformer" / "config.json").read_text())["_class_name"]
+    family = next(family for family in FAMILIES.values() if family.cls.__name__ == name)
+    model = family.cls.from_pretrained(path / "transformer").eval()
     scheduler = FlowMatchEulerDiscreteScheduler.from_pretrained(path / "scheduler")
-    return DigitsLatte(model, load_file(path / "prompts.safetensors")["prompts"], scheduler)
+    return DigitsModel(model, family, load_file(path / "prompts.safetensors")["prompts"], scheduler)
 
 
 def make_noise(num_videos: int, seed: int = 0) -> torch.Tensor:
@@ -172,7 +283,7 @@ def make_noise(num_videos: int, seed: int = 0) -> torch.Tensor:
 
 @torch.no_grad()
 def generate(
-    latte: DigitsLatte,
+    trained: DigitsModel,
     digits: torch.Tensor,
     noise: torch.Tensor,
     *,
@@ -184,10 +295,10 @@ def generate(
     """Generates one video per prompt with classifier-free guidance in one batched call per step.
 
     Args:
-        latte: the trained model.
+        trained: the trained model.
         digits: `[n]`, the prompts.
         noise: `[n, 1, frames, 16, 16]`, the starting noise.
-        model: what to call in place of `latte.model`, such as a compiled version of it.
+        model: what to call in place of `trained.model`, such as a compiled version of it.
         num_steps: number of sampling steps.
         guidance: guidance scale; 1 follows the prompt alone.
         on_step: called after every step.
@@ -195,18 +306,14 @@ def generate(
     Returns:
         Videos `[n, 1, frames, 16, 16]`, clamped to -1 ... 1.
     """
-    model = latte.model if model is None else model
-    embeddings, scheduler = latte.embed(digits), latte.scheduler
+    model = trained.model if model is None else model
+    embeddings, scheduler = trained.embed(digits), trained.scheduler
     # Evenly spaced noise levels 1, 1 - 1/n, ..., 1/n; the scheduler appends the 0 at the end.
     scheduler.set_timesteps(sigmas=np.linspace(1.0, 1.0 / num_steps, num_steps).tolist())
     video = noise
     for t in scheduler.timesteps:
-        velocity = model(
-            hidden_states=torch.cat([video, video]),
-            timestep=t.expand(2 * len(video)),
-            encoder_hidden_states=embeddings,
-            return_dict=False,
-        )[0]
+        both = torch.cat([video, video])
+        velocity = trained.family.velocity(model, both, t.expand(len(both)), embeddings)
         free, prompted = velocity.chunk(2)
         velocity = free + guidance * (prompted - free)
         video = scheduler.step(velocity, t, video).prev_sample

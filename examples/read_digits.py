@@ -1,6 +1,7 @@
 """Measures how often a generated video shows the digit it was prompted with.
 
     python examples/read_digits.py
+    python examples/read_digits.py --model joint
     python examples/read_digits.py --plan none third-linear --videos 50 --json outputs/read.json
 
 A reader trained on scikit-learn's digits looks at every video. Chance is 10 %. All plans start
@@ -53,22 +54,22 @@ class Score:
         return middle - half, middle + half
 
 
-def compile_plan(latte: digits.DigitsLatte, plan: str):
+def compile_plan(trained: digits.DigitsModel, plan: str):
     """Returns the model itself for `none`, else the model compiled with the plan."""
     if plan == NONE:
-        return latte.model
-    return torch.compile(latte.model, backend="pab", options=PLANS[plan])
+        return trained.model
+    return torch.compile(trained.model, backend="pab", options=PLANS[plan])
 
 
 def measure(
-    latte: digits.DigitsLatte,
+    trained: digits.DigitsModel,
     reader: digits.Reader,
     plan: str,
     args: argparse.Namespace,
     bar: Progress,
 ) -> Score:
     """Generates `args.videos` videos per digit in batches and reads them."""
-    model = compile_plan(latte, plan)
+    model = compile_plan(trained, plan)
     prompts = torch.arange(digits.NUM_DIGITS).repeat(args.videos)
     noise = digits.make_noise(len(prompts), seed=args.seed)
     batches = list(zip(prompts.split(args.batch_size), noise.split(args.batch_size), strict=True))
@@ -76,7 +77,7 @@ def measure(
     read = []
     for prompt, start in batches:
         videos = digits.generate(
-            latte,
+            trained,
             prompt,
             start,
             model=model,
@@ -118,7 +119,9 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--guidance", type=float, default=2.0)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, help="torch threads (default: torch's choice)")
-    parser.add_argument("--model", type=Path, default=digits.MODEL_DIR)
+    parser.add_argument(
+        "--model", default="latte", help="latte, joint, or a trained model's folder"
+    )
     parser.add_argument("--json", type=Path, help="also write the result here")
     args = parser.parse_args()
     if args.videos * digits.NUM_DIGITS % args.batch_size:
@@ -130,14 +133,14 @@ def main() -> None:
     args, console = parse_args(), Console(width=110)
     if args.threads:
         torch.set_num_threads(args.threads)
-    reader, latte = digits.train_reader(), digits.load(args.model)
+    reader, trained = digits.train_reader(), digits.load(digits.find_folder(args.model))
     console.print(
         f"The reader reads {reader.held_out_accuracy:.1%} of clean videos of held-out digits; "
         "chance is 10 %."
     )
     columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn())
     with Progress(*columns, TimeElapsedColumn(), console=console) as bar:
-        scores = [measure(latte, reader, plan, args, bar) for plan in args.plan]
+        scores = [measure(trained, reader, plan, args, bar) for plan in args.plan]
     console.print(make_table(scores))
     if args.json:
         result = {

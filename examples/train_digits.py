@@ -1,10 +1,11 @@
-"""Trains the small Latte of the examples on moving digits.
+"""Trains one of the two small models of the examples on moving digits.
 
     python examples/train_digits.py --minutes 90
+    python examples/train_digits.py --model joint --minutes 90
     python examples/train_digits.py --minutes 90 --resume    # after an interruption
 
 Every few minutes, and when interrupted with Ctrl-C, it writes a checkpoint to continue from
-and exports the averaged weights with the loss curve to `examples/digits_latte/`.
+and exports the averaged weights with the loss curve to `examples/digits_latte/` (or `_joint`).
 
 The recipe: AdamW with warm-up and a cosine decay that ends with the budget, gradient clipping,
 logit-normal times (Esser et al. 2024), 10 % of the prompts dropped, averaged (EMA) weights.
@@ -59,7 +60,8 @@ class Trainer:
         self.args = args
         self.data = digits.load_digit_images()
         self.prompts = digits.make_prompt_table()
-        self.model = digits.make_model().train()
+        self.family = digits.FAMILIES[args.model]
+        self.model = self.family.cls(**self.family.config).train()
         self.ema = copy.deepcopy(self.model).eval().requires_grad_(False)
         self.optimizer = torch.optim.AdamW(
             self.model.parameters(), lr=args.lr, weight_decay=0.01, betas=(0.9, 0.99)
@@ -97,7 +99,7 @@ class Trainer:
         partial.replace(self.checkpoint)
         digits.save(self.args.out, self.ema, self.prompts)
         (self.args.out / "training.json").write_text(json.dumps(self.report(), indent=1) + "\n")
-        plot_losses(self.history, self.args.out / "loss.png")
+        plot_losses(self.history, self.args.model, self.args.out / "loss.png")
 
     def report(self) -> dict[str, object]:
         """Returns what is worth knowing about the exported weights."""
@@ -129,12 +131,7 @@ class Trainer:
         level = torch.sigmoid(torch.randn(len(label)))
         noise = torch.randn_like(video)
         mixed = torch.lerp(video, noise, level.view(-1, 1, 1, 1, 1))
-        velocity = self.forward(
-            hidden_states=mixed,
-            timestep=1000 * level,
-            encoder_hidden_states=prompt,
-            return_dict=False,
-        )[0]
+        velocity = self.family.velocity(self.forward, mixed, 1000 * level, prompt)
         loss = (velocity - (noise - video)).square().mean()
         self.optimizer.zero_grad()
         loss.backward()
@@ -153,13 +150,14 @@ class Trainer:
 
     def accuracy(self, reader: digits.Reader, num_videos: int = 50) -> float:
         """Returns the share of generated videos that show the prompted digit."""
-        latte = digits.DigitsLatte(self.ema, self.prompts, digits.make_scheduler())
+        scheduler = digits.make_scheduler()
+        trained = digits.DigitsModel(self.ema, self.family, self.prompts, scheduler)
         prompts = torch.arange(num_videos) % digits.NUM_DIGITS
-        videos = digits.generate(latte, prompts, digits.make_noise(num_videos), num_steps=20)
+        videos = digits.generate(trained, prompts, digits.make_noise(num_videos), num_steps=20)
         return (reader.read(videos) == prompts).double().mean().item()
 
 
-def plot_losses(history: History, path: Path) -> None:
+def plot_losses(history: History, model: str, path: Path) -> None:
     """Draws the loss of every 20 updates and its running mean."""
     if not history.losses:
         return
@@ -171,7 +169,7 @@ def plot_losses(history: History, path: Path) -> None:
     figure, axes = plt.subplots(figsize=(6, 3.5), layout="constrained")
     axes.plot(steps, losses, alpha=0.3, label=f"mean of {LOSS_EVERY} updates")
     axes.plot(steps, smooth, label="running mean")
-    axes.set(xlabel="update", ylabel="loss", yscale="log", title="Latte on moving digits")
+    axes.set(xlabel="update", ylabel="loss", yscale="log", title=f"{model} on moving digits")
     axes.legend()
     figure.savefig(path, dpi=100)
     plt.close(figure)
@@ -214,6 +212,7 @@ def train(trainer: Trainer, reader: digits.Reader) -> None:
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--model", choices=digits.FAMILIES, default="latte")
     parser.add_argument("--minutes", type=float, default=90.0, help="wall-clock budget")
     parser.add_argument("--steps", type=int, help="number of updates, in place of --minutes")
     parser.add_argument("--batch-size", type=int, default=16)
@@ -224,9 +223,12 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--resume", action="store_true", help="continue from the checkpoint")
     parser.add_argument("--save-minutes", type=float, default=3.0, help="time between saves")
     parser.add_argument("--check-minutes", type=float, default=15.0, help="time between checks")
-    parser.add_argument("--out", type=Path, default=digits.MODEL_DIR, help="exported model")
-    parser.add_argument("--work", type=Path, default=Path("outputs/train"), help="checkpoint")
-    return parser.parse_args()
+    parser.add_argument("--out", type=Path, help="exported model (default: the example's folder)")
+    parser.add_argument("--work", type=Path, help="checkpoint (default: outputs/train_MODEL)")
+    args = parser.parse_args()
+    args.out = args.out or digits.FAMILIES[args.model].folder
+    args.work = args.work or Path(f"outputs/train_{args.model}")
+    return args
 
 
 def main() -> None:
