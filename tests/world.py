@@ -1,8 +1,8 @@
 """A few processes that form a gloo process group, and what tests ask of them.
 
-The processes are started once and serve many cases: importing torch and diffusers is what costs. A
-case is a function of the process group of its ranks; it runs on all of them and returns something
-that can be pickled.
+The processes are started once and serve many cases. They are forked from one that has imported
+what takes longest, torch and diffusers. A case is a function of the process group of its ranks; it
+runs on all of them and returns something that can be pickled.
 """
 
 from __future__ import annotations
@@ -23,6 +23,11 @@ from torch import fx
 from pab_compile.passes import ir
 
 _SECONDS = 120
+_IMPORTED = [
+    "pab_compile.backend",
+    "torch._dynamo",
+    "diffusers.models.transformers.latte_transformer_3d",
+]
 _ALL_TO_ALL = torch.ops._c10d_functional.all_to_all_single.default
 
 
@@ -30,7 +35,8 @@ class World:
     """Processes that wait for cases."""
 
     def __init__(self, size: int) -> None:
-        context = mp.get_context("spawn")
+        context = mp.get_context("forkserver")
+        context.set_forkserver_preload(_IMPORTED)
         self._folder = tempfile.TemporaryDirectory()
         self._tasks = [context.Queue() for _ in range(size)]
         self._answers = context.Queue()
