@@ -7,13 +7,14 @@ from collections.abc import Sequence
 from pab_compile.passes import ir
 from pab_compile.passes.classify import has_mixer_ops
 from pab_compile.passes.errors import UnsupportedModelError
+from pab_compile.passes.flops import count_flops
 from pab_compile.passes.join import Part, join
 from pab_compile.passes.pipeline import FindSites, Program, narrow, recognition, run_passes
 
 from .dump import Dumper
 from .options import Options
 from .plan import Plan
-from .report import describe_site, site_box
+from .report import Finding, describe_site, site_box
 
 
 class NoAttentionError(UnsupportedModelError):
@@ -59,6 +60,31 @@ def analyse(
     return program
 
 
+def finding(part: Part | None, program: Program | None, plan: Plan, reason: str = "") -> Finding:
+    """What ``explain`` says of a graph, before its sites are rewritten.
+
+    Args:
+        part: the graph as it was captured, if it could be.
+        program: what was found in it; None where nothing can be broadcast.
+        plan: the plan that the options describe.
+        reason: why it is computed at every step.
+    """
+    nodes = part.graph_module.graph.nodes if part else ()
+    flops = count_flops(nodes)
+    if program is None:
+        return Finding(num_nodes=len(nodes), total_flops=flops, reason=reason)
+    return Finding(
+        sites=tuple(describe_site(site, plan) for site in program.sites),
+        num_nodes=len(nodes),
+        total_flops=flops,
+        clock=program.clock,
+        latents=ir.source(program.inferred_axes.latents),
+        notes=tuple(program.inferred_axes.notes),
+        seconds=program.seconds,
+        reason=reason,
+    )
+
+
 def reason_of(error: UnsupportedModelError, part: Part | None) -> str:
     """Why a graph of several is computed at every step; ``""`` where it holds no attention."""
     if isinstance(error, NoAttentionError):
@@ -70,17 +96,18 @@ def reason_of(error: UnsupportedModelError, part: Part | None) -> str:
     return f"{error} ({made}: made by Python code between two graphs, so what it is is unknown)"
 
 
-def nothing_found(reasons: Sequence[str], breaks: Sequence[str]) -> UnsupportedModelError:
+def nothing_found(findings: Sequence[Finding], breaks: Sequence[str]) -> UnsupportedModelError:
     """The error for a forward of several graphs in which nothing can be broadcast.
 
     Args:
-        reasons: per graph, why it is computed at every step; ``""`` where it holds no attention.
+        findings: of every graph; their reasons are ``""`` where it holds no attention.
         breaks: per graph, why Dynamo broke the forward after it; ``""`` where it did not.
     """
-    found = "; ".join(dict.fromkeys(filter(None, reasons))) or "none of them holds an attention"
+    reasons = dict.fromkeys(finding.reason for finding in findings if finding.reason)
+    found = "; ".join(reasons) or "none of them holds an attention"
     why = "; ".join(dict.fromkeys(filter(None, breaks)))
     return UnsupportedModelError(
-        f"Nothing can be broadcast in this forward of {len(reasons)} graph(s): {found}. "
+        f"Nothing can be broadcast in this forward of {len(findings)} graph(s): {found}. "
         + (f"Dynamo broke it up because of: {why}. " if why else "")
         + "Remove the breaks between the model's inputs and its attentions, or compile the "
         "module that holds both."

@@ -25,6 +25,7 @@ from .options import Options, parse_options
 from .plan import Plan
 from .program import PlainProgram, Runnable, compile_program
 from .progress import CompileProgress
+from .report import Finding
 from .scope import current_scope
 from .team import Team, team_of
 
@@ -166,7 +167,8 @@ class CompiledGraph:
             )
         except UnsupportedModelError as error:
             self._refuse(error)
-            return PlainProgram(None, compiler.compile_whole(self._graph_module, args), str(error))
+            whole = compiler.compile_whole(self._graph_module, args)
+            return PlainProgram(None, whole, Finding(reason=str(error)))
 
     def _check_before(self, before: Iterable[Forward], program: Runnable) -> None:
         """Look at the last forward that began like this one: what it is shows only now."""
@@ -188,7 +190,7 @@ class CompiledGraph:
         if sites:
             self._options_plan_compiler()[1].check(sites)
         else:
-            self._refuse(nothing_found([ran.reason for ran in forward.visited], forward.breaks))
+            self._refuse(nothing_found(forward.findings, forward.breaks))
 
     def _refuse(self, error: UnsupportedModelError) -> None:
         """Raise, or warn, as the user wants it."""

@@ -1,4 +1,4 @@
-"""The board: where the statistics of the last generation of every model can be found."""
+"""The board: where the last generation of every compiled model can be found."""
 
 from __future__ import annotations
 
@@ -12,19 +12,29 @@ import torch
 from pab_compile.passes.errors import PabError
 from pab_compile.passes.wrapped import plain_tensors
 
+from .forward import Forward
 from .generation import Generation
 from .lower import Compilation, compilation_of
 from .stats import RunStats
 
 
 @dataclass(frozen=True, eq=False)
-class _Entry:
-    """The last generation of one compilation of one model."""
+class Entry:
+    """The last generation of one compilation of one model.
+
+    Attributes:
+        weight: alive as long as the model is.
+        weights: what tells the model from others.
+        options: what tells the compilation from others.
+        running: the generation.
+        forward: its first call.
+    """
 
     weight: weakref.ref[torch.Tensor]
     weights: frozenset[int]
     options: object
     running: Generation
+    forward: Forward
 
 
 class Board:
@@ -36,9 +46,15 @@ class Board:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._entries: list[_Entry] = []
+        self._entries: list[Entry] = []
 
-    def publish(self, weights: Sequence[torch.Tensor], options: object, run: Generation) -> None:
+    def publish(
+        self,
+        weights: Sequence[torch.Tensor],
+        options: object,
+        run: Generation,
+        forward: Forward,
+    ) -> None:
         """Record the generation that the model with these weights is in; newest last."""
         with self._lock:
             if self._entries and self._entries[-1].running is run:
@@ -46,10 +62,10 @@ class Board:
             key = frozenset(map(id, weights))
             kept = [e for e in self._entries if e.weight() is not None and e.running is not run]
             kept = [e for e in kept if e.weights != key or e.options != options]
-            self._entries = [*kept, _Entry(weakref.ref(weights[0]), key, options, run)]
+            self._entries = [*kept, Entry(weakref.ref(weights[0]), key, options, run, forward)]
 
-    def find(self, module: torch.nn.Module, compilation: Compilation | None) -> RunStats | None:
-        """Statistics of the last generation of a compiled model; of any compilation for None.
+    def find(self, module: torch.nn.Module, compilation: Compilation | None) -> Entry | None:
+        """The last generation of a compiled model; of any compilation for None.
 
         Compilations whose options are equal count as one, as Dynamo takes them.
         """
@@ -60,7 +76,7 @@ class Board:
             mine = [entry for entry in entries if entry.weights <= own]
             if compilation is not None:
                 mine = [entry for entry in mine if entry.options == compilation.options]
-            return mine[0].running.stats() if mine else None
+            return mine[0] if mine else None
 
 
 board = Board()
@@ -82,4 +98,4 @@ def stats(compiled: torch.nn.Module) -> RunStats:
             f"No statistics: this {type(compiled).__name__} has not completed a step compiled with "
             'backend="pab". Call it at least once, and pass the compiled module itself.'
         )
-    return found
+    return found.running.stats()

@@ -4,31 +4,30 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
 import torch
 from torch import fx
 
-from pab_compile.passes import ir
 from pab_compile.passes.capture import Inputs, break_reason, capture
 from pab_compile.passes.coalesce import coalesce
-from pab_compile.passes.errors import UnsupportedModelError
-from pab_compile.passes.flops import count_flops
+from pab_compile.passes.errors import PabError, UnsupportedModelError
 from pab_compile.passes.join import Part
 from pab_compile.passes.measured import measure
 from pab_compile.passes.parallel.choose import choose
 from pab_compile.passes.pipeline import Program
 from pab_compile.passes.sites import Site
 
-from .analysis import analyse, nothing_found, reason_of
+from .analysis import analyse, finding, nothing_found, reason_of
+from .board import board
 from .dump import Dumper
 from .forward import Forwards
 from .lower import compilation_of, compiling, trace_once
 from .options import Options, parse_options
 from .plan import Plan
-from .report import Explanation, describe_site
+from .report import Explanation, Finding
 from .share import computed_share
 
 
@@ -41,13 +40,15 @@ def explain(
 ) -> Explanation:
     """Trace a model and report every site, without running the inner compiler.
 
+    Without inputs: what was found in a compiled model when it ran last, without tracing it again.
+
     Works on real, ``meta`` and fake tensors, so that a model too large for the machine can be
     explained where it is only described. A forward that breaks into several graphs gives one
     report; the model then runs, graph by graph.
 
     Args:
         model: a module, compiled or not. Of a compiled one the options are taken, unless given.
-        *args: inputs as the model is called.
+        *args: inputs as the model is called; none for a compiled model that has run.
         options: options of the backend; see ``pab_compile.Options``.
         **kwargs: inputs as the model is called.
 
@@ -56,8 +57,11 @@ def explain(
 
     Raises:
         OptionError: an option is wrong.
+        PabError: no inputs were given, and the model has not run.
         UnsupportedModelError: no graph of the model has latents, a clock and attention.
     """
+    if options is None and not args and not kwargs and isinstance(model, torch.nn.Module):
+        return _of_last_generation(model)
     if options is None and (compilation := compilation_of(model)) is not None:
         options = compilation.options
     parsed = parse_options(options)
@@ -69,14 +73,24 @@ def explain(
     return survey.explanation()
 
 
+def _of_last_generation(model: torch.nn.Module) -> Explanation:
+    """What was found in a compiled model when it ran last."""
+    entry = board.find(model, compilation_of(model))
+    if entry is None:
+        raise PabError(
+            f"No inputs were given, and this {type(model).__name__} has not completed a step "
+            'compiled with backend="pab". Call it once, or pass the inputs of one call: '
+            "explain(model, *args, **kwargs)."
+        )
+    return Explanation.of(entry.forward.findings, entry.forward.breaks)
+
+
 @dataclass(frozen=True, eq=False)
 class _Seen:
-    """A graph of the forward; ``program`` is None where nothing in it can be broadcast."""
+    """A graph of the forward."""
 
     part: Part | None
-    program: Program | None
-    reason: str
-    break_reason: str
+    finding: Finding
     sites: tuple[Site, ...] = ()
 
 
@@ -88,67 +102,55 @@ class _Survey:
         self._plan = plan
         self._dumper = Dumper(options.dump)
         self._forwards = Forwards()
-        self._seen: list[_Seen] = []
+        self._findings: list[Finding] = []
+        self._breaks: list[str] = []
 
     def run(self, graph_module: fx.GraphModule, args: Sequence[Any]) -> Any:
         """Analyse one graph, then run it."""
         forward = self._forwards.current()
         measured = measure(graph_module)
-        reason = break_reason(graph_module)
+        self._breaks.append(break_reason(graph_module))
         graph_module, args = measured.rest, measured.extend(tuple(args))
         inputs = Inputs.of(graph_module, args)
         tensors = inputs.tensors(args)
         origins = forward.origins(inputs, tensors)
-        alone = not forward.visited and forward.starts_at_root and not reason
+        alone = not forward.visited and forward.starts_at_root and not self._breaks[-1]
         part = program = None
-        failure = ""
+        failure, choices = "", ()
         try:
             with compiling():
                 part = Part(capture(graph_module, args), *origins)
                 program = analyse(part, self._options, self._plan, self._dumper, alone)
-                if self._options.num_ranks > 1:
-                    share = partial(computed_share, self._plan)
-                    choice = choose(program, self._options.num_ranks, share, self._options.shard)
-                    program.sharding = tuple(choice.lines())
-                if self._options.coalesce:
-                    found = coalesce(program.graph_module, program.sites, self._plan.pattern)
-                    program.coalesced = found.lines
+                choices = self._choices(program)
         except UnsupportedModelError as error:
             if alone:
                 raise
             failure = reason_of(error, part)
-        self._seen.append(_Seen(part, program, failure, reason))
+        found = finding(part, program, self._plan, failure)
+        self._findings.append(replace(found, notes=(*found.notes, *choices)))
         outputs = graph_module.forward(*args)
-        forward.finish(self._seen[-1], tensors, outputs)
+        forward.finish(_Seen(part, self._findings[-1]), tensors, outputs)
         return outputs
+
+    def _choices(self, program: Program) -> tuple[str, ...]:
+        """What the rewrite would choose: how tokens are sharded, which sites are merged."""
+        lines: tuple[str, ...] = ()
+        if self._options.num_ranks > 1:
+            share = partial(computed_share, self._plan)
+            choice = choose(program, self._options.num_ranks, share, self._options.shard)
+            lines = tuple(choice.lines())
+        if self._options.coalesce:
+            found = coalesce(program.graph_module, program.sites, self._plan.pattern)
+            lines += found.lines
+        return lines
 
     def explanation(self) -> Explanation:
         """What was found in all graphs together."""
-        if not self._seen:
+        if not self._findings:
             raise UnsupportedModelError("The model runs no tensor op.")
-        programs = [seen.program for seen in self._seen if seen.program is not None]
-        failures = [seen.reason for seen in self._seen]
-        breaks = [seen.break_reason for seen in self._seen]
-        if not programs:
-            raise nothing_found(failures, breaks)
-        captured = [seen.part.graph_module.graph for seen in self._seen if seen.part is not None]
-        return Explanation(
-            sites=tuple(describe_site(site, self._plan) for p in programs for site in p.sites),
-            num_nodes=sum(len(graph.nodes) for graph in captured),
-            total_flops=sum(count_flops(graph.nodes) for graph in captured),
-            clock=programs[0].clock,
-            latents=ir.source(programs[0].inferred_axes.latents),
-            notes=tuple(
-                dict.fromkeys(
-                    [note for p in programs for note in p.inferred_axes.notes]
-                    + [line for p in programs for line in (*p.sharding, *p.coalesced)]
-                    + [f"computed at every step: {failure}" for failure in failures if failure]
-                )
-            ),
-            seconds=programs[0].seconds,
-            num_graphs=len(self._seen),
-            breaks=tuple(dict.fromkeys(filter(None, breaks))),
-        )
+        if not any(found.sites for found in self._findings):
+            raise nothing_found(self._findings, self._breaks)
+        return Explanation.of(self._findings, self._breaks)
 
 
 def by_name(

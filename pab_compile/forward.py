@@ -24,6 +24,7 @@ from pab_compile.passes.sites import Site
 from .clock import version_of
 from .generation import Place
 from .lower import ModelCall, model_calls
+from .report import Finding
 from .tracker import Tracker
 
 _MAX_LIVE = 8
@@ -43,8 +44,8 @@ class Ran(Protocol):
         ...
 
     @property
-    def reason(self) -> str:
-        """Why it is computed at every step, if that calls for a reason."""
+    def finding(self) -> Finding:
+        """What was found in it."""
         ...
 
 
@@ -67,6 +68,7 @@ class Forward:
     Attributes:
         inputs: name -> tensor: what the caller passed, and what else the first graph read.
         visited: what ran so far, in order.
+        findings: what was found in each of them.
         breaks: why Dynamo broke the forward after each of them; ``""`` where it did not.
         tracker: finds the place of this call, once a graph needed it.
         place: generation, lane and record of this call; None computes everything.
@@ -79,6 +81,7 @@ class Forward:
         self.starts_at_root = call is None or call.is_root
         self.inputs: dict[str, torch.Tensor] = {}
         self.visited: list[Ran] = []
+        self.findings: list[Finding] = []
         self.breaks: list[str] = []
         self.tracker: Tracker | None = None
         self.place: Place | None = None
@@ -124,6 +127,7 @@ class Forward:
     def finish(self, program: Ran, tensors: Sequence[torch.Tensor], outputs: Sequence[Any]) -> None:
         """Take note of what a graph returned, and of what it wrote into its inputs."""
         self.visited.append(program)
+        self.findings.append(program.finding)
         part = program.part
         if part is None:
             return

@@ -6,7 +6,7 @@ import hashlib
 import logging
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Protocol
 
@@ -29,7 +29,7 @@ from pab_compile.passes.pipeline import (
 )
 from pab_compile.passes.sites import Site
 
-from .analysis import analyse, reason_of
+from .analysis import analyse, finding, reason_of
 from .board import board
 from .clock import Reading, read_timestep
 from .dump import Dumper
@@ -41,6 +41,7 @@ from .observation import ObservationError
 from .observe import Probed, current_observer
 from .options import Options
 from .plan import Plan, RangePlan
+from .report import Finding
 from .schedule import Schedule
 from .scope import current_scope, stated_step
 from .share import computed_share
@@ -82,6 +83,7 @@ def compile_program(
         ranks: the ranks that share the tokens, if several do.
         num_samples: compute every site at every step, and return samples of what they would cache.
     """
+    asked = plan
     if num_samples is not None:
         plan = RangePlan({}, (0.0, 1.0), {})
         if ranks is not None:
@@ -106,7 +108,8 @@ def compile_program(
     except UnsupportedModelError as error:
         if alone:
             raise
-        return PlainProgram(None, compiler.compile_whole(dynamo_graph, args), str(error))
+        whole = compiler.compile_whole(dynamo_graph, args)
+        return PlainProgram(None, whole, Finding(reason=str(error)))
     # Graphs behind it name it by this; one that is alone has none.
     identity = "" if alone else f"{structure_key(captured)} {place}"
     part = Part(captured, *origins, hashlib.sha256(identity.encode()).hexdigest())
@@ -117,9 +120,10 @@ def compile_program(
         if alone:
             raise
         program, reason = None, reason_of(error, part)
+    found = finding(part, program, asked, reason)
     if program is None or not any(site.can_broadcast for site in program.sites):
         whole = copy_graph(part.graph_module)  # inner compilers rewrite what they are given
-        return PlainProgram(part, compiler.compile(whole, structure_key(whole)), reason)
+        return PlainProgram(part, compiler.compile(whole, structure_key(whole)), found)
 
     reusing = any(plan.may_reuse(site) for site in program.sites if site.can_broadcast)
 
@@ -154,7 +158,8 @@ def compile_program(
     in_timesteps = options.predict_in == "timestep"
     executor = Executor(program.graph_module, compiler, plan, place, uncut, in_timesteps)
     probed = Probed(executor.identity, program.probed, options.cut)
-    return CompiledProgram(part, executor, compiler, roles, compilation, uncut, probed)
+    found = replace(found, notes=(*found.notes, *program.sharding, *program.coalesced))
+    return CompiledProgram(part, found, executor, compiler, roles, compilation, uncut, probed)
 
 
 def _place_of(origins: Sequence[Origin | None]) -> str:
@@ -207,13 +212,13 @@ class PlainProgram:
     Args:
         part: the graph as it was captured; then ``function`` takes its tensors.
         function: computes it.
-        reason: why it is computed at every step, if that calls for a reason.
+        finding: what was found in it, with the reason why it is computed at every step.
     """
 
-    def __init__(self, part: Part | None, function: Callable[..., Any], reason: str) -> None:
+    def __init__(self, part: Part | None, function: Callable[..., Any], finding: Finding) -> None:
         self.part = part
         self.sites: Sequence[Site] = ()
-        self.reason = reason
+        self.finding = finding
         self._function = function
 
     def __call__(
@@ -233,6 +238,7 @@ class CompiledProgram:
 
     Args:
         part: the graph as it was captured.
+        finding: what was found in it.
         executor: runs the pieces.
         compiler: where their statistics are.
         roles: which input is what.
@@ -244,6 +250,7 @@ class CompiledProgram:
     def __init__(
         self,
         part: Part,
+        finding: Finding,
         executor: Executor,
         compiler: PieceCompiler,
         roles: InputRoles,
@@ -253,7 +260,7 @@ class CompiledProgram:
     ) -> None:
         self.part = part
         self.sites: Sequence[Site] = [s for site in executor.sites for s in site.singles] or uncut
-        self.reason = ""
+        self.finding = finding
         self._executor = executor
         self._compiler = compiler
         self._roles = roles
@@ -283,7 +290,7 @@ class CompiledProgram:
             compiled = (self._compiler.num_pieces, self._compiler.compile_seconds)
             place.generation.compilers[id(self._compiler)] = compiled
             if is_first:
-                board.publish(weights, self._compilation, place.generation)
+                board.publish(weights, self._compilation, place.generation, forward)
         forward.finish(self, tensors, outputs)
         return outputs
 
@@ -300,7 +307,7 @@ class CompiledProgram:
                     *found, StepRecord(found[0].step, started=time.perf_counter())
                 )
                 found[1].has_weights(self._executor.identity, weights)
-                for reason in filter(None, (program.reason for program in forward.visited)):
+                for reason in filter(None, (ran.reason for ran in forward.findings)):
                     found[0].note(reason)
             return forward.place
         place = forward.place

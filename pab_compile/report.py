@@ -7,7 +7,7 @@ import io
 import json
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from rich import box
@@ -92,6 +92,31 @@ def site_box(site: Site, plan: Plan) -> SiteBox:
 
 
 @dataclass(frozen=True)
+class Finding:
+    """What was found in one graph of a forward; no sites where nothing in it can be broadcast.
+
+    Attributes:
+        sites: in model order.
+        num_nodes: ops in the captured graph.
+        total_flops: floating point operations of one run.
+        clock: name of the timestep input.
+        latents: name of the denoised input.
+        notes: what the analysis was not sure of, and what the rewrite chose.
+        seconds: pass name -> seconds.
+        reason: why it is computed at every step, if that calls for a reason.
+    """
+
+    sites: tuple[SiteReport, ...] = ()
+    num_nodes: int = 0
+    total_flops: int = 0
+    clock: str = ""
+    latents: str = ""
+    notes: tuple[str, ...] = ()
+    seconds: dict[str, float] = field(default_factory=dict)
+    reason: str = ""
+
+
+@dataclass(frozen=True)
 class Explanation:
     """What ``explain`` found: the sites in model order, and the graph's totals.
 
@@ -116,6 +141,26 @@ class Explanation:
     seconds: dict[str, float]
     num_graphs: int = 1
     breaks: tuple[str, ...] = ()
+
+    @staticmethod
+    def of(findings: Sequence[Finding], breaks: Sequence[str]) -> Explanation:
+        """What was found in the graphs of a forward together, at least one of which has sites."""
+        first = next(finding for finding in findings if finding.sites)
+        notes = [note for finding in findings for note in finding.notes]
+        reasons = [finding.reason for finding in findings if finding.reason]
+        return Explanation(
+            sites=tuple(site for finding in findings for site in finding.sites),
+            num_nodes=sum(finding.num_nodes for finding in findings),
+            total_flops=sum(finding.total_flops for finding in findings),
+            clock=first.clock,
+            latents=first.latents,
+            notes=tuple(
+                dict.fromkeys([*notes, *(f"computed at every step: {r}" for r in reasons)])
+            ),
+            seconds=first.seconds,
+            num_graphs=len(findings),
+            breaks=tuple(dict.fromkeys(filter(None, breaks))),
+        )
 
     def counts(self) -> dict[str, int]:
         """Number of attention sites per kind; kinds that do not occur are left out.

@@ -147,6 +147,18 @@ def test_explain_takes_the_options_of_a_compiled_model_and_compiles_nothing(
     assert {site.range for site in found.sites if site.kind != "cross"} == {1}
 
 
+def test_explain_without_inputs_says_what_was_compiled(small: LatteTransformer3DModel) -> None:
+    compiled = compiled_pab(small)
+    with pytest.raises(pab_compile.PabError, match="has not completed a step"):
+        pab_compile.explain(compiled)
+    compiled(**inputs())
+    assert content(pab_compile.explain(compiled)) == content(
+        pab_compile.explain(compiled, **inputs())
+    )
+    with pytest.raises(pab_compile.PabError, match="Call it once, or pass the inputs"):
+        pab_compile.explain(tiny_latte(depth=1))
+
+
 def test_explain_half_way_changes_nothing(small: LatteTransformer3DModel) -> None:
     expected = Loop(Oracle(small), ddim_timesteps(NUM_STEPS)).run()
     compiled = compiled_pab(small)

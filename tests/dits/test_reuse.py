@@ -1,4 +1,4 @@
-"""Every DiT reuses as module hooks would, and is itself where nothing is reused."""
+"""Every attention of every DiT is found and reused as by module hooks; else the DiT is itself."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from .build import Denoising, build, run
 from .catalogue import CATALOGUE
 from .oracle import RANGES, WINDOW, Oracle
 from .spec import Dit
+from .truth import assert_found, observe
 
 NUM_STEPS = 10
 # Some models ask for autocast to float32, which CPUs do not have and say so.
@@ -27,11 +28,12 @@ DITS = [pytest.param(dit, id=name) for name, dit in CATALOGUE.items() if not dit
 
 
 @pytest.mark.parametrize("dit", DITS)
-def test_ten_steps_are_those_of_module_hooks_at_every_size(dit: Dit) -> None:
+def test_what_is_found_is_what_runs_and_ten_steps_are_those_of_module_hooks(dit: Dit) -> None:
     model = build(dit)
     sizes = ({}, dit.sizes) if AT_TWO_SIZES[dit.cls] == dit.name else ({},)
     loops = [Denoising(dit, NUM_STEPS, **size) for size in sizes]
     # Before compiling: some models make tables at their first call, which Dynamo cannot trace.
+    truth = observe(model, dit, **dit.inputs())
     eager = [[run(model, **loop.at(step)) for step in range(NUM_STEPS)] for loop in loops]
     options = {"inner": "eager", "ranges": RANGES, "window": WINDOW, **dit.options}
     compiled = torch.compile(
@@ -42,6 +44,7 @@ def test_ten_steps_are_those_of_module_hooks_at_every_size(dit: Dit) -> None:
         with dit.switched():
             actual.append(_generate(compiled, loop))
         reused.append({kind: n for kind, n in pab_compile.stats(compiled).reused.items() if n})
+        assert_found(pab_compile.explain(compiled), truth, dit)
 
     for loop, computed, ours, theirs in zip(loops, reused, actual, eager, strict=True):
         oracle = Oracle(model, dit)

@@ -1,4 +1,4 @@
-"""What really runs: attention modules by hooks, attention calls by a spy. Knows no compiler."""
+"""What really runs: attention modules by hooks, attention calls by a spy, without a compiler."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ from unittest import mock
 
 import torch
 import torch.nn.functional as F
+
+from pab_compile import Explanation
 
 from .build import run
 from .spec import Dit
@@ -89,3 +91,18 @@ def true_counts(truth: Truth, dit: Dit) -> dict[str, int]:
         if any(re.search(pattern, path) for pattern in left_out):
             kinds[dit.kind_of(path) or ""] -= calls
     return {kind: number * dit.streams for kind, number in sorted(kinds.items()) if number}
+
+
+def assert_found(explanation: Explanation, truth: Truth, dit: Dit) -> None:
+    """The compiler found what really runs."""
+    wrong = [
+        f"{site.name} is {dit.kind_of(site.module)}, not {site.kind}: {site.reason}"
+        for site in explanation.sites
+        if site.kind != "mlp" and dit.kind_of(site.module) not in (None, site.kind)
+    ]
+    assert not wrong, "\n".join(wrong)
+    assert explanation.counts() == true_counts(truth, dit), str(explanation)
+    assert explanation.num_graphs == dit.graphs
+    assert not dit.computed or any(dit.computed in note for note in explanation.notes)
+    mechanisms = {s.kind: s.mechanism for s in explanation.sites if s.kind != "mlp"}
+    assert mechanisms == {kind: dit.mechanism.get(kind, "sdpa") for kind in mechanisms}
