@@ -41,6 +41,14 @@ def _few_threads() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session", autouse=True)
+def _unmeasured_guards() -> Iterator[None]:
+    """Dynamo times the guards of all that it compiles, with a flushed cache, for its logs only."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("torch._dynamo.guards.profile_guard_manager", lambda *_: 0.0, raising=False)
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
 def _quiet_traces() -> None:
     """torch logs a line per structured trace, which would fill the report of a failing test."""
     logging.getLogger("torch.__trace").propagate = False

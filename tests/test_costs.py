@@ -24,13 +24,14 @@ from latte import (
 )
 from oracle import Oracle, Rule
 
+pytestmark = pytest.mark.compiled_once
 NUM_STEPS = 12
 READS = ("item", "tolist", "__bool__", "__float__", "__int__", "__index__", "cpu", "numpy")
 
 
 @pytest.fixture(scope="module")
 def model() -> LatteTransformer3DModel:
-    return tiny_latte()
+    return tiny_latte(depth=1)
 
 
 @pytest.fixture(autouse=True)
@@ -120,6 +121,7 @@ def test_a_graph_with_dynamic_sizes_is_compiled_once_per_size(
         return original(graph_module, args, *rest, **named)
 
     monkeypatch.setattr(backend, "compile_program", counted)
+    torch._dynamo.reset()
     compiled = compiled_pab(model)
     for batch in (1, 2, 3, 2, 3):
         prompt = draw_prompt(batch=batch)
@@ -174,22 +176,27 @@ def test_nothing_is_left_after_a_generation(
     assert sum(left.elements()) <= table, f"tensors left, by their bytes: {left}"
 
 
+class Fuse:
+    """An inner compiler whose pieces fail while it is lit."""
+
+    is_lit = False
+
+    def __init__(self, graph_module: torch.fx.GraphModule, _: Any) -> None:
+        self._graph_module = graph_module
+
+    def __call__(self, *args: torch.Tensor) -> Any:
+        if self.is_lit:
+            raise MemoryError
+        return self._graph_module(*args)
+
+
 @pytest.mark.parametrize("by_value", [False, True])
 @pytest.mark.parametrize("end", ["reset", "scope", "exception"])
 def test_nothing_is_left_of_a_generation_that_stops_half_way(
-    model: LatteTransformer3DModel, end: str, by_value: bool
+    model: LatteTransformer3DModel, monkeypatch: pytest.MonkeyPatch, end: str, by_value: bool
 ) -> None:
-    fuse = [False]
-
-    def inner(graph_module: torch.fx.GraphModule, _: Any) -> Callable[..., Any]:
-        def run(*args: torch.Tensor) -> Any:
-            if fuse[0]:
-                raise MemoryError
-            return graph_module(*args)
-
-        return run
-
-    compiled = compiled_pab(model, inner=inner)
+    monkeypatch.setattr(Fuse, "is_lit", False)
+    compiled = compiled_pab(model, inner=Fuse)
     Loop(calls_of(compiled), ddim_timesteps(NUM_STEPS)).run()
     pab_compile.reset()
     before = living_storages()
@@ -201,7 +208,7 @@ def test_nothing_is_left_of_a_generation_that_stops_half_way(
                 assert sum(living_storages().values()) > sum(before.values()) + 20_000
                 break
         if end == "exception":
-            fuse[0] = True
+            monkeypatch.setattr(Fuse, "is_lit", True)
             with pytest.raises(MemoryError):
                 loop.run()
 

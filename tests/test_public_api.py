@@ -105,35 +105,35 @@ def content(found: pab_compile.Explanation) -> dict[str, Any]:
     return {key: fields[key] for key in fields if key not in ("seconds", "num_nodes")}
 
 
-def test_explain_on_meta_and_fake_tensors_says_the_same(model: LatteTransformer3DModel) -> None:
-    expected = content(pab_compile.explain(model, **inputs(batch=2)))
+def test_explain_on_meta_and_fake_tensors_says_the_same(small: LatteTransformer3DModel) -> None:
+    expected = content(pab_compile.explain(small, **inputs(batch=2)))
     on_meta = {name: tensor.to("meta") for name, tensor in inputs(batch=2).items()}
-    meta_model = copy.deepcopy(model).to("meta")
+    meta_model = copy.deepcopy(small).to("meta")
     assert content(pab_compile.explain(meta_model, **on_meta)) == expected
     with FakeTensorMode(allow_non_fake_inputs=True):
-        fake_model = LatteTransformer3DModel(**model.config).eval().requires_grad_(False)
+        fake_model = LatteTransformer3DModel(**small.config).eval().requires_grad_(False)
         fake = inputs(batch=2)
         assert content(pab_compile.explain(fake_model, **fake)) == expected
 
 
-def test_explain_takes_arguments_by_position(model: LatteTransformer3DModel) -> None:
+def test_explain_takes_arguments_by_position(small: LatteTransformer3DModel) -> None:
     given = inputs()
-    by_name = pab_compile.explain(model, **given)
+    by_name = pab_compile.explain(small, **given)
     by_position = pab_compile.explain(
-        model, given["hidden_states"], given["timestep"], given["encoder_hidden_states"]
+        small, given["hidden_states"], given["timestep"], given["encoder_hidden_states"]
     )
     assert content(by_position) == content(by_name)
 
 
 @pytest.mark.parametrize("in_place", [False, True])
 def test_explain_takes_the_options_of_a_compiled_model_and_compiles_nothing(
-    model: LatteTransformer3DModel, in_place: bool
+    small: LatteTransformer3DModel, in_place: bool
 ) -> None:
     def inner(*_: Any) -> Any:
         raise AssertionError("explain ran the inner compiler")
 
     given = {"ranges": {"spatial": 3, "mlp": 5}, "inner": inner}
-    compiled: Any = copy.deepcopy(model)
+    compiled: Any = copy.deepcopy(small)
     if in_place:
         compiled.compile(backend="pab", options=given)
     else:
