@@ -22,7 +22,7 @@ PLANS: dict[str, dict[str, Any]] = {
         "window": (0.1, 0.9),
         "cut": "gated",
     },
-    "coalesced": {
+    "predicted and coalesced": {
         "ranges": {"spatial": 2, "temporal": 2, "cross": 2, "mlp": 2},
         "predict": 1,
         "window": (0.1, 0.9),
@@ -53,10 +53,7 @@ def generate(
     mesh = {"mesh": Mesh(group), "shard": "t"} if group else {}
     compiled = compiled_pab(tiny_latte(DEPTH), inner=inner or count, **PLANS[plan], **mesh)
     loop = Loop(calls_of(compiled), ddim_timesteps(num_steps), guidance=guidance)
-    per_step = []
-    for _ in loop.steps():
-        per_step.append((count.calls, count.sent))
-        count.calls = count.sent = 0
+    per_step = count.per_step(loop.steps())
     stats = pab_compile.stats(compiled)
     return {
         "predictions": torch.stack(loop.predictions),
@@ -115,15 +112,14 @@ def generate_dit(
     options = {"ranges": ranges, "window": (0.1, 0.9), "cut": cut, "inner": count}
     compiled = compiled_pab(build(dit), **options, **dit.options, **mesh)
     denoising = Denoising(dit, num_steps=6)
-    outputs, per_step = [], []
-    for step in range(6):
-        outputs += run(compiled, **denoising.at(step))
-        per_step.append(count.calls)
-        count.calls = 0
-    return outputs, per_step
+    outputs: list[torch.Tensor] = []
+    steps = (outputs.extend(run(compiled, **denoising.at(step))) for step in range(6))
+    return outputs, [calls for calls, _ in count.per_step(steps)]
 
 
-def generate_example(group: dist.ProcessGroup | None, name: str, num_frames: int) -> dict[str, Any]:
+def generate_example(
+    group: dist.ProcessGroup | None, name: str, num_frames: int, guidance: Any
+) -> dict[str, Any]:
     """A generation of one of the examples' models, with the number of all-to-alls per step."""
     from examples.tiny import build, calls
 
@@ -133,12 +129,9 @@ def generate_example(group: dist.ProcessGroup | None, name: str, num_frames: int
     ranges = {"spatial": 2, "temporal": 3, "cross": 4, "full": 3}
     options = {"ranges": ranges, "window": (0.1, 0.8), "cut": "gated", "inner": count}
     compiled = compiled_pab(build(name, depth=1), **options, **mesh)
-    latents = draw_latents()[:, :, :num_frames]
-    loop = Loop(calls(name, compiled), ddim_timesteps(6), latents, guidance="batched")
-    per_step = []
-    for _ in loop.steps():
-        per_step.append(count.calls)
-        count.calls = 0
+    latents = draw_latents()[:, :, :num_frames].contiguous()  # as it will be at every step
+    loop = Loop(calls(name, compiled), ddim_timesteps(6), latents, guidance=guidance)
+    per_step = [num for num, _ in count.per_step(loop.steps())]
     stats = pab_compile.stats(compiled)
     return {
         "predictions": torch.stack(loop.predictions),
@@ -197,10 +190,7 @@ def hand_parallel(group: dist.ProcessGroup | None, full: bool) -> dict[str, Any]
         return compiled(latents, timestep=timestep)
 
     loop = Loop(call, ddim_timesteps(6), by_hand.draw_latents())
-    per_step = []
-    for _ in loop.steps():
-        per_step.append(count.calls)
-        count.calls = 0
+    per_step = [num for num, _ in count.per_step(loop.steps())]
     stats = pab_compile.stats(compiled)
     return {
         "predictions": torch.stack(loop.predictions),

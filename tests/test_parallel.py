@@ -54,7 +54,7 @@ def computed_kinds(plan: str) -> list[set[str]]:
     [
         ("before the gate", "two calls", 2),
         ("behind the gate", "batched", 3),
-        ("coalesced", "none", 2),
+        ("predicted and coalesced", "none", 2),
     ],
 )
 def test_ranks_generate_what_one_process_does_and_exchange_nothing_on_reuse(
@@ -95,18 +95,25 @@ def test_attention_over_all_tokens_switches_to_heads_and_not_at_all_on_reuse(
 
 
 @pytest.mark.parametrize(
-    ("name", "num_frames"), [("open-sora", 3), ("open-sora-plan-1.1", 4), ("open-sora-plan-1.2", 3)]
+    ("name", "num_frames", "guidance"),
+    [
+        ("open-sora", 3, "two calls"),
+        ("open-sora-plan-1.1", 4, "batched"),
+        ("open-sora-plan-1.2", 3, "two calls"),
+    ],
 )
 def test_the_models_of_the_paper_generate_what_one_process_does(
-    world: World, name: str, num_frames: int
+    world: World, name: str, num_frames: int, guidance: str
 ) -> None:
-    expected = rank_cases.generate_example(None, name, num_frames)
-    for found in world.run(rank_cases.generate_example, name, num_frames, ranks=2):
+    case = (name, num_frames, guidance)
+    expected = rank_cases.generate_example(None, *case)
+    lanes = 2 if guidance == "two calls" else 1
+    for found in world.run(rank_cases.generate_example, *case, ranks=2):
         assert_same(found["predictions"], expected["predictions"])
         assert found["computed"] == expected["computed"]
         per_site = 2 if "temporal" in found["kinds"] else 4  # q, k, v to the heads, the output back
         gathers = num_frames % 2  # an uneven one is an all-to-all, too
-        assert [num - gathers for num in found["per step"]] == [
+        assert [num // lanes - gathers for num in found["per step"]] == [
             per_site * computes for computes in (True, False, False, True, False, True)
         ]
 

@@ -11,7 +11,7 @@ import importlib
 import os
 import tempfile
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from datetime import timedelta
 from typing import Any
 
@@ -121,6 +121,14 @@ class Counter:
             return graph_module.forward(*args)
 
         return run
+
+    def per_step(self, steps: Iterable[Any]) -> list[tuple[int, int]]:
+        """Run a loop; calls and bytes of every step."""
+        found = []
+        for _ in steps:
+            found.append((self.calls, self.sent))
+            self.calls = self.sent = 0
+        return found
 
 
 class Mesh:

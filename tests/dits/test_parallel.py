@@ -1,50 +1,59 @@
-"""Ranks compute together what one device computes, for attention over all tokens and prompts."""
+"""Ranks generate together what one device generates, whatever is reused.
+
+Sizes that two, three and four ranks share evenly and unevenly: 6 frames of 4 x 5 tokens, 80 tokens
+of a picture, 4 heads. One call holds two videos, or both prompts of one; in two lanes there are two
+calls per step.
+"""
 
 from __future__ import annotations
 
+import functools
 from dataclasses import replace
 from typing import Any
 
 import pytest
-import torch
 
-from captured import analysed, captured_module
-from dits.build import build
+from captured import Captured, captured_module
+from dits.build import Denoising, build
 from dits.catalogue import CATALOGUE
-from latte import assert_same
-from lockstep import run_ranks
-from pab_compile.passes.parallel.choose import candidates
-from pab_compile.passes.parallel.layout import lay_out
-from pab_compile.passes.parallel.localise import localise
-from pab_compile.passes.parallel.shard import Ranks
+from lockstep import Step, check_generations
 
-# 3 frames of 4 x 6 tokens, or 24 tokens of a picture: not divisible by the ranks.
+SIZES = {"frames": 6, "height": 8, "width": 10}
+CONFIGS: dict[str, dict[str, Any]] = {
+    "latte": {"num_attention_heads": 4, "cross_attention_dim": 40, "video_length": 6},
+    "cogvideox": {"num_attention_heads": 4, "sample_frames": 21},
+    "wan": {"num_attention_heads": 4},
+    "flux": {"num_attention_heads": 4},
+    "hunyuan_video": {"num_attention_heads": 4},
+}
+# Model, axis, number of ranks; the cases of a model share its capture.
 CASES = [
-    ("cogvideox", "t", 2, {}),
-    ("cogvideox", "s", 5, {"num_attention_heads": 5, "attention_head_dim": 16}),
-    ("wan", "h", 3, {"num_attention_heads": 3}),
-    ("flux", "s", 2, {}),
-    ("hunyuan_video", "s", 2, {}),
-    ("latte", "w", 3, {}),
+    *[("latte", axis, num) for axis, num in (("t", 2), ("t", 3), ("t", 4), ("h", 3), ("w", 4))],
+    *[("cogvideox", axis, num) for axis, num in (("t", 2), ("s", 3), ("t", 4))],
+    *[("wan", axis, num) for axis, num in (("t", 2), ("w", 2), ("h", 3), ("t", 4), ("s", 4))],
+    *[("flux", "s", num) for num in (2, 3, 4)],
+    *[("hunyuan_video", axis, num) for axis, num in (("s", 2), ("t", 3), ("t", 4))],
 ]
 
 
-@pytest.mark.parametrize(("name", "axis", "num_ranks", "config"), CASES)
-def test_what_ranks_return_is_what_one_device_returns(
-    name: str, axis: str, num_ranks: int, config: dict[str, Any]
-) -> None:
+@functools.cache
+def model_of(name: str) -> tuple[Captured, list[Step]]:
+    """A model, and the inputs of a generation of two lanes that have different prompts."""
     dit = CATALOGUE[name]
-    dit = replace(dit, config={**dit.config, **config})
-    model = captured_module(build(dit), **dit.inputs())
-    program = analysed(model)
-    axes = dict(candidates(program.inferred_axes))
-    layout = lay_out(model.graph, program.inferred_axes, program.mixers, axes[axis], num_ranks)
-    cross = {node for m in program.mixers if m.kind == "cross" for node in m.nodes}
-    assert not any(cross.intersection(detour.verdicts) for detour in layout.detours)
-    modules = [
-        localise(model.graph_module, layout, Ranks(num_ranks, rank)).graph_module
-        for rank in range(num_ranks)
-    ]
-    with torch.no_grad():
-        for outputs in run_ranks(modules, model.args):
-            assert_same(outputs[0], model.eager()[0])
+    dit = replace(dit, config={**dit.config, **CONFIGS[name]})
+    sizes = {**SIZES, "width": 8} if name == "latte" else SIZES
+    denoising = Denoising(dit, num_steps=5, **sizes)
+    other = {"encoder_hidden_states": dit.inputs(**sizes, seed=2)["encoder_hidden_states"]}
+    steps = [(denoising.at(step), {**denoising.at(step), **other}) for step in range(5)]
+    return captured_module(build(dit), **dit.inputs(**sizes)), steps
+
+
+@pytest.mark.parametrize(
+    ("name", "axis", "num_ranks"),
+    [pytest.param(*case, marks=pytest.mark.xdist_group(case[0])) for case in CASES],
+)
+def test_ranks_generate_what_one_device_does_with_any_reuse(
+    name: str, axis: str, num_ranks: int
+) -> None:
+    model, steps = model_of(name)
+    check_generations(model, axis, num_ranks, steps)

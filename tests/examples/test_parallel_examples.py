@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import itertools
+import functools
 import subprocess
 import sys
 from pathlib import Path
@@ -12,15 +12,11 @@ import scaling
 import torch
 import traffic
 
-from captured import analysed, captured_module
-from latte import assert_same, draw_latents, draw_prompt
-from lockstep import run_ranks
-from pab_compile.passes.parallel.choose import candidates
-from pab_compile.passes.parallel.layout import lay_out
-from pab_compile.passes.parallel.localise import localise
-from pab_compile.passes.parallel.shard import Ranks
+from captured import Captured, captured_module
+from latte import draw_latents, draw_prompt
+from lockstep import Step, check_generations
 
-from .tiny import build, inputs
+from .tiny import NAMES, build, inputs
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
@@ -56,28 +52,28 @@ def test_two_processes_make_the_video_of_one() -> None:
     assert found.stdout.count("largest difference") == 2
 
 
+@functools.cache
+def model_of(name: str) -> tuple[Captured, list[Step]]:
+    """A model, and the inputs of a generation of two lanes that have different prompts."""
+    steps: list[Step] = []
+    for step in range(5):
+        latents, timestep = draw_latents(seed=step, batch=2), torch.tensor([900 - 150 * step] * 2)
+        prompts = (draw_prompt(seed, batch=2) for seed in (2, 3))
+        steps.append([inputs(name, latents, timestep, prompt) for prompt in prompts])
+    return captured_module(build(name, depth=1, num_heads=4), **steps[0][0]), steps
+
+
 @pytest.mark.parametrize(
-    ("name", "axes"),
+    ("name", "axis", "num_ranks"),
     [
-        ("open-sora", ("t", "h", "w")),
-        ("open-sora-plan-1.1", ("t", "h", "w")),
-        ("open-sora-plan-1.2", ("t", "h", "w", "s")),
+        pytest.param(name, axis, num_ranks, marks=pytest.mark.xdist_group(name))
+        for name in NAMES
+        for axis, num_ranks in (("t", 2), ("h", 2), ("t", 3), ("w", 3), ("t", 4))
     ],
 )
-def test_ranks_compute_together_what_one_device_computes(name: str, axes: tuple[str, ...]) -> None:
-    """4 frames of 4 x 4 tokens: three ranks share them unevenly."""
-    prompts = draw_prompt(batch=2)
-    given = inputs(name, draw_latents(batch=2), torch.tensor([500, 500]), prompts)
-    model = captured_module(build(name, depth=1, num_heads=3), **given)
-    program = analysed(model)
-    known = dict(candidates(program.inferred_axes))
-    mixers, expected = program.mixers, model.eager()[0]
-    for axis, num_ranks in itertools.product(axes, (2, 3)):
-        layout = lay_out(model.graph, program.inferred_axes, mixers, known[axis], num_ranks)
-        modules = [
-            localise(model.graph_module, layout, Ranks(num_ranks, rank)).graph_module
-            for rank in range(num_ranks)
-        ]
-        with torch.no_grad():
-            for outputs in run_ranks(modules, model.args):
-                assert_same(outputs[0], expected)
+def test_ranks_generate_what_one_device_does_with_any_reuse(
+    name: str, axis: str, num_ranks: int
+) -> None:
+    """4 frames of 4 x 4 tokens, and 4 heads, which three ranks share unevenly."""
+    model, steps = model_of(name)
+    check_generations(model, axis, num_ranks, steps)
