@@ -96,6 +96,8 @@ def stats(compiled: torch.nn.Module) -> RunStats:
     if found is None:
         raise PabError(
             f"No statistics: this {type(compiled).__name__} has not completed a step compiled with "
-            'backend="pab". Call it at least once, and pass the compiled module itself.'
+            'backend="pab". Call it at least once, and pass the compiled module itself. If torch '
+            "warned of recompile_limit, it ran as it is: Dynamo keeps so many compilations (plans "
+            "and sizes) of one model's code; raise torch.compiler.config.recompile_limit."
         )
     return found.running.stats()

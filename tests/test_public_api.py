@@ -365,6 +365,17 @@ def test_every_preset_is_its_rule(small: LatteTransformer3DModel, name: str) -> 
     assert sum(oracle.reused().values()) == sum(pab_compile.stats(compiled).reused.values()) > 0
 
 
+def test_where_dynamo_gives_up_compiling_the_error_says_so(small: LatteTransformer3DModel) -> None:
+    with torch._dynamo.config.patch(recompile_limit=1):
+        first, second = (compiled_pab(small, ranges={"spatial": n}) for n in (2, 3))
+        expected = small(**inputs()).sample
+        assert_same(first(**inputs()).sample, expected)
+        assert_same(second(**inputs()).sample, expected)
+    assert pab_compile.stats(first).steps == 1  # type: ignore[arg-type]
+    with pytest.raises(pab_compile.PabError, match=r"raise torch\.compiler\.config"):
+        pab_compile.stats(second)  # type: ignore[arg-type]
+
+
 def test_any_registered_backend_compiles_the_pieces(small: LatteTransformer3DModel) -> None:
     expected = Loop(Oracle(small), ddim_timesteps(NUM_STEPS)).run()
     assert_same(run(compiled_pab(small, inner="aot_eager")), expected)
