@@ -18,7 +18,6 @@ In brackets 95 % intervals over the videos: bootstrap for means, Wilson for what
 from __future__ import annotations
 
 import argparse
-import copy
 import json
 import statistics
 import time
@@ -27,7 +26,6 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import diffusers
 import numpy as np
 import torch
 from rich import box
@@ -40,6 +38,7 @@ from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 import pab_compile
 
 from .examples import digits
+from .quality_hooks import HOOKED
 from .quality_plans import PLANS
 from .results import RESULTS_DIR, versions
 
@@ -89,26 +88,6 @@ def interval(values: list[float]) -> tuple[float, float]:
     return float(found.confidence_interval.low), float(found.confidence_interval.high)
 
 
-def taylorseer(model: torch.nn.Module) -> Callable[..., Any]:
-    """TaylorSeer as diffusers has it, on a copy: eager, attention modules, first order."""
-    hooked = copy.deepcopy(model)
-    config = diffusers.TaylorSeerCacheConfig(
-        cache_interval=3,
-        disable_cache_before_step=3,
-        max_order=1,
-        taylor_factors_dtype=torch.float32,
-        cache_identifiers=[r"(temporal_)?transformer_blocks\.\d+\.attn\d"],
-    )
-    hooked.enable_cache(config)  # type: ignore[operator]
-
-    def call(**inputs: Any) -> Any:
-        with hooked.cache_context("generation"):  # type: ignore[operator]
-            return hooked(**inputs)
-
-    call.before = hooked._reset_stateful_cache  # type: ignore[attr-defined]
-    return call
-
-
 def measure(args: argparse.Namespace, console: Console) -> list[Score]:
     """Generate every batch with every plan in turns."""
     plans = PLANS[args.model]
@@ -118,7 +97,8 @@ def measure(args: argparse.Namespace, console: Console) -> list[Score]:
     calls: dict[str, Callable[..., Any]] = {STOCK: torch.compile(trained.model)}
     for name, options in plans.items():
         calls[name] = torch.compile(trained.model, backend="pab", options=options)
-    calls["TaylorSeer (diffusers, eager)"] = taylorseer(trained.model)
+    for name, hook in HOOKED[args.model].items():
+        calls[name] = hook(trained.model)
     scores = {name: Score(name) for name in calls}
     prompts = torch.arange(args.videos) % digits.NUM_DIGITS
     noise = digits.make_noise(args.videos, seed=args.seed)
