@@ -6,6 +6,8 @@ every latent-dependent path into ``f(x)`` starts at ``x``. Parallel branches
 
 Two streams may share a branch, as video and text do whose tokens go through one MLP together: in
 ``x + f(x, y)[a:], y + f(x, y)[:a]`` every path starts at ``x`` or at ``y``, and both reach both.
+Where the second stream ends, as in the last block of a model that returns the video only, what is
+left of this is ``x + f(x, y)[a:]``, and nothing but ``f`` reads ``y``.
 """
 
 from __future__ import annotations
@@ -47,23 +49,26 @@ class Branch:
 def find_branches(graph: fx.Graph, mixer_nodes: frozenset[fx.Node]) -> tuple[Branch, ...]:
     """All residual branches that hold a contraction and no token mixer, in graph order."""
     branches: dict[fx.Node, Branch] = {}
-    left: list[tuple[fx.Node, fx.Node]] = []
+    left: list[fx.Node] = []
     for node in graph.nodes:
         if not ir.is_call(node, "add") or ir.binding(node) != Binding.LATENT:
             continue
-        operands = [n for n in node.all_input_nodes if ir.binding(n) == Binding.LATENT]
-        if len(operands) != 2:
+        if len(_operands(node)) != 2:
             continue
-        found = [_branch(end, trunk) for trunk, end in (operands, operands[::-1])]
+        found = [_branch(end, trunk) for trunk, end in _both_ways(node)]
         found = [b for b in found if b is not None and _is_mlp(b, mixer_nodes)]
         if len(found) == 1:
             branches.setdefault(found[0].ends[0], found[0])
         else:
-            left.append((operands[0], operands[1]))
+            left.append(node)
     shared: set[fx.Node] = set()
     for index, one in enumerate(left):
-        for other in left[index + 1 : index + 1 + _MAX_APART]:
-            branch = _shared_branch(one, other, mixer_nodes)
+        found = [
+            _shared_branch(one, other, mixer_nodes)
+            for other in left[index + 1 : index + 1 + _MAX_APART]
+        ]
+        found.append(_ending_branch(one, left[max(0, index - _MAX_APART) : index], mixer_nodes))
+        for branch in found:
             if branch is not None and shared.isdisjoint(branch.ends):
                 shared.update(branch.ends)
                 branches[branch.ends[-1]] = branch
@@ -102,12 +107,20 @@ def _branch(end: fx.Node, trunk: fx.Node) -> Branch | None:
     return Branch((end,), walked[0]) if walked is not None and walked[1] else None
 
 
-def _shared_branch(
-    one: tuple[fx.Node, fx.Node], other: tuple[fx.Node, fx.Node], mixer_nodes: frozenset[fx.Node]
-) -> Branch | None:
-    """The branch that is added to two streams, from the operands of both adds."""
+def _operands(add: fx.Node) -> list[fx.Node]:
+    return [n for n in add.all_input_nodes if ir.binding(n) == Binding.LATENT]
+
+
+def _both_ways(add: fx.Node) -> tuple[tuple[fx.Node, fx.Node], tuple[fx.Node, fx.Node]]:
+    """Its operands as trunk and end of a branch, and the other way round."""
+    one, other = _operands(add)
+    return (one, other), (other, one)
+
+
+def _shared_branch(one: fx.Node, other: fx.Node, mixer_nodes: frozenset[fx.Node]) -> Branch | None:
+    """The branch that is added to two streams, from the adds."""
     found = []
-    for (trunk, end), (trunk_2, end_2) in itertools.product((one, one[::-1]), (other, other[::-1])):
+    for (trunk, end), (trunk_2, end_2) in itertools.product(_both_ways(one), _both_ways(other)):
         terms, terms_2 = set(_terms(trunk)), set(_terms(trunk_2))
         if not terms.isdisjoint(terms_2):
             continue
@@ -119,6 +132,22 @@ def _shared_branch(
             continue
         branch = Branch((end, end_2), tuple(dict.fromkeys((*first, *second))))
         if any(map(_is_product, set(first) & set(second))) and _is_mlp(branch, mixer_nodes):
+            found.append(branch)
+    return found[0] if len(found) == 1 else None
+
+
+def _ending_branch(
+    add: fx.Node, streams: list[fx.Node], mixer_nodes: frozenset[fx.Node]
+) -> Branch | None:
+    """The branch that is added to one stream and is all that reads another, one of some sums."""
+    found = []
+    for (trunk, end), stream in itertools.product(_both_ways(add), streams):
+        terms = set(_terms(trunk))
+        walk = _walk(end, {*terms, stream}) if stream not in terms else None
+        if walk is None or stream not in walk[1] or walk[1].isdisjoint(terms):
+            continue
+        branch = Branch((end,), walk[0])
+        if set(stream.users) <= set(branch.nodes) and _is_mlp(branch, mixer_nodes):
             found.append(branch)
     return found[0] if len(found) == 1 else None
 

@@ -25,7 +25,7 @@ from diffusers import LatteTransformer3DModel
 
 from latte import Moment
 
-KINDS = ("spatial", "temporal", "cross", "full", "mlp")
+KINDS = ("spatial", "temporal", "cross", "full", "joint", "mlp")
 
 
 @dataclass(frozen=True)

@@ -153,6 +153,32 @@ def test_the_region_of_a_shared_mlp_holds_all_of_it() -> None:
     assert site.cache_bytes == 4 * 2 * (TEXT + TOKENS) * CHANNELS
 
 
+def ending(after: Callable[..., torch.Tensor]) -> Captured:
+    """Video and text attend twice, then go through an MLP that adds to the video alone."""
+
+    def model(latents, timestep, prompt, w_in, w_time, w_text, w_up, w_down):  # type: ignore[no-untyped-def]
+        x, text = tokens_of(latents, w_in), linear(prompt, w_text)
+        emb = time_embedding(timestep, w_time)
+        for _ in range(2):
+            both = attend(*[torch.cat([text, x], 1)] * 3)
+            text, x = text + both[:, :TEXT], x + both[:, TEXT:]
+        both = linear(gelu(linear(torch.cat([text * emb, x * emb], 1), w_up)), w_down)
+        return latents_of(after(x + emb * both[:, TEXT:], text))
+
+    return captured(model)
+
+
+def test_an_mlp_that_is_the_last_to_read_a_stream_is_a_branch_of_the_other() -> None:
+    (branch,) = branches_of(ending(lambda x, text: x))
+    shapes = [node.meta["val"].shape[1] for cut in CUTS for node in cut_of(branch, cut)]
+    assert shapes == [TOKENS, TOKENS]
+    assert sum(ir.op_name(node) == "linear" for node in branch.nodes) == 2
+
+
+def test_an_mlp_that_reads_a_stream_which_goes_on_is_no_branch_of_the_other_alone() -> None:
+    assert branches_of(ending(lambda x, text: x + text.mean(1, keepdim=True))) == []
+
+
 def test_mlps_of_two_streams_that_share_nothing_are_two_branches() -> None:
     def model(latents, timestep, prompt, w_in, w_time, w_text, w_up, w_down):  # type: ignore[no-untyped-def]
         x, text = tokens_of(latents, w_in), linear(prompt, w_text)
