@@ -19,7 +19,7 @@ from .analysis import nothing_found
 from .errors import GradModeError
 from .forward import Forward
 from .lower import PieceCompiler, compiling
-from .mesh import fingerprint, group_of, named_group
+from .mesh import fingerprint, group_of, named_group, own_group
 from .observe import current_observer
 from .options import Options, parse_options
 from .plan import Plan
@@ -125,8 +125,12 @@ class CompiledGraph:
     ) -> Runnable:
         """Compile; where several ranks share the model, only what all of them compile alike."""
         if self._team is None:
-            self._team = team_of(named_group(self._given[0]))
+            self._team = team_of(named_group(self._given[0])) or team_of(
+                own_group(self._graph_module), exchanges=False
+            )
         team = self._team
+        if team is not None and not team.exchanges and not team.is_first(self._given[0]):
+            return self._compile_alone(args, origins, alone, num_samples)
         try:
             program = self._compile_alone(args, origins, alone, num_samples)
         except Exception as error:
@@ -137,6 +141,8 @@ class CompiledGraph:
             options, plan, _ = self._options_plan_compiler()
             # In print, since a structure key holds addresses, which differ between processes.
             graph = format_graph(program.part.graph_module) if program.part else ""
+            if not team.exchanges:  # graphs of a model's own ranks may name the rank
+                graph = repr([(site.kind, site.can_broadcast) for site in program.sites])
             team.agree(fingerprint(options, plan, graph))
         return program
 
@@ -149,7 +155,8 @@ class CompiledGraph:
     ) -> Runnable:
         options, plan, compiler = self._options_plan_compiler()
         group_of(options.mesh, options.sequence_parallel)  # raises where there is none
-        ranks = None if self._team is None else self._team.ranks
+        team = self._team
+        ranks = team.ranks if team is not None and team.exchanges else None
         if torch.is_grad_enabled() and any(
             isinstance(arg, torch.Tensor) and arg.requires_grad for arg in args
         ):

@@ -151,6 +151,11 @@ class PieceCompiler:
         return backend(graph_module, list(args))
 
 
+def process_group(name: Any) -> Any:
+    """The process group that a functional collective names."""
+    return torch.distributed.distributed_c10d._resolve_process_group(name)
+
+
 def known_modes() -> tuple[str, ...]:
     """The values of torch.compile's ``mode``."""
     return tuple(list_mode_options())

@@ -11,9 +11,11 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch.distributed as dist
+from torch import fx
 
 from pab_compile.passes.errors import PabError
 
+from .lower import process_group
 from .options import Options
 from .plan import CallablePlan, Plan
 
@@ -63,13 +65,27 @@ def named_group(given: Mapping[str, Any] | None) -> dist.ProcessGroup | None:
         return None
 
 
+def own_group(graph_module: fx.GraphModule) -> dist.ProcessGroup | None:
+    """The process group over which a model exchanges by itself, if it does; its first one.
+
+    Args:
+        graph_module: Dynamo's graph.
+    """
+    for node in graph_module.graph.nodes:
+        if node.op == "call_function" and str(node.target).startswith("_c10d_functional."):
+            names = [word for word in (*node.args, *node.kwargs.values()) if isinstance(word, str)]
+            if names:  # that of the group is the last; an op that only waits has none
+                return process_group(names[-1])
+    return None
+
+
 def fingerprint(options: Options, plan: Plan, graph: str) -> str:
     """Hash of what the graphs of all ranks follow from.
 
     Args:
         options: how to compile.
         plan: the plan that the options describe.
-        graph: the captured graph in words that are the same in every process.
+        graph: the captured graph, or its sites, in words that are the same in every process.
     """
     decider = _described(plan.function) if isinstance(plan, CallablePlan) else plan
     inner = options.inner if isinstance(options.inner, str) else _described(options.inner)

@@ -23,19 +23,22 @@ PATIENCE = 5.0
 _PAUSE = 0.05
 _CLOSED = "closed"
 _teams: weakref.WeakKeyDictionary[dist.ProcessGroup, Team] = weakref.WeakKeyDictionary()
+_teams_of_models: weakref.WeakKeyDictionary[dist.ProcessGroup, Team] = weakref.WeakKeyDictionary()
 
 
-def team_of(group: dist.ProcessGroup | None) -> Team | None:
+def team_of(group: dist.ProcessGroup | None, exchanges: bool = True) -> Team | None:
     """The team of a process group, made when first asked for; None where one rank is alone.
 
     Args:
-        group: as the user's options name it; all its ranks must ask alike.
+        group: as the user's options or the model name it; all its ranks must ask alike.
+        exchanges: whether it is this compiler that lets the ranks exchange, rather than the model.
     """
     if group is None or group.size() == 1:
         return None
-    if group not in _teams:
-        _teams[group] = Team(group)
-    return _teams[group]
+    teams = _teams if exchanges else _teams_of_models
+    if group not in teams:
+        teams[group] = Team(group, exchanges)
+    return teams[group]
 
 
 class Team:
@@ -43,8 +46,11 @@ class Team:
 
     Args:
         group: the caller's process group.
+        exchanges: whether the ranks exchange as this compiler says. Those of a model that is
+            parallel by itself do so in groups of the model's, and only agree here.
 
     Attributes:
+        exchanges: as given.
         ranks: the ranks, for the graphs.
         closed: why the team cannot go on; ``""`` while it can.
 
@@ -52,16 +58,20 @@ class Team:
         RanksError: not all ranks make a team.
     """
 
-    def __init__(self, group: dist.ProcessGroup) -> None:
+    def __init__(self, group: dist.ProcessGroup, exchanges: bool = True) -> None:
         store, rank = group.get_group_store(), group.rank()
         number = store.add(f"pab/teams/{rank}", 1)  # the same on all ranks
         self._store = dist.PrefixStore(f"pab/{number}", store)
         self._rank, self._size = rank, group.size()
         self._agreements = self._calls = 0
+        self._compared: list[object] = []
+        self.exchanges = exchanges
         self.closed = ""
         self._say("here", "")
         self._group: dist.ProcessGroup | None = None
-        if self._size == dist.get_world_size():  # torch needs all processes to make a group
+        if (
+            exchanges and self._size == dist.get_world_size()
+        ):  # torch needs all processes to make a group
             own = dist.new_group(list(range(self._size)))
             assert isinstance(own, dist.ProcessGroup)
             self._group = group = own
@@ -94,6 +104,17 @@ class Team:
                 f"Fingerprints by rank: {', '.join(prints)}. Compile and call the model in the "
                 "same way on every rank."
             )
+
+    def is_first(self, compilation: object) -> bool:
+        """Whether a compilation is seen for the first time.
+
+        Sizes may differ between the ranks of a model that is parallel by itself, so that one of
+        them may compile again where another need not: they can compare their first graphs only.
+        """
+        if any(known is compilation for known in self._compared):
+            return False
+        self._compared.append(compilation)
+        return True
 
     def _say(self, what: str, mine: str) -> list[str]:
         """Tell all ranks something; what each of them says."""

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from typing import Any
+from unittest import mock
 
 import torch
 import torch.distributed as dist
+from diffusers import ContextParallelConfig
+from torch.distributed.device_mesh import init_device_mesh
 
 import hand_parallel as by_hand
 import pab_compile
@@ -64,21 +68,30 @@ def generate(
     }
 
 
+def options_of(group: dist.ProcessGroup, case: str) -> dict[str, Any]:
+    """Options that one rank has and the others have not."""
+    if case == "different plans":
+        return {"ranges": {"spatial": 2 + group.rank()}}
+    return {"cut": "attention" if group.rank() else "atention"}
+
+
 def refused(group: dist.ProcessGroup, case: str) -> str:
     """The error that a rank meets when the ranks cannot work together."""
     model: Any = tiny_latte(depth=1)
     options: dict[str, Any] = {"mesh": Mesh(group), "shard": "t"}
-    if case == "different plans":
-        options["ranges"] = {"spatial": 2 + group.rank()}
-    elif case == "a bad option":
-        options["cut"] = "attention" if group.rank() else "atention"
+    if case in ("different plans", "a bad option"):
+        options |= options_of(group, case)
     elif case == "wrong number":
         options = {"sequence_parallel": 2}
     else:
         model = Broken(model)
-    compiled = compiled_pab(model, **options)
+    return error_of(Loop(calls_of(compiled_pab(model, **options)), ddim_timesteps(4)))
+
+
+def error_of(loop: Loop) -> str:
+    """What a generation raises."""
     try:
-        Loop(calls_of(compiled), ddim_timesteps(4)).run()
+        loop.run()
     except pab_compile.PabError as error:
         return f"{type(error).__name__}: {error}"
     return "no error"
@@ -179,17 +192,42 @@ def failing(group: dist.ProcessGroup, who: str, patience: float) -> dict[str, An
     return {"raised": raised, "seconds": seconds, "after": after, "prediction": prediction}
 
 
+def context_parallel(
+    group: dist.ProcessGroup | None, name: str
+) -> tuple[list[torch.Tensor], list[int]]:
+    """A generation of a DiT that diffusers itself makes parallel, over the heads."""
+    from dits.build import Denoising, build, run
+    from dits.catalogue import CATALOGUE
+
+    dit = CATALOGUE[name]
+    model: Any = build(replace(dit, config={**dit.config, "num_attention_heads": 4}))
+    if group is not None:
+        shape = (1, group.size())
+        mesh = init_device_mesh("cpu", shape, mesh_dim_names=("ring", "ulysses"))
+        config = ContextParallelConfig(ulysses_degree=group.size(), mesh=mesh)
+        # It places ranks on devices by their number, and CPUs have none.
+        with mock.patch("torch.accelerator.device_count", return_value=1):
+            model.enable_parallelism(config=config)
+    count = Counter(group.rank() if group else 0)
+    ranges = {"full": 2, "joint": 2, "cross": 3}
+    compiled = compiled_pab(model, ranges=ranges, window=(0.1, 0.9), inner=count)
+    denoising = Denoising(dit, num_steps=6, height=8, width=8, text=8)
+    # What its hooks log at their first call is nothing that Dynamo traces.
+    run(model, **denoising.at(0), return_dict=False)
+    outputs: list[torch.Tensor] = []
+    steps = (
+        outputs.extend(run(compiled, **denoising.at(step), return_dict=False)) for step in range(6)
+    )
+    return outputs, [calls for calls, _ in count.per_step(steps)]
+
+
 def hand_parallel(group: dist.ProcessGroup | None, full: bool) -> dict[str, Any]:
     """A generation of a model that exchanges by itself, with the all-to-alls per step."""
     torch._dynamo.reset()
     count = Counter(group.rank() if group else 0)
     options = {"ranges": {"spatial": 2, "temporal": 3, "full": 3}, "window": (0.1, 0.8)}
     compiled = compiled_pab(by_hand.build(group, full), inner=count, **options)
-
-    def call(latents: torch.Tensor, timestep: torch.Tensor, *_: Any) -> torch.Tensor:
-        return compiled(latents, timestep=timestep)
-
-    loop = Loop(call, ddim_timesteps(6), by_hand.draw_latents())
+    loop = by_hand_loop(compiled)
     per_step = [num for num, _ in count.per_step(loop.steps())]
     stats = pab_compile.stats(compiled)
     return {
@@ -197,3 +235,18 @@ def hand_parallel(group: dist.ProcessGroup | None, full: bool) -> dict[str, Any]
         "computed": dict(stats.computed),
         "per step": per_step,
     }
+
+
+def hand_parallel_refused(group: dist.ProcessGroup, case: str) -> str:
+    """The error that a rank of such a model meets when others were given other options."""
+    compiled = compiled_pab(by_hand.build(group), **options_of(group, case))
+    return error_of(by_hand_loop(compiled))
+
+
+def by_hand_loop(compiled: Any) -> Loop:
+    """A loop of a model that knows no prompt."""
+
+    def call(latents: torch.Tensor, timestep: torch.Tensor, *_: Any) -> torch.Tensor:
+        return compiled(latents, timestep=timestep)
+
+    return Loop(call, ddim_timesteps(6), by_hand.draw_latents())

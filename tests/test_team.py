@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from typing import Any
+
 import pytest
 
 import rank_cases
@@ -34,6 +37,31 @@ def test_a_model_that_exchanges_by_itself_does_so_on_computed_steps_only(
         assert_same(found["predictions"], expected["predictions"])
         assert found["computed"] == expected["computed"]
         assert found["per step"] == [4, 0, 0, 4, 0, 4]  # two sites, there and back
+
+
+@pytest.mark.parametrize(
+    ("case", "message"),
+    [
+        ("different plans", "do not run the same program"),
+        ("a bad option", "could not compile the model: OptionError|is not a choice"),
+    ],
+)
+def test_ranks_of_such_a_model_that_would_not_exchange_alike_are_told(
+    world: World, case: str, message: str
+) -> None:
+    results: list[Any] = world.run(rank_cases.hand_parallel_refused, case, ranks=2)
+    assert all(re.search(message, found) for found in results), results
+
+
+@pytest.mark.parametrize(("name", "exchanges"), [("wan", 2 * 4), ("flux", 4 * 4)])
+def test_a_model_that_diffusers_made_parallel_exchanges_on_computed_steps_only(
+    world: World, name: str, exchanges: int
+) -> None:
+    expected, _ = rank_cases.context_parallel(None, name)
+    for outputs, per_step in world.run(rank_cases.context_parallel, name, ranks=4):
+        for got, whole in zip(outputs, expected, strict=True):
+            assert_same(got, whole)
+        assert per_step == [exchanges, 0] * 3  # q, k, v and the output of every site
 
 
 def test_ranks_that_fail_alike_keep_their_own_error_and_go_on(world: World) -> None:
