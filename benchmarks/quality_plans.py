@@ -70,6 +70,7 @@ PLANS: dict[str, dict[str, Options]] = {
         "cross alone, 6": _attention(1, 1, 6),
         "cross gated off (T-GATE)": {"plan": gate_cross},
         "middle blocks, every 2nd": {"plan": middle_blocks(3)},
+        "calibrated": plans.PLANS["calibrated"],
         **_SUMS,
     },
     "joint": {

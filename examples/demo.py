@@ -37,7 +37,7 @@ from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 import pab_compile
 
 EAGER, STOCK = "eager", "compile"
-PAB_VARIANTS = {"pab246": "pab246", "third + linear": "third-linear"}
+PAB_VARIANTS = {"pab246": "pab246", "calibrated": "calibrated"}
 SAME_DB = 100.0
 TIGHT: dict[str, Any] = {"pad_edge": False, "collapse_padding": True}
 

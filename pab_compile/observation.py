@@ -1,4 +1,4 @@
-"""Observations: how much every site's output changes from step to step, and what predicts it.
+"""Observations: how much outputs change from step to step, and what predicts them.
 
 What is kept of a site are the mean products of its outputs at two steps, up to ``MAX_LAG`` steps
 apart::
@@ -7,7 +7,8 @@ apart::
 
 From these follow, exactly, the distance of any two steps and the error of any prediction that is a
 weighted sum of outputs, since ``|x - sum w_i x_i|^2`` is a quadratic form in them. ``MAX_LAG`` is
-24, so that a parabola through the outputs 8, 16 and 24 steps before can be judged.
+24, so that a parabola through the outputs 8, 16 and 24 steps before can be judged. Of the model's
+own outputs the products of every two steps are kept: what ``calibrate`` goes by.
 
 An observation file is JSON: readable, and nothing in it is run when it is read.
 """
@@ -29,8 +30,15 @@ from pab_compile.passes.sites import CUTS, KINDS
 
 MAX_DISTANCE = 8
 MAX_LAG = 3 * MAX_DISTANCE
-OBSERVATION_FORMAT = "pab_compile.observation/1"
+OBSERVATION_FORMAT = "pab_compile.observation/2"
 _MAX_FILE_BYTES = 2**28
+_SETTINGS: dict[str, type] = {
+    "cut": str,
+    "coalesce": bool,
+    "kept_bytes": int,
+    "total_flops": int,
+    "num_samples": int,
+}
 
 
 class ObservationError(PabError, ValueError):
@@ -78,17 +86,26 @@ class Observation:
         runs: lanes of generations.
         timesteps: timestep of every step, None where it was not known.
         cut: where the outputs were taken: the option ``cut``.
+        coalesce: the option ``coalesce``.
+        kept_bytes: of one output of everything that is cached, where all sites are reused together.
+        total_flops: floating point operations of one call of the model.
         num_samples: most elements that were compared per site (``passes.probes``).
         products: float64 of shape ``[runs, sites, steps, 1 + MAX_LAG]``; NaN where a step before
             does not exist or was not run.
+        outputs: mean products of the model's outputs at two steps: float64 of shape
+            ``[runs, steps, steps]``; NaN where one was not run.
     """
 
     sites: tuple[ObservedSite, ...]
     runs: tuple[ObservedRun, ...]
     timesteps: tuple[float | None, ...]
     cut: str
+    coalesce: bool
+    kept_bytes: int
+    total_flops: int
     num_samples: int
     products: torch.Tensor
+    outputs: torch.Tensor
 
     @property
     def fingerprint(self) -> str:
@@ -221,15 +238,12 @@ def observation_to_json(observation: Observation) -> dict[str, Any]:
     content = {
         "format": OBSERVATION_FORMAT,
         "fingerprint": observation.fingerprint,
-        "cut": observation.cut,
-        "num_samples": observation.num_samples,
+        **{name: getattr(observation, name) for name in _SETTINGS},
         "timesteps": list(observation.timesteps),
         "sites": [asdict(site) for site in observation.sites],
         "runs": [asdict(run) for run in observation.runs],
-        "products": [
-            None if math.isnan(value) else value
-            for value in observation.products.flatten().tolist()
-        ],
+        "products": _listed(observation.products),
+        "outputs": _listed(observation.outputs),
     }
     return {**content, "digest": _digest(content)}
 
@@ -284,20 +298,32 @@ def _parse(content: dict[str, Any]) -> Observation:
     for site in sites:
         if site.kind not in KINDS or site.cache_bytes < 0 or site.flops < 0:
             raise ValueError(f"no site of any model: {site}")
-    cut, num_samples = content["cut"], content["num_samples"]
-    if cut not in CUTS or type(num_samples) is not int or num_samples < 1:
-        raise ValueError(f"cut {cut!r}, num_samples {num_samples!r}")
-    shape = (len(runs), len(sites), len(timesteps), MAX_LAG + 1)
-    values = content["products"]
+    settings = {name: content[name] for name in _SETTINGS}
+    for name, value in settings.items():
+        if type(value) is not _SETTINGS[name] or (type(value) is int and value < 0):
+            raise ValueError(f"{name} is {value!r:.100}")
+    if settings["cut"] not in CUTS or settings["num_samples"] < 1:
+        raise ValueError(f"no observation is made with {settings}")
+    num_runs, num_steps = len(runs), len(timesteps)
+    products = _tensor(content["products"], (num_runs, len(sites), num_steps, MAX_LAG + 1))
+    outputs = _tensor(content["outputs"], (num_runs, num_steps, num_steps))
+    if (products[..., 0] < 0).any() or (outputs.diagonal(dim1=1, dim2=2) < 0).any():
+        raise ValueError("a mean square is negative")
+    if not torch.allclose(outputs, outputs.mT, rtol=0, atol=0, equal_nan=True):
+        raise ValueError("outputs: two steps have one product, not two")
+    return Observation(sites, runs, timesteps, products=products, outputs=outputs, **settings)
+
+
+def _listed(values: torch.Tensor) -> list[float | None]:
+    return [None if math.isnan(value) else value for value in values.flatten().tolist()]
+
+
+def _tensor(values: Any, shape: tuple[int, ...]) -> torch.Tensor:
     if not isinstance(values, list) or len(values) != math.prod(shape):
         raise ValueError(f"products must be a list of {math.prod(shape)} numbers")
     numbers = [_number(value, optional=True) for value in values]
-    products = torch.tensor(
-        [math.nan if number is None else number for number in numbers], dtype=torch.float64
-    ).view(shape)
-    if (products[..., 0] < 0).any():
-        raise ValueError("a mean square is negative")
-    return Observation(sites, runs, timesteps, cut, num_samples, products)
+    known = [math.nan if number is None else number for number in numbers]
+    return torch.tensor(known, dtype=torch.float64).view(shape)
 
 
 def _record(kind: type[Any], entry: Any) -> Any:

@@ -1,9 +1,11 @@
-"""``observe``: run a model as it is and take note of how its sites' outputs change.
+"""``observe``: run a model as it is and take note of how its and its sites' outputs change.
 
-While it runs, every graph computes everything, and has a probe at every site (``passes.probes``).
-What is held on the device does not depend on the size of the video: per lane the samples of the
-last ``MAX_LAG`` steps, and per step 25 numbers of every site. Nothing is read from the device
-before the end.
+While it runs, every graph computes everything, and has a probe at every site and at its outputs
+(``passes.probes``). What is held on the device does not depend on the size of the video: per lane
+the samples of every site at the last ``MAX_LAG`` steps and of the outputs at all steps, and per
+step 25 numbers of every site. Nothing is read from the device before the end.
+
+The outputs of the model are those of the graph that ran last, where Python breaks it into several.
 """
 
 from __future__ import annotations
@@ -32,14 +34,15 @@ _SEVERAL = (
 def observe(
     call: Callable[[], Any], *, model: torch.nn.Module | None = None, num_samples: int = 4096
 ) -> Observation:
-    """Run whole generations without reuse and compare every site's outputs between the steps.
+    """Run whole generations without reuse and compare all outputs between the steps.
 
     Args:
         call: runs one or several generations of equally many steps, with a model that was compiled
             with ``backend="pab"``: ``lambda: pipe(prompt)``. Its result is dropped.
         model: the compiled model to observe, where several run.
-        num_samples: most elements of a site's output that are compared. Of smaller outputs all are,
-            and the numbers are exact; otherwise they are estimates (see ``passes.probes``).
+        num_samples: most elements that are compared, of a site's output and of the model's. Of
+            smaller ones all are, and the numbers are exact; otherwise they are estimates (see
+            ``passes.probes``).
 
     Returns:
         The observation; over all generations and lanes.
@@ -60,17 +63,25 @@ def observe(
 
 @dataclass(frozen=True)
 class Probed:
-    """What the last outputs of a graph are samples of.
+    """What the last outputs of a graph are samples of, and what reuse costs and spares in it.
 
     Attributes:
         graph: hash of the graph.
-        sites: one per output.
+        sites: one per probe, in order; a probe more is that of the graph's outputs.
+        num_probes: how many of the last outputs are samples.
         cut: the option ``cut``.
+        coalesce: the option ``coalesce``.
+        kept_bytes: of one output of everything that is cached, where all sites are reused together.
+        total_flops: floating point operations of the graph.
     """
 
     graph: str
     sites: tuple[Site, ...]
+    num_probes: int
     cut: str
+    coalesce: bool
+    kept_bytes: int
+    total_flops: int
 
 
 @dataclass(eq=False)
@@ -81,16 +92,22 @@ class _Track:
         ring: samples of the last steps, step ``s`` in row ``s % len(ring)``; freed with the lane.
         steps: the step that each row is of.
         products: step -> ``[sites, 1 + MAX_LAG]`` on the device.
+        outputs: step -> samples of the graph's outputs; replaced by ``gram`` with the lane.
+        gram: mean products of them, in order of the steps in ``products``.
     """
 
     ring: torch.Tensor | None
     counts: torch.Tensor
     steps: list[int | None] = field(default_factory=lambda: [None] * (MAX_LAG + 1))
     products: dict[int, torch.Tensor] = field(default_factory=dict)
+    outputs: dict[int, torch.Tensor] = field(default_factory=dict)
+    gram: torch.Tensor | None = None
 
-    def add(self, step: int, samples: Sequence[torch.Tensor]) -> None:
+    def add(self, step: int, samples: Sequence[torch.Tensor], outputs: torch.Tensor | None) -> None:
         """Compare a step's samples with those of the steps before."""
         assert self.ring is not None
+        if outputs is not None:
+            self.outputs[step] = outputs
         row = step % len(self.ring)
         self.steps[row] = step
         for site, sample in enumerate(samples):
@@ -106,6 +123,23 @@ class _Track:
                 lagged.append(torch.full_like(self.counts, math.nan))
         self.products[step] = torch.stack(lagged, dim=-1)
 
+    def finish(self) -> None:
+        """Nothing will be added: keep products only."""
+        self.ring = None
+        if self.outputs:
+            values = torch.stack([self.outputs[step] for step in sorted(self.outputs)]).double()
+            gram = values @ values.T / values.shape[1]
+            self.gram = (gram + gram.T) / 2  # the same to the last bit on both sides
+            self.outputs.clear()
+
+    def output_products(self, num_steps: int) -> torch.Tensor:
+        """``[steps, steps]`` on the CPU, NaN where the outputs of a step are not known."""
+        found = torch.full((num_steps, num_steps), math.nan, dtype=torch.float64)
+        if self.gram is not None:
+            known = torch.tensor(sorted(self.products))
+            found[known[:, None], known] = self.gram.cpu()
+        return found
+
 
 @dataclass(eq=False)
 class _Run:
@@ -116,6 +150,11 @@ class _Run:
     alive: weakref.ref[Lane]
     tracks: dict[str, _Track] = field(default_factory=dict)
     timesteps: dict[int, float | None] = field(default_factory=dict)
+
+    def finish(self) -> None:
+        """The generation is over: keep products only."""
+        for track in self.tracks.values():
+            track.finish()
 
 
 class Observer:
@@ -150,8 +189,9 @@ class Observer:
             probed: what they are samples of.
             place: where the call belongs; a call that belongs nowhere is left out.
             weights: of the graph, to tell models apart.
-            samples: float32, one tensor of shape ``[samples]`` per site.
+            samples: float32, one tensor of shape ``[samples]`` per probe.
         """
+        samples, rest = samples[: len(probed.sites)], samples[len(probed.sites) :]
         if self._own is not None and not self._own.issuperset(map(id, weights)):
             return
         if place is None or not place.generation.trusted:
@@ -169,7 +209,7 @@ class Observer:
             ring = samples[0].new_zeros(MAX_LAG + 1, len(samples), longest)
             counts = torch.tensor([len(sample) for sample in samples], dtype=torch.float64)
             run.tracks[probed.graph] = _Track(ring, counts.to(ring.device, non_blocking=True))
-        run.tracks[probed.graph].add(step, samples)
+        run.tracks[probed.graph].add(step, samples, rest[0] if rest else None)
 
     def result(self) -> Observation:
         """The observation, moved to the CPU.
@@ -194,6 +234,9 @@ class Observer:
         num_steps = lengths[0]
         first = {k: v for run in reversed(self._runs) for k, v in run.timesteps.items()}
         sites = [site for probed in self._graphs.values() for site in probed.sites]
+        for run in self._runs:
+            run.finish()
+        *_, last = self._graphs.values()
         return Observation(
             sites=tuple(
                 ObservedSite(site.name, site.kind, site.module, site.cache_bytes, site.flops)
@@ -201,9 +244,15 @@ class Observer:
             ),
             runs=tuple(ObservedRun(run.generation, run.lane) for run in self._runs),
             timesteps=tuple(first.get(step) for step in range(num_steps)),
-            cut=next(iter(self._graphs.values())).cut,
+            cut=last.cut,
+            coalesce=last.coalesce,
+            kept_bytes=sum(probed.kept_bytes for probed in self._graphs.values()),
+            total_flops=sum(probed.total_flops for probed in self._graphs.values()),
             num_samples=self.num_samples,
             products=torch.stack([self._products(run, num_steps) for run in self._runs]),
+            outputs=torch.stack(
+                [run.tracks[last.graph].output_products(num_steps) for run in self._runs]
+            ),
         )
 
     def _products(self, run: _Run, num_steps: int) -> torch.Tensor:
@@ -221,8 +270,7 @@ class Observer:
             if run.alive() is place.lane:
                 return run
             if run.alive() is None:
-                for track in run.tracks.values():
-                    track.ring = None
+                run.finish()
         known = [ref() for ref in self._generations]
         if place.generation not in known:
             self._generations.append(weakref.ref(place.generation))

@@ -234,17 +234,17 @@ def _check_plan(parsed: Options, given: Mapping[str, Any]) -> None:
 
 
 def _as_calibrated(parsed: Options, given: Mapping[str, Any]) -> Options:
-    """With the cut and the way of prediction that a calibrated plan holds for."""
+    """With the options that a calibrated plan holds for."""
     if not isinstance(parsed.plan, (str, Path)):
         return parsed
     calibrated = load_plan(parsed.plan).calibrated
     if calibrated is None:
         return parsed
-    for name in ("cut", "predict_in"):
-        wanted = getattr(calibrated, name)
+    held = {name: getattr(calibrated, name) for name in ("cut", "coalesce", "predict_in")}
+    for name, wanted in held.items():
         if given.get(name, wanted) != wanted:
             raise OptionError(
                 f"{name}={given[name]!r}, but the plan {str(parsed.plan)!r} was calibrated with "
                 f"{wanted!r}: leave the option out, or calibrate with it."
             )
-    return replace(parsed, cut=calibrated.cut, predict_in=calibrated.predict_in)
+    return replace(parsed, **held)

@@ -28,11 +28,13 @@ class Calibrated:
     Attributes:
         fingerprint: of the model (``observation.model_fingerprint``).
         cut: the option ``cut``.
+        coalesce: the option ``coalesce``.
         predict_in: the option ``predict_in``.
     """
 
     fingerprint: str
     cut: str
+    coalesce: bool
     predict_in: str
 
 
@@ -135,7 +137,7 @@ def load_plan(path: str | Path) -> TablePlan:
     """Read a plan file: ``{"format": ..., "num_steps": n, "sites": {name: [entry, ...]}}``.
 
     An entry is ``"C"`` (compute) or the order of the reuse. What ``Calibration.save`` wrote also
-    has ``fingerprint``, ``cut`` and ``predict_in``.
+    has ``fingerprint``, ``cut``, ``coalesce`` and ``predict_in``.
 
     Raises:
         PlanError: unreadable, malformed, or with rows that do not have one entry per step.
@@ -178,12 +180,18 @@ def plan_to_json(rows: Mapping[str, Sequence[int]], num_steps: int) -> dict[str,
 def _calibrated(content: dict[str, Any], origin: str) -> Calibrated | None:
     if "fingerprint" not in content:
         return None
-    fingerprint, cut, predict_in = (
-        content.get(name) for name in ("fingerprint", "cut", "predict_in")
+    fingerprint, cut, coalesce, predict_in = (
+        content.get(name) for name in ("fingerprint", "cut", "coalesce", "predict_in")
     )
-    if not isinstance(fingerprint, str) or cut not in CUTS or predict_in not in PREDICT_IN:
+    if (
+        not isinstance(fingerprint, str)
+        or cut not in CUTS
+        or not isinstance(coalesce, bool)
+        or predict_in not in PREDICT_IN
+    ):
         raise PlanError(
             f"{origin}: a calibrated plan says which model it is for; found "
-            f"fingerprint={fingerprint!r}, cut={cut!r}, predict_in={predict_in!r}."
+            f"fingerprint={fingerprint!r}, cut={cut!r}, coalesce={coalesce!r}, "
+            f"predict_in={predict_in!r}."
         )
-    return Calibrated(fingerprint, cut, predict_in)
+    return Calibrated(fingerprint, cut, coalesce, predict_in)

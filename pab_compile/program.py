@@ -15,7 +15,9 @@ from torch import fx
 
 from pab_compile.passes import ir
 from pab_compile.passes.capture import capture
+from pab_compile.passes.coalesce import coalesce
 from pab_compile.passes.errors import UnsupportedModelError
+from pab_compile.passes.flops import count_flops
 from pab_compile.passes.join import Eager, Made, Origin, Part
 from pab_compile.passes.outline import copy_graph
 from pab_compile.passes.parallel.layout import ShardingError
@@ -147,7 +149,10 @@ def compile_program(
         shard = ShardTokens(ranks, partial(computed_share, plan), options.shard)
         run_passes(program, (shard,), dumper.watch)
         _log.info("\n".join(program.sharding))
-    if options.coalesce and num_samples is None:
+    kept = program.sites
+    if options.coalesce and num_samples is not None:
+        kept = coalesce(program.graph_module, program.sites, lambda site: "all alike").sites
+    elif options.coalesce:
         run_passes(program, (Coalesce(plan.pattern),), dumper.watch)
         _log.info("\n".join(program.coalesced))
     run_passes(program, rewriting(wanted, num_samples), dumper.watch)
@@ -157,7 +162,15 @@ def compile_program(
     uncut = () if reusing or num_samples is not None else attentions
     in_timesteps = options.predict_in == "timestep"
     executor = Executor(program.graph_module, compiler, plan, place, uncut, in_timesteps)
-    probed = Probed(executor.identity, program.probed, options.cut)
+    probed = Probed(
+        executor.identity,
+        program.probed,
+        program.num_probes,
+        options.cut,
+        options.coalesce,
+        sum(site.cache_bytes for site in kept if site.can_broadcast),
+        count_flops(part.graph_module.graph.nodes),
+    )
     found = replace(found, notes=(*found.notes, *program.sharding, *program.coalesced))
     return CompiledProgram(part, found, executor, compiler, roles, compilation, uncut, probed)
 
@@ -279,10 +292,8 @@ class CompiledProgram:
         place = self._place(forward, tracker, weights)
         outputs = self._executor.run(tensors, place)
         if self._probed is not None:
-            outputs, samples = (
-                outputs[: -len(self._probed.sites)],
-                outputs[-len(self._probed.sites) :],
-            )
+            number = self._probed.num_probes
+            outputs, samples = outputs[:-number], outputs[-number:]
             if (observer := current_observer()) is not None:
                 observer.record(self._probed, place, weights, samples)  # type: ignore[arg-type]
         outputs = _written_back(self.part, tensors, outputs)

@@ -43,7 +43,8 @@ class Program:
         has_eager_inputs: whether Python code made some input between two graphs, likewise.
         mixers: token mixers (after ``Classify``).
         sites: sites in model order (after ``FindSites``).
-        probed: sites whose samples are the graph's last outputs (after ``InsertProbes``).
+        probed: sites whose samples are among the graph's last outputs (after ``InsertProbes``).
+        num_probes: how many of the last outputs are samples, likewise.
         coalesced: which sites cache one sum, and why others do not, in lines (after ``Coalesce``).
         sharding: the axis that is sharded over ranks, and why, in lines (after ``ShardTokens``).
         seconds: pass name -> seconds it took.
@@ -58,6 +59,7 @@ class Program:
     mixers: tuple[Mixer, ...] = ()
     sites: tuple[Site, ...] = ()
     probed: tuple[Site, ...] = ()
+    num_probes: int = 0
     coalesced: tuple[str, ...] = ()
     sharding: tuple[str, ...] = ()
     seconds: dict[str, float] = field(default_factory=dict)
@@ -204,15 +206,16 @@ class Broadcast:
 
 @dataclass(frozen=True)
 class InsertProbes:
-    """Return samples of what every branch would cache."""
+    """Return samples of what every branch would cache, and of the outputs."""
 
     num_samples: int
     name: str = "probes"
 
     def __call__(self, program: Program) -> int:
-        """Append one output per branch."""
+        """Append one output per branch and one for the outputs."""
         program.probed = tuple(branch.site for _, branch in branches(program.graph_module))
         program.graph_module, count = insert_probes(program.graph_module, self.num_samples)
+        program.num_probes = count
         return count
 
     def verify(self, after: fx.GraphModule, before: fx.GraphModule) -> None:

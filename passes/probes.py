@@ -1,4 +1,4 @@
-"""Probes: the graph also returns a few of the elements that every branch would cache.
+"""Probes: the graph also returns a few elements of what each branch caches, and of its outputs.
 
 Before::
 
@@ -9,7 +9,8 @@ After::
 
     %o = branch o(%x, ...)
     %probe = take(%o, %probed_0)
-    return (%y, %probe)
+    %result = take(%y, %probed_1)
+    return (%y, %probe, %result)
 
 Which elements is drawn once per size, at random without replacement, so that it is the same ones at
 every step and in equal blocks. For any function of the steps, the mean over them estimates the mean
@@ -40,12 +41,15 @@ _SEED = 0
 
 
 def insert_probes(graph_module: fx.GraphModule, num_samples: int) -> tuple[fx.GraphModule, int]:
-    """Append one output per branch, in order of the branches: float32, shape ``[samples]``.
+    """Append one output per branch, in their order, and one for the outputs of the graph.
+
+    Each is float32 of shape ``[samples]``; of outputs that are no floating point numbers nothing is
+    taken, and where there are no others, their probe is left out.
 
     Args:
         graph_module: a graph with branches (``passes.broadcast``); not modified. One that has
             probes comes back as it is.
-        num_samples: most elements to take of what one branch caches.
+        num_samples: most elements to take of what one branch caches, and of the outputs.
 
     Returns:
         The graph with probes, and their number.
@@ -75,8 +79,9 @@ def insert_probes(graph_module: fx.GraphModule, num_samples: int) -> tuple[fx.Gr
         return _call(probed.graph, _ATEN._to_copy.default, taken, dtype=torch.float32)
 
     probes = []
-    for call, _ in branches(probed):
-        values = [user for user in ir.users(call) if ir.is_getitem(user)]
+    cached = [[n for n in ir.users(call) if ir.is_getitem(n)] for call, _ in branches(probed)]
+    returned = [node for node in ir.outputs(probed.graph) if _is_floating(node)]
+    for values in (*cached, *([returned] if cached and returned else [])):
         with probed.graph.inserting_before(output):
             samples = [
                 take(v, n) for v, n in zip(values, _shares(values, num_samples), strict=True)
@@ -104,6 +109,11 @@ def verify_probes(after: fx.GraphModule, before: fx.GraphModule) -> None:
         new, old = (_read(n, len(_operands(node))) for n in (twin, node))
         if new != old:
             raise InvariantError(f"{node.name} read {old} before probes were inserted, now {new}")
+
+
+def _is_floating(node: fx.Node) -> bool:
+    tensor = ir.tensor(node)
+    return tensor is not None and tensor.is_floating_point()
 
 
 def _operands(node: fx.Node) -> Sequence[object]:

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
-from collections.abc import Sequence
 from typing import Any
 
 import pytest
 import torch
 
 from pab_compile.calibrate import CalibrationError, calibrate, predicted_error
-from pab_compile.observation import MAX_LAG, Observation, ObservedRun, ObservedSite, lagrange
+from pab_compile.observation import MAX_LAG, Observation, ObservedRun, ObservedSite
+from pab_compile.options import OptionError, parse_options
 from pab_compile.plan import COMPUTE
-from pab_compile.plan_file import plan_from_json
+from pab_compile.plan_file import Calibrated, load_plan
 
 NUM_STEPS = 12
 FLOPS = (100, 300, 50)
@@ -28,6 +29,7 @@ def walks(seed: int = 0) -> torch.Tensor:
 
 
 def observation_of(outputs: torch.Tensor, cut: str = "attention") -> Observation:
+    """Of sites with these outputs; the model's is their sum."""
     runs, _, steps, _ = outputs.shape
     products = torch.full((*outputs.shape[:3], MAX_LAG + 1), math.nan, dtype=torch.float64)
     for lag in range(steps):
@@ -40,55 +42,39 @@ def observation_of(outputs: torch.Tensor, cut: str = "attention") -> Observation
     ]
     timesteps = tuple(1000.0 - 40 * step - step * step for step in range(steps))
     lanes = tuple(ObservedRun(run, "0") for run in range(runs))
-    return Observation(tuple(sites), lanes, timesteps, cut, 64, products)
-
-
-def error_of(
-    outputs: torch.Tensor, rows: dict[str, Sequence[int]], at: Sequence[float], gated: bool = False
-) -> float:
-    """What reusing along the rows does to recorded outputs."""
-    total = 0.0
-    norms = outputs.square().mean(-1)
-    norms = norms.mean(1, keepdim=True).expand_as(norms) if gated else norms
-    for index in range(outputs.shape[1]):
-        computed: list[int] = []
-        for step, entry in enumerate(rows.get(f"site{index}", ())):
-            if entry == COMPUTE:
-                computed.insert(0, step)
-                continue
-            sources = computed[: entry + 1]
-            weights = lagrange([at[s] for s in sources], at[step])
-            guess = sum(w * outputs[:, index, s] for s, w in zip(sources, weights, strict=True))
-            missed = (outputs[:, index, step] - guess).square().mean(-1)
-            total += (missed / norms[:, index, step]).mean().item() / outputs.shape[1]
-    return math.sqrt(total / outputs.shape[2])
+    results = outputs.sum(1)
+    between = (results[:, :, None] * results[:, None]).mean(-1)
+    return Observation(
+        tuple(sites),
+        lanes,
+        timesteps,
+        cut,
+        False,
+        60,
+        500,
+        64,
+        products,
+        (between + between.mT) / 2,
+    )
 
 
 @pytest.mark.parametrize("predict_in", ["step", "timestep"])
-@pytest.mark.parametrize("cut", ["attention", "gated"])
-def test_the_predicted_error_is_that_of_the_outputs(cut: str, predict_in: Any) -> None:
-    outputs = walks()
-    observation = observation_of(outputs, cut)
-    rows = {
-        "site0": (COMPUTE, 0, COMPUTE, 1, 1, COMPUTE, 2, 2, 0, COMPUTE, COMPUTE, 2),
-        "site2": (COMPUTE, COMPUTE, COMPUTE, 2, 2, 2, 2, COMPUTE, 1, 1, 0, 0),
-    }
-    at = list(range(NUM_STEPS)) if predict_in == "step" else list(observation.timesteps)
-    expected = error_of(outputs, rows, at, cut == "gated")  # type: ignore[arg-type]
-    assert predicted_error(observation, rows, predict_in) == pytest.approx(expected, rel=1e-6)
-
-
-@pytest.mark.parametrize("align", ["model", "kind"])
-def test_the_chosen_plan_is_worth_what_it_says(align: Any) -> None:
-    outputs = walks()
-    found = calibrate(observation_of(outputs), speedup=2.0, total_flops=500, align=align)
-    assert found.error == pytest.approx(error_of(outputs, found.rows, range(NUM_STEPS)), rel=1e-6)
-    computed = {name: list(row).count(COMPUTE) for name, row in found.rows.items()}
-    spent = NUM_STEPS * 50 + sum(flops * computed[f"site{i}"] for i, flops in enumerate(FLOPS))
+def test_the_chosen_plan_is_worth_what_it_says(predict_in: Any) -> None:
+    observation = observation_of(walks())
+    found = calibrate(observation, speedup=2.0, predict_in=predict_in)
+    assert found.error == pytest.approx(predicted_error(observation, found.row, predict_in))
+    spent = NUM_STEPS * 50 + sum(FLOPS) * found.row.count(COMPUTE)
     assert found.speedup == pytest.approx(NUM_STEPS * 500 / spent)
     assert found.speedup >= 2.0
-    if align == "model":
-        assert len({tuple(row) for row in found.rows.values()}) == 1
+    assert found.num_steps == NUM_STEPS
+    assert found.cache_bytes == 60 * (max(found.row) + 1)
+
+
+def test_positions_change_what_is_predicted() -> None:
+    observation = observation_of(walks())
+    row = (COMPUTE, COMPUTE, 1, 1, 1, COMPUTE, 1, 1, 1, COMPUTE, 1, 1)
+    errors = [predicted_error(observation, row, way) for way in ("step", "timestep")]
+    assert errors[0] != pytest.approx(errors[1], rel=1e-3)
 
 
 def test_more_speed_costs_more_error_and_the_other_way_round() -> None:
@@ -108,34 +94,55 @@ def test_memory_limits_the_order() -> None:
     assert free.cache_bytes > 60
     tight = calibrate(observation, speedup=2.0, max_cache_bytes=60)
     assert tight.cache_bytes == 60
-    assert {entry for row in tight.rows.values() for entry in row} == {COMPUTE, 0}
+    assert set(tight.row) == {COMPUTE, 0}
     assert tight.error > free.error
+    none = calibrate(observation, max_error=1.0, max_cache_bytes=59)
+    assert (none.cache_bytes, none.speedup) == (0, 1.0)
+    with pytest.raises(CalibrationError, match=r"saves to 1\.00x"):
+        calibrate(observation, speedup=2.0, max_cache_bytes=59)
 
 
 def test_what_cannot_be_had_is_an_error_that_says_what_can() -> None:
-    observation = observation_of(walks())
+    observation = dataclasses.replace(observation_of(walks()), total_flops=1000)
     with pytest.raises(CalibrationError, match=r"fastest within them saves to 1\.\d\dx .* 45%"):
-        calibrate(observation, speedup=4.0, total_flops=1000)
+        calibrate(observation, speedup=4.0)
     with pytest.raises(CalibrationError, match="either speedup or max_error"):
         calibrate(observation)
     with pytest.raises(CalibrationError, match="either speedup or max_error"):
         calibrate(observation, speedup=2.0, max_error=0.1)
+    for row in ([COMPUTE], [0] * NUM_STEPS):
+        with pytest.raises(CalibrationError, match="one entry for each of the 12 observed steps"):
+            predicted_error(observation, row)
+    unknown = dataclasses.replace(observation, timesteps=(None,) * NUM_STEPS)
+    with pytest.raises(CalibrationError, match="a timestep of its own for every step"):
+        calibrate(unknown, speedup=1.5, predict_in="timestep")
 
 
 def test_the_plan_file_reads_back(tmp_path: Any) -> None:
-    found = calibrate(observation_of(walks()), speedup=2.0)
+    found = calibrate(observation_of(walks(), "gated"), speedup=2.0)
     found.save(tmp_path / "plan.json")
-    plan = plan_from_json(found.to_json(), "p")
-    assert plan.rows == {name: tuple(row) for name, row in found.rows.items()}
-    assert plan.calibrated is not None
-    assert plan.calibrated.fingerprint == found.fingerprint
+    plan = load_plan(tmp_path / "plan.json")
+    assert plan.rows == dict.fromkeys(("site0", "site1", "site2"), found.row)
+    assert plan.calibrated == Calibrated(found.fingerprint, "gated", False, "step")
+    assert len((tmp_path / "plan.json").read_text().splitlines()) < 20
+
+
+def test_a_plan_brings_the_options_that_it_was_made_for(tmp_path: Any) -> None:
+    observation = dataclasses.replace(observation_of(walks(), "gated"), coalesce=True)
+    calibrate(observation, speedup=2.0).save(tmp_path / "plan.json")
+    options = parse_options({"plan": tmp_path / "plan.json"})
+    assert (options.cut, options.coalesce, options.predict_in) == ("gated", True, "step")
+    parse_options({"plan": tmp_path / "plan.json", "coalesce": True, "cut": "gated"})
+    for name, value in (("coalesce", False), ("cut", "attention"), ("predict_in", "timestep")):
+        with pytest.raises(OptionError, match=f"{name}={value!r}, but the plan"):
+            parse_options({"plan": tmp_path / "plan.json", name: value})
 
 
 def test_what_was_not_observed_is_never_reused() -> None:
-    outputs = walks()
-    observation = observation_of(outputs)
+    observation = observation_of(walks())
     observation.products[0, 1, 5] = math.nan  # a lane without this step
-    found = calibrate(observation, max_error=math.inf, max_distance=2)
-    for row in found.rows.values():
-        assert row[5] == COMPUTE
-    assert math.isinf(predicted_error(observation, {"site1": [COMPUTE] * 5 + [0] * 7}))
+    found = calibrate(observation, max_error=1e9, max_distance=2)
+    assert found.row[5] == COMPUTE
+    assert math.isinf(predicted_error(observation, [COMPUTE] * 5 + [0] * 7))
+    with pytest.raises(CalibrationError, match="all of them observed"):
+        calibrate(observation, speedup=2.5, max_distance=2)

@@ -41,11 +41,14 @@ def observation(x: torch.Tensor | None = None) -> Observation:
     products = torch.full((*x.shape[:3], MAX_LAG + 1), math.nan, dtype=torch.float64)
     for lag in range(MAX_LAG + 1):
         products[:, :, lag:, lag] = (x[:, :, lag:] * x[:, :, : NUM_STEPS - lag]).mean(-1)
+    results = x.sum(1)
+    outputs = (results[:, :, None] * results[:, None]).mean(-1)
+    timesteps = tuple(range(NUM_STEPS, 0, -1))
     sites = tuple(
         ObservedSite(f"blocks.{i}", kind, f"blocks.{i}", 8, 9) for i, kind in enumerate(KINDS)
     )
     runs = (ObservedRun(0, "cond"), ObservedRun(0, "uncond"))
-    return Observation(sites, runs, tuple(range(NUM_STEPS, 0, -1)), "gated", 50, products)
+    return Observation(sites, runs, timesteps, "gated", True, 8, 40, 50, products, outputs)
 
 
 def same(found: torch.Tensor, step: int, expected: torch.Tensor) -> None:
@@ -113,7 +116,9 @@ def test_writing_and_reading_changes_nothing(tmp_path: Path) -> None:
     seen.save(path)
     read = load_observation(path)
     assert (read.sites, read.runs, read.timesteps) == (seen.sites, seen.runs, seen.timesteps)
-    assert (read.cut, read.num_samples) == (seen.cut, seen.num_samples)
+    for name in ("cut", "coalesce", "kept_bytes", "total_flops", "num_samples"):
+        assert getattr(read, name) == getattr(seen, name)
+    assert torch.equal(read.outputs, seen.outputs)
     assert torch.equal(read.products.nan_to_num(-7), seen.products.nan_to_num(-7))
 
 
@@ -144,6 +149,17 @@ def test_a_file_that_was_edited_is_refused() -> None:
     content["sites"][0]["flops"] += 1
     with pytest.raises(ObservationError, match="changed after it was written"):
         observation_from_json(content, "p")
+
+
+def test_products_of_the_model_s_outputs_that_cannot_be_are_refused() -> None:
+    from pab_compile.observation import _digest
+
+    for place, value, why in ((1, 3.0, "one product"), (0, -1.0, "negative"), (1, None, "product")):
+        content = json.loads(json.dumps(SMALL))
+        content["outputs"][place] = value
+        content["digest"] = _digest({k: v for k, v in content.items() if k != "digest"})
+        with pytest.raises(ObservationError, match=why):
+            observation_from_json(content, "p")
 
 
 JSON = st.recursive(
@@ -192,15 +208,20 @@ SMALL = observation_to_json(
         (ObservedRun(0, "0"),),
         (9.0, 1.5),
         "gated",
+        True,
+        1,
+        2,
         4,
         torch.ones(1, 1, 2, MAX_LAG + 1, dtype=torch.float64),
+        torch.ones(1, 2, 2, dtype=torch.float64),
     )
 )
 PLACES = [
     ("format",), ("fingerprint",), ("cut",), ("num_samples",), ("timesteps",), ("timesteps", 0),
     ("sites",), ("sites", 0), ("sites", 0, "name"), ("sites", 0, "kind"), ("sites", 0, "flops"),
     ("runs",), ("runs", 0), ("runs", 0, "lane"), ("runs", 0, "generation"), ("products",),
-    ("products", 0), ("products", 25), ("products", 49),
+    ("products", 0), ("products", 25), ("products", 49), ("outputs",), ("outputs", 0),
+    ("outputs", 1), ("outputs", 3), ("coalesce",), ("kept_bytes",), ("total_flops",),
 ]  # fmt: skip
 
 

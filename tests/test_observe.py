@@ -43,6 +43,13 @@ class Recorder(Oracle):
         super().__init__(model, Rule({}), cut)
         self.outputs: dict[tuple[str, str], list[torch.Tensor]] = {}
 
+        self.results: dict[str, list[torch.Tensor]] = {}
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        result = super().__call__(*args, **kwargs)
+        self.results.setdefault(self._now.lane, []).append(result[0].double())
+        return result
+
     def branch(self, name: str, kind: str, compute: Callable[[], torch.Tensor]) -> torch.Tensor:
         result = super().branch(name, kind, compute)
         stack, _, rest = name.partition(".")
@@ -88,6 +95,9 @@ def test_the_numbers_are_those_of_an_eager_run(
                     used = [(step - distance * i, x[step - distance * i]) for i in (3, 2, 1)]
                     error = extrapolate(used[2 - order :], step) - x[step]
                     close(found[at][step], error.norm() / norms[step])
+    for run, lane in enumerate(lanes):
+        results = torch.stack(recorder.results[lane]).flatten(1)
+        close(seen.outputs[run], results @ results.T / results.shape[1])
 
 
 def close(found: torch.Tensor, expected: torch.Tensor) -> None:
@@ -146,6 +156,28 @@ def test_generations_are_told_apart_and_a_pause_of_a_lane_is_unknown(
     unknown = seen.mean_square().isnan().any(1)
     assert [row.nonzero().flatten().tolist() for row in unknown] == [[], [], [3], []]
     assert seen.difference()[2, 0].isnan().nonzero().flatten().tolist() == [0, 3, 4]
+    steps = torch.arange(6)
+    for run in range(4):
+        paused = (steps == 3) & (run == 2)
+        assert torch.equal(seen.outputs[run].isnan(), paused | paused[:, None])
+
+
+def test_what_is_kept_and_computed_is_that_of_the_options(model: LatteTransformer3DModel) -> None:
+    def run(**options: Any) -> pab_compile.Observation:
+        compiled = compiled_pab(model, cut="gated", **options)
+        return pab_compile.observe(lambda: Loop(calls_of(compiled), ddim_timesteps(3)).run())
+
+    single, merged = run(), run(coalesce=True)
+    assert [single.coalesce, merged.coalesce] == [False, True]
+    assert single.kept_bytes == sum(site.cache_bytes for site in single.sites)
+    assert merged.kept_bytes < single.kept_bytes
+    assert merged.sites == single.sites
+    inputs: list[Any] = []
+    hook = model.register_forward_pre_hook(lambda *call: inputs.append(call[1:]), with_kwargs=True)
+    Loop(calls_of(model), ddim_timesteps(1)).run()
+    hook.remove()
+    explained = pab_compile.explain(model, *inputs[0][0], **inputs[0][1])
+    assert single.total_flops == explained.total_flops
 
 
 def test_what_does_not_belong_together_is_refused(model: LatteTransformer3DModel) -> None:
@@ -187,16 +219,22 @@ def test_recording_reads_nothing_from_the_device_and_holds_the_same_at_any_numbe
 
     lane, generation, observer = There(), Here(), Observer(16, None)
     place: Any = Place(generation, lane, None)  # type: ignore[arg-type]
-    probed = Probed("graph", (), "gated")
+    site: Any = None
+    probed = Probed("graph", (site, site), 3, "gated", False, 0, 0)
     weight = torch.ones(1)
     with NoSynchronisation():
         for generation.step in (s for s in range(3 * MAX_LAG) if s != 60):
-            observer.record(probed, place, [weight], [torch.randn(16), torch.randn(9)])
+            observer.record(probed, place, [weight], [torch.randn(n) for n in (16, 9, 4)])
     (track,) = observer._runs[0].tracks.values()
     assert track.ring is not None
     assert track.ring.shape == (MAX_LAG + 1, 2, 16)
     missing = track.products[3 * MAX_LAG - 1].isnan().nonzero().tolist()
     assert missing == [[site, 3 * MAX_LAG - 1 - 60] for site in range(2)]
+    assert len(track.outputs) == 3 * MAX_LAG - 1
     gone = weakref.ref(lane)
     del lane, place
     assert gone() is None, "an observer keeps a lane, and all that it caches, alive"
+    with NoSynchronisation():
+        observer._runs[0].finish()
+    assert (track.ring, track.outputs) == (None, {})
+    assert track.output_products(3 * MAX_LAG)[0].isnan().nonzero().tolist() == [[60]]

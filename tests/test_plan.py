@@ -228,7 +228,7 @@ def test_writing_and_reading_a_plan_changes_nothing(
 def calibrated(**changes: Any) -> dict[str, Any]:
     sites = [site(), site("temporal", "b")]
     made_for = {"fingerprint": model_fingerprint(sites, "gated"), "cut": "gated"}
-    return content(**{**made_for, "predict_in": "step", **changes})
+    return content(**{**made_for, "coalesce": False, "predict_in": "step", **changes})
 
 
 def test_a_calibrated_plan_is_refused_on_another_model() -> None:
@@ -240,7 +240,12 @@ def test_a_calibrated_plan_is_refused_on_another_model() -> None:
 
 
 def test_a_calibrated_plan_says_what_it_is_for() -> None:
-    for changes in ({"cut": "middle"}, {"predict_in": None}, {"fingerprint": 3}):
+    for changes in (
+        {"cut": "middle"},
+        {"predict_in": None},
+        {"fingerprint": 3},
+        {"coalesce": 1},
+    ):
         assert "says which model it is for" in refused(calibrated(**changes))
 
 

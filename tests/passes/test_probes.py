@@ -24,10 +24,10 @@ def branched(model: models.Captured) -> fx.GraphModule:
     return broadcast(model.graph_module, analysed(model, "attention").sites, lambda site: True)[0]
 
 
-def test_every_branch_gives_its_samples_as_one_more_output() -> None:
+def test_every_branch_and_the_outputs_give_their_samples_as_one_more_output() -> None:
     before = branched(captured(models.joint_attention))
     after, count = insert_probes(before, 100)
-    assert count == 1
+    assert count == 2
     check_inline(
         diff_text(format_graph(before), format_graph(after)),
         """\
@@ -35,6 +35,7 @@ def test_every_branch_gives_its_samples_as_one_more_output() -> None:
          %w_text_out = weight w_text_out : f32[4, 4]
         +%probed_0 = attribute probed_0 : i64[18]
         +%probed_1 = attribute probed_1 : i64[81]
+        +%probed_2 = attribute probed_2 : i64[100]
          %permute = aten.permute(%latents, [0, 2, 3, 4, 1]) : f32[2, 3, 2, 5, 4]
         @@
          %permute_1 = aten.permute(%view_1, [0, 4, 1, 2, 3]) : f32[2, 4, 3, 2, 5]
@@ -42,7 +43,8 @@ def test_every_branch_gives_its_samples_as_one_more_output() -> None:
         +%take_default = aten.take(%linear_3, %probed_0) : f32[18]
         +%take_default_1 = aten.take(%linear_4, %probed_1) : f32[81]
         +%cat_default = aten.cat([%take_default, %take_default_1]) : f32[99]
-        +return %permute_1, %cat_default
+        +%take_default_2 = aten.take(%permute_1, %probed_2) : f32[100]
+        +return %permute_1, %cat_default, %take_default_2
         """,
     )
 
@@ -58,9 +60,10 @@ def test_outputs_stay_and_samples_are_elements_of_the_cut(num_samples: int) -> N
     plain = before(*model.args)
     for probed in (after(*model.args), pieces(*model.args)):
         assert all(torch.equal(a, b) for a, b in zip(plain, probed, strict=False))
-        (samples,) = probed[len(plain) :]
-        assert samples.dtype == torch.float32
-        assert len(samples) <= num_samples
+        samples, of_output = probed[len(plain) :]
+        assert samples.dtype == of_output.dtype == torch.float32
+        assert max(len(samples), len(of_output)) <= num_samples
+        assert set(of_output.tolist()) <= set(plain[0].flatten().tolist())
 
 
 def test_a_second_run_changes_nothing() -> None:

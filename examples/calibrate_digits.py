@@ -1,0 +1,96 @@
+"""Calibrates the demo's model: observes it, chooses a plan, and tries the plan on other videos.
+
+    python examples/calibrate_digits.py
+    python examples/calibrate_digits.py --speedup 4 --out /tmp/plan.json
+
+Observes a generation of one video per digit, from other noise than the demo's, and saves the plan
+of least predicted error at a speed-up, counted in FLOPs. Then it generates videos from noise that
+is neither's, with the plan at several numbers of steps, and with a plain rule for comparison, and
+prints both distances from the videos without reuse.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+import digits
+import torch
+from plans import CALIBRATED
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+import pab_compile
+
+OBSERVED_SEED, CHECKED_SEED = 1000, 2000
+SUMS = {"cut": "gated", "coalesce": True}
+
+
+def compiled(latte: digits.DigitsModel, **options: Any) -> Any:
+    """The model, without an inner compiler: this is about numbers."""
+    return torch.compile(latte.model, backend="pab", options={"inner": "eager", **options})
+
+
+def calibrate(latte: digits.DigitsModel, num_steps: int, speedup: float) -> Any:
+    """Observes one video per digit and chooses a plan."""
+    prompts = torch.arange(digits.NUM_DIGITS)
+    noise = digits.make_noise(len(prompts), seed=OBSERVED_SEED)
+    model = compiled(latte, **SUMS)
+    seen = pab_compile.observe(
+        lambda: digits.generate(latte, prompts, noise, model=model, num_steps=num_steps)
+    )
+    return pab_compile.calibrate(seen, speedup=speedup)
+
+
+def distances(
+    latte: digits.DigitsModel, models: list[Any], num_steps: int, num_videos: int
+) -> list[float]:
+    """Mean PSNR in dB of each model's videos against those without reuse."""
+    prompts = torch.arange(num_videos) % digits.NUM_DIGITS
+    noise = digits.make_noise(num_videos, seed=CHECKED_SEED)
+    plain = digits.generate(latte, prompts, noise, num_steps=num_steps)
+    found = []
+    for model in models:
+        pab_compile.reset()
+        videos = digits.generate(latte, prompts, noise, model=model, num_steps=num_steps)
+        errors = ((videos - plain) / 2).square().mean((1, 2, 3, 4))
+        found.append(float(-10 * errors.log10().mean()))
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--steps", type=int, default=30)
+    parser.add_argument("--speedup", type=float, default=3.0, help="in FLOPs")
+    parser.add_argument("--videos", type=int, default=4, help="to try the plan on; 0: do not")
+    parser.add_argument("--tried", type=int, nargs="+", default=[20, 30, 50], help="steps")
+    parser.add_argument("--out", type=Path, default=CALIBRATED)
+    args, console = parser.parse_args(), Console()
+    latte = digits.load()
+    found = calibrate(latte, args.steps, args.speedup)
+    found.save(args.out)
+    entries = "".join("C" if entry < 0 else str(entry) for entry in found.row)
+    console.print(
+        f"{entries}: {found.speedup:.2f}x in FLOPs, predicted error {found.error:.4f}, at most "
+        f"{found.cache_bytes / 2**20:.2f} MiB; wrote {args.out}",
+        highlight=False,
+        soft_wrap=True,
+    )
+    if not args.videos:
+        return
+    rule = {"ranges": dict.fromkeys(("spatial", "temporal", "cross", "mlp"), 4), "predict": 1}
+    models = [
+        compiled(latte, plan=args.out),
+        compiled(latte, **rule, **SUMS, window=(0.1, 1.0)),
+    ]
+    table = Table("steps", "PSNR dB, plan", "PSNR dB, every 4th step, linear", box=box.SIMPLE)
+    for num_steps in args.tried:
+        values = distances(latte, models, num_steps, args.videos)
+        table.add_row(str(num_steps), *(f"{value:.1f}" for value in values))
+    console.print(table)
+
+
+if __name__ == "__main__":
+    main()
