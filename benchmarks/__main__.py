@@ -9,7 +9,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from . import compile_time, generation, gpu, parallel, prediction, steady
+from . import compile_time, few_steps, generation, gpu, parallel, prediction, steady
 from .results import RESULTS_DIR, Result, footer, make_table, write
 
 BENCHMARKS: dict[str, Callable[[Result, bool, Progress], None]] = {
@@ -17,6 +17,7 @@ BENCHMARKS: dict[str, Callable[[Result, bool, Progress], None]] = {
     "steady": steady.run,
     "generation": generation.run,
     "prediction": prediction.run,
+    "few_steps": few_steps.run,
     "gpu": gpu.run,
     "parallel": parallel.run,
 }

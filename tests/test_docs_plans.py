@@ -19,15 +19,20 @@ from pab_compile.plan_file import plan_from_json
 PAGE = (Path(__file__).parents[1] / "docs" / "plans.md").read_text(encoding="utf-8")
 
 
-def block(language: str) -> str:
-    (found,) = re.findall(rf"```{language}\n(.*?)```", PAGE, re.DOTALL)
+def blocks(language: str) -> str:
+    return "\n".join(re.findall(rf"```{language}\n(.*?)```", PAGE, re.DOTALL))
+
+
+@pytest.fixture
+def names() -> dict[str, Any]:
+    """What the page defines."""
+    found: dict[str, Any] = {}
+    exec(blocks("python"), found)
     return found
 
 
 @pytest.fixture
-def plan() -> Callable[..., int | None]:
-    names: dict[str, Any] = {}
-    exec(block("python"), names)
+def plan(names: dict[str, Any]) -> Callable[..., int | None]:
     return names["pyramid_with_mlps"]
 
 
@@ -53,5 +58,16 @@ def test_only_the_first_five_blocks_are(plan: Callable[..., int | None]) -> None
     assert plan(mlp("blocks.12"), 7, 12, None) is None
 
 
+@pytest.mark.parametrize(
+    ("num_steps", "reused"), [(4, [3]), (8, [5, 7]), (12, [7, 9, 11]), (5, [3])]
+)
+def test_every_second_step_of_the_later_half_is_reused(
+    names: dict[str, Any], num_steps: int, reused: list[int]
+) -> None:
+    later_half = names["later_half"]
+    found = [later_half(mlp("blocks.0"), step, num_steps, None) for step in range(num_steps)]
+    assert found == [1 if step in reused else None for step in range(num_steps)]
+
+
 def test_the_file_of_the_page_is_a_plan() -> None:
-    assert plan_from_json(json.loads(block("json")), "the page").num_steps == 4
+    assert plan_from_json(json.loads(blocks("json")), "the page").num_steps == 4
