@@ -296,7 +296,9 @@ def _rows(
         crossings = (*detours[0].entering, *detours[0].leaving)
         often = len(detours) * steps
         tensors = [
-            _closed_form(program, crossing.node, crossing.num_bytes) for crossing in crossings
+            _closed_form(program, crossing.node, crossing.num_bytes)
+            * (1 if crossing.target is not None else sympy.Symbol("N") - 1)
+            for crossing in crossings
         ]
         found.append(
             CommRow(

@@ -140,8 +140,10 @@ def check_generations(model: Captured, axis: str, num_ranks: int, steps: Sequenc
     layout = lay_out(model.graph, axes, mixers, shared, num_ranks)
     cross = {node for m in mixers if m.kind == "cross" for node in m.nodes}
     assert not any(cross.intersection(detour.verdicts) for detour in layout.detours)
-    gathers = len(layout.gathers) if shared.size % num_ranks else 0  # an even one is no all-to-all
-    exchanges = sum(len(detour.entering) + len(detour.leaving) for detour in layout.detours)
+    uneven = shared.size % num_ranks != 0  # an even gather is no all-to-all
+    gathers = len(layout.gathers) * uneven
+    crossings = [c for detour in layout.detours for c in (*detour.entering, *detour.leaving)]
+    exchanges = sum(uneven or crossing.target is not None for crossing in crossings)
     parts = [
         localise(model.graph_module, layout, Ranks(num_ranks, rank)) for rank in range(num_ranks)
     ]

@@ -120,13 +120,15 @@ def check_layout(layout: Layout) -> None:
         for node, verdict in detour.verdicts.items():
             for source in node.all_input_nodes:
                 inside = source in detour.verdicts
-                if source in layout.held and not inside and source not in entering:
+                stays = inside or source in entering or (detour.kept and source in layout.held)
+                if source in layout.held and not stays:
                     raise InvariantError(
                         f"{node.name} runs along {detour.axis.name} and reads {source.name}, which "
                         f"is dealt out along {layout.axis.name} and is not re-sharded"
                     )
             outside = [user for user in node.users if user not in detour.verdicts]
-            if outside and node not in leaving and any(verdict.outputs):
+            back = node in leaving or node in detour.kept
+            if outside and not back and any(verdict.outputs):
                 raise InvariantError(
                     f"{outside[0].name} runs along {layout.axis.name} and reads {node.name}, which "
                     f"is dealt out along {detour.axis.name} and is not re-sharded"

@@ -141,7 +141,8 @@ def _look_at(
             for crossing in (*detour.entering, *detour.leaving)
         )
         kind = "an op that mixes it" if site is None else f"{site.kind} attention"
-        word = f"{kind} runs along {detour.axis.name}, computed at {float(often):.0%} of the steps"
+        where = "gathers its keys" if detour.kept else f"runs along {detour.axis.name}"
+        word = f"{kind} {where}, computed at {float(often):.0%} of the steps"
         words[word] = words.get(word, 0) + 1
     counts = Ranks(num_ranks).counts(axis.size)
     parts = f"{max(counts)} of {axis.size} positions per rank"

@@ -12,7 +12,7 @@ back. Where tensors enter is a minimum cut in bytes among those that only the mi
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import networkx as nx
 from torch import fx
@@ -34,17 +34,17 @@ class Crossing:
     Attributes:
         node: the tensor.
         source: how it is dealt out before.
-        target: how it is dealt out after.
+        target: how it is dealt out after; None where every rank gets all of it.
     """
 
     node: fx.Node
     source: Shard
-    target: Shard
+    target: Shard | None
 
     @property
     def num_bytes(self) -> int:
         """Bytes of the full tensor, without the positions that every rank has."""
-        replicated = self.source if not self.source.is_whole else self.target
+        replicated = self.source if not self.source.is_whole else self.target or self.source
         return ir.num_bytes(self.node) * replicated.sharded // replicated.full
 
 
@@ -58,6 +58,7 @@ class Detour:
         verdicts: what every op of the detour does, in graph order, core included.
         entering: tensors re-sharded before it.
         leaving: tensors re-sharded behind it.
+        kept: what it yields dealt out along the sharded axis as it is.
     """
 
     axis: Axis
@@ -65,6 +66,7 @@ class Detour:
     verdicts: Mapping[fx.Node, Verdict]
     entering: tuple[Crossing, ...]
     leaving: tuple[Crossing, ...]
+    kept: Mapping[fx.Node, Shard] = field(default_factory=dict)
 
     @property
     def num_bytes(self) -> int:
@@ -114,9 +116,36 @@ def find_detour(
             return f"its result does not have the axis {main.name} in one dimension"
         leaving.append(Crossing(node, local[node], back))
     entering = tuple(Crossing(node, held[node], local[node]) for node in cut)
-    if not all(crossing.target.is_whole for crossing in entering):
+    if not all(local[node].is_whole for node in cut):
         return f"the axis {other.name} has replicated positions"
     return Detour(other, tuple(core), verdicts, entering, tuple(leaving))
+
+
+def gather_keys(axes: AxisTable, main: Axis, core: Sequence[fx.Node], held: Held) -> Detour | str:
+    """Plan for an attention to stay: every rank has its queries, and gets all keys and values.
+
+    Args:
+        axes: axes of every tensor.
+        main: the sharded axis.
+        core: the mixing ops in graph order.
+        held: how everything before them is dealt out.
+
+    Returns:
+        A detour that does not leave the axis, or why there is none.
+    """
+    call = attention_call(core[0], axes.dims)
+    if call is None or len(core) > 1:
+        return "its keys are not gathered, since it is written out by hand"
+    keys = [n for n in dict.fromkeys((call.key, call.value)) if n in held]
+    mine = {n: held[n] for n in core[0].all_input_nodes if n in held and n not in keys}
+    if call.query not in mine:
+        return "its keys are not gathered, since its queries are the same or are not dealt out"
+    answer = judge(core[0], mine)
+    if isinstance(answer, str) or answer.outputs[0] is None:
+        return f"with all keys on every rank, {answer}"
+    entering = tuple(Crossing(node, held[node], None) for node in keys)
+    kept = {core[0]: answer.outputs[0]}
+    return Detour(main, tuple(core), {core[0]: answer}, entering, (), kept)
 
 
 def _judge_inside(node: fx.Node, local: Held, verdicts: Mapping[fx.Node, Verdict]) -> Verdict | str:

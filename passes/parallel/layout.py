@@ -18,7 +18,7 @@ from pab_compile.passes.binding import Binding
 from pab_compile.passes.classify import Mixer
 from pab_compile.passes.errors import PabError
 
-from .detour import Detour, find_detour
+from .detour import Detour, find_detour, gather_keys
 from .placement import Axis, describe, heads_of, place, products, token_axes
 from .rules import judge
 from .shard import Shard
@@ -191,7 +191,8 @@ class _Planner:
             for inner in found.verdicts:
                 self._held.pop(inner, None)
                 self._verdicts.pop(inner, None)
-            self._held |= {crossing.node: crossing.target for crossing in found.leaving}
+            self._held |= found.kept
+            self._held |= {c.node: c.target for c in found.leaving if c.target is not None}
             return set(core)
         if node not in self._is_before and node not in self._mixer_of:
             self._gathered.add(node)
@@ -225,6 +226,11 @@ class _Planner:
                 found.append(detour)
         if found:
             return min(found, key=lambda detour: detour.num_bytes)
+        if core[0] in self._mixer_of:
+            staying = gather_keys(self._axes, self._axis, core, self._held)
+            if isinstance(staying, Detour):
+                return staying
+            reasons.append(staying)
         return "; ".join(dict.fromkeys(reasons)) or "no other axis is long enough"
 
 

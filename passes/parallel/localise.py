@@ -160,6 +160,8 @@ class _Builder:
             local[node] = self._local(node, verdict, held, operands)
         if (crossing := self._leaving.get(node)) is not None:
             self.main[node] = self._switch(local[node], crossing, detour)
+        elif node in detour.kept:
+            self.main[node] = local[node]
 
     def _pick(self, node: fx.Node, local: Mapping[fx.Node, fx.Node]) -> fx.Node:
         """One output of an op with several."""
@@ -169,12 +171,19 @@ class _Builder:
 
     def _switch(self, x: fx.Node, crossing: Crossing, detour: Detour) -> fx.Node:
         known = len(self.purposes)
-        switched = self._emitter.switch(x, crossing.source, crossing.target, crossing.node)
+        if crossing.target is None:
+            switched = self._emitter.gather(x, crossing.source, crossing.node)
+        else:
+            switched = self._emitter.switch(x, crossing.source, crossing.target, crossing.node)
         self.exchanges[detour] += tuple(self.purposes)[known:]
         return switched
 
     def _held_inside(self, node: fx.Node, detour: Detour) -> dict[fx.Node, Shard]:
-        found = {c.node: c.target for c in detour.entering}
+        found = {c.node: c.target for c in detour.entering if c.target is not None}
+        if detour.kept:
+            entering = [c.node for c in detour.entering]
+            held = self._layout.held
+            found |= {n: held[n] for n in node.all_input_nodes if n in held and n not in entering}
         for source in node.all_input_nodes:
             if source in detour.verdicts and ir.tensor(source) is not None:
                 shard = detour.verdicts[source].outputs[0]

@@ -18,13 +18,16 @@ from .shard import Ranks, Shard
 
 
 def convention_bytes(crossing: Crossing, num_ranks: int) -> Fraction:
-    """Bytes per rank of one re-sharding in the papers' convention."""
-    return Fraction(crossing.num_bytes, num_ranks)
+    """Bytes per rank of one re-sharding in the papers' convention; of a gather what comes in."""
+    times = 1 if crossing.target is not None else num_ranks - 1
+    return Fraction(crossing.num_bytes * times, num_ranks)
 
 
 def sent_bytes(crossing: Crossing, ranks: Ranks) -> int:
     """Bytes that a rank sends to the others in one re-sharding."""
     source, target = crossing.source, crossing.target
+    if target is None:
+        return gathered_bytes(crossing.node, source, ranks)
     mine = ranks.count(source.size)
     total = ir.num_bytes(crossing.node)
     if target.is_whole:

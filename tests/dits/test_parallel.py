@@ -12,11 +12,15 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+import sympy
 
-from captured import Captured, captured_module
+from captured import Captured, analysed, captured_module
 from dits.build import Denoising, build
 from dits.catalogue import CATALOGUE
 from lockstep import Step, check_generations
+from pab_compile import Schedule
+from pab_compile.comm import foretell
+from pab_compile.options import parse_options
 
 SIZES = {"frames": 6, "height": 8, "width": 10}
 CONFIGS: dict[str, dict[str, Any]] = {
@@ -25,6 +29,9 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "wan": {"num_attention_heads": 4},
     "flux": {"num_attention_heads": 4},
     "hunyuan_video": {"num_attention_heads": 4},
+    # Fewer heads than ranks: every rank gets all keys and values.
+    "cogvideox, two heads": {"num_attention_heads": 2, "sample_frames": 21},
+    "wan, two heads": {"num_attention_heads": 2},
 }
 # Model, axis, number of ranks; the cases of a model share its capture.
 CASES = [
@@ -32,6 +39,8 @@ CASES = [
     *[("cogvideox", axis, num) for axis, num in (("t", 2), ("s", 3), ("t", 4))],
     *[("wan", axis, num) for axis, num in (("t", 2), ("w", 2), ("h", 3), ("t", 4), ("s", 4))],
     *[("flux", "s", num) for num in (2, 3, 4)],
+    *[("cogvideox, two heads", axis, num) for axis, num in (("s", 3), ("t", 4))],
+    *[("wan, two heads", axis, num) for axis, num in (("t", 3), ("h", 3))],
     *[("hunyuan_video", axis, num) for axis, num in (("s", 2), ("t", 3), ("t", 4))],
 ]
 
@@ -39,7 +48,7 @@ CASES = [
 @functools.cache
 def model_of(name: str) -> tuple[Captured, list[Step]]:
     """A model, and the inputs of a generation of two lanes that have different prompts."""
-    dit = CATALOGUE[name]
+    dit = CATALOGUE[name.split(",")[0]]
     dit = replace(dit, config={**dit.config, **CONFIGS[name]})
     sizes = {**SIZES, "width": 8} if name == "latte" else SIZES
     denoising = Denoising(dit, num_steps=5, **sizes)
@@ -57,3 +66,19 @@ def test_ranks_generate_what_one_device_does_with_any_reuse(
 ) -> None:
     model, steps = model_of(name)
     check_generations(model, axis, num_ranks, steps)
+
+
+@pytest.mark.xdist_group("wan, two heads")
+def test_gathered_keys_are_counted_as_what_comes_in() -> None:
+    model, _ = model_of("wan, two heads")
+    options = parse_options({"ranges": {}, "sequence_parallel": 3, "shard": "t"})
+    found = foretell(analysed(model), options, 3, Schedule(5))
+    keys = 2 * 6 * 4 * 5 * 24 * 4  # rows, frames, rows and columns of tokens, channels, bytes
+    assert found.convention_bytes == 5 * 2 * 2 * keys * 2 / 3  # k and v of two sites
+    assert found.wire_bytes == found.convention_bytes + sum(
+        row.wire_bytes for row in found.rows if row.what == "gather at the end"
+    )
+    b, t, h, w, n, steps = sympy.symbols("b t h w N steps_full")
+    size = {b: 2, t: 6, h: 4, w: 5, n: 3, steps: 5}
+    assert float(found.formula.subs(size)) == found.convention_bytes
+    assert "gathers its keys" in str(found)

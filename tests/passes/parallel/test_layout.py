@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 import pytest
 import torch
-from torch.nn.functional import layer_norm, linear
+from torch.nn.functional import layer_norm, linear, scaled_dot_product_attention
 
 from captured import (
     BATCH,
@@ -113,9 +113,39 @@ def test_the_graph_of_a_rank_in_print() -> None:
     check_golden("sharded_temporal_block", lines(nodes[first : last + 1]))
 
 
-def test_a_prompt_in_one_sequence_with_the_tokens_is_on_every_rank() -> None:
-    with pytest.raises(ShardingError, match="attend"):
-        laid_out(captured(joint_attention), "t", 2)  # one head: nothing to switch to
+def full_attention(is_causal: bool) -> Captured:
+    """One head of attention over all tokens."""
+
+    def model(latents, timestep, w_in, w_time, w_q, w_k, w_v, w_out):  # type: ignore[no-untyped-def]
+        x = tokens_of(latents, w_in) + time_embedding(timestep, w_time)
+        q, k, v = (linear(x, weight) for weight in (w_q, w_k, w_v))
+        y = scaled_dot_product_attention(q, k, v, is_causal=is_causal)
+        return latents_of(x + linear(y, w_out))
+
+    return captured(model)
+
+
+@pytest.mark.parametrize("num_ranks", [2, 3])
+def test_with_fewer_heads_than_ranks_queries_stay_and_keys_come_from_everywhere(
+    num_ranks: int,
+) -> None:
+    model = full_attention(is_causal=False)
+    _, layout = laid_out(model, "t", num_ranks)
+    (detour,) = layout.detours
+    (attention,) = detour.kept
+    assert [crossing.node for crossing in detour.entering] == list(attention.args[1:3])
+    assert not detour.leaving
+    check_ranks(model, layout)
+
+
+def test_attention_that_looks_at_the_places_of_its_queries_is_refused() -> None:
+    with pytest.raises(ShardingError, match="with all keys on every rank, it is causal"):
+        laid_out(full_attention(is_causal=True), "t", 2)
+
+
+def test_one_head_whose_queries_are_its_keys_has_nowhere_to_go() -> None:
+    with pytest.raises(ShardingError, match="its queries are the same"):
+        laid_out(captured(joint_attention), "t", 2)
 
 
 def test_too_few_positions_are_refused_before_anything_runs() -> None:
