@@ -33,7 +33,7 @@ def compiled(latte: digits.DigitsModel, **options: Any) -> Any:
     return torch.compile(latte.model, backend="pab", options={"inner": "eager", **options})
 
 
-def calibrate(latte: digits.DigitsModel, num_steps: int, speedup: float) -> Any:
+def calibrate(latte: digits.DigitsModel, num_steps: int, speedup: float, max_order: int) -> Any:
     """Observes one video per digit and chooses a plan."""
     prompts = torch.arange(digits.NUM_DIGITS)
     noise = digits.make_noise(len(prompts), seed=OBSERVED_SEED)
@@ -41,7 +41,7 @@ def calibrate(latte: digits.DigitsModel, num_steps: int, speedup: float) -> Any:
     seen = pab_compile.observe(
         lambda: digits.generate(latte, prompts, noise, model=model, num_steps=num_steps)
     )
-    return pab_compile.calibrate(seen, speedup=speedup)
+    return pab_compile.calibrate(seen, speedup=speedup, max_order=max_order)
 
 
 def distances(
@@ -63,13 +63,14 @@ def distances(
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--steps", type=int, default=30)
-    parser.add_argument("--speedup", type=float, default=3.0, help="in FLOPs")
+    parser.add_argument("--speedup", type=float, default=3.2, help="in FLOPs")
+    parser.add_argument("--max-order", type=int, default=1, help="0 repeats, 1 linear, 2 quadratic")
     parser.add_argument("--videos", type=int, default=4, help="to try the plan on; 0: do not")
     parser.add_argument("--tried", type=int, nargs="+", default=[20, 30, 50], help="steps")
     parser.add_argument("--out", type=Path, default=CALIBRATED)
     args, console = parser.parse_args(), Console()
     latte = digits.load()
-    found = calibrate(latte, args.steps, args.speedup)
+    found = calibrate(latte, args.steps, args.speedup, args.max_order)
     found.save(args.out)
     entries = "".join("C" if entry < 0 else str(entry) for entry in found.row)
     console.print(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -26,6 +27,7 @@ from oracle import Oracle, Rule, extrapolate
 from pab_compile.generation import Place
 from pab_compile.observation import MAX_LAG, ObservationError
 from pab_compile.observe import Observer, Probed
+from pab_compile.plan import COMPUTE
 
 NUM_STEPS = 26
 PATHS = {"spatial": "transformer_blocks", "temporal": "temporal_transformer_blocks"}
@@ -197,6 +199,23 @@ def test_what_does_not_belong_together_is_refused(model: LatteTransformer3DModel
     for wrong in (0, True, 2.0):
         with pytest.raises(ObservationError, match="num_samples"):
             pab_compile.observe(lambda: None, num_samples=wrong)  # type: ignore[arg-type]
+
+
+def test_a_calibrated_plan_of_sums_keeps_and_computes_what_it_says(
+    model: LatteTransformer3DModel, tmp_path: Path
+) -> None:
+    table = ddim_timesteps(10)
+    observed = compiled_pab(model, cut="gated", coalesce=True)
+    seen = pab_compile.observe(lambda: Loop(calls_of(observed), table).run())
+    found = pab_compile.calibrate(seen, speedup=1.8, max_order=1)
+    found.save(tmp_path / "plan.json")
+    compiled = compiled_pab(model, plan=tmp_path / "plan.json")
+    predictions = Loop(calls_of(compiled), table).run()
+    stats = pab_compile.stats(compiled)  # type: ignore[arg-type]
+    assert stats.peak_cache_bytes == found.cache_bytes > 0
+    assert sum(stats.computed.values()) == found.row.count(COMPUTE) * len(seen.sites)
+    plain = Loop(calls_of(model), table).run()
+    assert 0 < (predictions - plain).norm() < 0.5 * plain.norm()
 
 
 class NoSynchronisation(TorchDispatchMode):
