@@ -159,13 +159,16 @@ def cheapest_cut(growth: Growth) -> tuple[fx.Node, ...]:
     """The tensors of least bytes that separate the mixers from the frontier's users.
 
     Ties go to the latest tensors, which leave the least to compute on reuse. The frontier itself
-    is returned when nothing in the region is smaller.
+    is returned when nothing in the region is smaller. In a model that exchanges by itself the cut
+    lies behind every exchange of the region: a reuse exchanges nothing.
     """
     frontier_bytes = sum(ir.num_bytes(node) for node in growth.frontier)
     network = nx.DiGraph()
     inside = set(growth.nodes)
+    exchanged = _before_exchanges(growth)
     for node in growth.nodes:
-        capacity = {} if ir.tensor(node) is None else {"capacity": ir.num_bytes(node)}
+        is_no_cut = ir.tensor(node) is None or node in exchanged
+        capacity = {} if is_no_cut else {"capacity": ir.num_bytes(node)}
         network.add_edge((node, "in"), (node, "out"), **capacity)
         sources = [n for n in node.all_input_nodes if n in inside]
         for source in sources:
@@ -181,6 +184,17 @@ def cheapest_cut(growth: Growth) -> tuple[fx.Node, ...]:
     if cut_bytes >= frontier_bytes:
         return growth.frontier
     return tuple(n for n in growth.nodes if (n, "out") in near and (n, "in") not in near)
+
+
+def _before_exchanges(growth: Growth) -> set[fx.Node]:
+    """Nodes of a region that feed a collective in it; what it ends with does not count."""
+    found: set[fx.Node] = set()
+    inside = set(growth.nodes)
+    for node in reversed(growth.nodes):
+        ahead = [user for user in node.users if user in inside]
+        if any(u in found or ir.op_namespace(u) == "_c10d_functional" for u in ahead):
+            found.add(node)
+    return found.difference(growth.frontier)
 
 
 def dead_regions(
