@@ -153,6 +153,12 @@ def test_too_few_positions_are_refused_before_anything_runs() -> None:
         laid_out(captured(temporal_block), "t", 4)
 
 
+def test_an_axis_that_is_too_short_gives_way_to_another() -> None:
+    found = choose(analysed(captured(temporal_block)), 4, lambda _: 1.0)  # 3 frames of 2 x 5
+    assert found.option.name == "w"
+    assert "3 positions, fewer than the 4 ranks" in "\n".join(found.lines())
+
+
 def test_an_op_without_a_rule_is_named_with_its_line() -> None:
     def strange(latents, timestep, w_in, w_time, w_out):  # type: ignore[no-untyped-def]
         x = tokens_of(latents, w_in) + time_embedding(timestep, w_time)
