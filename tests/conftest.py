@@ -8,6 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 import torch
+from _pytest.nodeid import coerce_node_id
 from hypothesis import settings
 
 import pab_compile
@@ -16,6 +17,17 @@ from world import World
 # Examples take as long as the machine's other work lets them.
 settings.register_profile("no deadline", deadline=None)
 settings.load_profile("no deadline")
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests of one ``xdist_group`` run in one worker, and share what they start and capture.
+
+    xdist 3.8 writes the group to ``_nodeid``, which pytest 9.2 no longer reads.
+    """
+    for item in items:
+        if (grouped := vars(item).get("_nodeid")) is not None:
+            item._id = coerce_node_id(grouped)
 
 
 @pytest.fixture(scope="session", autouse=True)
