@@ -14,7 +14,7 @@ from pab_compile.passes.pipeline import FindSites, Program, narrow, recognition,
 from .dump import Dumper
 from .options import Options
 from .plan import Plan
-from .report import Finding, describe_site, site_box
+from .report import Finding, cache_bytes, describe_site, site_box
 
 
 class NoAttentionError(UnsupportedModelError):
@@ -81,6 +81,7 @@ def finding(part: Part | None, program: Program | None, plan: Plan, reason: str 
         latents=ir.source(program.inferred_axes.latents),
         notes=tuple(program.inferred_axes.notes),
         seconds=program.seconds,
+        cache_bytes=cache_bytes(program.sites, plan),
         reason=reason,
     )
 

@@ -27,7 +27,7 @@ from .forward import Forwards
 from .lower import compilation_of, compiling, trace_once
 from .options import Options, parse_options
 from .plan import Plan
-from .report import Explanation, Finding
+from .report import Explanation, Finding, cache_bytes
 from .share import computed_share
 
 
@@ -115,34 +115,35 @@ class _Survey:
         tensors = inputs.tensors(args)
         origins = forward.origins(inputs, tensors)
         alone = not forward.visited and forward.starts_at_root and not self._breaks[-1]
-        part = program = None
-        failure, choices = "", ()
+        part = None
         try:
             with compiling():
                 part = Part(capture(graph_module, args), *origins)
                 program = analyse(part, self._options, self._plan, self._dumper, alone)
-                choices = self._choices(program)
+                found = self._with_choices(finding(part, program, self._plan), program)
         except UnsupportedModelError as error:
             if alone:
                 raise
-            failure = reason_of(error, part)
-        found = finding(part, program, self._plan, failure)
-        self._findings.append(replace(found, notes=(*found.notes, *choices)))
+            found = finding(part, None, self._plan, reason_of(error, part))
+        self._findings.append(found)
         outputs = graph_module.forward(*args)
-        forward.finish(_Seen(part, self._findings[-1]), tensors, outputs)
+        forward.finish(_Seen(part, found), tensors, outputs)
         return outputs
 
-    def _choices(self, program: Program) -> tuple[str, ...]:
-        """What the rewrite would choose: how tokens are sharded, which sites are merged."""
-        lines: tuple[str, ...] = ()
+    def _with_choices(self, found: Finding, program: Program) -> Finding:
+        """With what the rewrite would choose: how tokens are sharded, which sites are merged."""
         if self._options.num_ranks > 1:
             share = partial(computed_share, self._plan)
             choice = choose(program, self._options.num_ranks, share, self._options.shard)
-            lines = tuple(choice.lines())
+            found = replace(found, notes=(*found.notes, *choice.lines()))
         if self._options.coalesce:
-            found = coalesce(program.graph_module, program.sites, self._plan.pattern)
-            lines += found.lines
-        return lines
+            merged = coalesce(program.graph_module, program.sites, self._plan.pattern)
+            found = replace(
+                found,
+                notes=(*found.notes, *merged.lines),
+                cache_bytes=cache_bytes(merged.sites, self._plan),
+            )
+        return found
 
     def explanation(self) -> Explanation:
         """What was found in all graphs together."""

@@ -43,7 +43,7 @@ from .observation import ObservationError
 from .observe import Probed, current_observer
 from .options import Options
 from .plan import Plan, RangePlan
-from .report import Finding
+from .report import Finding, cache_bytes
 from .schedule import Schedule
 from .scope import current_scope, stated_step
 from .share import computed_share
@@ -155,6 +155,7 @@ def compile_program(
     elif options.coalesce:
         run_passes(program, (Coalesce(plan.pattern),), dumper.watch)
         _log.info("\n".join(program.coalesced))
+        found = replace(found, cache_bytes=cache_bytes(program.sites, plan))
     run_passes(program, rewriting(wanted, num_samples), dumper.watch)
     if ranks is not None:
         run_passes(program, (Overlap(),), dumper.watch)

@@ -78,6 +78,16 @@ def describe_site(site: Site, plan: Plan) -> SiteReport:
     )
 
 
+def cache_bytes(sites: Sequence[Site], plan: Plan) -> int:
+    """Most bytes that one lane keeps of sites, some of which may be sums of others."""
+    kept = 0
+    for site in sites:
+        first = site.singles[0]  # merged ones are alike
+        if site.can_broadcast and plan.may_reuse(first):
+            kept += site.cache_bytes * (1 + plan.max_order(first))
+    return kept
+
+
 def site_box(site: Site, plan: Plan) -> SiteBox:
     """A site as it is drawn."""
     report = describe_site(site, plan)
@@ -103,6 +113,7 @@ class Finding:
         latents: name of the denoised input.
         notes: what the analysis was not sure of, and what the rewrite chose.
         seconds: pass name -> seconds.
+        cache_bytes: most bytes that one lane keeps; of coalesced sites their sum.
         reason: why it is computed at every step, if that calls for a reason.
     """
 
@@ -113,6 +124,7 @@ class Finding:
     latents: str = ""
     notes: tuple[str, ...] = ()
     seconds: dict[str, float] = field(default_factory=dict)
+    cache_bytes: int = 0
     reason: str = ""
 
 
@@ -128,6 +140,7 @@ class Explanation:
         latents: name of the denoised input.
         notes: what the analysis was not sure of.
         seconds: pass name -> seconds.
+        cache_bytes: most bytes that one lane keeps; of coalesced sites their sum.
         num_graphs: graphs that the forward was traced into.
         breaks: why Dynamo broke it, each reason once.
     """
@@ -139,6 +152,7 @@ class Explanation:
     latents: str
     notes: tuple[str, ...]
     seconds: dict[str, float]
+    cache_bytes: int = 0
     num_graphs: int = 1
     breaks: tuple[str, ...] = ()
 
@@ -158,6 +172,7 @@ class Explanation:
                 dict.fromkeys([*notes, *(f"computed at every step: {r}" for r in reasons)])
             ),
             seconds=first.seconds,
+            cache_bytes=sum(finding.cache_bytes for finding in findings),
             num_graphs=len(findings),
             breaks=tuple(dict.fromkeys(filter(None, breaks))),
         )
@@ -206,11 +221,10 @@ class Explanation:
         return "\n".join(lines)
 
     def _title(self) -> str:
-        cached = sum(s.cache_bytes for s in self.sites if s.range != 1)
         counted = ", ".join(f"{number} {kind}" for kind, number in self.counts().items())
         return (
             f"{counted}; latents {self.latents!r}, clock {self.clock!r}; "
-            f"caches {cached / 2**30:.3f} GiB per lane"
+            f"caches {self.cache_bytes / 2**30:.3f} GiB per lane"
         )
 
 

@@ -126,6 +126,9 @@ def test_neither_caches_nor_pieces_grow_with_depth() -> None:
         Loop(calls_of(compiled), ddim_timesteps(5)).run()
         stats = pab_compile.stats(compiled)  # type: ignore[arg-type]
         found.append((stats.peak_cache_bytes, stats.num_pieces))
+        for explanation in (pab_compile.explain(compiled), explained(compiled)):  # type: ignore[arg-type]
+            assert explanation.cache_bytes == stats.peak_cache_bytes
+            assert sum(site.cache_bytes for site in explanation.sites) > 5 * stats.peak_cache_bytes
     assert found[0] == found[1]
 
 
