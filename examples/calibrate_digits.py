@@ -63,7 +63,7 @@ def distances(
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--steps", type=int, default=30)
-    parser.add_argument("--speedup", type=float, default=3.2, help="in FLOPs")
+    parser.add_argument("--speedup", type=float, default=4.0, help="in FLOPs")
     parser.add_argument("--max-order", type=int, default=1, help="0 repeats, 1 linear, 2 quadratic")
     parser.add_argument("--videos", type=int, default=4, help="to try the plan on; 0: do not")
     parser.add_argument("--tried", type=int, nargs="+", default=[20, 30, 50], help="steps")
