@@ -1,7 +1,7 @@
 """The plans that `benchmarks.quality` compares, by the family of the demo's model.
 
 PAB's settings for full and joint attention are those for spatial attention, as in the authors' code
-(for CogVideoX: every 2nd step at timesteps between 100 and 850). *Sums* are coalesced sites.
+(for CogVideoX: every 2nd step at timesteps between 100 and 850).
 """
 
 from __future__ import annotations
@@ -19,13 +19,9 @@ def _attention(spatial: int, temporal: int, cross: int) -> Options:
     return {"ranges": {"spatial": spatial, "temporal": temporal, "cross": cross}}
 
 
-def _every(range_: int, order: int, **more: Any) -> Options:
-    return {
-        "ranges": dict.fromkeys(plans.ALL_KINDS, range_),
-        "predict": order,
-        "window": (0.1, 1.0),
-        **more,
-    }
+def _every(range_: int, order: int) -> Options:
+    ranges = dict.fromkeys(plans.ALL_KINDS, range_)
+    return {"ranges": ranges, "predict": order, "window": (0.1, 1.0)}
 
 
 def gate_cross(site: Any, step: int, num_steps: int, _: float | None) -> int | None:
@@ -44,20 +40,15 @@ def middle_blocks(num_blocks: int) -> Callable[..., int | None]:
     return plan
 
 
-SUMS = {"cut": "gated", "coalesce": True}
-LINEAR = {"predict": 1}
-
 _BROADCAST: dict[str, Options] = {
     name.upper(): {"ranges": name} for name in ("pab246", "pab357", "pab579")
 }
-_SUMS: dict[str, Options] = {
-    "PAB246, linear": {"ranges": "pab246", **LINEAR},
+_PREDICTED: dict[str, Options] = {
+    "PAB246, linear": {"ranges": "pab246", "predict": 1},
     "all sites, every 3rd, repeat": _every(3, 0),
     "all sites, every 3rd, linear": _every(3, 1),
-    "sums, every 3rd, linear": _every(3, 1, **SUMS),
-    "sums, every 3rd, quadratic": _every(3, 2, **SUMS),
-    "sums, every 4th, linear": _every(4, 1, **SUMS),
-    "sums, every 5th, linear": _every(5, 1, **SUMS),
+    "linear3, quadratic": {"ranges": "linear3", "predict": 2},
+    **{name: {"ranges": name} for name in ("linear3", "linear4", "linear5")},
 }
 
 PLANS: dict[str, dict[str, Options]] = {
@@ -71,14 +62,14 @@ PLANS: dict[str, dict[str, Options]] = {
         "cross gated off (T-GATE)": {"plan": gate_cross},
         "middle blocks, every 2nd": {"plan": middle_blocks(3)},
         "calibrated": plans.PLANS["calibrated"],
-        **_SUMS,
+        **_PREDICTED,
     },
     "joint": {
         **_BROADCAST,
         "PAB for CogVideoX": {"ranges": {"joint": 2}, "window": (100, 850)},
         "MLPs alone, 2": {"ranges": {"mlp": 2}},
         "middle blocks, every 2nd": {"plan": middle_blocks(4)},
-        **_SUMS,
+        **_PREDICTED,
     },
 }
 """Family -> name -> options; a triple is spatial/temporal/cross."""

@@ -30,9 +30,10 @@ class Options:
     """What ``torch.compile(model, backend="pab", options={...})`` accepts.
 
     Attributes:
-        ranges: kind -> compute every so many steps; or the name of a preset.
+        ranges: kind -> compute every so many steps; or the name of a preset, which brings its own
+            window, predict, cut and coalesce unless they are given.
         window: (low, high) in which reuse is allowed; floats are fractions of the steps, integers
-            timestep values. None: the preset's, or (0.15, 0.85).
+            timestep values. None: (0.15, 0.85).
         predict: order of the reuse: 0 repeats, 1 and 2 extrapolate linearly and quadratically; an
             integer, or per kind.
         predict_in: what orders 1 and 2 extrapolate in, ``step`` or ``timestep``.
@@ -77,16 +78,12 @@ class Options:
             return CallablePlan(self.plan)
         if self.plan is not None:
             return load_plan(self.plan)
-        if isinstance(self.ranges, str):
-            preset = PRESETS[self.ranges]
-            ranges, window = preset.ranges, preset.window
-        else:
-            ranges, window = self.ranges, DEFAULT_WINDOW
+        ranges = PRESETS[self.ranges].ranges if isinstance(self.ranges, str) else self.ranges
         if isinstance(self.predict, Mapping):
             predict = dict(self.predict)
         else:
             predict = dict.fromkeys(KINDS, self.predict)
-        return RangePlan(dict(ranges), self.window or window, predict)
+        return RangePlan(dict(ranges), self.window or DEFAULT_WINDOW, predict)
 
 
 def parse_options(options: Mapping[str, Any] | None, mode: str | None = None) -> Options:
@@ -116,7 +113,7 @@ def parse_options(options: Mapping[str, Any] | None, mode: str | None = None) ->
     _check_choice("predict_in", parsed.predict_in, PREDICT_IN)
     _check_axes(parsed.axes)
     _check_plan(parsed, given)
-    parsed = _as_calibrated(parsed, given)
+    parsed = _as_preset(_as_calibrated(parsed, given), given)
     _check_parallel(parsed)
     if parsed.dump is not None and not isinstance(parsed.dump, (str, Path)):
         raise OptionError(f"dump is the path of a directory, got {parsed.dump!r}.")
@@ -231,6 +228,15 @@ def _check_plan(parsed: Options, given: Mapping[str, Any]) -> None:
     clash = [name for name in ("ranges", "window", "predict") if name in given]
     if clash:
         raise OptionError(f"plan replaces {', '.join(clash)}: give the one or the other.")
+
+
+def _as_preset(parsed: Options, given: Mapping[str, Any]) -> Options:
+    """With what belongs to the preset, where one is named."""
+    if not isinstance(parsed.ranges, str):
+        return parsed
+    preset = PRESETS[parsed.ranges]
+    names = [name for name in ("window", "predict", "cut", "coalesce") if given.get(name) is None]
+    return replace(parsed, **{name: getattr(preset, name) for name in names})
 
 
 def _as_calibrated(parsed: Options, given: Mapping[str, Any]) -> Options:

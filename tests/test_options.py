@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from pab_compile.options import Options, near_miss, parse_options
 from pab_compile.passes.sites import KINDS, Site
 from pab_compile.plan import COMPUTE, CallablePlan, RangePlan
 from pab_compile.plan_file import TablePlan
-from pab_compile.presets import DEFAULT_RANGES, DEFAULT_WINDOW, PRESETS
+from pab_compile.presets import DEFAULT_RANGES, DEFAULT_WINDOW, PRESETS, Preset
 
 
 def refused(options: dict[str, Any]) -> str:
@@ -50,10 +51,17 @@ def test_mode_comes_as_argument_or_option() -> None:
 
 
 @pytest.mark.parametrize("name", sorted(PRESETS))
-def test_a_preset_brings_its_ranges_and_window(name: str) -> None:
-    plan = parse_options({"ranges": name}).make_plan()
+def test_a_preset_brings_its_options_unless_they_are_given(name: str) -> None:
+    preset, parsed = PRESETS[name], parse_options({"ranges": name})
+    plan = parsed.make_plan()
     assert isinstance(plan, RangePlan)
-    assert (plan.ranges, plan.window) == (PRESETS[name].ranges, PRESETS[name].window)
+    assert (plan.ranges, plan.window) == (preset.ranges, preset.window)
+    assert plan.predict == dict.fromkeys(KINDS, preset.predict)
+    assert (parsed.cut, parsed.coalesce) == (preset.cut, preset.coalesce)
+    given = {"window": (0.2, 0.7), "predict": 2, "cut": "attention", "coalesce": False}
+    for option, value in given.items():
+        other = parse_options({"ranges": name, option: value})
+        assert other == replace(parsed, **{option: value})
 
 
 def test_the_published_presets_have_the_published_values() -> None:
@@ -65,19 +73,15 @@ def test_the_published_presets_have_the_published_values() -> None:
         "open-sora": (2, 4, 6, (450, 930)),
         "open-sora-plan": (2, 4, 6, (100, 850)),
     }
-    found = {
-        name: (*(preset.ranges[k] for k in ("spatial", "temporal", "cross")), preset.window)
-        for name, preset in PRESETS.items()
-    }
-    assert found == published
-    for preset in PRESETS.values():
-        assert preset.ranges["full"] == preset.ranges["joint"] == preset.ranges["spatial"]
+    for name, (spatial, temporal, cross, window) in published.items():
+        ranges = {"spatial": spatial, "temporal": temporal, "cross": cross}
+        assert PRESETS[name] == Preset({**ranges, "full": spatial, "joint": spatial}, window)
 
 
-def test_a_window_replaces_that_of_the_preset() -> None:
-    plan = parse_options({"ranges": "latte", "window": (200, 300)}).make_plan()
-    assert isinstance(plan, RangePlan)
-    assert plan.window == (200, 300)
+@pytest.mark.parametrize("number", [3, 4, 5])
+def test_our_presets_put_every_site_on_a_line_through_sums(number: int) -> None:
+    every = dict.fromkeys(KINDS, number)
+    assert PRESETS[f"linear{number}"] == Preset(every, (0.1, 1.0), 1, "gated", coalesce=True)
 
 
 def test_prediction_is_one_order_or_one_per_kind() -> None:

@@ -356,13 +356,16 @@ def test_a_file_as_plan(small: LatteTransformer3DModel, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", sorted(PRESETS))
 def test_every_preset_is_its_rule(small: LatteTransformer3DModel, name: str) -> None:
-    rule = Rule(PRESETS[name].ranges, PRESETS[name].window)
+    preset = PRESETS[name]
+    rule = Rule(preset.ranges, preset.window, preset.predict)
     timesteps = ddim_timesteps(20)
-    oracle = Oracle(small, rule)
+    oracle = Oracle(small, rule, preset.cut)
     expected = Loop(oracle, timesteps).run()
     compiled: Any = compiled_pab(small, ranges=name)
     assert_same(Loop(calls_of(compiled), timesteps).run(), expected)
-    assert sum(oracle.reused().values()) == sum(pab_compile.stats(compiled).reused.values()) > 0
+    stats = pab_compile.stats(compiled)
+    assert sum(oracle.reused().values()) == sum(stats.reused.values()) > 0
+    assert (stats.peak_cache_bytes < max(oracle.held_bytes().values())) == preset.coalesce
 
 
 def test_where_dynamo_gives_up_compiling_the_error_says_so(small: LatteTransformer3DModel) -> None:

@@ -20,6 +20,7 @@ NUM_STEPS = 10
 # Some models ask for autocast to float32, which CPUs do not have and say so.
 pytestmark = [
     pytest.mark.filterwarnings("ignore:In CPU autocast"),
+    pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile"),
     pytest.mark.filterwarnings("ignore:Dynamo detected a call to a `functools.lru_cache`"),
 ]
 # A second size for one configuration of every class.
