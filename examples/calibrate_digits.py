@@ -1,12 +1,12 @@
 """Calibrates the demo's model: observes it, chooses a plan, and tries the plan on other videos.
 
     python examples/calibrate_digits.py
-    python examples/calibrate_digits.py --speedup 4 --out /tmp/plan.json
+    python examples/calibrate_digits.py --speedup 3 --out /tmp/plan.json
 
-Observes a generation of one video per digit, from other noise than the demo's, and saves the plan
-of least predicted error at a speed-up, counted in FLOPs. Then it generates videos from noise that
-is neither's, with the plan at several numbers of steps, and with a plain rule for comparison, and
-prints both distances from the videos without reuse.
+Observes a generation of one video per digit, from other noise than the demo's, draws what it saw,
+and saves the plan of least predicted error at a speed-up, counted in FLOPs. Then it generates
+videos from noise that is neither's, with the plan at several numbers of steps, and with a plain
+rule for comparison, and prints both distances from the videos without reuse.
 """
 
 from __future__ import annotations
@@ -33,15 +33,14 @@ def compiled(latte: digits.DigitsModel, **options: Any) -> Any:
     return torch.compile(latte.model, backend="pab", options={"inner": "eager", **options})
 
 
-def calibrate(latte: digits.DigitsModel, num_steps: int, speedup: float, max_order: int) -> Any:
-    """Observes one video per digit and chooses a plan."""
+def observe(latte: digits.DigitsModel, num_steps: int) -> pab_compile.Observation:
+    """Observes one video per digit."""
     prompts = torch.arange(digits.NUM_DIGITS)
     noise = digits.make_noise(len(prompts), seed=OBSERVED_SEED)
     model = compiled(latte, **SUMS)
-    seen = pab_compile.observe(
+    return pab_compile.observe(
         lambda: digits.generate(latte, prompts, noise, model=model, num_steps=num_steps)
     )
-    return pab_compile.calibrate(seen, speedup=speedup, max_order=max_order)
 
 
 def distances(
@@ -68,14 +67,18 @@ def main() -> None:
     parser.add_argument("--videos", type=int, default=4, help="to try the plan on; 0: do not")
     parser.add_argument("--tried", type=int, nargs="+", default=[20, 30, 50], help="steps")
     parser.add_argument("--out", type=Path, default=CALIBRATED)
+    parser.add_argument("--plot", type=Path, default=Path("outputs/observed.png"))
     args, console = parser.parse_args(), Console()
     latte = digits.load()
-    found = calibrate(latte, args.steps, args.speedup, args.max_order)
+    seen = observe(latte, args.steps)
+    args.plot.parent.mkdir(parents=True, exist_ok=True)
+    seen.plot().savefig(args.plot, dpi=80)
+    found = pab_compile.calibrate(seen, speedup=args.speedup, max_order=args.max_order)
     found.save(args.out)
     entries = "".join("C" if entry < 0 else str(entry) for entry in found.row)
     console.print(
         f"{entries}: {found.speedup:.2f}x in FLOPs, predicted error {found.error:.4f}, at most "
-        f"{found.cache_bytes / 2**20:.2f} MiB; wrote {args.out}",
+        f"{found.cache_bytes / 2**20:.2f} MiB; wrote {args.out} and {args.plot}",
         highlight=False,
         soft_wrap=True,
     )
