@@ -194,7 +194,7 @@ def train(trainer: Trainer, reader: digits.Reader) -> None:
                 history.losses.append([history.num_steps, round(loss, 5)])
                 recent.clear()
                 bar.update(task, loss=loss)
-                if history.num_steps % 100 == 0:
+                if len(history.losses) % 5 == 0:
                     minutes = history.seconds / 60
                     bar.console.print(
                         f"update {history.num_steps}  {minutes:.1f} min  loss {loss:.4f}"
