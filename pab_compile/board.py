@@ -82,6 +82,19 @@ class Board:
 board = Board()
 
 
+def last_generation(compiled: torch.nn.Module, missing: str) -> Entry:
+    """The last generation of a compiled model; where there is none, an error that begins so."""
+    found = board.find(compiled, compilation_of(compiled))
+    if found is None:
+        raise PabError(
+            f"{missing}: this {type(compiled).__name__} has not completed a step compiled with "
+            'backend="pab". Call it at least once, and pass the compiled module itself. If torch '
+            "warned of recompile_limit, it ran as it is: Dynamo keeps so many compilations (plans "
+            "and sizes) of one model's code; raise torch.compiler.config.recompile_limit."
+        )
+    return found
+
+
 def stats(compiled: torch.nn.Module) -> RunStats:
     """Statistics of the last generation of a compiled model, in whatever thread it ran.
 
@@ -92,12 +105,4 @@ def stats(compiled: torch.nn.Module) -> RunStats:
     Raises:
         PabError: the model has not run, or was not compiled with this backend.
     """
-    found = board.find(compiled, compilation_of(compiled))
-    if found is None:
-        raise PabError(
-            f"No statistics: this {type(compiled).__name__} has not completed a step compiled with "
-            'backend="pab". Call it at least once, and pass the compiled module itself. If torch '
-            "warned of recompile_limit, it ran as it is: Dynamo keeps so many compilations (plans "
-            "and sizes) of one model's code; raise torch.compiler.config.recompile_limit."
-        )
-    return found.running.stats()
+    return last_generation(compiled, "No statistics").running.stats()

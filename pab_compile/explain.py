@@ -13,7 +13,7 @@ from torch import fx
 
 from pab_compile.passes.capture import Inputs, break_reason, capture
 from pab_compile.passes.coalesce import coalesce
-from pab_compile.passes.errors import PabError, UnsupportedModelError
+from pab_compile.passes.errors import UnsupportedModelError
 from pab_compile.passes.join import Part
 from pab_compile.passes.measured import measure
 from pab_compile.passes.parallel.choose import choose
@@ -21,7 +21,7 @@ from pab_compile.passes.pipeline import Program
 from pab_compile.passes.sites import Site
 
 from .analysis import analyse, finding, nothing_found, reason_of
-from .board import board
+from .board import last_generation
 from .dump import Dumper
 from .forward import Forwards
 from .lower import compilation_of, compiling, trace_once
@@ -61,7 +61,8 @@ def explain(
         UnsupportedModelError: no graph of the model has latents, a clock and attention.
     """
     if options is None and not args and not kwargs and isinstance(model, torch.nn.Module):
-        return _of_last_generation(model)
+        forward = last_generation(model, "Nothing to explain without inputs").forward
+        return Explanation.of(forward.findings, forward.breaks)
     if options is None and (compilation := compilation_of(model)) is not None:
         options = compilation.options
     parsed = parse_options(options)
@@ -71,18 +72,6 @@ def explain(
     with torch.no_grad():
         trace_once(forward, *by_name(forward, args, kwargs), survey.run)
     return survey.explanation()
-
-
-def _of_last_generation(model: torch.nn.Module) -> Explanation:
-    """What was found in a compiled model when it ran last."""
-    entry = board.find(model, compilation_of(model))
-    if entry is None:
-        raise PabError(
-            f"No inputs were given, and this {type(model).__name__} has not completed a step "
-            'compiled with backend="pab". Call it once, or pass the inputs of one call: '
-            "explain(model, *args, **kwargs)."
-        )
-    return Explanation.of(entry.forward.findings, entry.forward.breaks)
 
 
 @dataclass(frozen=True, eq=False)

@@ -155,7 +155,7 @@ def test_explain_without_inputs_says_what_was_compiled(small: LatteTransformer3D
     assert content(pab_compile.explain(compiled)) == content(
         pab_compile.explain(compiled, **inputs())
     )
-    with pytest.raises(pab_compile.PabError, match="Call it once, or pass the inputs"):
+    with pytest.raises(pab_compile.PabError, match="Nothing to explain without inputs"):
         pab_compile.explain(tiny_latte(depth=1))
 
 
