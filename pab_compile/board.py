@@ -15,6 +15,7 @@ from pab_compile.passes.wrapped import plain_tensors
 from .forward import Forward
 from .generation import Generation
 from .lower import Compilation, compilation_of
+from .report import Finding
 from .stats import RunStats
 
 
@@ -27,14 +28,16 @@ class Entry:
         weights: what tells the model from others.
         options: what tells the compilation from others.
         running: the generation.
-        forward: its first call.
+        findings: what was found in the graphs of its first call, which may still be running.
+        breaks: why Dynamo broke it after each of them.
     """
 
     weight: weakref.ref[torch.Tensor]
     weights: frozenset[int]
     options: object
     running: Generation
-    forward: Forward
+    findings: Sequence[Finding]
+    breaks: Sequence[str]
 
 
 class Board:
@@ -62,7 +65,9 @@ class Board:
             key = frozenset(map(id, weights))
             kept = [e for e in self._entries if e.weight() is not None and e.running is not run]
             kept = [e for e in kept if e.weights != key or e.options != options]
-            self._entries = [*kept, Entry(weakref.ref(weights[0]), key, options, run, forward)]
+            # Not the forward itself, which holds tensors and compiled code.
+            found = (forward.findings, forward.breaks)
+            self._entries = [*kept, Entry(weakref.ref(weights[0]), key, options, run, *found)]
 
     def find(self, module: torch.nn.Module, compilation: Compilation | None) -> Entry | None:
         """The last generation of a compiled model; of any compilation for None.

@@ -61,8 +61,8 @@ def explain(
         UnsupportedModelError: no graph of the model has latents, a clock and attention.
     """
     if options is None and not args and not kwargs and isinstance(model, torch.nn.Module):
-        forward = last_generation(model, "Nothing to explain without inputs").forward
-        return Explanation.of(forward.findings, forward.breaks)
+        last = last_generation(model, "Nothing to explain without inputs")
+        return Explanation.of(last.findings, last.breaks)
     if options is None and (compilation := compilation_of(model)) is not None:
         options = compilation.options
     parsed = parse_options(options)
