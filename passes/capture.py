@@ -58,6 +58,7 @@ def capture(dynamo_graph: fx.GraphModule, args: Sequence[Any]) -> fx.GraphModule
         UnsupportedModelError: torch cannot trace the graph, or it switches autocast inside, or
             gives a tensor other memory.
     """
+    refuse_other_memory(dynamo_graph)
     inputs = Inputs.of(dynamo_graph, args)
     static_graph = _with_constant_numbers(dynamo_graph, inputs, args)
     fold_mapped_constants(static_graph)
@@ -81,7 +82,6 @@ def capture(dynamo_graph: fx.GraphModule, args: Sequence[Any]) -> fx.GraphModule
         ir.set_constant_input(node, constant)
     remove_noise(captured)
     refuse_autocast(captured.graph)
-    refuse_other_memory(captured.graph)
     return captured
 
 

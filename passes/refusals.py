@@ -10,6 +10,7 @@ from .errors import UnsupportedModelError
 
 _CPU_DTYPES = (torch.bfloat16, torch.float16)
 _CASTS = ("to", "_to_copy")
+_OTHER_MEMORY = ("set_", "shallow_copy_data_")
 
 
 def refuse_autocast(graph: fx.Graph) -> None:
@@ -45,10 +46,14 @@ def _casts_nothing(entered: fx.Node) -> bool:
     return entered.args[1] is torch.float32 and floats <= {torch.float32}
 
 
-def refuse_other_memory(graph: fx.Graph) -> None:
-    """A tensor that is given other memory inside the forward is an error."""
-    for node in ir.calls(graph):
-        if ir.is_call(node, "set_"):
+def refuse_other_memory(dynamo_graph: fx.GraphModule) -> None:
+    """A tensor that is given other memory inside the forward is an error.
+
+    Looks at Dynamo's graph: from torch 2.14 on, functionalisation loses such a write.
+    """
+    graphs = [m.graph for m in dynamo_graph.modules() if isinstance(m, fx.GraphModule)]
+    for node in (node for graph in graphs for node in graph.nodes):
+        if node.op.startswith("call_") and ir.op_name(node) in _OTHER_MEMORY:
             raise UnsupportedModelError(
                 "The model gives a tensor other memory inside its forward (tensor.data = ..., "
                 f"{ir.source_line(node) or 'source unknown'}), as hooks do that cast or move the "
