@@ -61,7 +61,7 @@ PLANS: dict[str, dict[str, Options]] = {
         "cross alone, 6": _attention(1, 1, 6),
         "cross gated off (T-GATE)": {"plan": gate_cross},
         "middle blocks, every 2nd": {"plan": middle_blocks(3)},
-        "calibrated": plans.PLANS["calibrated"],
+        "calibrated": plans.plans_of("latte")["calibrated"],
         **_PREDICTED,
     },
     "joint": {
@@ -69,6 +69,7 @@ PLANS: dict[str, dict[str, Options]] = {
         "PAB for CogVideoX": {"ranges": {"joint": 2}, "window": (100, 850)},
         "MLPs alone, 2": {"ranges": {"mlp": 2}},
         "middle blocks, every 2nd": {"plan": middle_blocks(4)},
+        "calibrated": plans.plans_of("joint")["calibrated"],
         **_PREDICTED,
     },
 }

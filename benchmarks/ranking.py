@@ -1,6 +1,7 @@
-"""Whether predicted errors rank plans as measured errors do, on the demo's trained model.
+"""Whether predicted errors rank plans as measured errors do, on a trained model.
 
     python -m benchmarks.ranking
+    python -m benchmarks.ranking --model joint
 
 Observes one generation, draws random plans (all sites alike: one to four steps that compute, then
 random gaps of up to six, orders 0 to 2, the same in all gaps or not), and compares
@@ -39,12 +40,13 @@ def draw_row(draw: random.Random, num_steps: int) -> tuple[int, ...]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--model", choices=digits.FAMILIES, default="latte")
     parser.add_argument("--plans", type=int, default=30)
     parser.add_argument("--videos", type=int, default=4)
     parser.add_argument("--steps", type=int, default=30)
     parser.add_argument("--cut", choices=("attention", "gated"), default="gated")
     args, console = parser.parse_args(), Console()
-    latte, draw = digits.load(), random.Random(0)
+    trained, draw = digits.load(digits.find_folder(args.model)), random.Random(0)
     prompts = torch.arange(args.videos) % digits.NUM_DIGITS
     row: tuple[int, ...] = (COMPUTE,) * args.steps
 
@@ -52,12 +54,12 @@ def main() -> None:
         return None if row[step] == COMPUTE else row[step]
 
     options = {"inner": "eager", "cut": args.cut, "plan": plan}
-    model = torch.compile(latte.model, backend="pab", options=options)
+    model = torch.compile(trained.model, backend="pab", options=options)
 
     def generate(seed: int) -> torch.Tensor:
         pab_compile.reset()
         noise = digits.make_noise(args.videos, seed=seed)
-        return digits.generate(latte, prompts, noise, model=model, num_steps=args.steps)
+        return digits.generate(trained, prompts, noise, model=model, num_steps=args.steps)
 
     observation = pab_compile.observe(lambda: generate(seed=0))
     reference = generate(seed=1)
@@ -78,8 +80,8 @@ def main() -> None:
         f"[{found.low:.2f}, {found.high:.2f}] (95 % bootstrap interval)\n"
         f"{args.videos} videos, {args.steps} steps, cut={args.cut}, errors predicted "
         f"{min(predicted):.4f} to {max(predicted):.4f}, measured {min(measured):.3f} to "
-        f"{max(measured):.3f}. Command: python -m benchmarks.ranking --plans {args.plans} "
-        f"--videos {args.videos} --steps {args.steps} --cut {args.cut}"
+        f"{max(measured):.3f}. Command: python -m benchmarks.ranking --model {args.model} "
+        f"--plans {args.plans} --videos {args.videos} --steps {args.steps} --cut {args.cut}"
     )
 
 

@@ -1,6 +1,7 @@
-"""Calibrates the demo's model: observes it, chooses a plan, and tries the plan on other videos.
+"""Calibrates a trained model: observes it, chooses a plan, and tries the plan on other videos.
 
     python examples/calibrate_digits.py
+    python examples/calibrate_digits.py --model joint
     python examples/calibrate_digits.py --speedup 3 --out /tmp/plan.json
 
 Observes a generation of one video per digit, from other noise than the demo's, draws what it saw,
@@ -17,7 +18,7 @@ from typing import Any
 
 import digits
 import torch
-from plans import CALIBRATED
+from plans import ALL_KINDS, plans_of
 from rich import box
 from rich.console import Console
 from rich.table import Table
@@ -28,32 +29,32 @@ OBSERVED_SEED, CHECKED_SEED = 1000, 2000
 SUMS = {"cut": "gated", "coalesce": True}
 
 
-def compiled(latte: digits.DigitsModel, **options: Any) -> Any:
+def compiled(trained: digits.DigitsModel, **options: Any) -> Any:
     """The model, without an inner compiler: this is about numbers."""
-    return torch.compile(latte.model, backend="pab", options={"inner": "eager", **options})
+    return torch.compile(trained.model, backend="pab", options={"inner": "eager", **options})
 
 
-def observe(latte: digits.DigitsModel, num_steps: int) -> pab_compile.Observation:
+def observe(trained: digits.DigitsModel, num_steps: int) -> pab_compile.Observation:
     """Observes one video per digit."""
     prompts = torch.arange(digits.NUM_DIGITS)
     noise = digits.make_noise(len(prompts), seed=OBSERVED_SEED)
-    model = compiled(latte, **SUMS)
+    model = compiled(trained, **SUMS)
     return pab_compile.observe(
-        lambda: digits.generate(latte, prompts, noise, model=model, num_steps=num_steps)
+        lambda: digits.generate(trained, prompts, noise, model=model, num_steps=num_steps)
     )
 
 
 def distances(
-    latte: digits.DigitsModel, models: list[Any], num_steps: int, num_videos: int
+    trained: digits.DigitsModel, models: list[Any], num_steps: int, num_videos: int
 ) -> list[float]:
     """Mean PSNR in dB of each model's videos against those without reuse."""
     prompts = torch.arange(num_videos) % digits.NUM_DIGITS
     noise = digits.make_noise(num_videos, seed=CHECKED_SEED)
-    plain = digits.generate(latte, prompts, noise, num_steps=num_steps)
+    plain = digits.generate(trained, prompts, noise, num_steps=num_steps)
     found = []
     for model in models:
         pab_compile.reset()
-        videos = digits.generate(latte, prompts, noise, model=model, num_steps=num_steps)
+        videos = digits.generate(trained, prompts, noise, model=model, num_steps=num_steps)
         errors = ((videos - plain) / 2).square().mean((1, 2, 3, 4))
         found.append(float(-10 * errors.log10().mean()))
     return found
@@ -61,16 +62,18 @@ def distances(
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--model", choices=digits.FAMILIES, default="latte")
     parser.add_argument("--steps", type=int, default=30)
     parser.add_argument("--speedup", type=float, default=4.0, help="in FLOPs")
     parser.add_argument("--max-order", type=int, default=1, help="0 repeats, 1 linear, 2 quadratic")
     parser.add_argument("--videos", type=int, default=4, help="to try the plan on; 0: do not")
     parser.add_argument("--tried", type=int, nargs="+", default=[20, 30, 50], help="steps")
-    parser.add_argument("--out", type=Path, default=CALIBRATED)
+    parser.add_argument("--out", type=Path, help="the plan (default: beside the model)")
     parser.add_argument("--plot", type=Path, default=Path("outputs/observed.png"))
     args, console = parser.parse_args(), Console()
-    latte = digits.load()
-    seen = observe(latte, args.steps)
+    args.out = args.out or plans_of(args.model)["calibrated"]["plan"]
+    trained = digits.load(digits.find_folder(args.model))
+    seen = observe(trained, args.steps)
     args.plot.parent.mkdir(parents=True, exist_ok=True)
     seen.plot().savefig(args.plot, dpi=80)
     found = pab_compile.calibrate(seen, speedup=args.speedup, max_order=args.max_order)
@@ -84,14 +87,14 @@ def main() -> None:
     )
     if not args.videos:
         return
-    rule = {"ranges": dict.fromkeys(("spatial", "temporal", "cross", "mlp"), 4), "predict": 1}
+    rule = {"ranges": dict.fromkeys(ALL_KINDS, 4), "predict": 1}
     models = [
-        compiled(latte, plan=args.out),
-        compiled(latte, **rule, **SUMS, window=(0.1, 1.0)),
+        compiled(trained, plan=args.out),
+        compiled(trained, **rule, **SUMS, window=(0.1, 1.0)),
     ]
     table = Table("steps", "PSNR dB, plan", "PSNR dB, every 4th step, linear", box=box.SIMPLE)
     for num_steps in args.tried:
-        values = distances(latte, models, num_steps, args.videos)
+        values = distances(trained, models, num_steps, args.videos)
         table.add_row(str(num_steps), *(f"{value:.1f}" for value in values))
     console.print(table)
 

@@ -27,7 +27,7 @@ import digits
 import film
 import numpy as np
 import torch
-from plans import PLANS
+from plans import plans_of
 from rich import box
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
@@ -37,7 +37,7 @@ from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 import pab_compile
 
 EAGER, STOCK = "eager", "compile"
-PAB_VARIANTS = {"pab246": "pab246", "calibrated": "calibrated"}
+PLANS = {name: plans_of("latte")[name] for name in ("pab246", "calibrated")}
 SAME_DB = 100.0
 TIGHT: dict[str, Any] = {"pad_edge": False, "collapse_padding": True}
 
@@ -74,8 +74,8 @@ class Variant:
 def make_variants(latte: digits.DigitsModel) -> list[Variant]:
     """Wraps the model in the four ways that are compared; nothing is compiled yet."""
     variants = [Variant(EAGER, latte.model), Variant(STOCK, torch.compile(latte.model))]
-    for name, plan in PAB_VARIANTS.items():
-        compiled = torch.compile(latte.model, backend="pab", options=PLANS[plan])
+    for name, plan in PLANS.items():
+        compiled = torch.compile(latte.model, backend="pab", options=plan)
         variants.append(Variant(name, compiled))
     return variants
 
@@ -113,7 +113,7 @@ def run(
             for variant in variants:
                 variant.seconds.append(generate(variant, f"round {turn + 1} of {args.rounds}"))
     for variant in variants:
-        if variant.name in PAB_VARIANTS:
+        if variant.name in PLANS:
             variant.stats = pab_compile.stats(variant.model)
 
 
@@ -213,10 +213,10 @@ def main() -> None:
     if args.threads:
         torch.set_num_threads(args.threads)
     latte, reader = digits.load(args.model), digits.train_reader()
-    for name, plan in PAB_VARIANTS.items():
+    for name, plan in PLANS.items():
         with torch.no_grad(), console.status(f"planning {name}"):
             inputs = latte.example_inputs(args.videos)
-            explanation = pab_compile.explain(latte.model, options=PLANS[plan], **inputs)
+            explanation = pab_compile.explain(latte.model, options=plan, **inputs)
         console.print(f"[bold]{name}[/bold]")
         console.print(str(explanation), markup=False, highlight=False, soft_wrap=True)
     variants = make_variants(latte)

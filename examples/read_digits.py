@@ -19,7 +19,7 @@ from pathlib import Path
 
 import digits
 import torch
-from plans import NONE, PLANS
+from plans import NONE, plans_of
 from rich import box
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
@@ -54,11 +54,11 @@ class Score:
         return middle - half, middle + half
 
 
-def compile_plan(trained: digits.DigitsModel, plan: str):
+def compile_plan(trained: digits.DigitsModel, plan: str, model: str):
     """Returns the model itself for `none`, else the model compiled with the plan."""
     if plan == NONE:
         return trained.model
-    return torch.compile(trained.model, backend="pab", options=PLANS[plan])
+    return torch.compile(trained.model, backend="pab", options=plans_of(model)[plan])
 
 
 def measure(
@@ -69,7 +69,7 @@ def measure(
     bar: Progress,
 ) -> Score:
     """Generates `args.videos` videos per digit in batches and reads them."""
-    model = compile_plan(trained, plan)
+    model = compile_plan(trained, plan, args.model)
     prompts = torch.arange(digits.NUM_DIGITS).repeat(args.videos)
     noise = digits.make_noise(len(prompts), seed=args.seed)
     batches = list(zip(prompts.split(args.batch_size), noise.split(args.batch_size), strict=True))
@@ -111,7 +111,10 @@ def make_table(scores: list[Score]) -> Table:
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument(
-        "--plan", nargs="+", choices=[NONE, *PLANS], default=[NONE, "pab246", "third-linear"]
+        "--plan",
+        nargs="+",
+        choices=[NONE, *plans_of("latte")],
+        default=[NONE, "pab246", "third-linear"],
     )
     parser.add_argument("--videos", type=int, default=20, help="videos per digit")
     parser.add_argument("--batch-size", type=int, default=20, help="videos per model call")

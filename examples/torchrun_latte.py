@@ -15,11 +15,11 @@ from typing import Any
 import digits
 import together
 import torch
-from plans import PLANS
+from plans import RULES
 
 import pab_compile
 
-VARIANTS: dict[str, dict[str, Any]] = {"computes always": {"ranges": {}}, "pab246": PLANS["pab246"]}
+VARIANTS: dict[str, dict[str, Any]] = {"computes always": {"ranges": {}}, "pab246": RULES["pab246"]}
 
 
 def main() -> int:

@@ -1,0 +1,79 @@
+"""The two trained models of the examples: loaded as what they are, with plans that fit them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import digits
+import plans
+import pytest
+import torch
+
+import pab_compile
+
+SUMS = {"ranges": "linear3"}
+CHANNELS = digits.HEADS * digits.HEAD_WIDTH
+PATCHES = digits.NUM_FRAMES * digits.SIZE**2 // 4
+"""Of the Latte; a patch of the other is two frames long."""
+
+
+@pytest.mark.parametrize(
+    ("family", "kinds", "num_mlps", "num_patches"),
+    [
+        ("latte", {"spatial": 3, "temporal": 3, "cross": 3}, 6, PATCHES),
+        ("joint", {"joint": 4}, 4, PATCHES // 2),
+    ],
+)
+def test_all_sites_of_a_trained_model_are_found_and_become_one_sum(
+    family: str, kinds: dict[str, int], num_mlps: int, num_patches: int
+) -> None:
+    trained = digits.load(digits.find_folder(family))
+    with torch.no_grad():
+        found = pab_compile.explain(trained.model, options=SUMS, **trained.example_inputs())
+    assert found.counts() == kinds
+    assert [site.kind for site in found.sites].count("mlp") == num_mlps
+    (line,) = [note for note in found.notes if note.startswith("coalesced")]
+    size = 2 * num_patches * CHANNELS * torch.float32.itemsize  # with guidance
+    assert line.startswith(f"coalesced {len(found.sites)} sites, ")
+    assert f"cache 1 tensor(s) of {size} bytes" in line
+
+
+def generate(trained: digits.DigitsModel, options: dict[str, Any]) -> pab_compile.RunStats:
+    """Generates one video with a plan, without an inner compiler; what was computed."""
+    model = torch.compile(trained.model, backend="pab", options={"inner": "eager", **options})
+    digits.generate(trained, torch.tensor([3]), digits.make_noise(1), model=model)
+    return pab_compile.stats(model)
+
+
+@pytest.mark.parametrize("family", digits.FAMILIES)
+def test_the_calibrated_plan_of_a_model_computes_all_sites_at_few_steps(family: str) -> None:
+    trained = digits.load(digits.find_folder(family))
+    found = generate(trained, plans.plans_of(family)["calibrated"])
+    assert found.steps == 30
+    (num_computed,) = set(found.computed_steps.values())
+    assert 0 < num_computed <= 10
+
+
+def test_the_calibrated_plan_of_another_model_is_refused() -> None:
+    trained = digits.load(digits.find_folder("joint"))
+    with pytest.raises(pab_compile.PlanError, match="made for another model"):
+        generate(trained, plans.plans_of("latte")["calibrated"])
+
+
+@pytest.mark.parametrize("family", digits.FAMILIES)
+def test_a_saved_model_is_loaded_as_what_it_is(family: str, tmp_path: Path) -> None:
+    trained = digits.load(digits.find_folder(family))
+    digits.save(tmp_path, trained.model, trained.prompts)
+    again = digits.load(tmp_path)
+    video, prompts = digits.make_noise(2), trained.prompts[:2]
+    timestep = torch.full((2,), 500.0)
+    with torch.no_grad():
+        ways = [t.family.velocity(t.model, video, timestep, prompts) for t in (trained, again)]
+    assert ways[0].shape == video.shape
+    assert torch.equal(*ways)
+
+
+def test_a_folder_without_a_model_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"train_digits\.py"):
+        digits.load(digits.find_folder(str(tmp_path)))
