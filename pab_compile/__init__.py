@@ -10,6 +10,7 @@ from __future__ import annotations
 from .board import stats
 from .calibrate import Calibration, calibrate, predicted_error
 from .comm import CommReport, comm
+from .cost import Cost, measure_cost, wire_cost
 from .errors import (
     CalibrationError,
     GradModeError,
@@ -23,6 +24,7 @@ from .errors import (
     UnsupportedModelError,
 )
 from .explain import explain
+from .least_traffic import least_traffic
 from .observation import Observation, load_observation
 from .observe import observe
 from .options import Options
@@ -36,6 +38,7 @@ __all__ = [
     "Calibration",
     "CalibrationError",
     "CommReport",
+    "Cost",
     "Explanation",
     "GradModeError",
     "InvariantError",
@@ -58,11 +61,14 @@ __all__ = [
     "comm",
     "explain",
     "generation",
+    "least_traffic",
     "load_observation",
+    "measure_cost",
     "observe",
     "predicted_error",
     "reset",
     "scaling",
     "stats",
     "step",
+    "wire_cost",
 ]

@@ -15,8 +15,7 @@ from typing import Any, Literal
 
 import torch
 
-from pab_compile.passes.errors import PabError
-
+from .cost import CalibrationError, Cost, flops_cost
 from .drift import observed_drift
 from .observation import Observation
 from .plan import COMPUTE, MAX_ORDER
@@ -27,10 +26,6 @@ _FEWER = 2
 """A search for at most so many computed steps starts from so many fewer."""
 
 
-class CalibrationError(PabError, ValueError):
-    """No plan does what is asked, with what the best one can do."""
-
-
 @dataclass(frozen=True)
 class Calibration:
     """A plan chosen by measurement.
@@ -38,7 +33,7 @@ class Calibration:
     Attributes:
         row: ``COMPUTE`` or the order of the reuse, one entry per step, for every site.
         sites: names of the sites.
-        speedup: FLOPs without reuse / FLOPs of the plan.
+        speedup: cost without reuse / cost of the plan.
         error: predicted: how far the latents are from where they would be without reuse (root mean
             square over the steps), relative to the distance from the first to the last.
         cache_bytes: most bytes kept in one lane.
@@ -46,6 +41,7 @@ class Calibration:
         cut: the option ``cut`` that it holds for.
         coalesce: the option ``coalesce``, likewise.
         predict_in: the option ``predict_in``, likewise.
+        cost: what steps were taken to cost.
     """
 
     row: tuple[int, ...]
@@ -57,6 +53,7 @@ class Calibration:
     cut: str
     coalesce: bool
     predict_in: str
+    cost: Cost
 
     @property
     def num_steps(self) -> int:
@@ -73,6 +70,7 @@ class Calibration:
             "predict_in": self.predict_in,
             "predicted": {
                 "speedup": self.speedup,
+                "unit": self.cost.unit,
                 "error": self.error,
                 "cache_bytes": self.cache_bytes,
             },
@@ -93,17 +91,19 @@ def calibrate(
     max_order: int = MAX_ORDER,
     max_distance: int = 8,
     predict_in: Literal["step", "timestep"] = "step",
+    cost: Cost | None = None,
 ) -> Calibration:
     """Choose the plan of least error at a speed-up, or of most speed-up at an error.
 
     Args:
         observation: what ``observe`` returned; for sums (``coalesce``) of a model compiled so.
-        speedup: at least this many times fewer FLOPs than without reuse.
+        speedup: the generation costs at least this many times less than without reuse.
         max_error: at most this error (``Calibration.error``). Give this or ``speedup``.
         max_cache_bytes: most bytes to keep in one lane.
         max_order: highest order of the reuse.
         max_distance: most steps between a reused step and the computed one before it.
         predict_in: what predictions are polynomials of: the option of that name.
+        cost: what the steps cost: ``measure_cost``, ``wire_cost`` or your own. None counts FLOPs.
 
     Raises:
         CalibrationError: no plan does it; the message says what the best ones do.
@@ -111,18 +111,13 @@ def calibrate(
     if (speedup is None) == (max_error is None):
         raise CalibrationError("Give either speedup or max_error, so that one of them is sought.")
     num_steps = observation.num_steps
-    spared = sum(site.flops for site in observation.sites)
-    per_step = max(observation.total_flops, spared, 1)
-
-    def speed(count: int) -> float:
-        return num_steps * per_step / max(num_steps * (per_step - spared) + count * spared, 1)
-
+    cost = flops_cost(observation) if cost is None else cost
     limit = math.inf if max_cache_bytes is None else max_cache_bytes
     # COMPUTE is -1 and keeps nothing.
     orders = [o for o in range(max_order + 1) if (o + 1) * observation.kept_bytes <= limit]
     fewest = math.ceil(num_steps / (max_distance + 1)) if orders else num_steps
     if speedup is not None:
-        fast = [n for n in range(fewest, num_steps + 1) if speed(n) >= speedup]
+        fast = [n for n in range(fewest, num_steps + 1) if cost.speedup(n, num_steps) >= speedup]
         counts = range(max(fewest, fast[-1] - _FEWER), fast[-1] + 1) if fast else range(0)
     else:
         counts = range(fewest, num_steps + 1)
@@ -135,20 +130,21 @@ def calibrate(
     if math.isinf(best.error):
         raise CalibrationError(
             f"No plan reaches speedup={speedup}, max_error={max_error} within {limit} bytes: the "
-            f"fastest within them saves to {speed(fewest):.2f}x (reuse can spare "
-            f"{spared / per_step:.0%} of the FLOPs of a step, and at most {max_distance} steps in "
+            f"fastest within them saves to {cost.speedup(fewest, num_steps):.2f}x (reuse can spare "
+            f"{cost.spared:.0%} of the {cost.unit} of a step, and at most {max_distance} steps in "
             "a row, all of them observed). Ask for less, or raise max_distance."
         )
     return Calibration(
         best.row,
         tuple(site.name for site in observation.sites),
-        speed(best.row.count(COMPUTE)),
+        cost.speedup(best.row.count(COMPUTE), num_steps),
         math.sqrt(best.error),
         observation.kept_bytes * (max(best.row) + 1),
         observation.fingerprint,
         observation.cut,
         observation.coalesce,
         predict_in,
+        cost,
     )
 
 

@@ -95,8 +95,10 @@ class CommReport:
         num_steps: steps of the generation (calls of the model).
         rows: what exchanges, with the plan.
         always: the same when every site computes at every step.
+        never: the same if no site computed at all.
         work: what a rank computes, with the plan.
         work_always: the same when every site computes at every step.
+        computed: how often sites compute, with the plan: sites times steps.
         reasons: why this axis, in lines.
     """
 
@@ -105,8 +107,10 @@ class CommReport:
     num_steps: int
     rows: tuple[CommRow, ...]
     always: tuple[CommRow, ...]
+    never: tuple[CommRow, ...]
     work: Work
     work_always: Work
+    computed: float
     reasons: tuple[str, ...]
 
     @property
@@ -249,8 +253,10 @@ def foretell(program: Program, options: Options, num_ranks: int, schedule: Sched
         num_steps=num_steps,
         rows=_rows(program, choice, ranks, num_steps, share),
         always=_rows(program, choice, ranks, num_steps, lambda _: 1.0),
+        never=_rows(program, choice, ranks, num_steps, lambda _: 0.0),
         work=_work(program, choice, ranks, num_steps, share),
         work_always=_work(program, choice, ranks, num_steps, lambda _: 1.0),
+        computed=round(sum(num_steps * share(site) for site in program.sites), 6),
         reasons=tuple(choice.lines()),
     )
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pab_compile.passes.errors import InvariantError, PabError, UnsupportedModelError
 from pab_compile.passes.parallel.layout import ShardingError
 
-from .calibrate import CalibrationError
+from .cost import CalibrationError
 from .mesh import RanksError
 from .observation import ObservationError
 from .options import OptionError

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -48,6 +47,7 @@ from .schedule import Schedule
 from .scope import current_scope, stated_step
 from .share import computed_share
 from .stats import StepRecord
+from .stopwatch import now
 from .tracker import Tracker
 
 _log = logging.getLogger(__name__)
@@ -315,9 +315,7 @@ class CompiledProgram:
             forward.is_placed = True
             found = tracker.place(self._call(forward, tracker))
             if found is not None:
-                forward.place = Place(
-                    *found, StepRecord(found[0].step, started=time.perf_counter())
-                )
+                forward.place = Place(*found, StepRecord(found[0].step, started=now()))
                 found[1].has_weights(self._executor.identity, weights)
                 for reason in filter(None, (ran.reason for ran in forward.findings)):
                     found[0].note(reason)

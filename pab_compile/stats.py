@@ -111,13 +111,9 @@ def summarise(
         for kind in kinds:
             if record.computed[kind]:
                 computed_at[kind].add(record.step)
-    starts: dict[int, float] = {}
-    for record in records:
-        starts.setdefault(record.step, record.started)
-    times = sorted(starts.values())
-    gaps = [after - before for before, after in itertools.pairwise(times)]
+    gaps = step_seconds(records).values()
     return RunStats(
-        steps=len(starts),
+        steps=len({record.step for record in records}),
         calls=len(records),
         lanes=lanes,
         kinds=kinds,
@@ -132,3 +128,12 @@ def summarise(
         seconds_per_step=statistics.median(gaps) if gaps else float("nan"),
         notes=tuple(dict.fromkeys(notes)),
     )
+
+
+def step_seconds(records: Sequence[StepRecord]) -> dict[int, float]:
+    """Step -> seconds until the next one starts, in order; the last step has no next one."""
+    starts: dict[int, float] = {}
+    for record in records:
+        starts.setdefault(record.step, record.started)
+    ordered = sorted(starts, key=starts.__getitem__)
+    return {step: starts[after] - starts[step] for step, after in itertools.pairwise(ordered)}

@@ -1,0 +1,29 @@
+"""The stopwatch: when a step starts, by the host's clock or by when the device gets there."""
+
+from __future__ import annotations
+
+import contextlib
+import contextvars
+import time
+from collections.abc import Iterator
+
+import torch
+
+_waits: contextvars.ContextVar[bool] = contextvars.ContextVar("waits", default=False)
+
+
+@contextlib.contextmanager
+def waiting_for_the_device() -> Iterator[None]:
+    """Inside, ``now`` lets the accelerator finish what came before, at the cost of waiting."""
+    token = _waits.set(True)
+    try:
+        yield
+    finally:
+        _waits.reset(token)
+
+
+def now() -> float:
+    """Seconds on the host's clock."""
+    if _waits.get() and torch.accelerator.is_available():
+        torch.accelerator.synchronize()
+    return time.perf_counter()
