@@ -54,6 +54,7 @@ def in_print(graph_module: fx.GraphModule | None) -> str:
     return "\n".join(
         f"{node.name} = {ir.op_name(node)} {[str(arg) for arg in node.all_input_nodes]}"
         for node in graph_module.graph.nodes
+        if node.op != "placeholder"  # torch 2.11 has them in another order
     )
 
 
@@ -66,9 +67,6 @@ def test_equal_values_are_computed_once_and_what_leads_to_them_is_left_out() -> 
     check_inline(
         in_print(split.values),
         """\
-        l_args_2_ = L_args_2_ []
-        l_args_0_ = L_args_0_ []
-        l_args_1_ = L_args_1_ []
         invert = invert ['l_args_2_']
         nonzero = nonzero ['invert']
         output = output ['nonzero']
