@@ -15,10 +15,11 @@ from pab_compile.passes import ir
 from pab_compile.passes.broadcast import StepBranch
 from pab_compile.passes.pieces import PRELUDE, Piece
 from pab_compile.passes.sites import Site
+from pab_compile.passes.structure import structure_key
 
 from .decisions import Decision, Decisions
 from .generation import Generation, Place
-from .lower import Function, PieceCompiler, structure_key
+from .lower import Function, PieceCompiler
 from .plan import Plan
 from .slots import Slot, Tensors
 from .stretch import Stretch

@@ -8,7 +8,6 @@ is ``passes/capture.py``).
 
 from __future__ import annotations
 
-import hashlib
 import inspect
 import sys
 import threading
@@ -30,8 +29,6 @@ from torch._inductor.compile_fx import compile_fx
 from torch._inductor.cpu_vec_isa import pick_vec_isa
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
-
-from pab_compile.passes import ir
 
 from .progress import CompileProgress
 
@@ -159,44 +156,6 @@ def process_group(name: Any) -> Any:
 def known_modes() -> tuple[str, ...]:
     """The values of torch.compile's ``mode``."""
     return tuple(list_mode_options())
-
-
-def structure_key(graph_module: fx.GraphModule) -> str:
-    """Hash of all that a compiled function depends on: ops, arguments, layouts of the inputs."""
-    index = {node: number for number, node in enumerate(graph_module.graph.nodes)}
-
-    def reference(node: fx.Node) -> str:
-        return f"%{index[node]}"
-
-    lines = []
-    for node in graph_module.graph.nodes:
-        if node.op == "placeholder":
-            lines.append(f"input {_layout(ir.tensor(node))}")
-            continue
-        target = node.target
-        if node.op == "get_attr":
-            held = getattr(graph_module, str(target))
-            target = structure_key(held) if isinstance(held, fx.GraphModule) else id(held)
-        elif node.op == "call_module":
-            piece = graph_module.get_submodule(str(target))
-            target = structure_key(piece.compute)  # type: ignore[arg-type]
-        args = fx.map_arg(node.args, lambda n: _Reference(reference(n)))
-        kwargs = fx.map_arg(node.kwargs, lambda n: _Reference(reference(n)))
-        lines.append(f"{node.op} {target} {args!r} {kwargs!r}")
-    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
-
-
-class _Reference(str):
-    """A node by its number; prints without quotes so that it cannot be taken for a string."""
-
-    def __repr__(self) -> str:
-        return str(self)
-
-
-def _layout(tensor: torch.Tensor | None) -> str:
-    if tensor is None:
-        return "?"
-    return f"{tuple(tensor.shape)} {tensor.stride()} {tensor.dtype} {tensor.device}"
 
 
 def trace_once(

@@ -29,6 +29,7 @@ from pab_compile.passes.pipeline import (
     run_passes,
 )
 from pab_compile.passes.sites import Site
+from pab_compile.passes.structure import structure_key
 
 from .analysis import analyse, finding, reason_of
 from .board import board
@@ -37,7 +38,7 @@ from .dump import Dumper
 from .executor import Executor
 from .forward import Forward, Ran, callers
 from .generation import Call, Place
-from .lower import PieceCompiler, structure_key
+from .lower import PieceCompiler
 from .observation import ObservationError
 from .observe import Probed, current_observer
 from .options import Options

@@ -10,8 +10,9 @@ from torch import fx
 
 from pab_compile.passes import ir
 from pab_compile.passes.pieces import Piece
+from pab_compile.passes.structure import structure_key
 
-from .lower import Function, PieceCompiler, structure_key
+from .lower import Function, PieceCompiler
 
 
 @dataclass(frozen=True, eq=False)

@@ -76,6 +76,14 @@ def tensors(node: fx.Node) -> list[torch.Tensor]:
     return [each for each in several if isinstance(each, torch.Tensor)]
 
 
+def layout(node: fx.Node) -> str:
+    """Sizes, strides, type and device of the tensor that a node yields, as text."""
+    val = tensor(node)
+    if val is None:
+        return "?"
+    return f"{tuple(val.shape)} {val.stride()} {val.dtype} {val.device}"
+
+
 def op_name(node: fx.Node) -> str:
     """Short name of the op: ``linear`` for ``aten.linear.default``, ``getitem``, or the target."""
     return short_name(node.target)

@@ -1,10 +1,10 @@
 """Pieces: how a rewritten graph is cut for the inner compiler.
 
-Three sorts of pieces, so that equal blocks give equal pieces and compile time does not grow with
+Four sorts of pieces, so that equal blocks give equal pieces and compile time does not grow with
 depth:
 
-- one per *branch* (a site's region); the branch of merged sites is cut likewise, into one per site
-  and the glue between;
+- one per *branch* (a site's region); the branch of merged sites, all of which compute together, is
+  cut into its *blocks*: where it repeats (``passes.repeats``), and nowhere else;
 - *glue*, one per stretch between branches. A node belongs to the first stretch in which all its
   inputs are known; what depends on no branch (per-layer modulation tables) sinks to the stretch
   that first uses it, or the first piece would grow with depth;
@@ -15,6 +15,7 @@ depth:
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping
 
 import torch
@@ -23,17 +24,18 @@ from torch import fx
 from . import ir
 from .broadcast import StepBranch, branches
 from .hoisting import hoisted_nodes
-from .outline import Outlined, outline
+from .outline import Outlined, copy_graph, outline
+from .repeats import cut_at_repeats, in_running_order
 
 GLUE = "glue"
-SITE = "site"
+BLOCK = "block"
 PRELUDE = "prelude"
 
 
 _NOTES = {
     GLUE: "at every step",
     PRELUDE: "once per generation and lane",
-    SITE: "with the branch",
+    BLOCK: "with the branch",
 }
 
 
@@ -41,7 +43,7 @@ class Piece(torch.nn.Module):
     """A stretch of glue or a prelude in the cut graph: ``compute`` yields a tuple.
 
     Attributes:
-        sort: ``glue``, ``prelude``, or ``site``: a part of a branch of merged sites.
+        sort: ``glue``, ``prelude``, or ``block``: a part of a branch of merged sites.
         compute: the stretch as a graph module.
         note: what it is, for dumps.
     """
@@ -85,16 +87,19 @@ def cut_into_pieces(graph_module: fx.GraphModule) -> fx.GraphModule:
 
 
 def _cut_stretch(branch: StepBranch) -> fx.GraphModule:
-    """The graph of a branch of merged sites, cut into pieces as a whole graph is."""
-    name_of = {
-        node.name: f"{SITE}_{number}"
-        for number, part in enumerate(branch.site.parts)
-        for node in part.region
+    """The graph of a branch of merged sites, cut where it repeats."""
+    compute = copy_graph(branch.compute)
+    calls = in_running_order(compute.graph)
+    for earlier, node in itertools.pairwise(calls):
+        earlier.append(node)
+    named = {node.name: node for node in calls}
+    sites = [[named[n.name] for n in part.region if n.name in named] for part in branch.site.parts]
+    groups = {
+        node: f"{BLOCK}_{number}"
+        for number, piece in enumerate(cut_at_repeats(calls, sites))
+        for node in calls[piece.start : piece.stop]
     }
-    inside = [n for n in branch.compute.graph.nodes if n.op == "call_function"]
-    groups = {node: name_of[node.name] for node in inside if node.name in name_of}
-    parts = outline(branch.compute, groups, lambda _, outlined: Piece(SITE, outlined.graph_module))
-    return cut_into_pieces(parts)
+    return outline(compute, groups, lambda _, outlined: Piece(BLOCK, outlined.graph_module))
 
 
 def _levels(graph: fx.Graph, hoisted: set[fx.Node]) -> dict[fx.Node, int]:

@@ -8,6 +8,7 @@ up, and what comes behind starts anew with the result.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -102,6 +103,10 @@ def find_sums(graph: fx.Graph, given: frozenset[fx.Node]) -> Sums:
 def add_sums(graph: fx.Graph, sums: Sums, exits: Sequence[fx.Node]) -> dict[fx.Node, fx.Node]:
     """Make the loaded part of some exits a value of its own, and the exits sums with it.
 
+    The loaded part is what an exit differs by from its computed part. To add up the given values
+    would come to the same, with a second addition at every one of them, and with a first block
+    that is unlike the others.
+
     Args:
         graph: changed in place.
         sums: its carried values.
@@ -116,30 +121,73 @@ def add_sums(graph: fx.Graph, sums: Sums, exits: Sequence[fx.Node]) -> dict[fx.N
             needed.update(n for n in node.all_input_nodes if sums.is_inside(n))
     loaded: dict[fx.Node, fx.Node] = {}
     computed: dict[fx.Node, fx.Node | None] = {}
+    differences: dict[fx.Node, fx.Node] = {}
     totals: dict[fx.Node, fx.Node] = {}
     for node in sums.carried:
         if node not in needed:
             continue
         if sums.terms[node] == (node,):
-            loaded[node], computed[node] = node, None
+            computed[node] = None
             continue
         after = node.next
         sources = node.all_input_nodes
-        inside = [n for n in sources if sums.is_inside(n)]
-        parts = {n: computed[n] if n in inside else totals.get(n, n) for n in sources}
+        parts = {n: computed[n] if sums.is_inside(n) else totals.get(n, n) for n in sources}
+        bases = {n: part for n, part in parts.items() if part is not None}
         with graph.inserting_before(after):
-            loaded[node] = _apply(graph, node, {n: loaded[n] for n in inside}, "delta")
-            bases = {n: part for n, part in parts.items() if part is not None}
-            computed[node] = _apply(graph, node, bases, "base") if bases else None
-            if node in sums.exits:
-                base, total = computed[node], loaded[node]
-                if base is not None:
-                    total = graph.call_function(torch.ops.aten.add.Tensor, (base, loaded[node]))
-                    _stands_for(total, node, "sum")
+            base = computed[node] = _apply(graph, node, bases, "base") if bases else None
+            if node not in sums.exits:
+                continue
+            loaded[node] = _loaded(graph, node, sums, computed, differences)
+            if base is not None:
+                total = graph.call_function(torch.ops.aten.add.Tensor, (base, loaded[node]))
+                _stands_for(total, node, "sum")
                 totals[node] = total
     for node, total in totals.items():
-        node.replace_all_uses_with(total)
+        own = (node, computed[node])
+        node.replace_all_uses_with(total, lambda user, own=own: user.args != own)
     return {node: loaded[node] for node in exits}
+
+
+def _loaded(
+    graph: fx.Graph,
+    exit_: fx.Node,
+    sums: Sums,
+    computed: Mapping[fx.Node, fx.Node | None],
+    differences: dict[fx.Node, fx.Node],
+) -> fx.Node:
+    """The loaded part of an exit: the difference behind the last term, and what follows that."""
+    last, behind = exit_, []
+    while len(inside := [n for n in last.all_input_nodes if sums.is_inside(n)]) == 1:
+        behind.append((last, inside[0]))
+        last = inside[0]
+    base = computed[last]
+    if base is None:
+        differences[last] = last
+    elif last not in differences:
+        made = graph.call_function(torch.ops.aten.sub.Tensor, (last, base))
+        _stands_for(made, last, "delta")
+        differences[last] = _narrowed(graph, made, base, sums.terms[last])
+    made = differences[last]
+    for node, source in reversed(behind):
+        made = _apply(graph, node, {source: made}, "delta")
+    return made
+
+
+def _narrowed(
+    graph: fx.Graph, difference: fx.Node, base: fx.Node, terms: Sequence[fx.Node]
+) -> fx.Node:
+    """A difference in the type of the terms, where that takes less memory than the stream's."""
+    whole, start = ir.tensor(difference), ir.tensor(base)
+    added = [tensor.dtype for tensor in map(ir.tensor, terms) if tensor is not None]
+    if whole is None or start is None or not added:
+        return difference
+    dtype = functools.reduce(torch.promote_types, added)
+    if dtype.itemsize >= whole.dtype.itemsize or start.dtype != whole.dtype:
+        return difference
+    cast = graph.call_function(torch.ops.aten._to_copy.default, (difference,), {"dtype": dtype})
+    _stands_for(cast, difference, "cast")
+    ir.set_value(cast, whole.to(dtype))
+    return cast
 
 
 def _apply(

@@ -29,7 +29,7 @@ from broken_forwards import (
     sinusoids,
     table,
 )
-from pab_compile.lower import structure_key
+from pab_compile.passes.structure import structure_key
 
 PLACES = ("time", "blocks", "tail")
 

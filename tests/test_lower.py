@@ -8,7 +8,8 @@ from torch import fx
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
 from graphs import traced
-from pab_compile.lower import PieceCompiler, structure_key
+from pab_compile.lower import PieceCompiler
+from pab_compile.passes.structure import structure_key
 from pab_compile.progress import CompileProgress
 
 

@@ -97,7 +97,8 @@ def _pieces(graph_module: fx.GraphModule) -> Iterator[fx.GraphModule]:
     for node in graph_module.graph.find_nodes(op="call_module"):
         module = graph_module.get_submodule(str(node.target))
         assert isinstance(module, (StepBranch, Piece))
-        yield module.compute
+        blocks = [m for m in module.compute.children() if isinstance(m, Piece)]
+        yield from (block.compute for block in blocks) if blocks else (module.compute,)
 
 
 def _schedule(graph: fx.Graph) -> list[fx.Node]:

@@ -12,12 +12,12 @@ import captured as models
 import latte
 from captured import Captured, analysed, captured, captured_module, latents_of, small_dit, tokens_of
 from golden import check_inline
-from pab_compile.lower import structure_key
 from pab_compile.passes import ir
 from pab_compile.passes.binding import Binding
 from pab_compile.passes.broadcast import StepBranch, broadcast
 from pab_compile.passes.pieces import GLUE, PRELUDE, Piece, cut_into_pieces
 from pab_compile.passes.printer import format_graph
+from pab_compile.passes.structure import structure_key
 from pab_compile.passes.verify import verify
 
 EVERY_MODEL = [

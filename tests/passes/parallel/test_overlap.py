@@ -23,13 +23,17 @@ from golden import check_inline
 from latte import assert_same
 from lockstep import run_ranks
 from pab_compile.passes import ir
+from pab_compile.passes.broadcast import StepBranch
 from pab_compile.passes.errors import InvariantError
+from pab_compile.passes.outline import outline
 from pab_compile.passes.parallel import overlap as overlapping
 from pab_compile.passes.parallel.choose import candidates
 from pab_compile.passes.parallel.layout import lay_out
 from pab_compile.passes.parallel.localise import localise
-from pab_compile.passes.parallel.overlap import in_flight, is_collective, overlap
+from pab_compile.passes.parallel.overlap import Overlap, in_flight, is_collective, overlap
 from pab_compile.passes.parallel.shard import Ranks
+from pab_compile.passes.pieces import BLOCK, Piece
+from pab_compile.passes.pipeline import Program
 
 
 def full_attention(latents, timestep, w_in, w_time, w_q, w_k, w_v, w_out):  # type: ignore[no-untyped-def]
@@ -49,6 +53,19 @@ def rank_graphs(model: Captured, num_ranks: int = 2) -> list[fx.GraphModule]:
         localise(model.graph_module, layout, Ranks(num_ranks, rank)).graph_module
         for rank in range(num_ranks)
     ]
+
+
+def test_the_blocks_of_merged_sites_are_reordered_too() -> None:
+    model = captured(full_attention)
+    graph_module, _ = rank_graphs(model)
+    groups = dict.fromkeys(ir.calls(graph_module.graph), "block_0")
+    blocks = outline(graph_module, groups, lambda _, found: Piece(BLOCK, found.graph_module))
+    graph = fx.Graph()
+    inputs = [graph.placeholder(node.name) for node in ir.placeholders(blocks.graph)]
+    graph.output((graph.call_module("branch", tuple(inputs)),))
+    branch = StepBranch(analysed(model).sites[0], blocks)
+    program = Program(fx.GraphModule({"branch": branch}, graph))
+    assert Overlap()(program) == overlap(graph_module) > 0
 
 
 def sketch(graph: fx.Graph) -> str:

@@ -1,0 +1,89 @@
+"""Structure: what a compiled function depends on: its ops, arguments, and layouts of the inputs."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from torch import fx
+
+from . import ir
+
+
+def structure_key(graph_module: fx.GraphModule) -> str:
+    """Hash of all that a compiled function depends on: ops, arguments, layouts of the inputs."""
+    index = {node: number for number, node in enumerate(graph_module.graph.nodes)}
+
+    def reference(node: fx.Node) -> str:
+        return f"%{index[node]}"
+
+    lines = []
+    for node in graph_module.graph.nodes:
+        if node.op == "placeholder":
+            lines.append(f"input {ir.layout(node)}")
+            continue
+        target = node.target
+        if node.op == "get_attr":
+            target = _held_key(graph_module, str(target))
+        elif node.op == "call_module":
+            piece = graph_module.get_submodule(str(target))
+            target = structure_key(piece.compute)  # type: ignore[arg-type]
+        lines.append(f"{node.op} {target} {_arguments(node, reference)}")
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+
+def call_text(call: fx.Node) -> str:
+    """A call with the layouts of what it reads in the place of the nodes."""
+
+    def reference(node: fx.Node) -> str:
+        if ir.is_subgraph(node):
+            held_by = node.graph.owning_module
+            return _held_key(held_by, str(node.target)) if held_by is not None else node.name
+        return f"<{ir.layout(node)}>"
+
+    return f"{call.target} {_arguments(call, reference)}"
+
+
+def calls_key(calls: Sequence[fx.Node], texts: Sequence[Any]) -> tuple[Any, ...]:
+    """What a function that is made of these calls depends on: equal keys, equal functions.
+
+    Args:
+        calls: calls of one graph, in order.
+        texts: the ``call_text`` of each, or a number that stands for it.
+    """
+    number = {node: index for index, node in enumerate(calls)}
+    outside: dict[fx.Node, int] = {}
+    wiring: list[tuple[int, ...]] = []
+    for node in calls:
+        sources: list[fx.Node] = []
+        fx.map_arg((node.args, node.kwargs), sources.append)
+        wiring.append(
+            tuple(
+                number[n] if n in number else -1 - outside.setdefault(n, len(outside))
+                for n in sources
+                if not ir.is_subgraph(n)
+            )
+        )
+    returned = tuple(
+        index for index, node in enumerate(calls) if any(user not in number for user in node.users)
+    )
+    return tuple(texts), tuple(wiring), returned
+
+
+def _held_key(holder: Any, name: str) -> str:
+    held = getattr(holder, name)
+    return structure_key(held) if isinstance(held, fx.GraphModule) else str(id(held))
+
+
+def _arguments(node: fx.Node, reference: Callable[[fx.Node], str]) -> str:
+    args = fx.map_arg(node.args, lambda n: _Reference(reference(n)))
+    kwargs = fx.map_arg(node.kwargs, lambda n: _Reference(reference(n)))
+    return f"{args!r} {kwargs!r}"
+
+
+class _Reference(str):
+    """A node by its number or layout; prints without quotes, so that no string is taken for it."""
+
+    def __repr__(self) -> str:
+        return str(self)
