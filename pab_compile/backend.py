@@ -19,7 +19,7 @@ from .analysis import nothing_found
 from .errors import GradModeError
 from .forward import Forward
 from .lower import PieceCompiler, compiling
-from .mesh import fingerprint, group_of, named_group, own_group
+from .mesh import fingerprint, named_peers, own_peers, peers_of
 from .observe import current_observer
 from .options import Options, parse_options
 from .plan import Plan
@@ -125,8 +125,8 @@ class CompiledGraph:
     ) -> Runnable:
         """Compile; where several ranks share the model, only what all of them compile alike."""
         if self._team is None:
-            self._team = team_of(named_group(self._given[0])) or team_of(
-                own_group(self._graph_module), exchanges=False
+            self._team = team_of(named_peers(self._given[0])) or team_of(
+                own_peers(self._graph_module), exchanges=False
             )
         team = self._team
         if team is not None and not team.exchanges and not team.is_first(self._given[0]):
@@ -154,9 +154,11 @@ class CompiledGraph:
         num_samples: int | None,
     ) -> Runnable:
         options, plan, compiler = self._options_plan_compiler()
-        group_of(options.mesh, options.sequence_parallel)  # raises where there is none
+        peers_of(  # raises where there are none
+            options.mesh, options.sequence_parallel, options.batch_mesh, options.batch_parallel
+        )
         team = self._team
-        ranks = team.ranks if team is not None and team.exchanges else None
+        grid = team.grid if team is not None and team.exchanges else None
         if torch.is_grad_enabled() and any(
             isinstance(arg, torch.Tensor) and arg.requires_grad for arg in args
         ):
@@ -170,7 +172,7 @@ class CompiledGraph:
         graph, whole = self._graph_module, self._given[0]
         try:
             return compile_program(
-                graph, args, origins, options, plan, compiler, whole, alone, ranks, num_samples
+                graph, args, origins, options, plan, compiler, whole, alone, grid, num_samples
             )
         except UnsupportedModelError as error:
             self._refuse(error)

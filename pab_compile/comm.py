@@ -24,7 +24,9 @@ from pab_compile.passes.flops import node_flops
 from pab_compile.passes.join import Part
 from pab_compile.passes.parallel.choose import Choice, choose, site_of
 from pab_compile.passes.parallel.detour import Detour
+from pab_compile.passes.parallel.layout import Layout
 from pab_compile.passes.parallel.shard import Ranks
+from pab_compile.passes.parallel.split_batch import first_part, lay_out_batch
 from pab_compile.passes.parallel.traffic import convention_bytes, gathered_bytes, sent_bytes
 from pab_compile.passes.pipeline import Program
 from pab_compile.passes.sites import Site
@@ -34,7 +36,7 @@ from .dump import Dumper
 from .explain import by_name
 from .forward import Forwards
 from .lower import compiling, trace_once
-from .options import Options, parse_options
+from .options import OptionError, Options, parse_options
 from .schedule import Schedule
 from .share import computed_share
 
@@ -90,8 +92,9 @@ class CommReport:
     """What the ranks exchange in one generation, with a plan and without reuse.
 
     Attributes:
-        axis: the sharded axis.
-        num_ranks: number of ranks.
+        axis: the sharded axis; ``""`` where each rank has all tokens of its rows.
+        num_ranks: number of ranks that share the tokens.
+        num_batch_ranks: number of ranks that share the rows of the batch.
         num_steps: steps of the generation (calls of the model).
         rows: what exchanges, with the plan.
         always: the same when every site computes at every step.
@@ -104,6 +107,7 @@ class CommReport:
 
     axis: str
     num_ranks: int
+    num_batch_ranks: int
     num_steps: int
     rows: tuple[CommRow, ...]
     always: tuple[CommRow, ...]
@@ -178,8 +182,8 @@ def comm(
     model: torch.nn.Module,
     /,
     *args: Any,
-    num_ranks: int,
     schedule: Schedule,
+    num_ranks: int | None = None,
     options: Mapping[str, Any] | None = None,
     **kwargs: Any,
 ) -> CommReport:
@@ -190,17 +194,52 @@ def comm(
     Args:
         model: a module whose forward is one graph.
         *args: inputs as the model is called.
-        num_ranks: number of ranks.
         schedule: the steps of a generation.
-        options: options of the backend; see ``pab_compile.Options``.
+        num_ranks: number of ranks, those that share the batch included; else as the options say.
+        options: options of the backend (``pab_compile.Options``). Of a mesh only the size counts.
         **kwargs: inputs as the model is called.
 
     Raises:
+        OptionError: nothing says how many ranks there are, or a mesh cannot have so many.
         ShardingError: no axis can be sharded over so many ranks.
         UnsupportedModelError: the model is not understood.
     """
-    parsed = parse_options(options)
+    if num_ranks is None:
+        num_ranks = _num_ranks(options)
+    parsed = options_for(options, num_ranks)
     return foretell(look_at(model, args, kwargs, parsed), parsed, num_ranks, schedule)
+
+
+def options_for(options: Mapping[str, Any] | None, num_ranks: int) -> Options:
+    """Options as they would be for a number of ranks, whatever they say about tokens.
+
+    Raises:
+        OptionError: those that share the batch are more, or do not divide them.
+    """
+    given = dict(options or {})
+    if (mesh := given.pop("batch_mesh", None)) is not None:
+        given["batch_parallel"] = mesh.size()
+    given.pop("mesh", None)
+    given.pop("sequence_parallel", None)
+    num_batch = parse_options({"batch_parallel": given.get("batch_parallel")}).num_batch_ranks
+    if num_ranks % num_batch:
+        raise OptionError(
+            f"num_ranks={num_ranks}, and {num_batch} ranks share the batch: their number does not "
+            "divide that of all ranks. Give a multiple of it."
+        )
+    return parse_options({**given, "sequence_parallel": num_ranks // num_batch})
+
+
+def _num_ranks(options: Mapping[str, Any] | None) -> int:
+    """How many ranks options speak of."""
+    parsed = parse_options({**(options or {}), "shard": None})
+    found = parsed.num_ranks * parsed.num_batch_ranks
+    if found == 1:
+        raise OptionError(
+            "Nothing says between how many ranks: give num_ranks, or options with mesh or "
+            "sequence_parallel, as those that the model is compiled with."
+        )
+    return found
 
 
 def look_at(
@@ -236,6 +275,12 @@ def look_at(
 def foretell(program: Program, options: Options, num_ranks: int, schedule: Schedule) -> CommReport:
     """What a number of ranks would exchange and compute for a model.
 
+    Args:
+        program: the model with its sites.
+        options: with the number of ranks that share the batch.
+        num_ranks: number of all ranks.
+        schedule: the steps of a generation.
+
     Raises:
         ShardingError: no axis can be sharded over so many ranks.
     """
@@ -244,20 +289,33 @@ def foretell(program: Program, options: Options, num_ranks: int, schedule: Sched
     def share(site: Site) -> float:
         return computed_share(plan, site, schedule)
 
-    choice = choose(program, num_ranks, share, options.shard)
-    ranks = Ranks(num_ranks)
     num_steps = schedule.num_steps or 0
+    num_batch = options.num_batch_ranks
+    last: tuple[CommRow, ...] = ()
+    if num_batch > 1:
+        layout = lay_out_batch(program, num_batch)
+        last = _gathers(layout, Ranks(num_batch), num_steps, "gather of the batch", BATCH)
+        program = first_part(program, num_batch)
+    ranks = Ranks(num_ranks // num_batch)
+    choice = choose(program, ranks.size, share, options.shard)
+    is_shared = ranks.size > 1 or num_batch == 1
+
+    def rows(share: Callable[[Site], float]) -> tuple[CommRow, ...]:
+        tokens = _rows(program, choice, ranks, num_steps, share) if is_shared else ()
+        return (*tokens, *last)
+
     return CommReport(
-        axis=choice.option.name,
-        num_ranks=num_ranks,
+        axis=choice.option.name if is_shared else "",
+        num_ranks=ranks.size,
+        num_batch_ranks=num_batch,
         num_steps=num_steps,
-        rows=_rows(program, choice, ranks, num_steps, share),
-        always=_rows(program, choice, ranks, num_steps, lambda _: 1.0),
-        never=_rows(program, choice, ranks, num_steps, lambda _: 0.0),
+        rows=rows(share),
+        always=rows(lambda _: 1.0),
+        never=rows(lambda _: 0.0),
         work=_work(program, choice, ranks, num_steps, share),
         work_always=_work(program, choice, ranks, num_steps, lambda _: 1.0),
         computed=round(sum(num_steps * share(site) for site in program.sites), 6),
-        reasons=tuple(choice.lines()),
+        reasons=(*program.sharding, *(choice.lines() if is_shared else ())),
     )
 
 
@@ -323,21 +381,27 @@ def _rows(
                 / sympy.Symbol("N"),
             )
         )
-    held = choice.layout.held
-    for node in choice.layout.gathers:
-        found.append(
-            CommRow(
-                what="gather at the end",
-                along=choice.option.name,
-                num_sites=1,
-                collectives=1,
-                computed_steps=num_steps,
-                convention_bytes=0.0,
-                wire_bytes=float(gathered_bytes(node, held[node], ranks) * num_steps),
-                formula=sympy.Integer(0),
-            )
+    last = _gathers(choice.layout, ranks, num_steps, "gather at the end", choice.option.name)
+    return (*found, *last)
+
+
+def _gathers(
+    layout: Layout, ranks: Ranks, num_steps: int, what: str, along: str
+) -> tuple[CommRow, ...]:
+    """What is gathered at every step."""
+    return tuple(
+        CommRow(
+            what=what,
+            along=along,
+            num_sites=1,
+            collectives=1,
+            computed_steps=num_steps,
+            convention_bytes=0.0,
+            wire_bytes=float(gathered_bytes(node, layout.held[node], ranks) * num_steps),
+            formula=sympy.Integer(0),
         )
-    return tuple(found)
+        for node in layout.gathers
+    )
 
 
 def _closed_form(program: Program, node: fx.Node, num_bytes: int) -> sympy.Expr:

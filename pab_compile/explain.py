@@ -17,6 +17,7 @@ from pab_compile.passes.errors import UnsupportedModelError
 from pab_compile.passes.join import Part
 from pab_compile.passes.measured import measure
 from pab_compile.passes.parallel.choose import choose
+from pab_compile.passes.parallel.split_batch import first_part
 from pab_compile.passes.pipeline import Program
 from pab_compile.passes.sites import Site
 
@@ -121,9 +122,13 @@ class _Survey:
 
     def _with_choices(self, found: Finding, program: Program) -> Finding:
         """With what the rewrite would choose: how tokens are sharded, which sites are merged."""
+        part = program
+        if self._options.num_batch_ranks > 1:
+            part = first_part(program, self._options.num_batch_ranks)
+            found = replace(found, notes=(*found.notes, *part.sharding))
         if self._options.num_ranks > 1:
             share = partial(computed_share, self._plan)
-            choice = choose(program, self._options.num_ranks, share, self._options.shard)
+            choice = choose(part, self._options.num_ranks, share, self._options.shard)
             found = replace(found, notes=(*found.notes, *choice.lines()))
         if self._options.coalesce:
             merged = coalesce(program.graph_module, program.sites, self._plan.pattern)

@@ -14,9 +14,8 @@ import torch
 
 from pab_compile.passes.pipeline import Program
 
-from .comm import CommReport, foretell, look_at
+from .comm import CommReport, foretell, look_at, options_for
 from .cost import CalibrationError
-from .options import parse_options
 from .schedule import Schedule
 
 
@@ -54,7 +53,7 @@ def least_traffic(
     programs: dict[str, Program] = {}
     reports: dict[str, CommReport] = {}
     for name, given in plans.items():
-        options = parse_options(given)
+        options = options_for(given, num_ranks)
         key = repr((options.cut, dict(options.axes)))  # what the analysis goes by
         if key not in programs:
             programs[key] = look_at(model, args, kwargs, options)

@@ -1,4 +1,4 @@
-"""The process group whose ranks share a model's tokens, and what their graphs follow from.
+"""The ranks that share a model's tokens or its batch, and what their graphs follow from.
 
 Ranks that made different graphs would wait for one another for ever. So when a graph is compiled,
 all of them compare a hash of everything that it follows from (``team``).
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch.distributed as dist
@@ -24,49 +25,111 @@ class RanksError(PabError, RuntimeError):
     """The ranks of a mesh cannot run a model together, or disagree about how."""
 
 
-def group_of(mesh: Any, sequence_parallel: int | None) -> dist.ProcessGroup | None:
-    """The process group that some options name; None where they ask for no parallelism.
+@dataclass(frozen=True)
+class Peers:
+    """The ranks with which this one shares a model: its row and its column of a mesh.
+
+    Attributes:
+        tokens: ranks in the default group that share the tokens, this one among them, in order.
+        batch: the same of those that share the rows of the batch.
+        groups: names of the process groups of the two; ``""`` where there is none.
+    """
+
+    tokens: tuple[int, ...]
+    batch: tuple[int, ...]
+    groups: tuple[str, str] = ("", "")
+
+    @staticmethod
+    def of(tokens: dist.ProcessGroup | None, batch: dist.ProcessGroup | None = None) -> Peers:
+        """Those of process groups; without one, this rank shares with none."""
+        both = (tokens, batch)
+        ranks = [
+            tuple(dist.get_process_group_ranks(group)) if group else (dist.get_rank(),)
+            for group in both
+        ]
+        names = [group.group_name if group else "" for group in both]
+        return Peers(ranks[0], ranks[1], (names[0], names[1]))
+
+    @property
+    def num_ranks(self) -> int:
+        """Ranks that run the model together."""
+        return len(self.tokens) * len(self.batch)
+
+
+def peers_of(
+    mesh: Any = None,
+    sequence_parallel: int | None = None,
+    batch_mesh: Any = None,
+    batch_parallel: int | None = None,
+) -> Peers | None:
+    """With which ranks this one shares a model; None where the options ask for no parallelism.
 
     Args:
-        mesh: one axis of a ``DeviceMesh``, or None.
-        sequence_parallel: the number of all ranks, or None.
+        mesh: the axis of a ``DeviceMesh`` whose ranks share the tokens, or None.
+        sequence_parallel: instead their number, or None.
+        batch_mesh: the axis whose ranks share the rows of the batch, or None.
+        batch_parallel: instead their number, or None. Ranks next to one another share tokens.
 
     Raises:
         RanksError: there is no process group, or it has another number of ranks.
     """
-    if mesh is None and sequence_parallel in (None, 1):
-        return None
-    if mesh is not None:
-        if mesh.ndim != 1:
+    if mesh is not None or batch_mesh is not None:
+        found = Peers.of(_group_of("mesh", mesh), _group_of("batch_mesh", batch_mesh))
+        if len(set(found.tokens) & set(found.batch)) > 1:
             raise RanksError(
-                f"The mesh has {mesh.ndim} axes {mesh.mesh_dim_names or ''}, and the tokens can be "
-                'sharded over one: give it by name, as in {"mesh": mesh["sp"]}.'
+                f"mesh (ranks {list(found.tokens)}) and batch_mesh (ranks {list(found.batch)}) are "
+                "not two axes of one mesh: they share more than this rank. Give two axes, as in "
+                '{"mesh": mesh["sp"], "batch_mesh": mesh["cfg"]}.'
             )
-        return mesh.get_group()
+        return found
+    asked = {"sequence_parallel": sequence_parallel, "batch_parallel": batch_parallel}
+    wanted = " x ".join(f"{name}={num}" for name, num in asked.items() if num not in (None, 1))
+    if not wanted:
+        return None
     if not dist.is_available() or not dist.is_initialized():
         raise RanksError(
-            f"sequence_parallel={sequence_parallel} needs as many processes that know of one "
-            "another. Start them with torchrun --nproc-per-node, and call "
-            "torch.distributed.init_process_group() before the model."
+            f"{wanted} needs as many processes that know of one another. Start them with "
+            "torchrun --nproc-per-node, and call torch.distributed.init_process_group() before "
+            "the model."
         )
-    if dist.get_world_size() != sequence_parallel:
+    num_tokens, num_batch = sequence_parallel or 1, batch_parallel or 1
+    num_ranks, rank = dist.get_world_size(), dist.get_rank()
+    if num_tokens * num_batch != num_ranks:
         raise RanksError(
-            f"sequence_parallel={sequence_parallel}, but {dist.get_world_size()} processes run. "
-            "Give their number, or with mesh the axis of a DeviceMesh that they form."
+            f"{wanted}, but {num_ranks} processes run. Give their number, or with mesh and "
+            "batch_mesh the axes of a DeviceMesh that they form."
         )
-    return dist.group.WORLD
+    first = rank - rank % num_tokens
+    return Peers(
+        tuple(range(first, first + num_tokens)),
+        tuple(range(rank % num_tokens, num_ranks, num_tokens)),
+    )
 
 
-def named_group(given: Mapping[str, Any] | None) -> dist.ProcessGroup | None:
-    """The group that options name, before they are validated; None where it cannot be had."""
+def _group_of(option: str, mesh: Any) -> dist.ProcessGroup | None:
+    """The process group of one axis of a mesh."""
+    if mesh is None:
+        return None
+    if mesh.ndim != 1:
+        name = "sp" if option == "mesh" else "cfg"
+        raise RanksError(
+            f"The {option} has {mesh.ndim} axes {mesh.mesh_dim_names or ''}, and the ranks of one "
+            f'axis share a part: give it by name, as in {{"{option}": mesh["{name}"]}}.'
+        )
+    return mesh.get_group()
+
+
+def named_peers(given: Mapping[str, Any] | None) -> Peers | None:
+    """What ``peers_of`` says of options before they are validated; None where it raises."""
+    names = ("mesh", "sequence_parallel", "batch_mesh", "batch_parallel")
     try:
-        return group_of((given or {}).get("mesh"), (given or {}).get("sequence_parallel"))
-    except (RanksError, AttributeError):
+        return peers_of(*((given or {}).get(name) for name in names))
+    except (RanksError, AttributeError, TypeError):
         return None
 
 
-def own_group(graph_module: fx.GraphModule) -> dist.ProcessGroup | None:
-    """The process group over which a model exchanges by itself, if it does; its first one.
+def own_peers(graph_module: fx.GraphModule) -> Peers | None:
+    """The ranks with which a model exchanges by itself, if it does; of its first group.
 
     Args:
         graph_module: Dynamo's graph.
@@ -75,7 +138,7 @@ def own_group(graph_module: fx.GraphModule) -> dist.ProcessGroup | None:
         if node.op == "call_function" and str(node.target).startswith("_c10d_functional."):
             names = [word for word in (*node.args, *node.kwargs.values()) if isinstance(word, str)]
             if names:  # that of the group is the last; an op that only waits has none
-                return process_group(names[-1])
+                return Peers.of(process_group(names[-1]))
     return None
 
 

@@ -45,6 +45,10 @@ class Options:
         axes: input name -> its axes, where they cannot be inferred; ``"step"`` marks the timestep.
         mesh: an axis of a ``DeviceMesh`` (``mesh["sp"]``), over whose ranks tokens are sharded.
         sequence_parallel: instead the number of ranks, where these are all that run.
+        batch_mesh: an axis of a ``DeviceMesh`` (``mesh["cfg"]``) whose ranks share the rows of the
+            batch, as both prompts of guidance in one call.
+        batch_parallel: instead the number of ranks that do; with ``sequence_parallel``, ranks next
+            to one another share tokens.
         shard: the axis of the tokens to shard (``t``, ``h``, ``w``, or ``s`` for all in one). None:
             the one over which the ranks exchange the least bytes.
         dump: directory for dumps of every pass.
@@ -63,6 +67,8 @@ class Options:
     axes: Mapping[str, str] = field(default_factory=dict)
     mesh: Any = None
     sequence_parallel: int | None = None
+    batch_mesh: Any = None
+    batch_parallel: int | None = None
     shard: str | None = None
     dump: str | Path | None = None
     on_unsupported: str = "raise"
@@ -71,6 +77,11 @@ class Options:
     def num_ranks(self) -> int:
         """Number of ranks that share the tokens."""
         return self.mesh.size() if self.mesh is not None else self.sequence_parallel or 1
+
+    @property
+    def num_batch_ranks(self) -> int:
+        """Number of ranks that share the rows of the batch."""
+        return self.batch_mesh.size() if self.batch_mesh is not None else self.batch_parallel or 1
 
     def make_plan(self) -> Plan:
         """The plan that these options describe."""
@@ -204,20 +215,30 @@ def _check_axes(axes: Any) -> None:
 
 
 def _check_parallel(parsed: Options) -> None:
-    num = parsed.sequence_parallel
-    if num is not None and (isinstance(num, bool) or not isinstance(num, int) or num < 1):
-        raise OptionError(f"sequence_parallel={num!r}: a number of ranks is an integer from 1 up.")
-    if num is not None and parsed.mesh is not None:
-        raise OptionError("mesh says which ranks take part: leave sequence_parallel out.")
-    if parsed.mesh is not None and not hasattr(parsed.mesh, "get_group"):
+    meshes = {"mesh": parsed.mesh, "batch_mesh": parsed.batch_mesh}
+    numbers = {name: getattr(parsed, name) for name in ("sequence_parallel", "batch_parallel")}
+    for name, num in numbers.items():
+        if num is not None and (isinstance(num, bool) or not isinstance(num, int) or num < 1):
+            raise OptionError(f"{name}={num!r}: a number of ranks is an integer from 1 up.")
+    given = [name for name, value in (*meshes.items(), *numbers.items()) if value is not None]
+    if any(name in meshes for name in given) and any(name in numbers for name in given):
         raise OptionError(
-            f"mesh={parsed.mesh!r} is no DeviceMesh; make one with "
-            'torch.distributed.device_mesh.init_device_mesh("cuda", (N,)).'
+            f"{' and '.join(given)} were given: ranks are either those of mesh and batch_mesh, or "
+            "counted by sequence_parallel and batch_parallel. Leave the ones or the others out."
         )
+    for name, mesh in meshes.items():
+        if mesh is not None and not hasattr(mesh, "get_group"):
+            raise OptionError(
+                f"{name}={mesh!r} is no DeviceMesh; make one with "
+                'torch.distributed.device_mesh.init_device_mesh("cuda", (N,)).'
+            )
     if parsed.shard is not None:
         _check_choice("shard", parsed.shard, SHARDED_AXES)
-        if num is None and parsed.mesh is None:
-            raise OptionError("shard names an axis, but nothing says over which ranks: give mesh.")
+        if "mesh" not in given and "sequence_parallel" not in given:
+            raise OptionError(
+                f"shard={parsed.shard!r} names an axis of the tokens, but nothing says which ranks "
+                "share them: give mesh or sequence_parallel; to comm, num_ranks; to scaling, ranks."
+            )
 
 
 def _check_plan(parsed: Options, given: Mapping[str, Any]) -> None:

@@ -21,10 +21,12 @@ from pab_compile.passes.join import Eager, Made, Origin, Part
 from pab_compile.passes.outline import copy_graph
 from pab_compile.passes.parallel.layout import ShardingError
 from pab_compile.passes.parallel.overlap import Overlap
-from pab_compile.passes.parallel.shard import Ranks
-from pab_compile.passes.parallel.shard_tokens import ShardTokens
+from pab_compile.passes.parallel.shard import Grid
+from pab_compile.passes.parallel.shard_tokens import ShardTokens, refuse_own_exchanges
+from pab_compile.passes.parallel.split_batch import SplitBatch
 from pab_compile.passes.pipeline import (
     Coalesce,
+    Pass,
     rewriting,
     run_passes,
 )
@@ -68,7 +70,7 @@ def compile_program(
     compiler: PieceCompiler,
     compilation: object,
     alone: bool,
-    ranks: Ranks | None = None,
+    grid: Grid | None = None,
     num_samples: int | None = None,
 ) -> Runnable:
     """Analyse, rewrite and lower a graph for inputs of these sizes.
@@ -83,24 +85,24 @@ def compile_program(
         compilation: the object that all graphs of one ``torch.compile`` call have in common.
         alone: whether the graph is the whole forward. One of several that cannot be analysed is
             computed at every step.
-        ranks: the ranks that share the tokens, if several do.
+        grid: the ranks that share the tokens and the batch, if several do.
         num_samples: compute every site at every step, and return samples of what they would cache.
     """
     asked = plan
     if num_samples is not None:
         plan = RangePlan({}, (0.0, 1.0), {})
-        if ranks is not None:
+        if grid is not None:
             raise ObservationError(
-                "Each rank of a mesh sees its own tokens only: observe the model on one rank. What "
+                "Each rank of a mesh sees its own part only: observe the model on one rank. What "
                 "is found there holds for any number of them."
             )
-    if ranks is not None and not alone:
+    if grid is not None and not alone:
         raise ShardingError(
             "The forward breaks into several graphs, and tokens are sharded in a graph that is the "
             "whole forward only. Remove the graph breaks (torch.compile(..., fullgraph=True) names "
             "them), or run on one rank."
         )
-    if ranks is not None and any(isinstance(origin, Eager) for origin in origins[0]):
+    if grid is not None and any(isinstance(origin, Eager) for origin in origins[0]):
         raise ShardingError(
             "Sizes in this model depend on values (nonzero, item), so ranks that share its tokens "
             "could come to other sizes. Compute them before the call, or run on one rank."
@@ -146,9 +148,9 @@ def compile_program(
         is_blind=program.has_eager_inputs and not alone,
         weights=tuple(i for i, node in enumerate(inputs) if ir.is_constant_input(node)),
     )
-    if ranks is not None:
-        shard = ShardTokens(ranks, partial(computed_share, plan), options.shard)
-        run_passes(program, (shard,), dumper.watch)
+    if grid is not None:
+        refuse_own_exchanges(program.graph_module.graph)
+        run_passes(program, _sharding(grid, plan, options.shard), dumper.watch)
         _log.info("\n".join(program.sharding))
     kept = program.sites
     if options.coalesce and num_samples is not None:
@@ -158,7 +160,7 @@ def compile_program(
         _log.info("\n".join(program.coalesced))
         found = replace(found, cache_bytes=cache_bytes(program.sites, plan))
     run_passes(program, rewriting(wanted, num_samples), dumper.watch)
-    if ranks is not None:
+    if grid is not None:
         run_passes(program, (Overlap(),), dumper.watch)
     attentions = [site for site in program.sites if site.can_broadcast and site.kind != "mlp"]
     uncut = () if reusing or num_samples is not None else attentions
@@ -175,6 +177,14 @@ def compile_program(
     )
     found = replace(found, notes=(*found.notes, *program.sharding, *program.coalesced))
     return CompiledProgram(part, found, executor, compiler, roles, compilation, uncut, probed)
+
+
+def _sharding(grid: Grid, plan: Plan, axis: str | None) -> tuple[Pass, ...]:
+    """The passes that make the graph of one rank: its rows of the batch, then their tokens."""
+    batch = (SplitBatch(grid.batch),) if grid.batch.size > 1 else ()
+    share = partial(computed_share, plan)
+    tokens = (ShardTokens(grid.tokens, share, axis),) if grid.tokens.size > 1 else ()
+    return (*batch, *tokens)
 
 
 def _place_of(origins: Sequence[Origin | None]) -> str:

@@ -20,8 +20,8 @@ from rich.table import Table
 
 from pab_compile.passes.parallel.layout import ShardingError
 
-from .comm import CommReport, CommRow, Work, foretell, look_at
-from .options import parse_options
+from .comm import CommReport, CommRow, Work, foretell, look_at, options_for
+from .options import OptionError
 from .schedule import Schedule
 
 RANKS = (1, 2, 4, 8, 16, 32, 64)
@@ -175,23 +175,25 @@ def scaling(
         schedule: the steps of a generation.
         machine: the devices; or the seconds that one device was measured to take for a generation
             without reuse, from which its rate follows.
-        ranks: numbers of devices.
+        ranks: numbers of devices. Where the options let some share the batch, those count too.
         options: options of the backend; see ``pab_compile.Options``.
         **kwargs: inputs as the model is called.
 
     Raises:
+        OptionError: an option is wrong.
         UnsupportedModelError: the model is not understood.
     """
-    parsed = parse_options(options)
-    program = look_at(model, args, kwargs, parsed)
-    one = foretell(program, parsed, 1, schedule)
+    single = {k: v for k, v in (options or {}).items() if k not in ("batch_mesh", "batch_parallel")}
+    alone = options_for(single, 1)
+    program = look_at(model, args, kwargs, alone)
+    one = foretell(program, alone, 1, schedule)
     if not isinstance(machine, Machine):
         machine = Machine(one.work_always.flops / machine)
     rows = []
     for num_ranks in ranks:
         try:
-            found = foretell(program, parsed, num_ranks, schedule)
-        except ShardingError as error:
+            found = foretell(program, options_for(options, num_ranks), num_ranks, schedule)
+        except (ShardingError, OptionError) as error:
             rows.append(ScalingRow(num_ranks, "", None, None, str(error)))
             continue
         always = _generation(machine, found, found.work_always, found.always)
@@ -206,5 +208,5 @@ def _generation(
     computing = work.flops / machine.flops_per_second
     return Generation(
         max(computing, report.num_steps * machine.call_seconds),
-        machine.seconds(rows, report.num_ranks),
+        machine.seconds(rows, report.num_ranks * report.num_batch_ranks),
     )

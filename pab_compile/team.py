@@ -1,9 +1,9 @@
 """The team: the ranks that run one model together; they agree, and none waits for a dead one.
 
-A team of all processes has a process group of its own, so that it can be closed without touching
+A team of all processes has process groups of its own, so that they can be closed without touching
 the caller's: ranks that wait in an exchange for one that has failed are woken by its connections
-going away. (A team of some processes is woken by the group's timeout.) What happened they read in
-the group's store, which costs nothing while nothing happens.
+going away, close theirs, and so wake the others. (A team of some processes is woken by the group's
+timeout.) What happened they read in the processes' store: no cost while nothing happens.
 """
 
 from __future__ import annotations
@@ -11,71 +11,85 @@ from __future__ import annotations
 import json
 import time
 import weakref
+from collections.abc import Mapping, Sequence
 
 import torch.distributed as dist
 
-from pab_compile.passes.parallel.shard import Ranks
+from pab_compile.passes.parallel.shard import Grid, Ranks
 
-from .mesh import RanksError
+from .mesh import Peers, RanksError
 
 PATIENCE = 5.0
 """Seconds that a failed rank gives the others to fail in the same call, before it leaves them."""
 _PAUSE = 0.05
 _CLOSED = "closed"
-_teams: weakref.WeakKeyDictionary[dist.ProcessGroup, Team] = weakref.WeakKeyDictionary()
-_teams_of_models: weakref.WeakKeyDictionary[dist.ProcessGroup, Team] = weakref.WeakKeyDictionary()
+Mesh = Mapping[int, tuple[tuple[int, ...], ...]]
+"""Rank -> the ranks that it shares tokens with, and those that it shares the batch with."""
+_teams: weakref.WeakKeyDictionary[dist.ProcessGroup, dict[tuple[Peers, bool], Team]]
+_teams = weakref.WeakKeyDictionary()
 
 
-def team_of(group: dist.ProcessGroup | None, exchanges: bool = True) -> Team | None:
-    """The team of a process group, made when first asked for; None where one rank is alone.
+def team_of(peers: Peers | None, exchanges: bool = True) -> Team | None:
+    """The team of some ranks, made when first asked for; None where one rank is alone.
 
     Args:
-        group: as the user's options or the model name it; all its ranks must ask alike.
+        peers: as the user's options or the model name them; all of them must ask alike.
         exchanges: whether it is this compiler that lets the ranks exchange, rather than the model.
+
+    Raises:
+        RanksError: not all ranks come, or they do not form a mesh.
     """
-    if group is None or group.size() == 1:
+    if peers is None or peers.num_ranks == 1:
         return None
-    teams = _teams if exchanges else _teams_of_models
-    if group not in teams:
-        teams[group] = Team(group, exchanges)
-    return teams[group]
+    world = dist.group.WORLD
+    assert world is not None
+    store = world.get_group_store()
+    mesh = _meet(peers, store)
+    teams = _teams.setdefault(world, {})
+    if (peers, exchanges) not in teams:
+        teams[peers, exchanges] = Team(peers, mesh, store, exchanges)
+    return teams[peers, exchanges]
 
 
 class Team:
-    """The ranks of a process group, in a group of their own where these are all processes.
+    """The ranks that run a model together, in groups of their own where these are all processes.
 
     Args:
-        group: the caller's process group.
+        peers: with which ranks this one shares tokens and batch.
+        mesh: with which ranks each of them does.
+        store: of the default group.
         exchanges: whether the ranks exchange as this compiler says. Those of a model that is
             parallel by itself do so in groups of the model's, and only agree here.
 
     Attributes:
         exchanges: as given.
-        ranks: the ranks, for the graphs.
+        grid: the ranks, for the graphs.
         closed: why the team cannot go on; ``""`` while it can.
-
-    Raises:
-        RanksError: not all ranks make a team.
     """
 
-    def __init__(self, group: dist.ProcessGroup, exchanges: bool = True) -> None:
-        store, rank = group.get_group_store(), group.rank()
-        number = store.add(f"pab/teams/{rank}", 1)  # the same on all ranks
-        self._store = dist.PrefixStore(f"pab/{number}", store)
-        self._rank, self._size = rank, group.size()
+    def __init__(self, peers: Peers, mesh: Mesh, store: dist.Store, exchanges: bool = True) -> None:
+        me, members = dist.get_rank(), list(mesh)
+        self._rank, self._size = members.index(me), len(members)
+        self._store = _shared(store, members, "teams")
         self._agreements = self._calls = 0
         self._compared: list[object] = []
         self.exchanges = exchanges
         self.closed = ""
-        self._say("here", "")
-        self._group: dist.ProcessGroup | None = None
-        if (
-            exchanges and self._size == dist.get_world_size()
-        ):  # torch needs all processes to make a group
-            own = dist.new_group(list(range(self._size)))
-            assert isinstance(own, dist.ProcessGroup)
-            self._group = group = own
-        self.ranks = Ranks(self._size, group.rank(), group.group_name)
+        self._groups: list[dist.ProcessGroup] = []
+        names = list(peers.groups)
+        mine = [list(peers.tokens), list(peers.batch)]
+        if exchanges and self._size == dist.get_world_size():  # it takes all to make a group
+            mine = [sorted(axis) for axis in mine]
+            for number in range(2):
+                for axis in dict.fromkeys(tuple(sorted(axes[number])) for axes in mesh.values()):
+                    own = dist.new_group(list(axis)) if len(axis) > 1 else None
+                    if list(axis) == mine[number] and isinstance(own, dist.ProcessGroup):
+                        names[number] = own.group_name
+                        self._groups.append(own)
+        tokens, batch = (
+            Ranks(len(axis), axis.index(me), name) for axis, name in zip(mine, names, strict=True)
+        )
+        self.grid = Grid(tokens, batch)
 
     def agree(self, found: str, error: BaseException | None = None) -> None:
         """Compare with all ranks what they found; returns where all found the same.
@@ -90,7 +104,8 @@ class Team:
         """
         self._agreements += 1
         reason = None if error is None else _in_words(error)
-        said = self._say(f"agreement/{self._agreements}", json.dumps([found, reason]))
+        what = f"agreement/{self._agreements}"
+        said = _tell(self._store, what, self._rank, self._size, json.dumps([found, reason]))
         if error is not None:
             raise error
         prints, reasons = zip(*map(json.loads, said), strict=True)
@@ -115,21 +130,6 @@ class Team:
             return False
         self._compared.append(compilation)
         return True
-
-    def _say(self, what: str, mine: str) -> list[str]:
-        """Tell all ranks something; what each of them says."""
-        self._store.set(f"{what}/{self._rank}", mine)
-        said = []
-        for rank in range(self._size):
-            try:
-                said.append(self._store.get(f"{what}/{rank}").decode())
-            except dist.DistError as error:
-                raise RanksError(
-                    f"Rank {rank} of the mesh did not come to where all ranks compare what they "
-                    "compile, within the timeout of the group's store. It may have failed before, "
-                    "or compiled the model without this mesh, or not at all. Look at its log."
-                ) from error
-        return said
 
     def begin(self) -> None:
         """Begin a call of the model."""
@@ -170,10 +170,67 @@ class Team:
             raise RanksError(self.closed) from error
 
     def _close(self) -> None:
-        """Leave the group, which wakes whoever waits for this rank in it."""
-        group, self._group = self._group, None
-        if group is not None and dist.is_initialized():
-            dist.destroy_process_group(group)
+        """Leave the groups, which wakes whoever waits for this rank in them."""
+        groups, self._groups = self._groups, []
+        for group in groups:
+            if dist.is_initialized():
+                dist.destroy_process_group(group)
+
+
+def _meet(peers: Peers, store: dist.Store) -> Mesh:
+    """Compare with all ranks of a mesh who shares what with whom."""
+    members = _members(peers, store)
+    me = members.index(dist.get_rank())
+    place = _shared(store, members, "meetings")
+    said = _tell(place, "here", me, len(members), json.dumps([peers.tokens, peers.batch]))
+    axes = [tuple(tuple(axis) for axis in json.loads(each)) for each in said]
+    mesh = dict(zip(members, axes, strict=True))
+    for both in axes:
+        for number, axis in enumerate(both):
+            if any(rank not in mesh or mesh[rank][number] != axis for rank in axis):
+                words = "; ".join(
+                    f"rank {rank} shares tokens with {list(tokens)}, the batch with {list(batch)}"
+                    for rank, (tokens, batch) in mesh.items()
+                )
+                raise RanksError(
+                    f"The ranks do not form one mesh, so they would wait for one another: {words}. "
+                    "Give every rank the same options."
+                )
+    return mesh
+
+
+def _members(peers: Peers, store: dist.Store) -> list[int]:
+    """All ranks of the mesh, of which a rank knows its row and its column only."""
+    if peers.num_ranks == dist.get_world_size():
+        return list(range(peers.num_ranks))
+    if len(peers.batch) == 1:
+        return list(peers.tokens)
+    place, me = _shared(store, peers.batch, "columns"), peers.batch.index(dist.get_rank())
+    rows = _tell(place, "row", me, len(peers.batch), json.dumps(peers.tokens))
+    return sorted({rank for row in rows for rank in json.loads(row)})
+
+
+def _shared(store: dist.Store, ranks: Sequence[int], what: str) -> dist.Store:
+    """A part of a store that some ranks have for themselves; they must ask for it equally often."""
+    place = f"pab/{what}/{'-'.join(map(str, ranks))}"
+    number = store.add(f"{place}/{dist.get_rank()}", 1)
+    return dist.PrefixStore(f"{place}/number {number}", store)
+
+
+def _tell(store: dist.Store, what: str, index: int, num: int, mine: str) -> list[str]:
+    """Tell all ranks of a shared store something; what each of them says."""
+    store.set(f"{what}/{index}", mine)
+    said = []
+    for rank in range(num):
+        try:
+            said.append(store.get(f"{what}/{rank}").decode())
+        except dist.DistError as error:
+            raise RanksError(
+                f"Rank {rank} of the mesh did not come to where all ranks compare what they "
+                "compile, within the timeout of the processes' store. It may have failed before, "
+                "or compiled the model with another mesh, or not at all. Look at its log."
+            ) from error
+    return said
 
 
 def _in_words(error: BaseException) -> str:

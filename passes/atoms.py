@@ -9,8 +9,8 @@ read through ``leaves``.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 
@@ -99,6 +99,35 @@ def seed(num: int, source: int, dim: int) -> Dim:
 def sources(dim: Iterable[Atom]) -> set[int]:
     """Inputs that a dimension comes from."""
     return {origin.source for atom in leaves(dim) for origin in atom.origins}
+
+
+def copier(new_size: Callable[[Atom], int | None]) -> Callable[[Dim], Dim]:
+    """A function that copies dimensions, some of whose atoms get another size.
+
+    Args:
+        new_size: the size of the copy of an atom; None where that follows from its parts.
+    """
+    known: dict[Atom, Atom] = {}
+
+    def copy(atom: Atom) -> Atom:
+        top = root(atom)
+        if top not in known:
+            found = known[top] = replace(top, whole=None, bundles=[], parent=None)
+            found.factors = copies(top.factors)
+            found.parts = tuple(copies(part) for part in top.parts)
+            found.shows = copies(top.shows)
+            if (num := new_size(top)) is not None:
+                found.size = num
+            elif top.factors:
+                found.size = size(found.factors)
+            elif top.parts:
+                found.size = sum(size(part) for part in found.parts)
+        return known[top]
+
+    def copies(dim: Dim) -> Dim:
+        return tuple(copy(atom) for atom in dim)
+
+    return copies
 
 
 def mark_contracted(dim: Dim) -> None:

@@ -10,14 +10,14 @@ shows in what the first projection sums over.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
 from torch import fx
 
 from . import ir
-from .atoms import Atom, Dim, leaves, seed, size, sources
+from .atoms import Atom, Dim, copier, leaves, seed, size, sources
 from .axis_names import BATCH, CHANNEL, PACKED, Namer
 from .axis_rules import dims_of_call
 from .axis_trace import Dims, Outputs, Trace, anew, shape_of
@@ -82,6 +82,29 @@ class AxisTable:
         """The same axes for the nodes of another graph, given what stands for them in this one."""
         dims = {node: self._dims.get(stand_in) for node, stand_in in stand_ins.items()}
         return replace(self, _dims=dims)
+
+    def narrowed(
+        self, stand_ins: Mapping[fx.Node, fx.Node], new_size: Callable[[Atom], int | None]
+    ) -> AxisTable:
+        """The axes of another graph's nodes as well, in which some axes are shorter.
+
+        Args:
+            stand_ins: node of the other graph -> the node of this one whose axes it has.
+            new_size: the size of an atom there; None where it is the same.
+        """
+        copies = copier(new_size)
+        namer = self._namer
+        packed = {copies((atom,))[0]: roles for atom, roles in namer.packed.items()}
+        dims = dict(self._dims)
+        for node, full in stand_ins.items():
+            if (shape := ir.shape(node)) is None:
+                continue
+            found = tuple(copies(dim) for dim in self.dims(full))
+            for known in (found, self.dims(full)):  # what is not dealt out keeps its size
+                if tuple(size(leaves(dim)) for dim in known) == shape:
+                    dims[node] = known
+                    break
+        return replace(self, _dims=dims, _namer=replace(namer, packed={**namer.packed, **packed}))
 
     def names(self, node: fx.Node) -> tuple[str, ...]:
         """One printable name per dimension, such as ``("b*t", "h*w", "c")``."""

@@ -14,7 +14,15 @@ from torch.distributed.device_mesh import init_device_mesh
 
 import hand_parallel as by_hand
 import pab_compile
-from latte import Loop, calls_of, compiled_pab, ddim_timesteps, draw_latents, tiny_latte
+from latte import (
+    Loop,
+    calls_of,
+    compiled_pab,
+    ddim_timesteps,
+    draw_latents,
+    draw_prompt,
+    tiny_latte,
+)
 from pab_compile import team
 from world import Counter, Mesh
 
@@ -66,6 +74,71 @@ def generate(
         "pieces": stats.num_pieces,
         "per step": per_step,
     }
+
+
+def grid_options(group: dist.ProcessGroup, how: str) -> dict[str, Any]:
+    """How ranks share the rows of the batch, and their tokens where there are four of them."""
+    if how == "rows":
+        return {"batch_mesh": Mesh(group)}
+    if how == "counted":
+        return {"sequence_parallel": 2, "batch_parallel": 2, "shard": "t"}
+    assert how == "mesh"
+    mesh = init_device_mesh("cpu", (2, 2), mesh_dim_names=("cfg", "sp"))
+    return {"mesh": mesh["sp"], "batch_mesh": mesh["cfg"], "shard": "t"}
+
+
+def generate_rows(
+    group: dist.ProcessGroup | None, plan: str, how: str, rows: int = 1, guidance: Any = "batched"
+) -> dict[str, Any]:
+    """A generation of a tiny Latte whose ranks share the batch.
+
+    Returns:
+        The predictions, computations per kind, most bytes in slots, all-to-alls per step, bytes
+        that this rank sent, and the notes of ``explain``.
+    """
+    torch._dynamo.reset()
+    count = Counter(dist.get_rank() % 2 if group else 0)
+    options = grid_options(group, how) if group else {}
+    compiled = compiled_pab(tiny_latte(DEPTH), inner=count, **PLANS[plan], **options)
+    latents, prompt = draw_latents(batch=rows), draw_prompt(batch=rows)
+    loop = Loop(calls_of(compiled), ddim_timesteps(NUM_STEPS), latents, prompt, guidance=guidance)
+    per_step = count.per_step(loop.steps())
+    stats = pab_compile.stats(compiled)
+    return {
+        "predictions": torch.stack(loop.predictions),
+        "computed": dict(stats.computed),
+        "cache": stats.peak_cache_bytes,
+        "per step": [num for num, _ in per_step],
+        "sent": count.gathered + sum(sent for _, sent in per_step),
+        "notes": pab_compile.explain(compiled).notes,
+    }
+
+
+def refused_rows(group: dist.ProcessGroup, case: str) -> str:
+    """The error that a rank meets when the ranks cannot share a batch."""
+    guidance: Any = "two calls" if case == "two calls" else "batched"
+    model: Any = tiny_latte(depth=1)
+    options = grid_options(group, "counted" if case == "other meshes" else "rows")
+    if case == "other meshes" and group.rank() == 2:
+        options = {"sequence_parallel": 4}
+    elif case == "different plans":
+        options |= options_of(group, case)
+    elif case == "mixed":
+        model = Mixing(model)
+    compiled = compiled_pab(model, **options)
+    return error_of(Loop(calls_of(compiled), ddim_timesteps(4), guidance=guidance))
+
+
+class Mixing(torch.nn.Module):
+    """A model whose rows see one another."""
+
+    def __init__(self, model: torch.nn.Module) -> None:
+        super().__init__()
+        self.model = model
+        model.transformer_blocks[0].register_forward_hook(lambda block, args, x: x + x.flip(0))
+
+    def forward(self, hidden_states: torch.Tensor, **inputs: Any) -> Any:
+        return self.model(hidden_states, **inputs)
 
 
 def options_of(group: dist.ProcessGroup, case: str) -> dict[str, Any]:
@@ -154,15 +227,22 @@ def generate_example(
     }
 
 
-def failing(group: dist.ProcessGroup, who: str, patience: float) -> dict[str, Any]:
+def failing(
+    group: dist.ProcessGroup, who: str, patience: float, two_axes: bool = False
+) -> dict[str, Any]:
     """A generation in which some ranks fail in the third step, and what comes after it.
+
+    With two axes they share the batch and the tokens, else the tokens.
 
     Returns:
         What the failing call raised and after how many seconds; what the next generation raised,
         or else its last prediction.
     """
     team.PATIENCE = patience
-    own = dist.new_group(list(range(group.size())))  # since it cannot be used afterwards
+    if two_axes:
+        options = grid_options(group, "mesh")
+    else:  # in a group of their own, since it cannot be used afterwards
+        options = {"mesh": Mesh(dist.new_group(list(range(group.size())))), "shard": "t"}
     fails = {"rank": group.rank() if who == "all" else int(who), "at": 3}
 
     def inner(graph_module: Any, _: Any) -> Any:
@@ -174,7 +254,8 @@ def failing(group: dist.ProcessGroup, who: str, patience: float) -> dict[str, An
         return run
 
     def attempt() -> tuple[str, float, torch.Tensor | None]:
-        loop = Loop(calls_of(model), ddim_timesteps(4))
+        guidance: Any = "batched" if two_axes else "none"
+        loop = Loop(calls_of(model), ddim_timesteps(4), guidance=guidance)
         start = time.monotonic()
         try:
             for _ in loop.steps():
@@ -184,8 +265,8 @@ def failing(group: dist.ProcessGroup, who: str, patience: float) -> dict[str, An
             return f"{type(error).__name__}: {error}", time.monotonic() - start, None
         return "", 0.0, loop.predictions[-1]
 
-    options = {**PLANS["computes always"], "mesh": Mesh(own), "shard": "t"}
-    model: Any = compiled_pab(tiny_latte(DEPTH), inner=inner, **options)
+    plan = PLANS["computes always"]
+    model: Any = compiled_pab(tiny_latte(DEPTH), inner=inner, **plan, **options)
     raised, seconds, _ = attempt()
     fails["rank"] = -1
     after, _, prediction = attempt()

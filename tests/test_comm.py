@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import sympy
@@ -12,7 +13,7 @@ from models import open_sora, rectified_flow
 
 import pab_compile
 from latte import draw_latents, draw_prompt, tiny_latte
-from pab_compile import CommReport, Schedule
+from pab_compile import CommReport, OptionError, Schedule
 
 # Open-Sora 1.2, 2 s of 480p: two rows (guidance), 15 latent frames of 30 x 53 tokens.
 FRAMES, HEIGHT, WIDTH = 15, 60, 106
@@ -59,7 +60,7 @@ def test_bytes_of_open_sora_on_eight_ranks_are_the_published_ones(depth: int) ->
 
 
 @functools.cache
-def latte_report(num_ranks: int = 2) -> CommReport:
+def latte_report(num_ranks: int | None = 2, **options: Any) -> CommReport:
     return pab_compile.comm(
         tiny_latte(depth=2),
         hidden_states=draw_latents(batch=2),
@@ -67,7 +68,7 @@ def latte_report(num_ranks: int = 2) -> CommReport:
         encoder_hidden_states=draw_prompt(batch=2),
         num_ranks=num_ranks,
         schedule=Schedule(10, tuple(900.0 - 100 * step for step in range(10))),
-        options={"ranges": {"spatial": 2, "temporal": 5}, "window": (0.0, 1.0)},
+        options={"ranges": {"spatial": 2, "temporal": 5}, "window": (0.0, 1.0), **options},
     )
 
 
@@ -95,6 +96,36 @@ def test_a_report_in_print_says_axis_reasons_and_totals() -> None:
     assert "18 collectives" in text and "without reuse" in text
 
 
+def test_the_gather_of_the_batch_is_counted_apart() -> None:
+    alone, both = latte_report(2, batch_parallel=2), latte_report(4, batch_parallel=2)
+    row = 4 * 4 * 8 * 8 * 4  # channels, frames, rows and columns of the latents, bytes
+    assert [(r.what, r.along, r.wire_bytes) for r in alone.rows] == [
+        ("gather of the batch", "b", 10 * row)
+    ]
+    assert (alone.axis, alone.num_ranks, alone.num_batch_ranks) == ("", 1, 2)
+    assert alone.num_collectives == 10 and alone.convention_bytes == 0
+    assert [(r.what, r.along) for r in both.rows] == [
+        ("temporal", "h*w"),
+        ("gather at the end", "t"),
+        ("gather of the batch", "b"),
+    ]
+    assert both.rows[2].wire_bytes == 10 * row
+    assert both.convention_bytes * 2 == latte_report(2).convention_bytes  # of half the rows
+    assert alone.work.flops < 0.6 * latte_report(1).work.flops
+    assert "batch: 1 of 2 rows per rank" in str(both) and "sharded axis: t" in str(both)
+
+
+def test_the_number_of_ranks_is_given_or_follows_from_the_options() -> None:
+    assert latte_report(2, shard="h").axis == "h"
+    assert latte_report(None, sequence_parallel=2, shard="w").num_ranks == 2
+    assert latte_report(None, sequence_parallel=2, batch_parallel=2).num_batch_ranks == 2
+    assert latte_report(4, sequence_parallel=2).num_ranks == 4  # foretold, whatever runs
+    with pytest.raises(OptionError, match="give num_ranks, or options with mesh"):
+        latte_report(None, shard="t")
+    with pytest.raises(OptionError, match="num_ranks=3, and 2 ranks share the batch"):
+        latte_report(3, batch_parallel=2)
+
+
 def test_ranks_that_do_not_divide_are_counted_on_the_wire() -> None:
     with pytest.raises(pab_compile.ShardingError):
         latte_report(17)
@@ -109,7 +140,8 @@ def test_explain_says_which_axis_is_sharded_and_why_without_any_process() -> Non
         hidden_states=draw_latents(batch=2),
         timestep=torch.tensor([500, 500]),
         encoder_hidden_states=draw_prompt(batch=2),
-        options={"sequence_parallel": 2},
+        options={"sequence_parallel": 2, "batch_parallel": 2},
     )
+    assert any(note.startswith("batch: 1 of 2 rows per rank") for note in found.notes)
     assert "sharded axis: t, over 2 ranks" in found.notes
     assert any("1 x spatial attention runs along t" in note for note in found.notes)  # h, w

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from pab_compile.errors import OptionError, PabError, RanksError
-from pab_compile.mesh import group_of
+from pab_compile.mesh import peers_of
 from pab_compile.options import Options, near_miss, parse_options
 from pab_compile.passes.sites import KINDS, Site
 from pab_compile.plan import COMPUTE, CallablePlan, RangePlan
@@ -124,7 +124,7 @@ def test_options_cannot_be_changed() -> None:
     [
         (
             {"range": {}},
-            ["Unknown option 'range'", "Did you mean 'ranges'?", "Known: axes, coalesce, cut"],
+            ["Unknown option 'range'", "Did you mean 'ranges'?", "Known: axes, batch_mesh"],
         ),
         ({"ranges": {"spacial": 2}}, ["unknown kind 'spacial'", "Did you mean 'spatial'?"]),
         ({"ranges": "latt"}, ["Unknown preset 'latt'", "Did you mean 'latte'?", "pab246"]),
@@ -205,8 +205,11 @@ def test_kinds_without_a_range_are_computed_at_every_step() -> None:
         ({"sequence_parallel": 0}, "from 1 up"),
         ({"sequence_parallel": True}, "from 1 up"),
         ({"mesh": 2}, "no DeviceMesh"),
-        ({"shard": "t"}, "over which ranks"),
+        ({"shard": "t"}, "give mesh or sequence_parallel; to comm, num_ranks"),
         ({"sequence_parallel": 2, "shard": "x"}, "not a choice"),
+        ({"batch_parallel": 0}, "batch_parallel=0: .* from 1 up"),
+        ({"batch_mesh": 2}, "batch_mesh=2 is no DeviceMesh"),
+        ({"batch_parallel": 2, "shard": "t"}, "which ranks share them"),
     ],
 )
 def test_options_of_parallelism_that_make_no_sense_are_refused(
@@ -217,6 +220,8 @@ def test_options_of_parallelism_that_make_no_sense_are_refused(
 
 
 def test_ranks_without_a_process_group_are_an_error_that_says_how_to_start_them() -> None:
-    with pytest.raises(RanksError, match="torchrun --nproc-per-node"):
-        group_of(None, 2)
-    assert group_of(None, 1) is None and group_of(None, None) is None
+    with pytest.raises(RanksError, match="sequence_parallel=2 needs as many processes"):
+        peers_of(None, 2)
+    with pytest.raises(RanksError, match="batch_parallel=3 needs as many processes"):
+        peers_of(batch_parallel=3)
+    assert peers_of(None, 1) is None and peers_of() is None

@@ -29,6 +29,7 @@ _IMPORTED = [
     "diffusers.models.transformers.latte_transformer_3d",
 ]
 _ALL_TO_ALL = torch.ops._c10d_functional.all_to_all_single.default
+_ALL_GATHER = torch.ops._c10d_functional.all_gather_into_tensor.default
 
 
 class World:
@@ -102,22 +103,27 @@ class Counter:
     Attributes:
         calls: all-to-alls that ran.
         sent: bytes that this rank sent to others in them.
+        gathered: bytes that it sent in gathers of equal parts, in all steps.
     """
 
     def __init__(self, rank: int) -> None:
         self._rank = rank
         self.calls = 0
         self.sent = 0
+        self.gathered = 0
 
     def __call__(self, graph_module: fx.GraphModule, _: Sequence[Any]) -> Callable[..., Any]:
         """Take a piece."""
         nodes = list(graph_module.graph.find_nodes(op="call_function", target=_ALL_TO_ALL))
+        gathers = list(graph_module.graph.find_nodes(op="call_function", target=_ALL_GATHER))
 
         def run(*args: torch.Tensor) -> Any:
             for node in nodes:
                 sizes = list(node.args[2])
                 self.calls += 1
                 self.sent += (sum(sizes) - sizes[self._rank]) * ir.tensor(node).element_size()
+            for node in gathers:
+                self.gathered += ir.num_bytes(node.args[0]) * (int(node.args[1]) - 1)
             return graph_module.forward(*args)
 
         return run

@@ -28,7 +28,7 @@ def check_sharded(after: fx.GraphModule, before: fx.GraphModule, ranks: Ranks) -
     """Check the graph of one rank against the graph of one device.
 
     - it is well formed; its inputs and outputs are those of the graph of one device;
-    - every collective is for the ranks' group and is waited for once;
+    - every collective is waited for once, and is for the ranks' group, or was there before;
     - the sizes that an all-to-all sends and receives are one per rank, and those that it sends are
       all of its operand.
 
@@ -46,14 +46,29 @@ def check_sharded(after: fx.GraphModule, before: fx.GraphModule, ranks: Ranks) -
         new = [ir.shape(node) for node in find(after.graph)]
         if old != new:
             raise InvariantError(f"sharding changed the {what} from {old} to {new}")
+    _check_kept(after, before, ranks)
     for node in collectives(list(after.graph.nodes)):
         waits = [user for user in node.users if ir.is_call(user, "wait_tensor")]
         if len(waits) != 1 or len(node.users) != 1:
             raise InvariantError(f"{node.name} is waited for {len(waits)} times, not once")
-        if node.args[-1] != ranks.group:
-            raise InvariantError(f"{node.name} is for the group {node.args[-1]!r}")
-        if ir.is_call(node, "all_to_all_single"):
+        if ir.is_call(node, "all_to_all_single") and node.args[-1] == ranks.group:
             _check_sizes(node, ranks)
+
+
+def _check_kept(after: fx.GraphModule, before: fx.GraphModule, ranks: Ranks) -> None:
+    """What other ranks exchange, as they share the batch, is what it was."""
+    kept = [_in_words(node) for node in collectives(list(before.graph.nodes))]
+    for node in collectives(list(after.graph.nodes)):
+        if node.args[-1] == ranks.group:
+            continue
+        if not kept or _in_words(node) != kept.pop(0):
+            raise InvariantError(f"{node.name} is for the group {node.args[-1]!r}")
+    if kept:
+        raise InvariantError(f"sharding lost a collective of other ranks: {kept[0]}")
+
+
+def _in_words(node: fx.Node) -> str:
+    return f"{node.target} {ir.shape(node)} {node.args[1:]}"
 
 
 def _check_sizes(node: fx.Node, ranks: Ranks) -> None:
@@ -87,6 +102,8 @@ def check_exchanges(
     """
     everyone = range(ranks.size)
     for node in collectives(list(graph_module.graph.nodes)):
+        if node.args[-1] != ranks.group:
+            continue
         if (purpose := purposes.get(node)) is None:
             raise InvariantError(f"{node.name} is a collective that no change of layout calls for")
         sent = [purpose.elements(ranks.rank, other, ranks) for other in everyone]

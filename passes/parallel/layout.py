@@ -67,7 +67,12 @@ class _TooEarly(Exception):
 
 
 def lay_out(
-    graph: fx.Graph, axes: AxisTable, mixers: Sequence[Mixer], axis: Axis, num_ranks: int
+    graph: fx.Graph,
+    axes: AxisTable,
+    mixers: Sequence[Mixer],
+    axis: Axis,
+    num_ranks: int,
+    detours: bool = True,
 ) -> Layout:
     """Decide how every tensor is dealt out along an axis.
 
@@ -77,6 +82,8 @@ def lay_out(
         mixers: its token mixers.
         axis: a token axis of the latents, or a product of some.
         num_ranks: number of ranks.
+        detours: whether ops may run along another axis. Otherwise nothing before the last attention
+            may mix the axis, and the ranks exchange nothing before they gather.
 
     Raises:
         ShardingError: the axis is shorter than the number of ranks, lies in no dimension, or an op
@@ -87,7 +94,7 @@ def lay_out(
             f"The axis {axis.name!r} has {axis.size} positions, fewer than the {num_ranks} ranks "
             "that were to share it. Use fewer ranks or another axis."
         )
-    planner = _Planner(graph, axes, mixers, axis, num_ranks)
+    planner = _Planner(graph, axes, mixers, axis, num_ranks, detours)
     replicated: set[fx.Node] = set()
     while True:
         try:
@@ -104,7 +111,10 @@ class _Planner:
         mixers: Sequence[Mixer],
         axis: Axis,
         num_ranks: int,
+        detours: bool,
     ) -> None:
+        self._may_detour = detours
+        self._advice = " Choose another axis, or fewer ranks." if detours else ""
         self._graph = graph
         self._axes = axes
         self._axis = axis
@@ -144,7 +154,7 @@ class _Planner:
         if not self._entries:
             raise ShardingError(
                 f"The axis {self._axis.name!r} lies in no single dimension of what the model makes "
-                "of its latents before the first attention. Choose another axis."
+                f"of its latents before the first attention.{self._advice}"
             )
         return Layout(
             self._axis,
@@ -181,11 +191,11 @@ class _Planner:
                 return set()
             if node not in self._is_after and node not in self._mixer_of:
                 raise _TooEarly(sharded)
-            core = self._core(node)
+            core = self._core(node) if self._may_detour else (node,)
             if core[-1] is not node:  # until everything that it reads is laid out
                 self._waiting[core[-1]] = core
                 return set(core[:-1])
-        found = self._detour(core)
+        found = self._detour(core) if self._may_detour else ""
         if isinstance(found, Detour):
             self._detours.append(found)
             for inner in found.verdicts:
@@ -199,8 +209,8 @@ class _Planner:
             return set()
         raise ShardingError(
             f"The axis {self._axis.name!r} cannot be sharded over {self._num_ranks} ranks: "
-            f"{describe(node)} stands in the way, since {answer}. Instead of it: {found}. "
-            "Choose another axis, or fewer ranks."
+            f"{describe(node)} stands in the way, since {answer}."
+            f"{f' Instead of it: {found}.' if found else ''}{self._advice}"
         )
 
     def _core(self, node: fx.Node) -> tuple[fx.Node, ...]:

@@ -234,7 +234,7 @@ RULES = _table(
         view_rules.embedding: "embedding",
         view_rules.along_other_dims: "flip roll cumsum sort softmax _softmax _safe_softmax",
         _norm: "layer_norm rms_norm _fused_rms_norm",
-        _group_norm: "group_norm native_group_norm batch_norm instance_norm",
+        _group_norm: "group_norm native_group_norm instance_norm",
         _reduce: (
             "mean sum nansum prod amax amin max min argmax argmin std var var_mean std_mean any "
             "all logsumexp norm linalg_vector_norm"

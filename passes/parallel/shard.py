@@ -96,6 +96,19 @@ class Ranks:
         return start, start + counts[rank]
 
 
+@dataclass(frozen=True)
+class Grid:
+    """The ranks of a mesh of two axes that a rank shares a model with.
+
+    Attributes:
+        tokens: those that share the tokens.
+        batch: those that share the rows of the batch.
+    """
+
+    tokens: Ranks
+    batch: Ranks
+
+
 def through_view(shard: Shard, before: Sequence[int], after: Sequence[int]) -> Shard | None:
     """The shard of another view of the same elements; None where the view cuts the axis apart."""
     inside = math.prod(before[shard.dim + 1 :])

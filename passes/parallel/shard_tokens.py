@@ -47,13 +47,6 @@ class ShardTokens:
     def __call__(self, program: Program) -> int:
         """Rewrite the graph for one rank; the number of collectives that it now holds."""
         graph_module = program.graph_module
-        own = collectives(list(graph_module.graph.nodes))
-        if own:
-            raise ShardingError(
-                f"The model exchanges tensors between ranks itself: {describe(own[0])}. It cannot "
-                "be sharded once more. Leave mesh and sequence_parallel out: its collectives stay, "
-                "and those of an attention disappear where its output is reused."
-            )
         choice = choose(program, self.ranks.size, self.share, self.axis)
         check_layout(choice.layout)
         local = localise(graph_module, choice.layout, self.ranks)
@@ -66,12 +59,27 @@ class ShardTokens:
         program.sites = local_sites(program.sites, local)
         check_regions(program.sites, inside)
         program.graph_module = local.graph_module
-        program.sharding = tuple(choice.lines())
+        program.sharding = (*program.sharding, *choice.lines())
         return len(collectives(list(local.graph_module.graph.nodes)))
 
     def verify(self, after: fx.GraphModule, before: fx.GraphModule) -> None:
         """Check the rewritten graph."""
         check_sharded(after, before, self.ranks)
+
+
+def refuse_own_exchanges(graph: fx.Graph) -> None:
+    """Refuse the captured graph of a model that is parallel by itself.
+
+    Raises:
+        ShardingError: it holds a collective; says which.
+    """
+    own = collectives(list(graph.nodes))
+    if own:
+        raise ShardingError(
+            f"The model exchanges tensors between ranks itself: {describe(own[0])}. It cannot be "
+            "sharded once more. Leave mesh, batch_mesh, sequence_parallel and batch_parallel out: "
+            "its collectives stay, and those of an attention disappear where its output is reused."
+        )
 
 
 def local_sites(sites: Sequence[Site], local: Localised) -> tuple[Site, ...]:

@@ -163,6 +163,7 @@ WRONG = {
     "padded": (lambda x: F.pad(x, (0, 0, 1, 0)), "pads the axis"),
     "cumulated": (lambda x: x.cumsum(1), "mixes positions"),
     "random": (lambda x: x * torch.rand_like(x), "random numbers"),
+    "statistics of rows": (lambda x: F.batch_norm(x, None, None, training=True), "no rule says"),
     "no rule": (lambda x: torch.cdist(x, x), "no rule says"),
 }
 
