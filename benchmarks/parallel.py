@@ -1,4 +1,4 @@
-"""Benchmark `parallel`: two processes that share the tokens, over gloo on one machine."""
+"""Benchmark `parallel`: two processes that share tokens or batch, over gloo on one machine."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 import torch.distributed as dist
@@ -16,6 +17,8 @@ from rich.progress import Progress
 from torch import fx
 
 import pab_compile
+import pab_compile.program
+from pab_compile.passes.pipeline import Program
 
 from .latte import CPU_SMALL, TINY, Size, make_inputs, make_model
 from .results import Result
@@ -28,6 +31,16 @@ PAB246: dict[str, Any] = {
     "ranges": {"spatial": 2, "temporal": 4, "cross": 6},
     "window": (0.0, 1.0),
 }
+
+
+@dataclass(frozen=True)
+class _InPlace:
+    """Instead of the pass that lets exchanges overlap with computation: they stay in place."""
+
+    name: str = "overlap"
+
+    def __call__(self, _: Program) -> int:
+        return 0
 
 
 @dataclass
@@ -81,11 +94,44 @@ def _generate(model: Any, size: Size, num_steps: int) -> float:
     return time.perf_counter() - start
 
 
+class _FullAttention(torch.nn.Module):
+    """Blocks of attention over all tokens, whose queries travel while its keys are computed.
+
+    Latte's attentions have nothing to compute while their one tensor travels.
+    """
+
+    def __init__(self, size: Size) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.heads, width = size.num_heads, size.num_heads * size.head_dim
+        self.embed, self.out = torch.nn.Linear(4, width), torch.nn.Linear(width, 4)
+        self.time = torch.nn.Linear(1, width)
+        self.blocks = torch.nn.ModuleList(
+            torch.nn.ModuleList(torch.nn.Linear(width, width) for _ in "qkvo")
+            for _ in range(size.num_layers)
+        )
+        self.eval().requires_grad_(False)
+
+    def forward(self, hidden_states: torch.Tensor, timestep: torch.Tensor, **_: Any) -> Any:
+        batch, channels, frames, height, width = hidden_states.shape
+        x = self.embed(hidden_states.permute(0, 2, 3, 4, 1).flatten(1, 3))
+        x = x + self.time(timestep[:, None].float() / 1000)[:, None]
+        for q, k, v, out in self.blocks:
+            y = torch.nn.functional.layer_norm(x, x.shape[-1:])
+            parts = (part(y).unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in (q, k, v))
+            y = torch.nn.functional.scaled_dot_product_attention(*parts)
+            x = x + out(y.transpose(1, 2).flatten(2))
+        x = self.out(x).reshape(batch, frames, height, width, channels)
+        return x.permute(0, 4, 1, 2, 3)
+
+
 def _work(rank: int, folder: str, size: Size, num_steps: int, rounds: int, answers: Any) -> None:
     torch.set_num_threads(1)
     store = dist.FileStore(f"{folder}/store", NUM_RANKS)
     dist.init_process_group("gloo", store=store, rank=rank, world_size=NUM_RANKS)
+    torch.compiler.config.recompile_limit = 64  # one model, many variants
     model, together = make_model(size), {"sequence_parallel": NUM_RANKS, "inner": "eager"}
+    rows = {"batch_parallel": NUM_RANKS}
     meter = Meter()
     variants = {
         "always, one": {**ALWAYS, "inner": "eager"},
@@ -94,15 +140,27 @@ def _work(rank: int, folder: str, size: Size, num_steps: int, rounds: int, answe
         "pab246": {**PAB246, **together},
         "always, metered": {**ALWAYS, **together, "inner": meter},
         "pab246, metered": {**PAB246, **together, "inner": meter},
+        "always, rows": {**ALWAYS, **rows, "inner": "eager"},
+        "pab246, rows": {**PAB246, **rows, "inner": "eager"},
+        "always, rows, metered": {**ALWAYS, **rows, "inner": meter},
+        "always, in place": {**ALWAYS, **together},
+        "full": {**ALWAYS, **together},
+        "full, in place": {**ALWAYS, **together},
     }
     found: dict[str, list[Any]] = {name: [] for name in variants}
     with torch.no_grad():
+        full = _FullAttention(size)
         runs = {
-            name: torch.compile(model, backend="pab", options=options)
+            name: torch.compile(
+                full if name.startswith("full") else model, backend="pab", options=options
+            )
             for name, options in variants.items()
         }
-        for compiled in runs.values():
-            _generate(compiled, size, num_steps)
+        for name, compiled in runs.items():
+            shipped = pab_compile.program.Overlap
+            overlap = _InPlace if "in place" in name else shipped
+            with mock.patch.object(pab_compile.program, "Overlap", overlap):
+                _generate(compiled, size, num_steps)  # compiles
         for _ in range(rounds):
             for name, compiled in runs.items():
                 meter.seconds, meter.sent, meter.calls = 0.0, 0, 0
@@ -149,6 +207,14 @@ def run(result: Result, quick: bool, progress: Progress) -> None:
     ratio("the same: one process", "always, one", "pab246, one")
     ratio("two processes against one, no reuse", "always, one", "always")
     ratio("two processes against one, PAB246", "pab246, one", "pab246")
+    ratio("the batch on two processes against one, no reuse", "always, one", "always, rows")
+    ratio("the batch on two processes against one, PAB246", "pab246, one", "pab246, rows")
+    ratio(
+        "the batch on two processes against the tokens on two, no reuse", "always", "always, rows"
+    )
+    ratio("the batch on two processes against the tokens on two, PAB246", "pab246", "pab246, rows")
+    ratio("exchanges in place against overlapped", "always, in place", "always")
+    ratio("the same: attention over all tokens", "full, in place", "full")
     for name in ("always", "pab246"):
         samples = [100 * inside / all_ for all_, inside, _, _ in found[f"{name}, metered"]]
         words = {"always": "no reuse", "pab246": "PAB246"}[name]
@@ -157,15 +223,27 @@ def run(result: Result, quick: bool, progress: Progress) -> None:
         result.add(f"sent by one process in a generation, {words}", sent / 1e6, "MB")
         result.add(f"collectives of a generation, {words}", calls, "")
         options = ALWAYS if name == "always" else PAB246
-        with torch.no_grad():
-            foretold = pab_compile.comm(
-                make_model(size),
-                **make_inputs(size),
-                num_ranks=NUM_RANKS,
-                schedule=pab_compile.Schedule(num_steps),
-                options=options,
-            )
-        result.add(f"foretold: sent by one process, {words}", foretold.wire_bytes / 1e6, "MB")
+        foretold = _foretold(size, num_steps, options) / 1e6
+        result.add(f"foretold: sent by one process, {words}", foretold, "MB")
+    samples = [100 * inside / all_ for all_, inside, _, _ in found["always, rows, metered"]]
+    result.add("share of a step in collectives, the batch", median(samples), "%", None, samples)
+    _, _, sent, calls = found["always, rows, metered"][0]
+    result.add("sent by one process in a generation, the batch", sent / 1e6, "MB")
+    result.add("collectives of a generation, the batch", calls, "")
+    foretold = _foretold(size, num_steps, {**ALWAYS, "batch_parallel": NUM_RANKS}) / 1e6
+    result.add("foretold: sent by one process, the batch", foretold, "MB")
     result.notes.append(
         "A collective's time holds the waiting for the other process; both share one machine."
     )
+
+
+def _foretold(size: Size, num_steps: int, options: dict[str, Any]) -> float:
+    """Bytes that one process sends in a generation."""
+    with torch.no_grad():
+        return pab_compile.comm(
+            make_model(size),
+            **make_inputs(size),
+            num_ranks=NUM_RANKS,
+            schedule=pab_compile.Schedule(num_steps),
+            options=options,
+        ).wire_bytes
