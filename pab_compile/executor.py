@@ -21,7 +21,7 @@ from .decisions import Decision, Decisions
 from .generation import Generation, Place
 from .lower import Function, PieceCompiler
 from .plan import Plan
-from .slots import Slot, Tensors
+from .slots import Slot, Tensors, copy_of
 from .stretch import Stretch
 
 
@@ -182,7 +182,7 @@ class Executor:
 
     def kept(self, tensor: torch.Tensor, is_returned: bool = False) -> torch.Tensor:
         """A tensor that outlives the step: itself, or a copy where others may write to it."""
-        return tensor.clone() if self._must_copy or is_returned else tensor
+        return copy_of(tensor) if self._must_copy or is_returned else tensor
 
     def history_of(self, site: int) -> int:
         """Outputs to keep of a site when the future is unknown."""
@@ -220,7 +220,7 @@ class _Frame:
             first = self._generation.first_reusable_step
             loaded = slot.load(step, decision.entry, self._timestep, first)
             if op.is_returned:
-                loaded = tuple(tensor.clone() for tensor in loaded)
+                loaded = tuple(map(copy_of, loaded))
             self._trim(op, slot, decision)
             return loaded
         self._computed[op.site] = 1

@@ -76,10 +76,12 @@ def extrapolate(outputs: Sequence[Tensors], positions: Sequence[float]) -> Tenso
     """The polynomial through one to three outputs, at a position beyond them.
 
     Numbers enter as arguments of ``lerp``, one kernel per degree: nothing is compiled, sent to the
-    device or read from it, and half precision is rounded once per kernel.
+    device or read from it, and half precision is rounded once per kernel. The result has the
+    strides of the newest output.
 
     Args:
-        outputs: oldest first; what is not of floating point is taken from the newest.
+        outputs: oldest first, all of one layout; what is not of floating point is taken from the
+            newest.
         positions: one per output, then the one to predict; rising or falling strictly.
     """
     if len(outputs) == 1:
@@ -97,10 +99,39 @@ def extrapolate(outputs: Sequence[Tensors], positions: Sequence[float]) -> Tenso
 
 
 def _interpolate(tensors: Sequence[torch.Tensor], weights: Sequence[float]) -> torch.Tensor:
-    if not tensors[-1].is_floating_point():
-        return tensors[-1]
-    result = torch.lerp(tensors[0], tensors[1], weights[0])
-    return result if len(weights) == 1 else result.lerp_(tensors[2], weights[1])
+    newest = tensors[-1]
+    if not newest.is_floating_point():
+        return newest
+    first, second, *others = map(_without_repeats, tensors)
+    result = _empty_as(_without_repeats(newest))
+    torch.lerp(first, second, weights[0], out=result)
+    for other, weight in zip(others, weights[1:], strict=True):
+        result.lerp_(other, weight)
+    return result.expand(newest.shape)
+
+
+def copy_of(tensor: torch.Tensor) -> torch.Tensor:
+    """A copy in memory of its own, with the strides of the tensor.
+
+    Compiled pieces hold their inputs to the strides that they were compiled for, and ``clone``
+    packs a part of a larger tensor.
+    """
+    source = _without_repeats(tensor)
+    return _empty_as(source).copy_(source).expand(tensor.shape)
+
+
+def _empty_as(tensor: torch.Tensor) -> torch.Tensor:
+    return torch.empty_strided(
+        tensor.shape, tensor.stride(), dtype=tensor.dtype, device=tensor.device
+    )
+
+
+def _without_repeats(tensor: torch.Tensor) -> torch.Tensor:
+    """The first part along every dimension that repeats the same memory."""
+    for dim, (size, stride) in enumerate(zip(tensor.shape, tensor.stride(), strict=True)):
+        if stride == 0 and size > 1:
+            tensor = tensor.narrow(dim, 0, 1)
+    return tensor
 
 
 def _positions(outputs: Sequence[Output]) -> list[float]:

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pab_compile.slots import Slot
+from pab_compile.slots import Slot, copy_of
 
 
 def filled(*steps: int, length: int = 2) -> Slot:
@@ -121,6 +121,41 @@ def test_prediction_keeps_the_dtype() -> None:
     for order in (1, 2):
         assert slot.load(3, order)[0].dtype == torch.bfloat16
         assert slot.load(3, order)[0].tolist() == [3.0] * 2
+
+
+def laid_out(layout: str) -> torch.Tensor:
+    """A tensor of shape (2, 3, 4) in which every element is another, but for what repeats."""
+    whole = torch.arange(2 * 5 * 4.0).reshape(2, 5, 4)
+    return {
+        "packed": lambda: whole[:, :3].contiguous(),
+        "part of a larger one": lambda: whole[:, 2:],
+        "permuted": lambda: whole[:, :3].permute(1, 2, 0).contiguous().permute(2, 0, 1),
+        "repeated": lambda: whole[:, :3, :1].expand(-1, -1, 4),
+    }[layout]()
+
+
+LAYOUTS = ("packed", "part of a larger one", "permuted", "repeated")
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("order", [1, 2])
+def test_prediction_keeps_the_layout_that_pieces_are_compiled_for(order: int, layout: str) -> None:
+    slot, tensor = Slot(), laid_out(layout)
+    for step in (0, 1, 2):
+        stored = copy_of(tensor)
+        (stored[..., :1] if layout == "repeated" else stored).mul_(step)
+        slot.store(step, (stored,), 3)
+    (found,) = slot.load(4, order)
+    assert found.stride() == tensor.stride()
+    torch.testing.assert_close(found, tensor * 4)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_a_copy_has_the_layout_and_other_memory(layout: str) -> None:
+    tensor = laid_out(layout)
+    copy = copy_of(tensor)
+    assert torch.equal(copy, tensor) and copy.stride() == tensor.stride()
+    assert copy.untyped_storage().data_ptr() != tensor.untyped_storage().data_ptr()
 
 
 def test_prediction_changes_nothing_that_is_stored() -> None:
