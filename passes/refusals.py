@@ -49,7 +49,7 @@ def _casts_nothing(entered: fx.Node) -> bool:
 def refuse_other_memory(dynamo_graph: fx.GraphModule) -> None:
     """A tensor that is given other memory inside the forward is an error.
 
-    Looks at Dynamo's graph: from torch 2.14 on, functionalisation loses such a write.
+    Looks at Dynamo's graph: in torch 2.15 functionalisation loses such a write.
     """
     graphs = [m.graph for m in dynamo_graph.modules() if isinstance(m, fx.GraphModule)]
     for node in (node for graph in graphs for node in graph.nodes):
