@@ -66,6 +66,7 @@ def cut(word: str) -> str:
         pytest.param("scm+tmscmtmscmtm", "scm + tm scm tm scm tm", id="a first block with more"),
         pytest.param("scmscmscmsc", "sc m sc m sc m sc", id="a last block with less"),
         pytest.param("scmscmtscmscm", "scm scm t scm scm", id="none covers half"),
+        pytest.param("sscmsscmsscm", "sscm sscm sscm", id="a site twice in a block"),
         pytest.param("sctm", "sctm", id="nothing repeats"),
         pytest.param("smtm", "smtm", id="little repeats"),
         pytest.param("+", "+", id="no site"),
