@@ -32,8 +32,8 @@ PRESET_HEAD = """
 
 `options={"ranges": "pab246"}` names a preset. A preset also sets `window`, `predict`, `cut` and
 `coalesce`. If you give one of these options, your value replaces that of the preset. Kinds that a
-preset does not name compute at every step. A window of floats holds fractions of the steps. A
-window of integers holds timestep values.
+preset does not name compute at every step. Bounds of a window are fractions of the steps if they
+are floats, and timestep values if they are integers.
 
 This project made `linear3`, `linear4` and `linear5`. The paper and the code of its authors define
 the other presets.
