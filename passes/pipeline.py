@@ -12,6 +12,9 @@ from dataclasses import dataclass
 from torch import fx
 
 from pab_compile.passes.axes.table import infer_axes
+from pab_compile.passes.errors import UnsupportedModelError
+from pab_compile.passes.graph import ir
+from pab_compile.passes.program import Pass, Program
 from pab_compile.passes.rewrite.broadcast import branches, broadcast
 from pab_compile.passes.rewrite.coalesce import Pattern, coalesce, verify_coalesced
 from pab_compile.passes.rewrite.pieces import cut_into_pieces
@@ -27,10 +30,6 @@ from pab_compile.passes.sites.binding import (
 from pab_compile.passes.sites.classify import find_mixers
 from pab_compile.passes.sites.find_sites import find_sites
 from pab_compile.passes.sites.site import Site
-
-from .errors import UnsupportedModelError
-from .graph import ir
-from .program import Pass, Program
 
 
 @dataclass(frozen=True)

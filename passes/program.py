@@ -14,13 +14,13 @@ from typing import Protocol, runtime_checkable
 
 from torch import fx
 
-from .axes.table import AxisTable
-from .graph import ir
-from .graph.join import Joined
-from .graph.printer import format_graph
-from .rewrite.verify import verify
-from .sites.classify import Mixer
-from .sites.site import Site
+from pab_compile.passes.axes.table import AxisTable
+from pab_compile.passes.graph import ir
+from pab_compile.passes.graph.join import Joined
+from pab_compile.passes.graph.printer import format_graph
+from pab_compile.passes.rewrite.verify import verify
+from pab_compile.passes.sites.classify import Mixer
+from pab_compile.passes.sites.site import Site
 
 
 @dataclass
