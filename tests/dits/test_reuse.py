@@ -24,11 +24,11 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:Dynamo detected a call to a `functools.lru_cache`"),
 ]
 # One configuration of every class runs at its second size, where numbers of rows and columns equal
-# other sizes, the others at the usual one. One of every family runs at both, one after the other:
-# with a forward of one graph and of several, and attention of every mechanism.
+# other sizes, the others at the usual one. One of every family runs at both, one after the other,
+# here or in test_sizes: forwards of one graph and of several, attention of every mechanism.
 FIRST_OF_CLASS = {dit.cls: name for name, dit in reversed(CATALOGUE.items())}
 AT_BOTH_SIZES = (
-    *("minimax_h3", "ltx", "latte", "hunyuan_video_15", "mochi", "wan", "cosmos3", "flux"),
+    *("minimax_h3", "ltx", "hunyuan_video_15", "mochi", "cosmos3", "flux"),
     *("sd3", "sana", "lumina2", "t5_film", "protein"),
 )
 DITS = [pytest.param(dit, id=name) for name, dit in CATALOGUE.items() if not dit.unsupported]
