@@ -385,11 +385,11 @@ def test_any_registered_backend_compiles_the_pieces(small: LatteTransformer3DMod
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("mode", ["max-autotune-no-cudagraphs", "reduce-overhead"])
-def test_a_mode_is_accepted_and_right(small: LatteTransformer3DModel, mode: str) -> None:
+def test_a_mode_is_accepted_and_right(small: LatteTransformer3DModel) -> None:
+    """The one that also changes how outputs are cached; any other is handed over alike."""
     expected = Loop(Oracle(small), ddim_timesteps(NUM_STEPS)).run()
     assert_different(expected, run(small))
-    assert_same(run(torch.compile(small, backend="pab", mode=mode)), expected, 1e-4)
+    assert_same(run(torch.compile(small, backend="pab", mode="reduce-overhead")), expected, 1e-4)
 
 
 def test_explain_of_a_second_size_meets_no_symbols(model: LatteTransformer3DModel) -> None:

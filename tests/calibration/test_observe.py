@@ -30,6 +30,7 @@ from pab_compile.errors import ObservationError
 from pab_compile.plans.plan import COMPUTE
 from pab_compile.runtime.generation import Place
 
+pytestmark = pytest.mark.compiled_once
 NUM_STEPS = 26
 PATHS = {"spatial": "transformer_blocks", "temporal": "temporal_transformer_blocks"}
 

@@ -12,10 +12,21 @@ from typing import Any
 import pytest
 import torch
 
-from helpers.broken_forwards import SHAPE, BrokenDiT, caller, denoise, draw, noise, prompts, table
+from helpers.broken_forwards import (
+    CHANNELS,
+    SHAPE,
+    BrokenDiT,
+    caller,
+    denoise,
+    draw,
+    noise,
+    prompts,
+    sinusoids,
+    table,
+)
 
 NUM_STEPS = 4
-RANGES = {"spatial": 2, "temporal": 3, "cross": 2, "mlp": 2}
+RANGES = {"spatial": 2, "cross": 3, "mlp": 2}
 VARIANTS: dict[str, dict[str, Any]] = {
     "ones": {"ranges": {}},
     "reuse": {"ranges": RANGES},
@@ -29,6 +40,18 @@ print(json.dumps(work(sys.argv[2:], sys.argv[1])))
 """
 
 
+class OneBlock(BrokenDiT):
+    """The first block only, since every kernel takes long to compile."""
+
+    def forward(  # type: ignore[override]
+        self, latents: torch.Tensor, timestep: torch.Tensor, prompt: torch.Tensor
+    ) -> torch.Tensor:
+        batch, _, frames, height, width = latents.shape
+        x = self.embed(latents.permute(0, 2, 3, 4, 1).reshape(batch, -1, CHANNELS))
+        x = self.first(x, self.time(sinusoids(timestep)), self.text(prompt), frames)
+        return self.last(x).view(batch, frames, height, width, CHANNELS).permute(0, 4, 1, 2, 3)
+
+
 def work(variants: list[str], folder: str) -> dict[str, int]:
     """What a process does: run some variants, save their predictions, say what the cache had."""
     for variant in variants:
@@ -40,7 +63,7 @@ def work(variants: list[str], folder: str) -> dict[str, int]:
 def generate(variant: str, inner: str) -> torch.Tensor:
     """The latents of every step, with a compiler of the pieces; ``stock`` is no backend of ours."""
     torch._dynamo.reset()
-    model: Any = draw(BrokenDiT)
+    model: Any = draw(OneBlock)
     if variant == "stock":
         model = torch.compile(model, backend=inner)
     else:
