@@ -40,6 +40,10 @@ EVERY_MODEL = [
 ]
 
 
+# The captures of test_repeats, which are shared in one process.
+DEEP = [pytest.mark.slow, pytest.mark.xdist_group("deep latte")]
+
+
 def cut(model: Captured, kind: str = "attention") -> fx.GraphModule:
     branched, _ = broadcast(model.graph_module, analysed(model, kind).sites, lambda site: True)
     return cut_into_pieces(branched)
@@ -122,7 +126,7 @@ def test_the_graph_that_is_cut_is_not_changed() -> None:
 
 @pytest.mark.parametrize(
     "build",
-    [small_dit, pytest.param(small_latte, marks=pytest.mark.xdist_group("deep latte"))],
+    [small_dit, pytest.param(small_latte, marks=DEEP)],
     ids=["own", "latte"],
 )
 def test_the_number_of_distinct_pieces_does_not_depend_on_depth(

@@ -123,6 +123,8 @@ def letters(branch: StepBranch) -> str:
     return "".join(chr(ord("A") + known.index(key)) for key in keys)
 
 
+# The captures of test_pieces, which are shared in one process.
+DEEP = [pytest.mark.slow, pytest.mark.xdist_group("deep latte")]
 LATTE = {4: "ABCBCBCBD", 6: "ABCBCBCBCBCBD"}
 OWN = {2: "ABBC", 4: "ABBBBC", 12: "A" + 12 * "B" + "C"}
 
@@ -131,7 +133,7 @@ OWN = {2: "ABBC", 4: "ABBBBC", 12: "A" + 12 * "B" + "C"}
     ("build_one", "expected"),
     [
         pytest.param(small_dit, OWN, id="own"),
-        pytest.param(small_latte, LATTE, id="latte", marks=pytest.mark.xdist_group("deep latte")),
+        pytest.param(small_latte, LATTE, id="latte", marks=DEEP),
     ],
 )
 def test_pieces_are_whole_blocks_and_equal_ones_at_any_depth(
