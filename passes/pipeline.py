@@ -68,7 +68,9 @@ class BindTimes:
         program.clock = ir.source(clock)
         inputs = [n for n in ir.placeholders(graph) if not ir.is_constant_input(n)]
         given = [n for n in inputs if not ir.is_eager(n) and n is not latents and n is not clock]
-        program.held = tuple(ir.source(n) for n in given if ir.binding(n) == Binding.PROMPT)
+        program.prompt_inputs = tuple(
+            ir.source(n) for n in given if ir.binding(n) == Binding.PROMPT
+        )
         program.stepping = tuple(ir.source(n) for n in given if ir.binding(n) != Binding.PROMPT)
         program.has_eager_inputs = any(ir.is_eager(n) for n in inputs)
         return changed

@@ -18,11 +18,11 @@ from pab_compile.passes.rewrite.pieces import PRELUDE, Piece
 from pab_compile.passes.sites.site import Site
 from pab_compile.plans.decisions import Decision, Decisions
 from pab_compile.plans.plan import Plan
-from pab_compile.runtime.cache_entry import Slot, Tensors, copy_of
+from pab_compile.runtime.cache_entry import CacheEntry, Tensors, copy_of
 from pab_compile.runtime.generation import Generation, Place
 
 from .lower import Function, PieceCompiler
-from .merged_branch import Stretch
+from .merged_branch import MergedBranch
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,7 +63,8 @@ class Executor:
 
     Attributes:
         identity: hash of the structure and the place. Dynamo may compile one graph several times
-            (two threads at once, a dropped cache entry); such copies go on with each other's slots.
+            (two threads at once, a dropped cache entry); such
+            copies use each other's cache entries.
         sites: the sites that have a branch, in order.
         always_computed: kind -> number of its sites in ``uncut``.
     """
@@ -90,7 +91,7 @@ class Executor:
         register = {node: index for index, node in enumerate(nodes)}
         self._num_registers = len(nodes)
         self._inputs = [register[node] for node in ir.placeholders(cut_graph.graph)]
-        self._held = [
+        self._constant_registers = [
             (register[n], self._constants[str(n.target)]) for n in nodes if n.op == "get_attr"
         ]
         self._returned = ir.output_node(cut_graph.graph).args[0]
@@ -120,7 +121,7 @@ class Executor:
             if prelude >= 0:
                 function: Function = module.compute.forward  # too seldom to be worth compiling
             elif isinstance(module, StepBranch) and module.site.parts:
-                function = Stretch(module.compute, compiler)
+                function = MergedBranch(module.compute, compiler)
             else:
                 function = compiler.compile(module.compute, key)
             dying = [n for n in node.all_input_nodes if last_use[n] is node and n not in kept]
@@ -152,7 +153,7 @@ class Executor:
         registers: list[torch.Tensor | None] = [None] * self._num_registers
         for register, tensor in zip(self._inputs, inputs, strict=True):
             registers[register] = tensor
-        for register, tensor in self._held:
+        for register, tensor in self._constant_registers:
             registers[register] = tensor
         if self._must_copy:
             torch.compiler.cudagraph_mark_step_begin()
@@ -199,29 +200,29 @@ def _feeds_preludes_only(value: fx.Node, cut_graph: fx.GraphModule) -> bool:
 
 
 class _Frame:
-    """One step of one lane: applies decisions to slots and preludes."""
+    """One step of one lane: applies decisions to cache entries and preludes."""
 
     def __init__(self, executor: Executor, place: Place) -> None:
         self._executor = executor
         self._generation = generation = place.generation
         self._lane = place.lane
         self._record = place.record
-        self._row = executor.decisions_of(generation).row(generation.step, generation.timestep)
+        self._decisions = executor.decisions_of(generation).at(generation.step, generation.timestep)
         self._computed = [0] * len(executor.sites)
         self._timestep = generation.timestep_now if executor.in_timesteps else None
         self._start = time.perf_counter()
 
     def visit_branch(self, op: Op, registers: list[torch.Tensor | None]) -> Sequence[torch.Tensor]:
-        """Load the site's slot if the decision says so and the slot holds what it should."""
-        decision = self._row[op.site]
-        slot = self._lane.slots.get((self._executor.identity, op.site))
+        """Load the site's cache entry if the decision says so and the entry is of that step."""
+        decision = self._decisions[op.site]
+        cached = self._lane.cache.get((self._executor.identity, op.site))
         step = self._generation.step
-        if self._may_reuse(decision, slot) and slot is not None:
+        if self._may_reuse(decision, cached) and cached is not None:
             first = self._generation.first_reusable_step
-            loaded = slot.load(step, decision.entry, self._timestep, first)
+            loaded = cached.load(step, decision.entry, self._timestep, first)
             if op.is_returned:
                 loaded = tuple(map(copy_of, loaded))
-            self._trim(op, slot, decision)
+            self._trim(op, cached, decision)
             return loaded
         self._computed[op.site] = 1
         results = op.function(*[registers[i] for i in op.inputs])
@@ -258,14 +259,14 @@ class _Frame:
         if generation.is_last_step:
             generation.close_lane(self._lane, self._executor.identity)
 
-    def _may_reuse(self, decision: Decision, slot: Slot | None) -> bool:
+    def _may_reuse(self, decision: Decision, cached: CacheEntry | None) -> bool:
         return (
             decision.reuses
             and self._generation.trusted
-            and slot is not None
-            and slot.last_step is not None
-            and slot.last_step == decision.source
-            and slot.last_step >= self._generation.first_reusable_step
+            and cached is not None
+            and cached.last_step is not None
+            and cached.last_step == decision.source
+            and cached.last_step >= self._generation.first_reusable_step
         )
 
     def _store(self, op: Op, decision: Decision, tensors: Tensors) -> None:
@@ -274,16 +275,16 @@ class _Frame:
             length = self._executor.history_of(op.site)
         key = (self._executor.identity, op.site)
         if length == 0:
-            self._lane.slots.pop(key, None)
+            self._lane.cache.pop(key, None)
             return
         kept = tuple(self._executor.kept(tensor, op.is_returned) for tensor in tensors)
-        slot = self._lane.slots.setdefault(key, Slot())
-        slot.store(self._generation.step, kept, length, self._timestep)
+        cached = self._lane.cache.setdefault(key, CacheEntry())
+        cached.store(self._generation.step, kept, length, self._timestep)
 
-    def _trim(self, op: Op, slot: Slot, decision: Decision) -> None:
+    def _trim(self, op: Op, cached: CacheEntry, decision: Decision) -> None:
         if decision.history is None:
             return
         if decision.history == 0:
-            self._lane.slots.pop((self._executor.identity, op.site), None)
+            self._lane.cache.pop((self._executor.identity, op.site), None)
         else:
-            slot.drop_older_than(decision.history)
+            cached.drop_older_than(decision.history)

@@ -1,4 +1,4 @@
-"""Stretch: the branch of merged sites, which runs piece by piece."""
+"""MergedBranch: the branch of merged sites, which runs piece by piece."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class _Op:
     frees: tuple[int, ...]
 
 
-class Stretch:
+class MergedBranch:
     """A graph of pieces as a function; equal pieces are compiled once, here as everywhere.
 
     Args:

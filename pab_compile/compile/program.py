@@ -38,7 +38,7 @@ from pab_compile.report.explanation import Finding, cache_bytes
 from pab_compile.runtime.clock import Reading, read_timestep
 from pab_compile.runtime.forward import Forward, Ran, callers
 from pab_compile.runtime.generation import Call, Place
-from pab_compile.runtime.last_runs import board
+from pab_compile.runtime.last_runs import last_runs
 from pab_compile.runtime.scope import current_scope, stated_step
 from pab_compile.runtime.stats import StepRecord
 from pab_compile.runtime.tracker import Tracker
@@ -136,7 +136,7 @@ def compile_program(
     roles = InputRoles(
         latents=ir.source(program.inferred_axes.latents),
         clock=program.clock,
-        held=program.held,
+        prompt_inputs=program.prompt_inputs,
         stepping=(*program.stepping, *(n for n, role in options.axes.items() if role == "step")),
         sees_all=alone,
         is_blind=program.has_eager_inputs and not alone,
@@ -198,7 +198,7 @@ class InputRoles:
     Attributes:
         latents: name of what is denoised.
         clock: name of the timestep.
-        held: names of the per-prompt inputs.
+        prompt_inputs: names of the per-prompt inputs.
         stepping: names of other inputs that change at every step.
         sees_all: whether the graph is the whole forward, so that other inputs do not matter.
         is_blind: whether some of it comes from Python code between the graphs. What is measured for
@@ -208,7 +208,7 @@ class InputRoles:
 
     latents: str
     clock: str
-    held: tuple[str, ...]
+    prompt_inputs: tuple[str, ...]
     stepping: tuple[str, ...]
     sees_all: bool
     is_blind: bool
@@ -307,7 +307,7 @@ class CompiledProgram:
             compiled = (self._compiler.num_pieces, self._compiler.compile_seconds)
             place.generation.compilers[id(self._compiler)] = compiled
             if is_first:
-                board.publish(weights, self._compilation, place.generation, forward)
+                last_runs.publish(weights, self._compilation, place.generation, forward)
         forward.finish(self, tensors, outputs)
         return outputs
 
@@ -315,7 +315,7 @@ class CompiledProgram:
         self, forward: Forward, tracker: Tracker, weights: Sequence[torch.Tensor]
     ) -> Place | None:
         """Where this call belongs; the first graph of a forward that has sites finds out."""
-        tracker.held |= dict.fromkeys(self._roles.held)
+        tracker.prompt_inputs |= dict.fromkeys(self._roles.prompt_inputs)
         if not forward.is_placed:
             forward.is_placed = True
             found = tracker.place(self._call(forward, tracker))
@@ -331,7 +331,7 @@ class CompiledProgram:
         if self in forward.visited or not place.lane.has_weights(self._executor.identity, weights):
             place.generation.note(_REPEATED)
             return None
-        if not place.lane.carries(forward.inputs, self._roles.held):
+        if not place.lane.carries(forward.inputs, self._roles.prompt_inputs):
             return None
         return place
 
@@ -342,9 +342,9 @@ class CompiledProgram:
         prompts = {name: t for name, t in forward.inputs.items() if name not in others}
         names: tuple[str, ...] | None = None
         if not roles.is_blind:
-            names = tuple(dict.fromkeys((*roles.held, *tracker.held)))
+            names = tuple(dict.fromkeys((*roles.prompt_inputs, *tracker.prompt_inputs)))
         if roles.sees_all:
-            prompts = {name: prompts[name] for name in roles.held}
+            prompts = {name: prompts[name] for name in roles.prompt_inputs}
         latents = forward.inputs[roles.latents]
         stated = stated_step()
         if stated is not None:

@@ -22,8 +22,8 @@ class Decision:
     Attributes:
         entry: ``COMPUTE`` or the order of the reuse.
         source: for a reuse, the step at which the reused output must have been computed.
-        history: number of outputs that must stay after this step; 0 frees the slot. None when the
-            future is unknown: keep what the order of the plan can need.
+        history: number of outputs that must stay after this step; 0 frees the cache
+            entry. None when the future is unknown: then as many stay as the plan can need.
     """
 
     entry: int
@@ -54,13 +54,13 @@ class Decisions:
         self._schedule = schedule
         self._first_timestep = first_timestep
         self._last_computed: dict[int, list[int | None]] = {}
-        self._rows: dict[int, tuple[Decision, ...]] = {}
+        self._decided: dict[int, tuple[Decision, ...]] = {}
         if schedule.num_steps is not None and _timesteps_known(schedule):
-            self._rows = self._table(schedule.num_steps)
+            self._decided = self._table(schedule.num_steps)
 
-    def row(self, step: int, timestep: float | None) -> tuple[Decision, ...]:
+    def at(self, step: int, timestep: float | None) -> tuple[Decision, ...]:
         """The decisions of all sites at a step. Asking again gives the same answer."""
-        if step not in self._rows:
+        if step not in self._decided:
             entries = self._entries(step, timestep)
             before = self._last_computed.get(step - 1, [None] * len(self._sites))
             entries = [
@@ -70,10 +70,10 @@ class Decisions:
                 step if entry == COMPUTE else last
                 for entry, last in zip(entries, before, strict=True)
             ]
-            self._rows[step] = tuple(
+            self._decided[step] = tuple(
                 Decision(entry, last) for entry, last in zip(entries, before, strict=True)
             )
-        return self._rows[step]
+        return self._decided[step]
 
     def _entries(self, step: int, timestep: float | None) -> list[int]:
         moment = Moment(step, timestep, self._first_timestep, self._schedule)
@@ -82,7 +82,7 @@ class Decisions:
     def _table(self, num_steps: int) -> dict[int, tuple[Decision, ...]]:
         timesteps = self._schedule.timesteps or (None,) * num_steps
         entries = [self._entries(step, timesteps[step]) for step in range(num_steps)]
-        columns = [_column([row[i] for row in entries]) for i in range(len(self._sites))]
+        columns = [_column([step[i] for step in entries]) for i in range(len(self._sites))]
         return {step: tuple(column[step] for column in columns) for step in range(num_steps)}
 
 

@@ -30,8 +30,8 @@ def computed_share(plan: Plan, site: Site, schedule: Schedule | None = None) -> 
     decisions = Decisions(plan, [site], schedule, timesteps[0])
     num_steps = schedule.num_steps
     assert num_steps is not None
-    rows = (
-        decisions.row(step, schedule.timesteps[step] if schedule.timesteps else None)
+    decided = (
+        decisions.at(step, schedule.timesteps[step] if schedule.timesteps else None)
         for step in range(num_steps)
     )
-    return sum(not row[0].reuses for row in rows) / num_steps
+    return sum(not at_step[0].reuses for at_step in decided) / num_steps

@@ -1,4 +1,4 @@
-"""Slots: the cached outputs of one site in one lane."""
+"""Cache entries: the cached outputs of one site in one lane."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Output:
     timestep: float | None = None
 
 
-class Slot:
+class CacheEntry:
     """A short history of a site's outputs, newest last."""
 
     def __init__(self) -> None:
@@ -29,7 +29,7 @@ class Slot:
 
     @property
     def last_step(self) -> int | None:
-        """Step at which the newest output was computed, or None when the slot is empty."""
+        """Step at which the newest output was computed, or None when the entry is empty."""
         return self._history[-1].step if self._history else None
 
     def store(

@@ -17,7 +17,7 @@ import torch
 from pab_compile.plans.decisions import Decisions
 from pab_compile.plans.schedule import Schedule
 
-from .cache_entry import Slot
+from .cache_entry import CacheEntry
 from .clock import Reading, TimestepTable, version_of
 from .recall import Timesteps
 from .stats import RunStats, StepRecord, summarise
@@ -68,12 +68,12 @@ class Identity:
 
 @dataclass(eq=False)
 class Lane:
-    """One of the calls per step, with its slots and its prelude.
+    """One of the calls per step, with its cache entries and its prelude.
 
     Attributes:
         name: as the user named it (``step(lane=...)``), or None.
         prompts: the per-prompt inputs that it carries.
-        slots: (graph, site) -> slot.
+        cache: (graph, site) -> cache entry.
         prelude: (graph, piece) -> values computed once for this lane.
         weights: graph -> the weights that it ran with.
     """
@@ -82,7 +82,7 @@ class Lane:
     prompts: dict[str, Identity]
     latents: Identity
     step: int
-    slots: dict[tuple[str, int], Slot] = field(default_factory=dict)
+    cache: dict[tuple[str, int], CacheEntry] = field(default_factory=dict)
     prelude: dict[tuple[str, int], tuple[torch.Tensor | None, ...]] = field(default_factory=dict)
     weights: dict[str, tuple[weakref.ref[torch.Tensor], ...]] = field(default_factory=dict)
 
@@ -123,13 +123,13 @@ class Lane:
 
     def free(self, graph: str | None = None) -> None:
         """Let go of every tensor, or of those of one graph."""
-        for held in (self.slots, self.prelude):
+        for held in (self.cache, self.prelude):
             for key in [key for key in held if graph in (None, key[0])]:
                 del held[key]
 
     def num_bytes(self) -> int:
-        """Bytes in slots."""
-        return sum(slot.num_bytes() for slot in self.slots.values())
+        """Bytes in cache entries."""
+        return sum(cached.num_bytes() for cached in self.cache.values())
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""The board: where the last generation of every compiled model can be found."""
+"""Last runs: where the last generation of every compiled model is found."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class Entry:
     breaks: Sequence[str]
 
 
-class Board:
+class LastRuns:
     """The last generation of every compiled model; forgets with the model.
 
     A compiled model is told by its weights and by the options of its compilation, so that several
@@ -84,12 +84,12 @@ class Board:
             return mine[0] if mine else None
 
 
-board = Board()
+last_runs = LastRuns()
 
 
 def last_generation(compiled: torch.nn.Module, missing: str) -> Entry:
     """The last generation of a compiled model; where there is none, an error that begins so."""
-    found = board.find(compiled, compilation_of(compiled))
+    found = last_runs.find(compiled, compilation_of(compiled))
     if found is None:
         raise PabError(
             f"{missing}: this {type(compiled).__name__} has not completed a step compiled with "

@@ -49,7 +49,7 @@ class RunStats:
         reused: kind -> reuses, likewise.
         computed_steps: kind -> steps at which at least one of its sites computed.
         patterns: per call, one letter per kind: ``C`` computed, ``-`` reused, ``~`` some of each.
-        peak_cache_bytes: most bytes in slots at once.
+        peak_cache_bytes: most bytes in cache entries at once.
         held_bytes: bytes of per-prompt values that are computed once.
         num_pieces: distinct pieces that were compiled.
         compile_seconds: seconds spent in the inner compiler.

@@ -36,14 +36,14 @@ class Tracker:
 
     Attributes:
         generation: the one that is running, or the last one.
-        held: names of the per-prompt inputs that some graph of the model reads.
+        prompt_inputs: names of the per-prompt inputs that some graph of the model reads.
     """
 
     def __init__(self, schedule: Schedule | None = None) -> None:
         self._given = schedule
         self._known = KnownSchedules()
         self.generation: Generation | None = None
-        self.held: dict[str, None] = {}
+        self.prompt_inputs: dict[str, None] = {}
 
     @property
     def table(self) -> TimestepTable | None:
