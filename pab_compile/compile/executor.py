@@ -1,10 +1,9 @@
-"""Executor: runs a cut graph as a linear program, asking the decisions at every branch."""
+"""Executor: runs a cut graph piece by piece. At every branch it asks the decisions."""
 
 from __future__ import annotations
 
 import hashlib
 import time
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -33,10 +32,10 @@ class Op:
         function: the compiled piece.
         inputs: registers to read.
         outputs: (position in the result, register to write).
-        frees: registers that nothing reads any more.
+        frees: registers that no later op reads.
         site: number of the branch's site, or -1.
         prelude: number of the prelude, or -1.
-        kept: for a prelude, the positions that a piece other than a prelude reads: these are held.
+        kept: for a prelude, the positions that a piece other than a prelude reads. They are cached.
         is_returned: whether the caller gets a value of this piece, and may write to it.
     """
 
@@ -51,22 +50,23 @@ class Op:
 
 
 class Executor:
-    """A lowered graph: pieces in order, with the decisions of a plan at every branch.
+    """A lowered graph: pieces in order, with a decision at every branch.
 
     Args:
-        cut_graph: a graph of pieces and branches only (``passes.pieces``).
+        cut_graph: a graph of pieces and branches only (``passes.rewrite.pieces``).
         compiler: compiles the pieces.
         plan: decides at run time.
-        place: tells the graph from equal ones at other places of the forward.
-        uncut: sites without a branch that count as computed at every step.
+        place: distinguishes the graph from equal ones at other places of the forward.
+        uncut: sites without a branch, which count as computed at every step.
         in_timesteps: whether predictions extrapolate in timesteps rather than in steps.
 
     Attributes:
+        in_timesteps: as given.
+        uncut: as given.
         identity: hash of the structure and the place. Dynamo may compile one graph several times
             (two threads at once, a dropped cache entry); such
             copies use each other's cache entries.
         sites: the sites that have a branch, in order.
-        always_computed: kind -> number of its sites in ``uncut``.
     """
 
     def __init__(
@@ -79,14 +79,16 @@ class Executor:
         in_timesteps: bool = False,
     ) -> None:
         self.in_timesteps = in_timesteps
+        self.uncut = uncut
         self.sites: list[Site] = []
-        self.always_computed = Counter(site.kind for site in uncut)
+        self._compiler = compiler
         self._plan = plan
         self._must_copy = compiler.reuses_output_memory
         self._constants = dict(cut_graph.named_buffers(recurse=False))
-        self._build(cut_graph, compiler, place)
+        self._lower(cut_graph, place)
 
-    def _build(self, cut_graph: fx.GraphModule, compiler: PieceCompiler, place: str) -> None:
+    def _lower(self, cut_graph: fx.GraphModule, place: str) -> None:
+        """Turn the graph into a list of ops on registers."""
         nodes = list(cut_graph.graph.nodes)
         register = {node: index for index, node in enumerate(nodes)}
         self._num_registers = len(nodes)
@@ -94,52 +96,55 @@ class Executor:
         self._constant_registers = [
             (register[n], self._constants[str(n.target)]) for n in nodes if n.op == "get_attr"
         ]
-        self._returned = ir.output_node(cut_graph.graph).args[0]
         self._returned_registers = [
             register[r] if isinstance(r, fx.Node) else None
-            for r in self._returned  # type: ignore[union-attr]
+            for r in ir.output_node(cut_graph.graph).args[0]  # type: ignore[union-attr]
         ]
         last_use = {source: node for node in nodes for source in node.all_input_nodes}
-        kept = set(ir.outputs(cut_graph.graph))
+        returned = set(ir.outputs(cut_graph.graph))
         self._ops: list[Op] = []
         structure = [place]
         num_preludes = 0
-        for node in nodes:
-            if node.op != "call_module":
-                continue
+        for node in cut_graph.graph.find_nodes(op="call_module"):
             module = cut_graph.get_submodule(str(node.target))
+            assert isinstance(module, (StepBranch, Piece)), node.target
             site = prelude = -1
             if isinstance(module, StepBranch):
                 site = len(self.sites)
                 self.sites.append(module.site)
-            elif isinstance(module, Piece) and module.sort == PRELUDE:
+            elif module.sort == PRELUDE:
                 prelude = num_preludes
                 num_preludes += 1
-            assert isinstance(module, (StepBranch, Piece)), node.target
             key = structure_key(module.compute)
-            structure.append(f"{key} {[register[n] for n in node.all_input_nodes]}")
-            if prelude >= 0:
-                function: Function = module.compute.forward  # too seldom to be worth compiling
-            elif isinstance(module, StepBranch) and module.site.parts:
-                function = MergedBranch(module.compute, compiler)
-            else:
-                function = compiler.compile(module.compute, key)
-            dying = [n for n in node.all_input_nodes if last_use[n] is node and n not in kept]
+            inputs = tuple(register[n] for n in node.all_input_nodes)
+            structure.append(f"{key} {list(inputs)}")
+            position = {user: int(user.args[1]) for user in node.users}  # type: ignore[arg-type]
+            dying = [n for n in node.all_input_nodes if last_use[n] is node and n not in returned]
             self._ops.append(
                 Op(
-                    function=function,
-                    inputs=tuple(register[n] for n in node.all_input_nodes),
-                    outputs=tuple((int(u.args[1]), register[u]) for u in node.users),  # type: ignore[arg-type]
+                    function=self._function(module, key),
+                    inputs=inputs,
+                    outputs=tuple((number, register[user]) for user, number in position.items()),
                     frees=tuple(register[n] for n in dying),
                     site=site,
                     prelude=prelude,
-                    is_returned=any(user in kept for user in node.users),
+                    is_returned=any(user in returned for user in node.users),
                     kept=tuple(
-                        int(u.args[1]) for u in node.users if not _feeds_preludes_only(u, cut_graph)
-                    ),  # type: ignore[arg-type]
+                        number
+                        for user, number in position.items()
+                        if not _feeds_preludes_only(user, cut_graph)
+                    ),
                 )
             )
         self.identity = hashlib.sha256("\n".join(structure).encode()).hexdigest()
+
+    def _function(self, module: StepBranch | Piece, key: str) -> Function:
+        """What computes a piece or a branch."""
+        if isinstance(module, Piece) and module.sort == PRELUDE:
+            return module.compute.forward  # it runs too seldom to be worth compiling
+        if isinstance(module, StepBranch) and module.site.parts:
+            return MergedBranch(module.compute, self._compiler)
+        return self._compiler.compile(module.compute, key)
 
     def run(
         self, inputs: Sequence[torch.Tensor], place: Place | None
@@ -148,7 +153,7 @@ class Executor:
 
         Args:
             inputs: one tensor per placeholder.
-            place: where this call belongs; None computes everything and keeps nothing.
+            place: where this call belongs; None computes everything and caches nothing.
         """
         registers: list[torch.Tensor | None] = [None] * self._num_registers
         for register, tensor in zip(self._inputs, inputs, strict=True):
@@ -157,20 +162,20 @@ class Executor:
             registers[register] = tensor
         if self._must_copy:
             torch.compiler.cudagraph_mark_step_begin()
-        frame = None if place is None else _Frame(self, place)
+        step = None if place is None else _LaneStep(self, place)
         for op in self._ops:
-            if op.site >= 0 and frame is not None:
-                results = frame.visit_branch(op, registers)
-            elif op.prelude >= 0 and frame is not None:
-                results = frame.visit_prelude(op, registers)
+            if op.site >= 0 and step is not None:
+                results = step.visit_branch(op, registers)
+            elif op.prelude >= 0 and step is not None:
+                results = step.visit_prelude(op, registers)
             else:
                 results = op.function(*[registers[i] for i in op.inputs])
             for position, register in op.outputs:
                 registers[register] = results[position]
             for register in op.frees:
                 registers[register] = None
-        if frame is not None:
-            frame.finish()
+        if step is not None:
+            step.finish()
         return tuple(None if i is None else registers[i] for i in self._returned_registers)
 
     def decisions_of(self, generation: Generation) -> Decisions:
@@ -182,13 +187,18 @@ class Executor:
         return generation.decisions[self.identity]
 
     def kept(self, tensor: torch.Tensor, is_returned: bool = False) -> torch.Tensor:
-        """A tensor that outlives the step: itself, or a copy where others may write to it."""
+        """A tensor that outlives the step: itself, or a copy if others may write to it."""
         return copy_of(tensor) if self._must_copy or is_returned else tensor
 
     def history_of(self, site: int) -> int:
-        """Outputs to keep of a site when the future is unknown."""
+        """Number of outputs to cache of a site if the later steps are unknown."""
         may_reuse = self._plan.may_reuse(self.sites[site])
         return self._plan.max_order(self.sites[site]) + 1 if may_reuse else 0
+
+    def report(self, generation: Generation) -> None:
+        """Tell a generation's statistics what was compiled for it so far."""
+        compiled = (self._compiler.num_pieces, self._compiler.compile_seconds)
+        generation.compilers[id(self._compiler)] = compiled
 
 
 def _feeds_preludes_only(value: fx.Node, cut_graph: fx.GraphModule) -> bool:
@@ -199,7 +209,7 @@ def _feeds_preludes_only(value: fx.Node, cut_graph: fx.GraphModule) -> bool:
     return all(isinstance(module, Piece) and module.sort == PRELUDE for module in modules)
 
 
-class _Frame:
+class _LaneStep:
     """One step of one lane: applies decisions to cache entries and preludes."""
 
     def __init__(self, executor: Executor, place: Place) -> None:
@@ -213,7 +223,7 @@ class _Frame:
         self._start = time.perf_counter()
 
     def visit_branch(self, op: Op, registers: list[torch.Tensor | None]) -> Sequence[torch.Tensor]:
-        """Load the site's cache entry if the decision says so and the entry is of that step."""
+        """Load the site's cache entry if the decision says so, else compute and store."""
         decision = self._decisions[op.site]
         cached = self._lane.cache.get((self._executor.identity, op.site))
         step = self._generation.step
@@ -235,20 +245,20 @@ class _Frame:
     ) -> Sequence[torch.Tensor | None]:
         """Compute what is the same at every step once per lane."""
         key = (self._executor.identity, op.prelude)
-        held = self._lane.prelude.get(key)
-        if held is None:
-            computed = op.function(*[registers[i] for i in op.inputs])
-            self._lane.prelude[key] = tuple(
-                self._executor.kept(value) if position in op.kept else None
-                for position, value in enumerate(computed)
-            )
-            return computed
-        return held
+        cached = self._lane.prelude.get(key)
+        if cached is not None:
+            return cached
+        computed = op.function(*[registers[i] for i in op.inputs])
+        self._lane.prelude[key] = tuple(
+            self._executor.kept(value) if position in op.kept else None
+            for position, value in enumerate(computed)
+        )
+        return computed
 
     def finish(self) -> None:
-        """Complete the record of this step, and free what the graph held after the last one."""
+        """Complete the record of this step. After the last step, free the graph's cache."""
         generation, record = self._generation, self._record
-        record.computed.update(self._executor.always_computed)
+        record.computed.update(site.kind for site in self._executor.uncut)
         for site, count in zip(self._executor.sites, self._computed, strict=True):
             counter = record.computed if count else record.reused
             counter.update(single.kind for single in site.singles)
