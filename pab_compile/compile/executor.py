@@ -198,7 +198,7 @@ class Executor:
     def report(self, generation: Generation) -> None:
         """Tell a generation's statistics what was compiled for it so far."""
         compiled = (self._compiler.num_pieces, self._compiler.compile_seconds)
-        generation.compilers[id(self._compiler)] = compiled
+        generation.record.compilers[id(self._compiler)] = compiled
 
 
 def _feeds_preludes_only(value: fx.Node, cut_graph: fx.GraphModule) -> bool:
@@ -263,11 +263,7 @@ class _LaneStep:
             counter = record.computed if count else record.reused
             counter.update(single.kind for single in site.singles)
         record.seconds += time.perf_counter() - self._start
-        if not generation.records or generation.records[-1] is not record:
-            generation.records.append(record)
-        generation.measure()
-        if generation.is_last_step:
-            generation.close_lane(self._lane, self._executor.identity)
+        generation.finish_call(self._lane, record, self._executor.identity)
 
     def _may_reuse(self, decision: Decision, cached: CacheEntry | None) -> bool:
         return (

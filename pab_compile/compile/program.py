@@ -17,7 +17,8 @@ from pab_compile.plans.schedule import Schedule
 from pab_compile.report.explanation import Finding
 from pab_compile.runtime.clock import Reading, read_timestep
 from pab_compile.runtime.forward import Forward, Ran, callers
-from pab_compile.runtime.generation import Call, Place
+from pab_compile.runtime.generation import Place
+from pab_compile.runtime.lane import Call
 from pab_compile.runtime.last_runs import last_runs
 from pab_compile.runtime.scope import current_scope, stated_step
 from pab_compile.runtime.stats import StepRecord

@@ -7,7 +7,9 @@ from dataclasses import replace
 from pab_compile.plans.schedule import Schedule
 
 from .clock import TimestepTable
-from .generation import Call, Generation, Identity, Lane
+from .generation import Generation
+from .identity import Identity
+from .lane import Call, Lane
 from .recall import KnownSchedules, going_on
 
 _INTERLEAVED = (
