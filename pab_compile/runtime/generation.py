@@ -95,7 +95,7 @@ class Generation:
         return self.schedule.num_steps is not None and self.step >= self.schedule.num_steps - 2
 
     def recall(self, schedules: list[Timesteps]) -> None:
-        """Set the schedules that this generation may follow. It follows one if it is the only one."""
+        """Set the schedules that this generation may follow. It follows one only if it is alone."""
         followed = Schedule(len(schedules[0]), schedules[0]) if len(schedules) == 1 else Schedule()
         self.recalled = schedules
         if followed != self.schedule:
