@@ -240,8 +240,9 @@ def _check_parallel(parsed: Options) -> None:
         _check_choice("shard", parsed.shard, SHARDED_AXES)
         if "mesh" not in given and "sequence_parallel" not in given:
             raise OptionError(
-                f"shard={parsed.shard!r} names an axis of the tokens, but it is unknown which ranks "
-                "share them: give mesh or sequence_parallel; to comm, num_ranks; to scaling, ranks."
+                f"shard={parsed.shard!r} names an axis of the tokens, but no option says "
+                "which ranks share them: give mesh or sequence_parallel; to comm, num_ranks; to "
+                "scaling, ranks."
             )
 
 

@@ -1,4 +1,4 @@
-"""Plans as tables, and the files that hold them: JSON, nothing in it is run when it is read."""
+"""Plans as tables, and their JSON files. Reading a file never runs code from it."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ _MAX_FILE_BYTES = 2**26
 
 @dataclass(frozen=True)
 class Calibrated:
-    """What a calibrated plan holds for.
+    """The model and the options that a calibrated plan needs.
 
     Attributes:
-        fingerprint: of the model (``observation.model_fingerprint``).
+        fingerprint: of the model (``plans.fingerprint``).
         cut: the option ``cut``.
         coalesce: the option ``coalesce``.
         predict_in: the option ``predict_in``.
@@ -44,11 +44,11 @@ class TablePlan:
     """A table read from a plan file: for each site one entry per step.
 
     Attributes:
-        num_steps: number of steps the table was made for.
+        num_steps: number of steps of the table.
         entries: site name -> its entries, one per step.
-        origin: where it came from, for messages.
-        calibrated: what a calibrated plan holds for: then it fits that model only, and any number
-            of steps (``resample``).
+        origin: where the plan came from, for messages.
+        calibrated: the model and the options that a calibrated plan needs. A calibrated plan fits
+            any number of steps (``resample``).
     """
 
     num_steps: int
@@ -85,7 +85,7 @@ class TablePlan:
         return self.entries[site.name] if self.may_reuse(site) else None
 
     def check(self, sites: Sequence[Site]) -> None:
-        """Every name must be a site of the graph that can be broadcast, of the same model."""
+        """Check that every name is a site that can be broadcast, and that the model is the same."""
         known = [site.name for site in sites if site.can_broadcast]
         strange = [name for name in self.entries if name not in known]
         if strange:
@@ -113,13 +113,13 @@ class TablePlan:
 def resample(entries: tuple[int, ...], num_steps: int) -> tuple[int, ...]:
     """The entries of a site at another number of steps.
 
-    Computed steps keep their place in the generation, as a fraction of it. A step between two
-    neighbours that compute also computes; any other takes the lower order of its neighbours that
+    Computed steps keep their place, as a fraction of the generation. Every other step lies between
+    two of the given steps. It computes if both compute. Else it takes the lower order of those that
     reuse.
 
     Args:
         entries: one per step.
-        num_steps: the wanted number of them.
+        num_steps: the new number of steps.
     """
     if num_steps == len(entries):
         return entries
@@ -137,11 +137,11 @@ def resample(entries: tuple[int, ...], num_steps: int) -> tuple[int, ...]:
 def load_plan(path: str | Path) -> TablePlan:
     """Read a plan file: ``{"format": ..., "num_steps": n, "sites": {name: [entry, ...]}}``.
 
-    An entry is ``"C"`` (compute) or the order of the reuse. What ``Calibration.save`` wrote also
-    has ``fingerprint``, ``cut``, ``coalesce`` and ``predict_in``.
+    An entry is ``"C"`` (compute) or the order of the reuse. A file of ``Calibration.save`` also has
+    ``fingerprint``, ``cut``, ``coalesce`` and ``predict_in``.
 
     Raises:
-        PlanError: unreadable, malformed, or a site does not have one entry per step.
+        PlanError: the file is unreadable or malformed, or a site lacks an entry for a step.
     """
     try:
         size = Path(path).stat().st_size

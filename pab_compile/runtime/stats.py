@@ -1,4 +1,4 @@
-"""Statistics of a generation: what was computed, what was reused, what it cost."""
+"""Statistics of a generation: what was computed, what was reused, and the cost."""
 
 from __future__ import annotations
 
