@@ -99,24 +99,25 @@ def calibrate(
     """Choose the plan of least error at a speed-up, or of most speed-up at an error.
 
     Args:
-        observation: what ``observe`` returned; for sums (``coalesce``) of a model compiled so.
-        speedup: the generation costs at least this many times less than without reuse.
-        max_error: at most this error (``Calibration.error``). Give this or ``speedup``.
-        max_cache_bytes: most bytes to keep in one lane.
+        observation: what ``observe`` returned. For a plan of sums, observe with ``coalesce``.
+        speedup: smallest ratio of the costs without reuse and with the plan.
+        max_error: largest error (``Calibration.error``). Give this or ``speedup``.
+        max_cache_bytes: most bytes in the cache of one lane.
         max_order: highest order of the reuse.
-        max_distance: most steps between a reused step and the computed one before it.
-        predict_in: what predictions are polynomials of: the option of that name.
-        cost: what the steps cost: ``measure_cost``, ``wire_cost`` or your own. None counts FLOPs.
+        max_distance: most steps between a reused step and the computed step before it.
+        predict_in: the option ``predict_in``: predictions are polynomials of this.
+        cost: the cost of the steps: from ``measure_cost``, from ``wire_cost`` or your own. None
+            counts FLOPs.
 
     Raises:
-        CalibrationError: no plan does it; the message says what the best ones do.
+        CalibrationError: no plan meets the request. The message says what the best plans do.
     """
     if (speedup is None) == (max_error is None):
-        raise CalibrationError("Give either speedup or max_error, so that one of them is sought.")
+        raise CalibrationError("Give either speedup or max_error: the other one is optimised.")
     num_steps = observation.num_steps
     cost = flops_cost(observation) if cost is None else cost
     limit = math.inf if max_cache_bytes is None else max_cache_bytes
-    # COMPUTE is -1 and keeps nothing.
+    # COMPUTE is -1 and caches nothing.
     orders = [o for o in range(max_order + 1) if (o + 1) * observation.kept_bytes <= limit]
     fewest = math.ceil(num_steps / (max_distance + 1)) if orders else num_steps
     if speedup is not None:
@@ -132,10 +133,10 @@ def calibrate(
             break
     if math.isinf(best.error):
         raise CalibrationError(
-            f"No plan reaches speedup={speedup}, max_error={max_error} within {limit} bytes: the "
-            f"fastest within them saves to {cost.speedup(fewest, num_steps):.2f}x (reuse can spare "
-            f"{cost.spared:.0%} of the {cost.unit} of a step, and at most {max_distance} steps in "
-            "a row, all of them observed). Ask for less, or raise max_distance."
+            f"No plan reaches speedup={speedup}, max_error={max_error} within {limit} bytes. The "
+            f"largest speed-up within them is {cost.speedup(fewest, num_steps):.2f}x: reuse saves "
+            f"{cost.spared:.0%} of the {cost.unit} of a step, at most {max_distance} successive "
+            "steps reuse, and all of them were observed. Ask for less, or raise max_distance."
         )
     return Calibration(
         best.entries,
@@ -181,8 +182,8 @@ def _positions(observation: Observation, predict_in: str) -> list[float]:
     known = [t for t in observation.timesteps if t is not None]
     if len(known) < observation.num_steps or len(set(known)) < len(known):
         raise CalibrationError(
-            "predict_in='timestep' needs a timestep of its own for every step; observed were "
-            f"{observation.timesteps}."
+            "predict_in='timestep' needs a known and distinct timestep for every step; the "
+            f"observation has {observation.timesteps}."
         )
     return known
 
