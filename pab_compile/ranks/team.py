@@ -1,7 +1,7 @@
 """The team: the ranks that run one model together. They agree, and none waits for a failed one.
 
 A team of all processes has its own process groups, so that it can close them without closing the
-caller's. A rank that fails closes its connections. That wakes the ranks that wait for it, which then
+caller's. A rank that fails closes its connections. That wakes the ranks that wait for it, and they
 close theirs. A team of some processes is woken by the timeout of the group. The ranks read what
 happened in the store of the processes. This costs nothing unless a rank fails.
 """
@@ -229,7 +229,7 @@ def _tell(store: dist.Store, what: str, index: int, num: int, mine: str) -> list
             said.append(store.get(f"{what}/{rank}").decode())
         except dist.DistError as error:
             raise RanksError(
-                f"Rank {rank} of the mesh did not tell the other ranks what it compiled, within the "
+                f"Rank {rank} of the mesh did not tell the others what it compiled, within the "
                 "timeout of the processes' store. It may have failed before, or compiled the model "
                 "with another mesh, or not at all. Look at its log."
             ) from error
