@@ -35,7 +35,7 @@ class Op:
         frees: registers that no later op reads.
         site: number of the branch's site, or -1.
         prelude: number of the prelude, or -1.
-        kept: for a prelude, the positions that a piece other than a prelude reads. They are cached.
+        cached: for a prelude, the positions that a piece other than a prelude reads. They are cached.
         is_returned: whether the caller gets a value of this piece, and may write to it.
     """
 
@@ -45,7 +45,7 @@ class Op:
     frees: tuple[int, ...]
     site: int = -1
     prelude: int = -1
-    kept: tuple[int, ...] = ()
+    cached: tuple[int, ...] = ()
     is_returned: bool = False
 
 
@@ -129,7 +129,7 @@ class Executor:
                     site=site,
                     prelude=prelude,
                     is_returned=any(user in returned for user in node.users),
-                    kept=tuple(
+                    cached=tuple(
                         number
                         for user, number in position.items()
                         if not _feeds_preludes_only(user, cut_graph)
@@ -186,7 +186,7 @@ class Executor:
             )
         return generation.decisions[self.identity]
 
-    def kept(self, tensor: torch.Tensor, is_returned: bool = False) -> torch.Tensor:
+    def cacheable(self, tensor: torch.Tensor, is_returned: bool = False) -> torch.Tensor:
         """A tensor that outlives the step: itself, or a copy if others may write to it."""
         return copy_of(tensor) if self._must_copy or is_returned else tensor
 
@@ -250,7 +250,7 @@ class _LaneStep:
             return cached
         computed = op.function(*[registers[i] for i in op.inputs])
         self._lane.prelude[key] = tuple(
-            self._executor.kept(value) if position in op.kept else None
+            self._executor.cacheable(value) if position in op.cached else None
             for position, value in enumerate(computed)
         )
         return computed
@@ -283,9 +283,9 @@ class _LaneStep:
         if length == 0:
             self._lane.cache.pop(key, None)
             return
-        kept = tuple(self._executor.kept(tensor, op.is_returned) for tensor in tensors)
+        copies = tuple(self._executor.cacheable(tensor, op.is_returned) for tensor in tensors)
         cached = self._lane.cache.setdefault(key, CacheEntry())
-        cached.store(self._generation.step, kept, length, self._timestep)
+        cached.store(self._generation.step, copies, length, self._timestep)
 
     def _trim(self, op: Op, cached: CacheEntry, decision: Decision) -> None:
         if decision.history is None:

@@ -20,7 +20,7 @@ from .stats import RunStats
 
 
 @dataclass(frozen=True, eq=False)
-class Entry:
+class LastRun:
     """The last generation of one compilation of one model.
 
     Attributes:
@@ -49,7 +49,7 @@ class LastRuns:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._entries: list[Entry] = []
+        self._entries: list[LastRun] = []
 
     def publish(
         self,
@@ -67,9 +67,9 @@ class LastRuns:
             kept = [e for e in kept if e.weights != key or e.options != options]
             # The forward itself would keep tensors and compiled code alive.
             found = (forward.findings, forward.breaks)
-            self._entries = [*kept, Entry(weakref.ref(weights[0]), key, options, run, *found)]
+            self._entries = [*kept, LastRun(weakref.ref(weights[0]), key, options, run, *found)]
 
-    def find(self, module: torch.nn.Module, compilation: Compilation | None) -> Entry | None:
+    def find(self, module: torch.nn.Module, compilation: Compilation | None) -> LastRun | None:
         """The last generation of a compiled model.
 
         Args:
@@ -90,7 +90,7 @@ class LastRuns:
 last_runs = LastRuns()
 
 
-def last_generation(compiled: torch.nn.Module, missing: str) -> Entry:
+def last_generation(compiled: torch.nn.Module, missing: str) -> LastRun:
     """The last generation of a compiled model.
 
     Args:

@@ -33,7 +33,7 @@ class Scope:
 
     def __init__(self, schedule: Schedule | None = None) -> None:
         self._schedule = schedule
-        self._trackers: dict[tuple[int, ...], tuple[_Entry, ...]] = {}
+        self._trackers: dict[tuple[int, ...], tuple[_ModelTracker, ...]] = {}
         self.forwards = Forwards()
 
     def tracker(self, weights: Sequence[torch.Tensor], options: object) -> Tracker:
@@ -54,7 +54,7 @@ class Scope:
             for k, others in self._trackers.items()
             if (alive := tuple(e for e in others if e.weight() is not None))
         }
-        entry = _Entry(weakref.ref(weights[0]), options, Tracker(self._schedule))
+        entry = _ModelTracker(weakref.ref(weights[0]), options, Tracker(self._schedule))
         self._trackers[key] = (*self._trackers.get(key, ()), entry)
         return entry.tracker
 
@@ -67,7 +67,7 @@ class Scope:
 
 
 @dataclass(frozen=True, eq=False)
-class _Entry:
+class _ModelTracker:
     weight: weakref.ref[torch.Tensor]
     options: object
     tracker: Tracker
