@@ -77,7 +77,7 @@ class CompiledGraph:
         self._programs: dict[tuple[Any, ...], Runnable] = {}
         self._progress = CompileProgress()
         self._agreement = Agreement(self._graph_module, options)
-        self._whole_forward = WholeForward(lambda: self._settings.plan)
+        self._whole_forward = WholeForward()
 
     def __call__(self, *args: Any) -> Any:
         """Run the graph in the forward that calls it."""
@@ -87,7 +87,8 @@ class CompiledGraph:
         self._agreement.begin()
         program = self._program(request)
         if not forward.visited and not request.alone:
-            error = self._whole_forward.check(forwards.before(forward), program)
+            before, plan = forwards.before(forward), self._settings.plan
+            error = self._whole_forward.check(before, program, plan)
             if error is not None:
                 self._refuse(error, stacklevel=3)
         forward.breaks.append(self._break_reason)

@@ -35,7 +35,7 @@ class Op:
         frees: registers that no later op reads.
         site: number of the branch's site, or -1.
         prelude: number of the prelude, or -1.
-        cached: for a prelude, the positions that a piece other than a prelude reads. They are cached.
+        cached: for a prelude, the positions to cache: those that any other piece reads.
         is_returned: whether the caller gets a value of this piece, and may write to it.
     """
 

@@ -6,7 +6,7 @@ when the next forward begins with the same program.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 
 from pab_compile.errors import UnsupportedModelError
 from pab_compile.plans.plan import Plan
@@ -17,22 +17,20 @@ from .program import Runnable
 
 
 class WholeForward:
-    """Checks, once, the forwards that begin with one Dynamo graph.
+    """Checks, once, the forwards that begin with one Dynamo graph."""
 
-    Args:
-        plan: returns the plan that the sites of all graphs together must fit.
-    """
-
-    def __init__(self, plan: Callable[[], Plan]) -> None:
-        self._plan = plan
+    def __init__(self) -> None:
         self._is_checked = False
 
-    def check(self, before: Iterable[Forward], program: Runnable) -> UnsupportedModelError | None:
+    def check(
+        self, before: Iterable[Forward], program: Runnable, plan: Plan
+    ) -> UnsupportedModelError | None:
         """Check the last forward that began with a program.
 
         Args:
             before: the forwards before the current one, the latest first.
             program: the program with which the current forward begins.
+            plan: the plan that the sites of all graphs together must fit.
 
         Returns:
             Why nothing in that forward can be reused; None if something can, or if the forward was
@@ -55,7 +53,7 @@ class WholeForward:
         sites = [site for ran in last.visited for site in ran.sites]
         if not sites:
             return nothing_found(last.findings, last.breaks)
-        self._plan().check(sites)
+        plan.check(sites)
         return None
 
 
