@@ -30,19 +30,21 @@ from .truth import observe, true_counts
 NUM_STEPS = 10
 HEAD = """# Models
 
-`python -m tests.dits --write docs/models.md` makes this table. It contains every DiT class of the installed diffusers,
-with random weights at a tiny size. The columns mean:
+`python -m tests.dits --write docs/models.md` makes this table. It contains every DiT class of the
+installed diffusers, with random weights at a tiny size. The columns mean:
 
 - *attention*: what really runs, by module hooks and a spy on `scaled_dot_product_attention`.
 - *found*: whether the compiler finds the same.
-- *graphs*: how many graphs Dynamo makes of a forward. Where it is 1, everything runs with `fullgraph=True`.
+- *graphs*: how many graphs Dynamo makes of a forward. Where it is 1, everything runs with
+  `fullgraph=True`.
 - *ranges 1*: whether a compiled model that reuses nothing equals eager, bit for bit.
-- *reuse*: whether ten steps equal module hooks that cache the outputs of the attention modules. `full`, `joint` and
-  `spatial` attention compute at every second step, `temporal` and `cross` at every third.
+- *reuse*: whether ten steps equal module hooks that cache the outputs of the attention modules.
+  `full`, `joint` and `spatial` attention compute at every second step, `temporal` and `cross` at
+  every third.
 - *second size*: the same again at another resolution, with the same compiled model.
 
-*refused* means that the model is an error; the notes say why. With `on_unsupported="passthrough"` it computes at every
-step.
+*refused* means that the model is an error; the notes say why. With `on_unsupported="passthrough"`
+it computes at every step.
 
 """
 COLUMNS = (
