@@ -8,6 +8,7 @@ from torch import fx
 
 from pab_compile.passes.errors import InvariantError
 from pab_compile.passes.graph import ir
+from pab_compile.passes.graph.ops import is_collective, is_wait
 from pab_compile.passes.sites.site import Site
 
 from .emit import Exchange
@@ -17,11 +18,7 @@ from .shard import Ranks
 
 def collectives(nodes: Sequence[fx.Node]) -> list[fx.Node]:
     """The collectives among some nodes, waits left out."""
-    return [
-        node
-        for node in nodes
-        if ir.op_namespace(node) == "_c10d_functional" and not ir.is_call(node, "wait_tensor")
-    ]
+    return [node for node in nodes if is_collective(node)]
 
 
 def check_sharded(after: fx.GraphModule, before: fx.GraphModule, ranks: Ranks) -> None:
@@ -48,7 +45,7 @@ def check_sharded(after: fx.GraphModule, before: fx.GraphModule, ranks: Ranks) -
             raise InvariantError(f"sharding changed the {what} from {old} to {new}")
     _check_kept(after, before, ranks)
     for node in collectives(list(after.graph.nodes)):
-        waits = [user for user in node.users if ir.is_call(user, "wait_tensor")]
+        waits = [user for user in node.users if is_wait(user)]
         if len(waits) != 1 or len(node.users) != 1:
             raise InvariantError(f"{node.name} is waited for {len(waits)} times, not once")
         if ir.is_call(node, "all_to_all_single") and node.args[-1] == ranks.group:

@@ -19,6 +19,7 @@ from torch import fx
 from pab_compile.passes.axes.attention_call import attention_call
 from pab_compile.passes.axes.table import AxisTable
 from pab_compile.passes.graph import ir
+from pab_compile.passes.graph.walk import in_order, results
 
 from .placement import Axis, place
 from .rules import judge
@@ -105,10 +106,9 @@ def find_detour(
         verdicts[node] = answer
         if ir.tensor(node) is not None and answer.outputs[0] is not None:
             local[node] = answer.outputs[0]
-    members = {*inside, *core}
     leaving = []
-    for node in (*inside, *core):
-        if ir.tensor(node) is None or all(user in members for user in node.users):
+    for node in results((*inside, *core)):
+        if ir.tensor(node) is None:
             continue
         back = _main_shard(axes, main, node, held)
         if back is None or node not in local or not local[node].is_whole:
@@ -169,8 +169,7 @@ def _private(core: Sequence[fx.Node], held: Held, axes: AxisTable, other: Axis) 
         members.add(node)
         found.append(node)
         pending.extend(node.all_input_nodes)
-    order = {node: index for index, node in enumerate(core[0].graph.nodes)}
-    return sorted(found, key=order.__getitem__)
+    return in_order(found)
 
 
 def _is_sharded(node: fx.Node, held: Held) -> bool:

@@ -15,6 +15,7 @@ from torch import fx
 from pab_compile.passes.axes.table import AxisTable
 from pab_compile.passes.errors import ShardingError
 from pab_compile.passes.graph import ir
+from pab_compile.passes.graph.walk import fed_by, feeding
 from pab_compile.passes.sites.binding import Binding
 from pab_compile.passes.sites.classify import Mixer
 
@@ -96,7 +97,7 @@ def lay_out(
         try:
             return planner.walk(replicated)
         except _TooEarly as early:
-            replicated |= {*early.operands, *_ancestors(early.operands)}
+            replicated |= {*early.operands, *feeding(early.operands)}
 
 
 class _Planner:
@@ -116,8 +117,8 @@ class _Planner:
         self._axis = axis
         self._num_ranks = num_ranks
         self._mixer_of = {node: mixer for mixer in mixers for node in mixer.nodes}
-        self._is_after = _reached(graph, self._mixer_of)
-        self._is_before = _reaching(graph, self._mixer_of)
+        self._is_after = fed_by(self._mixer_of)
+        self._is_before = feeding(self._mixer_of)
         self._others = self._other_axes()
 
     def _other_axes(self) -> tuple[Axis, ...]:
@@ -238,31 +239,3 @@ class _Planner:
                 return staying
             reasons.append(staying)
         return "; ".join(dict.fromkeys(reasons)) or "no other axis is long enough"
-
-
-def _ancestors(nodes: Sequence[fx.Node]) -> set[fx.Node]:
-    pending, seen = list(nodes), set[fx.Node]()
-    while pending:
-        for source in pending.pop().all_input_nodes:
-            if source not in seen:
-                seen.add(source)
-                pending.append(source)
-    return seen
-
-
-def _reached(graph: fx.Graph, starts: Mapping[fx.Node, object]) -> set[fx.Node]:
-    """Nodes behind some nodes."""
-    found: set[fx.Node] = set()
-    for node in graph.nodes:
-        if any(n in found or n in starts for n in node.all_input_nodes):
-            found.add(node)
-    return found
-
-
-def _reaching(graph: fx.Graph, ends: Mapping[fx.Node, object]) -> set[fx.Node]:
-    """Nodes before some nodes."""
-    found: set[fx.Node] = set()
-    for node in reversed(graph.nodes):
-        if any(user in found or user in ends for user in node.users):
-            found.add(node)
-    return found

@@ -16,6 +16,13 @@ from torch import fx
 
 from pab_compile.passes.errors import InvariantError
 from pab_compile.passes.graph import ir
+from pab_compile.passes.graph.ops import (
+    RARE_RESHAPES,
+    RARE_SPLITS,
+    RESHAPES,
+    SPLITS,
+    is_communication,
+)
 
 from .detour import Crossing, Detour
 from .emit import Emitter, Exchange
@@ -25,16 +32,8 @@ from .shard import Ranks, Shard
 from .verdict import Verdict, first_operand, shape_of, wrap
 from .view_rules import slice_bounds
 
-_VIEWS = ("view", "reshape", "_unsafe_view", "flatten", "unflatten", "view_copy", "_reshape_alias")
-_SPLITS = (
-    "split",
-    "split_with_sizes",
-    "chunk",
-    "tensor_split",
-    "unsafe_split",
-    "unsafe_split_with_sizes",
-    "unsafe_chunk",
-)
+_RESHAPES = RESHAPES | RARE_RESHAPES
+_SPLITS = SPLITS | RARE_SPLITS
 _aten = torch.ops.aten
 
 
@@ -224,7 +223,7 @@ class _Builder:
         """Target and arguments of an op with local sizes in place of full ones."""
         x = first_operand(node)
         out, mine = verdict.outputs[0], held.get(x)
-        if ir.is_call(node, *_VIEWS):
+        if ir.is_call(node, *_RESHAPES):
             return _aten.reshape.default, (x, list(self._shape(node, out))), {}
         if ir.is_call(node, "expand", "broadcast_to"):
             return node.target, (x, list(self._shape(node, out))), {}
@@ -270,6 +269,6 @@ class _Builder:
 def _remove_dead(graph: fx.Graph) -> None:
     """Remove what nobody uses, collectives and their waits too: no rank's peer expects them."""
     for node in reversed(list(graph.nodes)):
-        is_comm = ir.op_namespace(node) == "_c10d_functional"
-        if node.op == "call_function" and not node.users and (is_comm or not ir.must_stay(node)):
+        is_needed = bool(node.users) or (ir.must_stay(node) and not is_communication(node))
+        if node.op == "call_function" and not is_needed:
             graph.erase_node(node)

@@ -14,6 +14,7 @@ from torch import fx
 
 from pab_compile.passes.errors import UnsupportedModelError
 from pab_compile.passes.graph import ir
+from pab_compile.passes.graph.walk import reached
 
 STATED_STEP = "step"
 STATED_HELD = "held"
@@ -158,13 +159,9 @@ def _sounds_like_time(node: fx.Node) -> bool:
 
 def _reaches(node: fx.Node, op_names: tuple[str, ...]) -> bool:
     """Whether an op of these names follows, without leaving tensors of at most three dims."""
-    pending, seen = [node], {node}
-    while pending:
-        for user in pending.pop().users:
-            if user in seen or user.op != "call_function" or len(ir.shape(user) or ()) > 3:
-                continue
-            if ir.is_call(user, *op_names):
-                return True
-            seen.add(user)
-            pending.append(user)
-    return False
+
+    def readers(node: fx.Node) -> list[fx.Node]:
+        calls = [user for user in node.users if user.op == "call_function"]
+        return [call for call in calls if len(ir.shape(call) or ()) <= 3]
+
+    return any(ir.is_call(found, *op_names) for found in reached([node], readers))

@@ -20,6 +20,7 @@ from torch import fx
 
 from pab_compile.passes.graph import ir
 from pab_compile.passes.graph.contractions import contraction
+from pab_compile.passes.graph.walk import chain, positions
 
 from .binding import Binding
 
@@ -73,7 +74,7 @@ def find_branches(graph: fx.Graph, mixer_nodes: frozenset[fx.Node]) -> tuple[Bra
             if branch is not None and shared.isdisjoint(branch.ends):
                 shared.update(branch.ends)
                 branches[branch.ends[-1]] = branch
-    order = {node: index for index, node in enumerate(graph.nodes)}
+    order = positions(graph)
     return tuple(sorted(branches.values(), key=lambda branch: order[branch.ends[-1]]))
 
 
@@ -83,14 +84,16 @@ def cut_of(branch: Branch, cut: str) -> tuple[fx.Node, ...]:
 
 
 def _before_gate(node: fx.Node) -> fx.Node:
-    while ir.is_call(node, *_GATE_OPS):
-        inputs = node.all_input_nodes
-        latent = [n for n in inputs if ir.binding(n) == Binding.LATENT]
-        gates = [n for n in inputs if ir.binding(n) == Binding.STEP]
-        if len(latent) != 1 or not gates:
-            break
-        node = latent[0]
-    return node
+    *_, last = chain(node, _gated)
+    return last
+
+
+def _gated(node: fx.Node) -> fx.Node | None:
+    """What a per-step value scales or shifts in this op; None where the op is no gate."""
+    inputs = node.all_input_nodes if ir.is_call(node, *_GATE_OPS) else []
+    latent = [n for n in inputs if ir.binding(n) == Binding.LATENT]
+    gates = [n for n in inputs if ir.binding(n) == Binding.STEP]
+    return latent[0] if len(latent) == 1 and gates else None
 
 
 def _is_mlp(branch: Branch, mixer_nodes: frozenset[fx.Node]) -> bool:
