@@ -17,7 +17,7 @@ from pab_compile.passes.errors import ShardingError
 from pab_compile.passes.graph import ir
 from pab_compile.passes.graph.walk import fed_by, feeding
 from pab_compile.passes.sites.binding import Binding
-from pab_compile.passes.sites.classify import Mixer
+from pab_compile.passes.sites.mixer import Mixer
 
 from .detour import Detour, find_detour, gather_keys
 from .placement import Axis, describe, heads_of, place, products, token_axes

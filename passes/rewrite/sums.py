@@ -19,6 +19,7 @@ from torch import fx
 from pab_compile.passes.graph import ir
 from pab_compile.passes.graph.ops import CASTS, COPIES, PARTS, VIEWS
 from pab_compile.passes.graph.walk import chain
+from pab_compile.passes.sites.adds import is_add, is_plain_add
 
 _VIEWS = VIEWS | PARTS | COPIES
 
@@ -61,7 +62,7 @@ def live_nodes(graph: fx.Graph, given: frozenset[fx.Node]) -> frozenset[fx.Node]
 
 def may_carry(node: fx.Node) -> bool:
     """Whether the op can be applied to the parts of a sum one by one."""
-    return ir.is_call(node, "add", "cat", *_VIEWS, *CASTS)
+    return is_add(node) or ir.is_call(node, "cat", *_VIEWS, *CASTS)
 
 
 def find_sums(graph: fx.Graph, given: frozenset[fx.Node]) -> Sums:
@@ -196,7 +197,7 @@ def _apply(
     graph: fx.Graph, node: fx.Node, values: Mapping[fx.Node, fx.Node], suffix: str
 ) -> fx.Node:
     """Apply an op to other values; an addition of one value is that value."""
-    if ir.is_call(node, "add") and len(values) == 1:
+    if is_add(node) and len(values) == 1:
         (value,) = values.values()
         return value
     applied = graph.node_copy(node, values.__getitem__)
@@ -214,9 +215,8 @@ def _is_sum(node: fx.Node, carried: Mapping[fx.Node, None]) -> bool:
     found = [n for n in sources if n in carried]
     if not found or node.op != "call_function" or ir.tensor(node) is None:
         return False
-    if ir.is_call(node, "add"):
-        is_plain = len(node.args) == len(sources) == 2 and not node.kwargs
-        return is_plain and all(ir.shape(n) == ir.shape(node) for n in found)
+    if is_add(node):
+        return is_plain_add(node) and all(ir.shape(n) == ir.shape(node) for n in found)
     if ir.is_call(node, "cat"):
         listed = node.args[0]
         return isinstance(listed, (list, tuple)) and len(found) == len(listed)

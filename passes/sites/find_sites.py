@@ -14,7 +14,7 @@ from pab_compile.passes.graph.flops import count_flops
 from pab_compile.passes.graph.walk import positions
 
 from .binding import Binding
-from .classify import Mixer
+from .mixer import Mixer
 from .regions import Growth, RegionFinder, cheapest_cut, dead_regions
 from .residual import Branch, cut_of, find_branches
 from .site import Site

@@ -26,10 +26,10 @@ from pab_compile.passes.graph.groups import Groups
 from pab_compile.passes.graph.ops import is_communication
 from pab_compile.passes.graph.walk import fed_by, feeding, operands, positions, results
 
+from .adds import stream_of
 from .binding import Binding
 from .hoisting import hoisted_nodes
 
-_ADD_OPS = ("add", "sub", "rsub")
 _FACTOR_OPS = ("mul", "div")
 _MAX_FACTOR_NODES = 40
 
@@ -122,14 +122,8 @@ class RegionFinder:
         return True
 
     def _is_residual_add(self, node: fx.Node, groups: Sequence[int]) -> bool:
-        if not ir.is_call(node, *_ADD_OPS):
-            return False
         mixers = [mixer for group in groups for mixer in self._groups.members(group)]
-        return any(
-            ir.binding(operand) != Binding.CONSTANT and operand in self._ancestors[mixer]
-            for operand in node.all_input_nodes
-            for mixer in mixers
-        )
+        return any(stream_of(node, self._ancestors[mixer]) is not None for mixer in mixers)
 
 
 def _latent_inputs(node: fx.Node) -> list[fx.Node]:
