@@ -125,8 +125,8 @@ def check_layout(layout: Layout) -> None:
     """Check that wherever the layout of a tensor changes, a collective is planned.
 
     Raises:
-        InvariantError: an op of a detour reads what is dealt out along the main axis, or an op
-            outside reads what is dealt out along the other one.
+        InvariantError: an op of a detour reads what is sharded along the main axis, or an op
+            outside reads what is sharded along the other one.
     """
     for detour in layout.detours:
         entering = {crossing.node for crossing in detour.entering}
@@ -134,18 +134,18 @@ def check_layout(layout: Layout) -> None:
         for node, verdict in detour.verdicts.items():
             for source in node.all_input_nodes:
                 inside = source in detour.verdicts
-                stays = inside or source in entering or (detour.kept and source in layout.held)
-                if source in layout.held and not stays:
+                stays = inside or source in entering or (detour.kept and source in layout.shards)
+                if source in layout.shards and not stays:
                     raise InvariantError(
                         f"{node.name} runs along {detour.axis.name} and reads {source.name}, which "
-                        f"is dealt out along {layout.axis.name} and is not re-sharded"
+                        f"is sharded along {layout.axis.name} and is not re-sharded"
                     )
             outside = [user for user in node.users if user not in detour.verdicts]
             back = node in leaving or node in detour.kept
             if outside and not back and any(verdict.outputs):
                 raise InvariantError(
                     f"{outside[0].name} runs along {layout.axis.name} and reads {node.name}, which "
-                    f"is dealt out along {detour.axis.name} and is not re-sharded"
+                    f"is sharded along {detour.axis.name} and is not re-sharded"
                 )
 
 

@@ -30,8 +30,8 @@ class Exchange:
 
     Attributes:
         shape: of the full tensor.
-        source: how it is dealt out before; whole.
-        target: how it is dealt out after; None where every rank gets all of it.
+        source: how it is sharded before; whole.
+        target: how it is sharded after; None where every rank gets all of it.
     """
 
     shape: tuple[int, ...]

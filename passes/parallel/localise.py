@@ -59,7 +59,7 @@ def localise(graph_module: fx.GraphModule, layout: Layout, ranks: Ranks) -> Loca
 
     Args:
         graph_module: a captured graph; not modified.
-        layout: how its tensors are dealt out.
+        layout: how its tensors are sharded.
         ranks: for which rank, in which group.
     """
     assert ranks.size == layout.num_ranks
@@ -104,9 +104,11 @@ class _Builder:
             self.main[node] = self._pick(node, self.main)
         else:
             verdict = self._layout.verdicts[node]
-            held = {n: self._layout.held[n] for n in node.all_input_nodes if n in self._layout.held}
+            shards = {
+                n: self._layout.shards[n] for n in node.all_input_nodes if n in self._layout.shards
+            }
             operands = {n: self._operand(n, verdict) for n in node.all_input_nodes}
-            self.main[node] = self._local(node, verdict, held, operands)
+            self.main[node] = self._local(node, verdict, shards, operands)
 
     def _is_local(self, node: fx.Node) -> bool:
         if ir.is_getitem(node):
@@ -117,12 +119,12 @@ class _Builder:
         copied = self.graph.node_copy(node, self._full)
         ir.copy_facts(copied, node)
         if node in self._layout.entries:
-            copied = self._emitter.take(copied, self._layout.held[node])
+            copied = self._emitter.take(copied, self._layout.shards[node])
         self.main[node] = copied
 
     def _full(self, node: fx.Node) -> fx.Node:
         """A value as every rank has it, gathered where it is sharded."""
-        shard = self._layout.held.get(node)
+        shard = self._layout.shards.get(node)
         if shard is None:
             return self.main[node]
         key = (node, shard)
@@ -151,12 +153,12 @@ class _Builder:
         if ir.is_getitem(node):
             local[node] = self._pick(node, local)
         else:
-            held = self._held_inside(node, detour)
+            shards = self._shards_inside(node, detour)
             operands = {
                 n: local[n] if n in local else self._operand(n, verdict)
                 for n in node.all_input_nodes
             }
-            local[node] = self._local(node, verdict, held, operands)
+            local[node] = self._local(node, verdict, shards, operands)
         if (crossing := self._leaving.get(node)) is not None:
             self.main[node] = self._switch(local[node], crossing, detour)
         elif node in detour.kept:
@@ -177,12 +179,14 @@ class _Builder:
         self.exchanges[detour] += tuple(self.purposes)[known:]
         return switched
 
-    def _held_inside(self, node: fx.Node, detour: Detour) -> dict[fx.Node, Shard]:
+    def _shards_inside(self, node: fx.Node, detour: Detour) -> dict[fx.Node, Shard]:
         found = {c.node: c.target for c in detour.entering if c.target is not None}
         if detour.kept:
             entering = [c.node for c in detour.entering]
-            held = self._layout.held
-            found |= {n: held[n] for n in node.all_input_nodes if n in held and n not in entering}
+            shards = self._layout.shards
+            found |= {
+                n: shards[n] for n in node.all_input_nodes if n in shards and n not in entering
+            }
         for source in node.all_input_nodes:
             if source in detour.verdicts and ir.tensor(source) is not None:
                 shard = detour.verdicts[source].outputs[0]
@@ -194,11 +198,11 @@ class _Builder:
         self,
         node: fx.Node,
         verdict: Verdict,
-        held: dict[fx.Node, Shard],
+        shards: dict[fx.Node, Shard],
         operands: dict[fx.Node, fx.Node],
     ) -> fx.Node:
         """A sharded op with local operands and local sizes."""
-        target, args, kwargs = self._rewritten(node, verdict, held)
+        target, args, kwargs = self._rewritten(node, verdict, shards)
         args, kwargs = fx.map_arg((args, kwargs), operands.__getitem__)
         call = self._emitter.stand_in(node, target, args, kwargs)
         values = ir.value(call)
@@ -218,11 +222,11 @@ class _Builder:
         return call
 
     def _rewritten(
-        self, node: fx.Node, verdict: Verdict, held: dict[fx.Node, Shard]
+        self, node: fx.Node, verdict: Verdict, shards: dict[fx.Node, Shard]
     ) -> tuple[Any, Sequence[Any], dict[str, Any]]:
         """Target and arguments of an op with local sizes in place of full ones."""
         x = first_operand(node)
-        out, mine = verdict.outputs[0], held.get(x)
+        out, mine = verdict.outputs[0], shards.get(x)
         if ir.is_call(node, *_RESHAPES):
             return _aten.reshape.default, (x, list(self._shape(node, out))), {}
         if ir.is_call(node, "expand", "broadcast_to"):

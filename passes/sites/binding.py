@@ -17,7 +17,7 @@ from pab_compile.passes.graph import ir
 from pab_compile.passes.graph.walk import reached
 
 STATED_STEP = "step"
-STATED_HELD = "held"
+STATED_PROMPT = ("prompt", "held")  # "held" is the older word
 _CLOCK_OPS = ("sin", "cos", "embedding")
 _CLOCK_WORDS = (
     "timestep",
@@ -103,7 +103,7 @@ def find_clock(graph: fx.Graph, latents: fx.Node, stated: Mapping[str, str]) -> 
         [n for n in embedded if ir.source(n).startswith(ir.source(latents))],
         embedded,
         timely,
-        [n for n in scalars if _reaches(n, _CLOCK_OPS) and stated.get(ir.source(n)) != STATED_HELD],
+        [n for n in scalars if _reaches(n, _CLOCK_OPS) and not _is_stated_prompt(n, stated)],
     ):
         if len(candidates) == 1:
             return candidates[0]
@@ -136,9 +136,14 @@ def step_inputs(graph: fx.Graph, clock: fx.Node, stated: Mapping[str, str]) -> f
         for n in inputs
         if ir.shape(n) == ir.shape(clock)
         and _sounds_like_time(n)
-        and stated.get(ir.source(n)) != STATED_HELD
+        and not _is_stated_prompt(n, stated)
     ]
     return frozenset([clock, *declared, *timely])
+
+
+def _is_stated_prompt(node: fx.Node, stated: Mapping[str, str]) -> bool:
+    """Whether the user says that an input is the same at every step."""
+    return stated.get(ir.source(node)) in STATED_PROMPT
 
 
 def _is_scalar_per_row(node: fx.Node, latents: fx.Node) -> bool:

@@ -23,8 +23,8 @@ from typing import NamedTuple
 
 from torch import fx
 
-from pab_compile.passes.axes.names import BATCH, CHANNEL, TEXT
-from pab_compile.passes.axes.table import VIDEO, AxisTable
+from pab_compile.passes.axes.names import BATCH, CHANNEL, TEXT, VIDEO
+from pab_compile.passes.axes.table import AxisTable
 from pab_compile.passes.graph import ir
 
 

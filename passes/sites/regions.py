@@ -23,6 +23,7 @@ from torch import fx
 
 from pab_compile.passes.graph import ir
 from pab_compile.passes.graph.groups import Groups
+from pab_compile.passes.graph.minimum_cut import minimum_cut
 from pab_compile.passes.graph.ops import is_communication
 from pab_compile.passes.graph.walk import fed_by, feeding, operands, positions, results
 
@@ -137,30 +138,24 @@ def cheapest_cut(growth: Growth) -> tuple[fx.Node, ...]:
     is returned when nothing in the region is smaller. In a model that exchanges by itself the cut
     lies behind every exchange of the region: a reuse exchanges nothing.
     """
-    frontier_bytes = sum(ir.num_bytes(node) for node in growth.frontier)
-    import networkx as nx
-
-    network = nx.DiGraph()
-    inside = set(growth.nodes)
-    exchanged = _before_exchanges(growth)
-    for node in growth.nodes:
-        is_no_cut = ir.tensor(node) is None or node in exchanged
-        capacity = {} if is_no_cut else {"capacity": ir.num_bytes(node)}
-        network.add_edge((node, "in"), (node, "out"), **capacity)
-        sources = [n for n in node.all_input_nodes if n in inside]
-        for source in sources:
-            network.add_edge((source, "out"), (node, "in"))
-        if not sources or any(n not in inside for n in _latent_inputs(node)):
-            network.add_edge("mixer", (node, "in"))  # with a factor of its own: cached after it
-        if node in growth.frontier:
-            network.add_edge((node, "out"), "frontier")
     if any(ir.tensor(node) is None for node in growth.frontier):
         return ()
-    # Of several, networkx returns the cut nearest to its sink, here the frontier.
-    cut_bytes, (_, near) = nx.minimum_cut(network, "mixer", "frontier")
-    if cut_bytes >= frontier_bytes:
-        return growth.frontier
-    return tuple(n for n in growth.nodes if (n, "out") in near and (n, "in") not in near)
+    inside = set(growth.nodes)
+    exchanged = _before_exchanges(growth)
+    sizes: dict[fx.Node, int | None] = {}
+    edges: list[tuple[fx.Node, fx.Node]] = []
+    starts: list[fx.Node] = []
+    for node in growth.nodes:
+        is_no_cut = ir.tensor(node) is None or node in exchanged
+        sizes[node] = None if is_no_cut else ir.num_bytes(node)
+        sources = [n for n in node.all_input_nodes if n in inside]
+        edges += [(source, node) for source in sources]
+        # A product with a factor of its own is cached after the product.
+        if not sources or any(n not in inside for n in _latent_inputs(node)):
+            starts.append(node)
+    cut = minimum_cut(sizes, edges, starts, growth.frontier)
+    frontier_bytes = sum(ir.num_bytes(node) for node in growth.frontier)
+    return growth.frontier if cut is None or cut.size >= frontier_bytes else cut.nodes
 
 
 def _before_exchanges(growth: Growth) -> set[fx.Node]:

@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import fx
 
+from helpers.graphs import traced
 from pab_compile.passes.graph import ir, ops, walk
 from pab_compile.passes.graph.groups import Groups
-from tests.helpers.graphs import traced
 
 
 def branch(latents: torch.Tensor, w_out: torch.Tensor) -> tuple[torch.Tensor, ...]:

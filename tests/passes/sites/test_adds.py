@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 from torch import fx
 
+from helpers.graphs import traced
 from pab_compile.passes.graph import ir, walk
 from pab_compile.passes.sites import adds
 from pab_compile.passes.sites.binding import bind
-from tests.helpers.graphs import traced
 
 
 def block(
