@@ -7,34 +7,23 @@ sharded ops are sliced, and detours, entries and exits become ``emit``'s ops.
 from __future__ import annotations
 
 import operator
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import fx
 
 from pab_compile.passes.errors import InvariantError
 from pab_compile.passes.graph import ir
-from pab_compile.passes.graph.ops import (
-    RARE_RESHAPES,
-    RARE_SPLITS,
-    RESHAPES,
-    SPLITS,
-    is_communication,
-)
+from pab_compile.passes.graph.ops import is_communication
 
 from .detour import Crossing, Detour
 from .emit import Emitter, Exchange
 from .layout import Layout
+from .local_call import local_call
 from .placement import describe
 from .shard import Ranks, Shard
-from .verdict import Verdict, first_operand, shape_of, wrap
-from .view_rules import slice_bounds
-
-_RESHAPES = RESHAPES | RARE_RESHAPES
-_SPLITS = SPLITS | RARE_SPLITS
-_aten = torch.ops.aten
+from .verdict import Verdict
 
 
 @dataclass(frozen=True, eq=False)
@@ -202,7 +191,7 @@ class _Builder:
         operands: dict[fx.Node, fx.Node],
     ) -> fx.Node:
         """A sharded op with local operands and local sizes."""
-        target, args, kwargs = self._rewritten(node, verdict, shards)
+        target, args, kwargs = local_call(node, verdict, shards, self._ranks)
         args, kwargs = fx.map_arg((args, kwargs), operands.__getitem__)
         call = self._emitter.stand_in(node, target, args, kwargs)
         values = ir.value(call)
@@ -220,54 +209,6 @@ class _Builder:
                     f"not {expected}"
                 )
         return call
-
-    def _rewritten(
-        self, node: fx.Node, verdict: Verdict, shards: dict[fx.Node, Shard]
-    ) -> tuple[Any, Sequence[Any], dict[str, Any]]:
-        """Target and arguments of an op with local sizes in place of full ones."""
-        x = first_operand(node)
-        out, mine = verdict.outputs[0], shards.get(x)
-        if ir.is_call(node, *_RESHAPES):
-            return _aten.reshape.default, (x, list(self._shape(node, out))), {}
-        if ir.is_call(node, "expand", "broadcast_to"):
-            return node.target, (x, list(self._shape(node, out))), {}
-        if ir.is_call(node, "repeat_interleave"):
-            return node.target, node.args, {k: v for k, v in node.kwargs.items() if k == "dim"}
-        if mine is None:
-            return node.target, node.args, dict(node.kwargs)
-        if ir.is_call(node, *_SPLITS) and self._dim(node, 2) == mine.dim:
-            sizes = [
-                self._local_size(val.shape[mine.dim], shard)
-                for val, shard in zip(ir.value(node), verdict.outputs, strict=True)
-            ]
-            return _aten.split_with_sizes.default, (x, sizes, mine.dim), {}
-        if ir.is_call(node, "slice", "narrow") and self._dim(node, 1) == mine.dim:
-            bounds = slice_bounds(node)
-            assert bounds is not None
-            start = self._moved(bounds[0], mine)
-            stop = start + self._local_size(bounds[1] - bounds[0], out)
-            return _aten.slice.Tensor, (x, mine.dim, start, stop), {}
-        if ir.is_call(node, "select") and self._dim(node, 1) == mine.dim:
-            at = wrap(ir.argument(node, 2, "index"), mine.full)
-            return node.target, (x, mine.dim, self._moved(at, mine)), {}
-        return node.target, node.args, dict(node.kwargs)
-
-    def _dim(self, node: fx.Node, position: int) -> int:
-        rank = len(shape_of(first_operand(node)))
-        return wrap(ir.argument(node, position, "dim", 0), rank)
-
-    def _shape(self, node: fx.Node, shard: Shard | None) -> tuple[int, ...]:
-        shape = shape_of(node)
-        return shape if shard is None else shard.local_shape(shape, self._ranks.count(shard.size))
-
-    def _local_size(self, num: int, shard: Shard | None) -> int:
-        return num if shard is None else shard.local(self._ranks.count(shard.size))
-
-    def _moved(self, position: int, shard: Shard) -> int:
-        """A position of the replicated part of a dimension, on this rank."""
-        if position < shard.full - shard.after or position <= shard.before:
-            return position
-        return position - shard.full + shard.local(self._ranks.count(shard.size))
 
 
 def _remove_dead(graph: fx.Graph) -> None:
