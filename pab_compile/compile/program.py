@@ -136,7 +136,7 @@ def compile_program(
     roles = InputRoles(
         latents=ir.source(program.inferred_axes.latents),
         clock=program.clock,
-        held=program.held,
+        held=program.prompt_inputs,
         stepping=(*program.stepping, *(n for n, role in options.axes.items() if role == "step")),
         sees_all=alone,
         is_blind=program.has_eager_inputs and not alone,

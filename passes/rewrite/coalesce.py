@@ -36,7 +36,9 @@ from torch import fx
 
 from pab_compile.passes.errors import InvariantError
 from pab_compile.passes.graph import ir
+from pab_compile.passes.graph.groups import Groups
 from pab_compile.passes.graph.outline import copy_with_nodes
+from pab_compile.passes.graph.walk import results
 from pab_compile.passes.sites.find_sites import with_region
 from pab_compile.passes.sites.regions import dead_regions
 from pab_compile.passes.sites.site import Site
@@ -192,14 +194,8 @@ class _Attempt:
 
     def _find_groups(self) -> dict[str, str]:
         """Site -> the first site that it is merged with: itself where with none."""
-        order = {site.name: index for index, site in enumerate(self._members)}
-        leader = {name: name for name in order}
+        groups = Groups(site.name for site in self._members)
         region_of = {node: site.name for site in self._members for node in site.region}
-
-        def find(name: str) -> str:
-            while leader[name] != name:
-                name = leader[name]
-            return name
 
         for node in self._sums.carried:
             names = [self._owner[term] for term in self._sums.terms[node]]
@@ -208,9 +204,8 @@ class _Attempt:
             ):  # what reads a sum in between dies with it, or not at all
                 names += [region_of[user] for user in node.users if names and user in region_of]
             if self._refused.isdisjoint(names):
-                roots = sorted({find(name) for name in names}, key=order.__getitem__)
-                leader.update(dict.fromkeys(roots, roots[0]) if roots else {})
-        return {name: find(name) for name in order}
+                groups.merge(names)
+        return {site.name: groups.leader(site.name) for site in self._members}
 
     def _is_merged(self, exit_: fx.Node) -> bool:
         names = {self._owner[term] for term in self._sums.terms[exit_]}
@@ -263,5 +258,4 @@ def _moved(site: Site, nodes: dict[fx.Node, fx.Node]) -> Site:
 
 def _leaks(site: Site) -> bool:
     """Whether a value of the region other than the cut is read outside of it."""
-    inside, cut = set(site.region), set(site.cut)
-    return any(user not in inside for node in site.region if node not in cut for user in node.users)
+    return not set(results(site.region)) <= set(site.cut)

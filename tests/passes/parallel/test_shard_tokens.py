@@ -85,7 +85,7 @@ def localised(model: Captured, num_ranks: int, axis: str = "t") -> list[Localise
 def test_what_a_rank_sends_is_what_the_other_awaits(
     latte: Captured, num_ranks: int, axis: str
 ) -> None:
-    """Held pair by pair on the graphs of all ranks, and as the check holds each alone."""
+    """Shards pair by pair on the graphs of all ranks, and as the check holds each alone."""
     ranks = localised(latte, num_ranks, axis)
     everyone = [collectives(list(local.graph_module.graph.nodes)) for local in ranks]
     for same in zip(*everyone, strict=True):

@@ -98,7 +98,7 @@ def test_a_model_becomes_preludes_glue_and_branches_in_the_order_in_which_they_r
         %prelude_cross_0 = prelude prelude_cross_0(%prompt, %w_k, %w_v) : 2 x f32[2, 7, 4]  # once per generation and lane
         %linear_3 = %prelude_cross_0[0] : f32[2, 7, 4]
         %linear_4 = %prelude_cross_0[1] : f32[2, 7, 4]
-        %cross_0 = branch cross_0(%add, %w_q, %linear_3, %linear_4, %w_out) : (f32[2, 30, 4])  # reuse: load slot | otherwise:
+        %cross_0 = branch cross_0(%add, %w_q, %linear_3, %linear_4, %w_out) : (f32[2, 30, 4])  # reuse: load cache | otherwise:
         %linear_5 = %cross_0[0] : f32[2, 30, 4]
         %glue_1 = glue glue_1(%add, %linear_5) : (f32[2, 4, 3, 2, 5])  # at every step
         %permute_1 = %glue_1[0] : f32[2, 4, 3, 2, 5]
