@@ -9,14 +9,13 @@ import torch
 from torch import fx
 
 import helpers.captured as models
-import helpers.latte as latte
 from helpers.captured import (
     Captured,
     analysed,
     captured,
-    captured_module,
     latents_of,
     small_dit,
+    small_latte,
     tokens_of,
 )
 from helpers.golden import check_inline
@@ -71,16 +70,6 @@ def num_distinct(graph_module: fx.GraphModule) -> int:
     return len({structure_key(module.compute) for module in submodules(graph_module).values()})
 
 
-def tiny_latte(depth: int) -> Captured:
-    return captured_module(
-        latte.tiny_latte(depth),
-        hidden_states=latte.draw_latents(),
-        timestep=latte.ddim_timesteps(4)[:1],
-        encoder_hidden_states=latte.draw_prompt(),
-        return_dict=False,
-    )
-
-
 def test_a_model_becomes_preludes_glue_and_branches_in_the_order_in_which_they_run() -> None:
     model = cut(captured(models.cross_attention))
     check_inline(
@@ -132,7 +121,9 @@ def test_the_graph_that_is_cut_is_not_changed() -> None:
 
 
 @pytest.mark.parametrize(
-    "build", [small_dit, pytest.param(tiny_latte, marks=pytest.mark.slow)], ids=["own", "latte"]
+    "build",
+    [small_dit, pytest.param(small_latte, marks=pytest.mark.xdist_group("deep latte"))],
+    ids=["own", "latte"],
 )
 def test_the_number_of_distinct_pieces_does_not_depend_on_depth(
     build: Callable[[int], Captured],
