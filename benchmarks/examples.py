@@ -8,6 +8,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
 
 import digits
+
 import plans
 
 __all__ = ["digits", "plans"]

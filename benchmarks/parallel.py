@@ -17,8 +17,8 @@ from rich.progress import Progress
 from torch import fx
 
 import pab_compile
-import pab_compile.program
-from pab_compile.passes.pipeline import Program
+import pab_compile.compile.program
+from pab_compile.passes.program import Program
 
 from .latte import CPU_SMALL, TINY, Size, make_inputs, make_model
 from .results import Result
@@ -157,9 +157,9 @@ def _work(rank: int, folder: str, size: Size, num_steps: int, rounds: int, answe
             for name, options in variants.items()
         }
         for name, compiled in runs.items():
-            shipped = pab_compile.program.Overlap
+            shipped = pab_compile.compile.program.Overlap
             overlap = _InPlace if "in place" in name else shipped
-            with mock.patch.object(pab_compile.program, "Overlap", overlap):
+            with mock.patch.object(pab_compile.compile.program, "Overlap", overlap):
                 _generate(compiled, size, num_steps)  # compiles
         for _ in range(rounds):
             for name, compiled in runs.items():

@@ -22,7 +22,7 @@ from rich.progress import track
 from scipy.stats import bootstrap, spearmanr
 
 import pab_compile
-from pab_compile.plan import COMPUTE
+from pab_compile.plans.plan import COMPUTE
 
 from .examples import digits
 

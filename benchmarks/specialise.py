@@ -14,13 +14,15 @@ from typing import Any
 import torch
 from torch import fx
 
-from pab_compile.lower import PieceCompiler
+from pab_compile.compile.lower import PieceCompiler
+from pab_compile.compile.progress import CompileProgress
 from pab_compile.options import parse_options
-from pab_compile.passes.broadcast import StepBranch
-from pab_compile.passes.capture import Inputs, capture
-from pab_compile.passes.pieces import PRELUDE, Piece
-from pab_compile.passes.pipeline import Program, analysis, rewriting, run_passes
-from pab_compile.progress import CompileProgress
+from pab_compile.passes.graph.capture import capture
+from pab_compile.passes.graph.inputs import Inputs
+from pab_compile.passes.pipeline import analysis, rewriting
+from pab_compile.passes.program import Program, run_passes
+from pab_compile.passes.rewrite.broadcast import StepBranch
+from pab_compile.passes.rewrite.pieces import PRELUDE, Piece
 
 
 @dataclass(frozen=True)

@@ -18,12 +18,12 @@ from typing import Any
 
 import digits
 import torch
-from plans import ALL_KINDS, plans_of
 from rich import box
 from rich.console import Console
 from rich.table import Table
 
 import pab_compile
+from plans import ALL_KINDS, plans_of
 
 OBSERVED_SEED, CHECKED_SEED = 1000, 2000
 SUMS = {"cut": "gated", "coalesce": True}

@@ -27,7 +27,6 @@ import digits
 import film
 import numpy as np
 import torch
-from plans import plans_of
 from rich import box
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
@@ -35,6 +34,7 @@ from rich.table import Table
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
 import pab_compile
+from plans import plans_of
 
 EAGER, STOCK = "eager", "compile"
 PLANS = {name: plans_of("latte")[name] for name in ("pab246", "calibrated")}

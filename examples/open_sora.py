@@ -17,8 +17,9 @@ from typing import Any
 
 import published
 import torch
-from models import rectified_flow
 from models.open_sora import STDiT3, STDiT3Config
+
+from models import rectified_flow
 
 SETTING = published.Setting(
     preset="open-sora",

@@ -18,6 +18,7 @@ from typing import Any
 import published
 import torch
 from diffusers import EulerAncestralDiscreteScheduler, PNDMScheduler
+
 from models import open_sora_plan_1_1, open_sora_plan_1_2
 
 SETTINGS = {

@@ -19,11 +19,12 @@ from pathlib import Path
 
 import digits
 import torch
-from plans import NONE, plans_of
 from rich import box
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
+
+from plans import NONE, plans_of
 
 
 @dataclass(frozen=True)

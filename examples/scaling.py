@@ -12,10 +12,9 @@ from __future__ import annotations
 
 import argparse
 
+import pab_compile
 import traffic
 from models import open_sora
-
-import pab_compile
 
 # Eight H100, 480p (arXiv 2408.12588): sequence parallelism alone, and with PAB246.
 PUBLISHED = {"one GPU": 97.5, "eight": 12.01, "eight with PAB246": 9.29}

@@ -15,9 +15,9 @@ from typing import Any
 import digits
 import together
 import torch
-from plans import RULES
 
 import pab_compile
+from plans import RULES
 
 VARIANTS: dict[str, dict[str, Any]] = {"computes always": {"ranges": {}}, "pab246": RULES["pab246"]}
 

@@ -14,9 +14,9 @@ import argparse
 from dataclasses import dataclass, replace
 
 import torch
-from models import open_sora, rectified_flow
 
 import pab_compile
+from models import open_sora, rectified_flow
 
 OPTIONS = {"ranges": "open-sora", "cut": "gated"}
 

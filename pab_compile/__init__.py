@@ -1,74 +1,154 @@
 """Pyramid Attention Broadcast for video diffusion transformers, as a torch.compile backend.
 
-``torch.compile(model, backend="pab")`` is all it takes; the rest is for looking inside and for
-explicit control. Paper: Real-Time Video Generation with Pyramid Attention Broadcast,
-arXiv 2408.12588.
+``torch.compile(model, backend="pab")`` is all that most users need. Paper: Real-Time Video
+Generation with Pyramid Attention Broadcast, arXiv 2408.12588.
+
+The public names fall into three groups:
+
+- **use**: ``explain`` and ``stats`` show what is found and what is reused; ``generation``, ``step``
+  and ``reset`` say which step a call is; ``Options`` lists the options of the backend.
+- **tune**: ``observe`` measures how outputs change, ``calibrate`` finds a plan from that,
+  ``measure_cost`` measures what steps cost.
+- **ranks**: ``comm``, ``scaling`` and ``least_traffic`` predict what several processes exchange.
+
+Every name is imported from its module at its first use, so that the import costs little.
 """
 
 from __future__ import annotations
 
-from .board import stats
-from .calibrate import Calibration, calibrate, predicted_error
-from .comm import CommReport, comm
-from .cost import Cost, measure_cost, wire_cost
-from .errors import (
-    CalibrationError,
-    GradModeError,
-    InvariantError,
-    ObservationError,
-    OptionError,
-    PabError,
-    PlanError,
-    RanksError,
-    ShardingError,
-    UnsupportedModelError,
-)
-from .explain import explain
-from .least_traffic import least_traffic
-from .observation import Observation, load_observation
-from .observe import observe
-from .options import Options
-from .report import Explanation, SiteReport
-from .scaling import Link, Machine, Scaling, scaling
-from .schedule import Schedule
-from .scope import generation, reset, step
-from .stats import RunStats
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .calibration.calibrate import Calibration, calibrate, predicted_error
+    from .calibration.cost import Cost, measure_cost
+    from .calibration.observation import Observation, load_observation
+    from .calibration.observe import observe
+    from .errors import (
+        CalibrationError,
+        GradModeError,
+        InvariantError,
+        ObservationError,
+        OptionError,
+        PabError,
+        PlanError,
+        RanksError,
+        ShardingError,
+        UnsupportedModelError,
+    )
+    from .inspect.explain import explain
+    from .options import Options
+    from .plans.schedule import Schedule
+    from .report.explanation import Explanation, SiteReport
+    from .runtime.last_runs import stats
+    from .runtime.scope import generation, reset, step
+    from .runtime.stats import RunStats
+    from .traffic.comm import comm
+    from .traffic.comm_report import CommReport
+    from .traffic.least_traffic import least_traffic
+    from .traffic.scaling import Link, Machine, Scaling, scaling
+    from .traffic.wire_cost import wire_cost
+
+    __version__: str
+
+_MODULES = {
+    # use
+    "explain": "inspect.explain",
+    "stats": "runtime.last_runs",
+    "generation": "runtime.scope",
+    "step": "runtime.scope",
+    "reset": "runtime.scope",
+    "Options": "options",
+    "Explanation": "report.explanation",
+    "SiteReport": "report.explanation",
+    "RunStats": "runtime.stats",
+    "Schedule": "plans.schedule",
+    "PabError": "errors",
+    "GradModeError": "errors",
+    "InvariantError": "errors",
+    "OptionError": "errors",
+    "PlanError": "errors",
+    "UnsupportedModelError": "errors",
+    # tune
+    "observe": "calibration.observe",
+    "Observation": "calibration.observation",
+    "load_observation": "calibration.observation",
+    "calibrate": "calibration.calibrate",
+    "Calibration": "calibration.calibrate",
+    "predicted_error": "calibration.calibrate",
+    "measure_cost": "calibration.cost",
+    "Cost": "calibration.cost",
+    "CalibrationError": "errors",
+    "ObservationError": "errors",
+    # ranks
+    "comm": "traffic.comm",
+    "CommReport": "traffic.comm_report",
+    "least_traffic": "traffic.least_traffic",
+    "scaling": "traffic.scaling",
+    "Scaling": "traffic.scaling",
+    "Machine": "traffic.scaling",
+    "Link": "traffic.scaling",
+    "wire_cost": "traffic.wire_cost",
+    "RanksError": "errors",
+    "ShardingError": "errors",
+}
 
 __all__ = [
-    "Calibration",
-    "CalibrationError",
-    "CommReport",
-    "Cost",
+    # use
+    "explain",
+    "stats",
+    "generation",
+    "step",
+    "reset",
+    "Options",
     "Explanation",
+    "SiteReport",
+    "RunStats",
+    "Schedule",
+    "PabError",
     "GradModeError",
     "InvariantError",
-    "Link",
-    "Machine",
-    "Observation",
-    "ObservationError",
     "OptionError",
-    "Options",
-    "PabError",
     "PlanError",
-    "RanksError",
-    "RunStats",
-    "Scaling",
-    "Schedule",
-    "ShardingError",
-    "SiteReport",
     "UnsupportedModelError",
-    "calibrate",
-    "comm",
-    "explain",
-    "generation",
-    "least_traffic",
-    "load_observation",
-    "measure_cost",
+    # tune
     "observe",
+    "Observation",
+    "load_observation",
+    "calibrate",
+    "Calibration",
     "predicted_error",
-    "reset",
+    "measure_cost",
+    "Cost",
+    "CalibrationError",
+    "ObservationError",
+    # ranks
+    "comm",
+    "CommReport",
+    "least_traffic",
     "scaling",
-    "stats",
-    "step",
+    "Scaling",
+    "Machine",
+    "Link",
     "wire_cost",
+    "RanksError",
+    "ShardingError",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name at its first use."""
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("pab_compile")
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"{__name__}.{_MODULES[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    """The public names, imported or not."""
+    return sorted({*globals(), *__all__, "__version__"})

@@ -9,25 +9,27 @@ from typing import Any
 import torch
 from torch import fx
 
-from pab_compile.passes.capture import Inputs, break_reason
-from pab_compile.passes.errors import UnsupportedModelError
-from pab_compile.passes.join import Origin
-from pab_compile.passes.measured import measure
-from pab_compile.passes.printer import format_graph
+from pab_compile.errors import UnsupportedModelError
+from pab_compile.passes.graph.capture import break_reason
+from pab_compile.passes.graph.inputs import Inputs
+from pab_compile.passes.graph.join import Origin
+from pab_compile.passes.graph.measured import measure
+from pab_compile.passes.graph.printer import format_graph
 
-from .analysis import nothing_found
+from .calibration.observe import current_observer
+from .compile.analysis import nothing_found
+from .compile.lower import PieceCompiler
+from .compile.program import PlainProgram, Runnable, compile_program
+from .compile.progress import CompileProgress
+from .dynamo import compiling
 from .errors import GradModeError
-from .forward import Forward
-from .lower import PieceCompiler, compiling
-from .mesh import fingerprint, named_peers, own_peers, peers_of
-from .observe import current_observer
 from .options import Options, parse_options
-from .plan import Plan
-from .program import PlainProgram, Runnable, compile_program
-from .progress import CompileProgress
-from .report import Finding
-from .scope import current_scope
-from .team import Team, team_of
+from .plans.plan import Plan
+from .ranks.mesh import fingerprint, named_peers, own_peers, peers_of
+from .ranks.team import Team, team_of
+from .report.explanation import Finding
+from .runtime.forward import Forward
+from .runtime.scope import current_scope
 
 
 def pab(

@@ -2,14 +2,7 @@
 
 from __future__ import annotations
 
-from pab_compile.passes.errors import InvariantError, PabError, UnsupportedModelError
-from pab_compile.passes.parallel.layout import ShardingError
-
-from .cost import CalibrationError
-from .mesh import RanksError
-from .observation import ObservationError
-from .options import OptionError
-from .plan import PlanError
+from pab_compile.passes.errors import InvariantError, PabError, ShardingError, UnsupportedModelError
 
 __all__ = [
     "CalibrationError",
@@ -27,3 +20,23 @@ __all__ = [
 
 class GradModeError(PabError, RuntimeError):
     """The model was called with gradients enabled and weights or inputs that need them."""
+
+
+class PlanError(PabError, ValueError):
+    """A plan that cannot be used, with what was found in it."""
+
+
+class RanksError(PabError, RuntimeError):
+    """The ranks of a mesh cannot run a model together, or disagree about how."""
+
+
+class CalibrationError(PabError, ValueError):
+    """No plan does what is asked, or there is nothing to choose by, with what was found."""
+
+
+class ObservationError(PabError, ValueError):
+    """An observation that cannot be made or read, with what was found."""
+
+
+class OptionError(PabError, ValueError):
+    """An option that is unknown or has a value outside its domain."""

@@ -9,20 +9,16 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
-from pab_compile.passes.errors import PabError
-from pab_compile.passes.sites import CUTS, KINDS
+from pab_compile.errors import OptionError
+from pab_compile.passes.sites.site import CUTS, KINDS
 
-from .lower import known_modes
-from .plan import MAX_ORDER, CallablePlan, Plan, RangePlan
-from .plan_file import PREDICT_IN, load_plan
-from .presets import DEFAULT_RANGES, DEFAULT_WINDOW, PRESETS, Window
+from .dynamo import known_modes
+from .plans.plan import MAX_ORDER, CallablePlan, Plan, RangePlan
+from .plans.plan_file import PREDICT_IN, load_plan
+from .plans.presets import DEFAULT_RANGES, DEFAULT_WINDOW, PRESETS, Window
 
 SHARDED_AXES = ("t", "h", "w", "s")
 ON_UNSUPPORTED = ("raise", "passthrough")
-
-
-class OptionError(PabError, ValueError):
-    """An option that is unknown or has a value outside its domain."""
 
 
 @dataclass(frozen=True)

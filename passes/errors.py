@@ -11,3 +11,11 @@ class UnsupportedModelError(PabError):
 
 class InvariantError(PabError):
     """A pass broke an invariant of the graph: a defect of this library, never of the model."""
+
+
+class ShardingError(PabError):
+    """A graph that cannot be sharded along an axis, with the op that stands in the way."""
+
+
+class StatedAxesError(PabError, ValueError):
+    """The user's ``axes`` option does not fit the graph's inputs."""

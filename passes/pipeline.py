@@ -6,91 +6,30 @@ the program and returns how much it changed. Timing, verifying and dumping belon
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field, replace
-from typing import Protocol, runtime_checkable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 
 from torch import fx
 
-from . import ir
-from .axes import AxisTable, infer_axes
-from .binding import STATED_HELD, STATED_STEP, Binding, bind, find_clock, step_inputs
-from .broadcast import branches, broadcast
-from .classify import Mixer, find_mixers
-from .coalesce import Pattern, coalesce, verify_coalesced
-from .errors import UnsupportedModelError
-from .find_sites import find_sites
-from .join import Joined
-from .pieces import cut_into_pieces
-from .printer import format_graph
-from .probes import insert_probes, verify_probes
-from .sites import Site
-from .verify import verify
-
-
-@dataclass
-class Program:
-    """A graph on its way through the passes, with what they found.
-
-    Attributes:
-        graph_module: the graph as it is now.
-        axes: named axes of every tensor (after ``InferAxes``).
-        clock: the caller's name of the timestep (after ``BindTimes``).
-        held: the caller's names of the per-prompt inputs (after ``BindTimes``).
-        stepping: the caller's names of the other inputs that change at every step, likewise.
-        has_eager_inputs: whether Python code made some input between two graphs, likewise.
-        mixers: token mixers (after ``Classify``).
-        sites: sites in model order (after ``FindSites``).
-        probed: sites whose samples are among the graph's last outputs (after ``InsertProbes``).
-        num_probes: how many of the last outputs are samples, likewise.
-        coalesced: which sites cache one sum, and why others do not, in lines (after ``Coalesce``).
-        sharding: the axis that is sharded over ranks, and why, in lines (after ``ShardTokens``).
-        seconds: pass name -> seconds it took.
-    """
-
-    graph_module: fx.GraphModule
-    axes: AxisTable | None = None
-    clock: str = ""
-    held: tuple[str, ...] = ()
-    stepping: tuple[str, ...] = ()
-    has_eager_inputs: bool = False
-    mixers: tuple[Mixer, ...] = ()
-    sites: tuple[Site, ...] = ()
-    probed: tuple[Site, ...] = ()
-    num_probes: int = 0
-    coalesced: tuple[str, ...] = ()
-    sharding: tuple[str, ...] = ()
-    seconds: dict[str, float] = field(default_factory=dict)
-
-    @property
-    def inferred_axes(self) -> AxisTable:
-        """The axes; an internal error before they are inferred."""
-        assert self.axes is not None, "InferAxes has not run"
-        return self.axes
-
-
-class Pass(Protocol):
-    """One step of the pipeline."""
-
-    @property
-    def name(self) -> str:
-        """Name in dumps and messages."""
-        ...
-
-    def __call__(self, program: Program) -> int:
-        """Change the program; return the number of changes."""
-        ...
-
-
-@runtime_checkable
-class Verified(Protocol):
-    """A pass whose result has invariants of its own."""
-
-    def verify(self, after: fx.GraphModule, before: fx.GraphModule) -> None:
-        """Check the rewritten graph against the one it came from."""
-        ...
+from pab_compile.passes.axes.table import infer_axes
+from pab_compile.passes.errors import UnsupportedModelError
+from pab_compile.passes.graph import ir
+from pab_compile.passes.program import Pass, Program
+from pab_compile.passes.rewrite.broadcast import branches, broadcast
+from pab_compile.passes.rewrite.coalesce import Pattern, coalesce, verify_coalesced
+from pab_compile.passes.rewrite.pieces import cut_into_pieces
+from pab_compile.passes.rewrite.probes import insert_probes, verify_probes
+from pab_compile.passes.sites.binding import (
+    STATED_HELD,
+    STATED_STEP,
+    Binding,
+    bind,
+    find_clock,
+    step_inputs,
+)
+from pab_compile.passes.sites.classify import find_mixers
+from pab_compile.passes.sites.find_sites import find_sites
+from pab_compile.passes.sites.site import Site
 
 
 @dataclass(frozen=True)
@@ -245,60 +184,7 @@ def recognition(axes: Mapping[str, str]) -> tuple[Pass, ...]:
     return (InferAxes(axes), BindTimes(axes), Classify())
 
 
-def narrow(program: Program, joined: Joined, graph_module: fx.GraphModule) -> Program:
-    """Take what was found in joined graphs back to the last of them."""
-    if joined.graph_module is graph_module:
-        return program
-    for node, stand_in in joined.nodes.items():
-        ir.set_binding(node, ir.binding(stand_in))
-        if (names := ir.axis_names(stand_in)) is not None:
-            ir.set_axis_names(node, names)
-    node_of = {
-        stand_in: node for node, stand_in in joined.nodes.items() if node.op != "placeholder"
-    }
-    mixers = [m for m in program.mixers if all(node in node_of for node in m.nodes)]
-    mixers = [replace(m, nodes=tuple(node_of[node] for node in m.nodes)) for m in mixers]
-    axes = program.inferred_axes.seen_from(joined.nodes)
-    return replace(program, graph_module=graph_module, axes=axes, mixers=tuple(mixers))
-
-
 def rewriting(wanted: Callable[[Site], bool], num_samples: int | None = None) -> tuple[Pass, ...]:
     """The passes that rewrite: branches, probes of so many samples where asked for, pieces."""
     probes = () if num_samples is None else (InsertProbes(num_samples),)
     return (Broadcast(wanted), *probes, CutIntoPieces())
-
-
-class Watch(Protocol):
-    """Told about every pass: its name, and how to print the graph as it is at that moment."""
-
-    def __call__(self, pass_name: str, text: Callable[[], str]) -> AbstractContextManager[None]:
-        """A context that the pass runs in."""
-        ...
-
-
-def _unwatched(pass_name: str, text: Callable[[], str]) -> AbstractContextManager[None]:
-    return nullcontext()
-
-
-def run_passes(program: Program, passes: Sequence[Pass], watch: Watch = _unwatched) -> Program:
-    """Run passes in order and verify the graph after each rewrite.
-
-    Args:
-        program: changed in place and returned.
-        passes: what to run.
-        watch: wraps each pass, for dumps.
-    """
-
-    def text() -> str:
-        return format_graph(program.graph_module, ir.axis_names)
-
-    for step in passes:
-        before = program.graph_module
-        start = time.perf_counter()
-        with watch(step.name, text):
-            step(program)
-        if program.graph_module is not before:
-            check = step.verify if isinstance(step, Verified) else verify
-            check(program.graph_module, before)
-        program.seconds[step.name] = time.perf_counter() - start
-    return program

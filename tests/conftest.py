@@ -12,7 +12,7 @@ from _pytest.nodeid import coerce_node_id
 from hypothesis import settings
 
 import pab_compile
-from world import World
+from helpers.world import World
 
 # Examples take as long as the machine's other work lets them.
 settings.register_profile("no deadline", deadline=None)

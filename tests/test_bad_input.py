@@ -16,8 +16,8 @@ import pytest
 import torch
 
 import pab_compile
-from captured import SmallDiT
-from latte import compiled_pab, ddim_timesteps, draw_latents, draw_prompt, tiny_latte
+from helpers.captured import SmallDiT
+from helpers.latte import compiled_pab, ddim_timesteps, draw_latents, draw_prompt, tiny_latte
 from pab_compile import (
     GradModeError,
     OptionError,

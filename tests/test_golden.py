@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from golden import GOLDEN, check_golden, stale_goldens
+from helpers.golden import GOLDEN, check_golden, stale_goldens
 
 TESTS = Path(__file__).parent
 

@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 
 from pab_compile.errors import OptionError, PabError, RanksError
-from pab_compile.mesh import peers_of
 from pab_compile.options import Options, near_miss, parse_options
-from pab_compile.passes.sites import KINDS, Site
-from pab_compile.plan import COMPUTE, CallablePlan, RangePlan
-from pab_compile.plan_file import TablePlan
-from pab_compile.presets import DEFAULT_RANGES, DEFAULT_WINDOW, PRESETS, Preset
+from pab_compile.passes.sites.site import KINDS, Site
+from pab_compile.plans.plan import COMPUTE, CallablePlan, RangePlan
+from pab_compile.plans.plan_file import TablePlan
+from pab_compile.plans.presets import DEFAULT_RANGES, DEFAULT_WINDOW, PRESETS, Preset
+from pab_compile.ranks.mesh import peers_of
 
 
 def refused(options: dict[str, Any]) -> str:

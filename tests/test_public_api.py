@@ -16,7 +16,7 @@ from diffusers import LatteTransformer3DModel
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 import pab_compile
-from latte import (
+from helpers.latte import (
     NUM_FRAMES,
     Loop,
     Moment,
@@ -29,10 +29,10 @@ from latte import (
     draw_prompt,
     tiny_latte,
 )
-from oracle import Oracle, Rule
-from pab_compile.plan import COMPUTE
-from pab_compile.plan_file import plan_to_json
-from pab_compile.presets import PRESETS
+from helpers.oracle import Oracle, Rule
+from pab_compile.plans.plan import COMPUTE
+from pab_compile.plans.plan_file import plan_to_json
+from pab_compile.plans.presets import PRESETS
 
 NUM_STEPS = 12
 ATTENTION = {"spatial": 2, "temporal": 2, "cross": 2}

@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 
 from torch import fx
 
-from pab_compile.passes import ir
 from pab_compile.passes.errors import InvariantError
-from pab_compile.passes.sites import Site
+from pab_compile.passes.graph import ir
+from pab_compile.passes.sites.site import Site
 
 from .emit import Exchange
 from .layout import Layout

@@ -6,12 +6,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 
-from pab_compile.passes.axes import AxisTable
-from pab_compile.passes.pipeline import Program
-from pab_compile.passes.sites import Site
+from pab_compile.passes.axes.table import AxisTable
+from pab_compile.passes.errors import ShardingError
+from pab_compile.passes.program import Program
+from pab_compile.passes.sites.site import Site
 
 from .detour import Detour
-from .layout import Layout, ShardingError, lay_out
+from .layout import Layout, lay_out
 from .placement import Axis, products, token_axes
 from .shard import Ranks
 from .traffic import convention_bytes, gathered_bytes

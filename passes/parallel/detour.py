@@ -14,12 +14,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-import networkx as nx
 from torch import fx
 
-from pab_compile.passes import ir
-from pab_compile.passes.axes import AxisTable
-from pab_compile.passes.contractions import attention_call
+from pab_compile.passes.axes.attention_call import attention_call
+from pab_compile.passes.axes.table import AxisTable
+from pab_compile.passes.graph import ir
 
 from .placement import Axis, place
 from .rules import judge
@@ -197,6 +196,8 @@ def _cheapest_entrance(
     other: Axis,
 ) -> tuple[list[fx.Node] | None, list[fx.Node]]:
     """The tensors of least bytes to re-shard, the last ones on ties, and what follows them."""
+    import networkx as nx
+
     network = nx.DiGraph()
     network.add_node("main")
     members = {*core, *private}

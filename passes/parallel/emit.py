@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from pab_compile.passes import ir
+from pab_compile.passes.graph import ir
 
 from .shard import Ranks, Shard
 

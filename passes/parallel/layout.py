@@ -12,21 +12,17 @@ from dataclasses import dataclass
 
 from torch import fx
 
-from pab_compile.passes import ir
-from pab_compile.passes.axes import AxisTable
-from pab_compile.passes.binding import Binding
-from pab_compile.passes.classify import Mixer
-from pab_compile.passes.errors import PabError
+from pab_compile.passes.axes.table import AxisTable
+from pab_compile.passes.errors import ShardingError
+from pab_compile.passes.graph import ir
+from pab_compile.passes.sites.binding import Binding
+from pab_compile.passes.sites.classify import Mixer
 
 from .detour import Detour, find_detour, gather_keys
 from .placement import Axis, describe, heads_of, place, products, token_axes
 from .rules import judge
 from .shard import Shard
 from .verdict import Verdict
-
-
-class ShardingError(PabError):
-    """A graph that cannot be sharded along an axis, with the op that stands in the way."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from torch import fx
 
-from pab_compile.passes import ir
 from pab_compile.passes.errors import InvariantError
+from pab_compile.passes.graph import ir
 
 from .detour import Crossing, Detour
 from .emit import Emitter, Exchange

@@ -24,11 +24,11 @@ from dataclasses import dataclass
 
 from torch import fx
 
-from pab_compile.passes import ir
-from pab_compile.passes.broadcast import StepBranch
 from pab_compile.passes.errors import InvariantError
-from pab_compile.passes.pieces import Piece
-from pab_compile.passes.pipeline import Program
+from pab_compile.passes.graph import ir
+from pab_compile.passes.program import Program
+from pab_compile.passes.rewrite.broadcast import StepBranch
+from pab_compile.passes.rewrite.pieces import Piece
 
 
 @dataclass(frozen=True)

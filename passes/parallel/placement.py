@@ -8,10 +8,11 @@ from dataclasses import dataclass, replace
 
 from torch import fx
 
-from pab_compile.passes import ir
-from pab_compile.passes.atoms import Atom, Dim, leaves, size
-from pab_compile.passes.axes import VIDEO, AxisTable
-from pab_compile.passes.contractions import attention_call, contraction
+from pab_compile.passes.axes.atoms import Atom, Dim, leaves, size
+from pab_compile.passes.axes.attention_call import attention_call
+from pab_compile.passes.axes.table import VIDEO, AxisTable
+from pab_compile.passes.graph import ir
+from pab_compile.passes.graph.contractions import contraction
 
 from .shard import Shard
 

@@ -11,8 +11,9 @@ from collections.abc import Callable
 import torch
 from torch import fx
 
-from pab_compile.passes import ir
-from pab_compile.passes.contractions import AttentionCall, attention_call, contraction
+from pab_compile.passes.axes.attention_call import AttentionCall, attention_call
+from pab_compile.passes.graph import ir
+from pab_compile.passes.graph.contractions import contraction
 
 from . import view_rules
 from .shard import Shard

@@ -7,11 +7,12 @@ from dataclasses import dataclass, replace
 
 from torch import fx
 
-from pab_compile.passes import ir
-from pab_compile.passes.flops import count_flops
-from pab_compile.passes.pipeline import Program
-from pab_compile.passes.regions import dead_regions
-from pab_compile.passes.sites import Site
+from pab_compile.passes.errors import ShardingError
+from pab_compile.passes.graph import ir
+from pab_compile.passes.graph.flops import count_flops
+from pab_compile.passes.program import Program
+from pab_compile.passes.sites.regions import dead_regions
+from pab_compile.passes.sites.site import Site
 
 from .check import (
     check_exchanges,
@@ -21,7 +22,6 @@ from .check import (
     collectives,
 )
 from .choose import choose, site_of
-from .layout import ShardingError
 from .localise import Localised, localise
 from .placement import describe
 from .shard import Ranks

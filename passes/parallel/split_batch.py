@@ -17,14 +17,15 @@ from dataclasses import dataclass, replace
 
 from torch import fx
 
-from pab_compile.passes import ir
-from pab_compile.passes.atoms import Atom, leaves
-from pab_compile.passes.axes import AxisTable
-from pab_compile.passes.axis_names import BATCH
-from pab_compile.passes.pipeline import Program
+from pab_compile.passes.axes.atoms import Atom, leaves
+from pab_compile.passes.axes.names import BATCH
+from pab_compile.passes.axes.table import AxisTable
+from pab_compile.passes.errors import ShardingError
+from pab_compile.passes.graph import ir
+from pab_compile.passes.program import Program
 
 from .check import check_exchanges, check_sharded
-from .layout import Layout, ShardingError, lay_out
+from .layout import Layout, lay_out
 from .localise import localise
 from .placement import Axis
 from .shard import Ranks

@@ -11,7 +11,7 @@ from fractions import Fraction
 
 from torch import fx
 
-from pab_compile.passes import ir
+from pab_compile.passes.graph import ir
 
 from .detour import Crossing
 from .shard import Ranks, Shard

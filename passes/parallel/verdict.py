@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 from torch import fx
 
-from pab_compile.passes import ir
+from pab_compile.passes.graph import ir
 
 from .shard import Shard
 

@@ -6,7 +6,7 @@ import math
 
 from torch import fx
 
-from pab_compile.passes import ir
+from pab_compile.passes.graph import ir
 
 from .shard import Shard, through_view
 from .verdict import Answer, Held, Verdict, first_operand, meet, others, same, shape_of, wrap

@@ -14,8 +14,8 @@ from typing import Any
 
 import torch
 
-from latte import Moment
-from oracle import Broadcast, Rule
+from helpers.latte import Moment
+from helpers.oracle import Broadcast, Rule
 
 from .build import run
 

@@ -7,7 +7,7 @@ import torch
 from diffusers import PyramidAttentionBroadcastConfig, apply_pyramid_attention_broadcast
 
 import pab_compile
-from latte import assert_different, assert_same
+from helpers.latte import assert_different, assert_same
 
 from .build import Denoising, build, run
 from .catalogue import CATALOGUE

@@ -14,13 +14,13 @@ from typing import Any
 import pytest
 import sympy
 
-from captured import Captured, analysed, captured_module
 from dits.build import Denoising, build
 from dits.catalogue import CATALOGUE
-from lockstep import Step, check_generations
+from helpers.captured import Captured, analysed, captured_module
+from helpers.lockstep import Step, check_generations
 from pab_compile import Schedule
-from pab_compile.comm import foretell
 from pab_compile.options import parse_options
+from pab_compile.traffic.comm import foretell
 
 SIZES = {"frames": 6, "height": 8, "width": 10}
 CONFIGS: dict[str, dict[str, Any]] = {

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import pab_compile
-from latte import assert_different, assert_same
+from helpers.latte import assert_different, assert_same
 
 from .build import Denoising, build, run
 from .catalogue import CATALOGUE

@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import digits
-import plans
 import pytest
 import torch
 
 import pab_compile
+import plans
 
 SUMS = {"ranges": "linear3"}
 CHANNELS = digits.HEADS * digits.HEAD_WIDTH

@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from models import load, open_sora, open_sora_plan_1_1, open_sora_plan_1_2
 from models.load import CheckpointError, compare, load_state, looks_like, read_checkpoint
 from safetensors.torch import save_file
 
-from latte import draw_latents
+from helpers.latte import draw_latents
+from models import load, open_sora, open_sora_plan_1_1, open_sora_plan_1_2
 
 from .tiny import NAMES, SIZE, build
 

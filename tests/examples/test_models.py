@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 import torch
-from models import layers, open_sora, open_sora_plan_1_1, open_sora_plan_1_2, rectified_flow
 
 import pab_compile
-from latte import assert_same, compiled_pab, draw_latents
+from helpers.latte import assert_same, compiled_pab, draw_latents
+from models import layers, open_sora, open_sora_plan_1_1, open_sora_plan_1_2, rectified_flow
 
 from .tiny import SIZE, build
 

@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 import scaling
 import torch
-import traffic
 
-from captured import Captured, captured_module
-from latte import draw_latents, draw_prompt
-from lockstep import Step, check_generations
+import traffic
+from helpers.captured import Captured, captured_module
+from helpers.latte import draw_latents, draw_prompt
+from helpers.lockstep import Step, check_generations
 
 from .tiny import NAMES, build, inputs
 

@@ -7,7 +7,14 @@ import torch
 from diffusers import EulerAncestralDiscreteScheduler, PNDMScheduler
 
 import pab_compile
-from latte import Loop, assert_different, assert_same, compiled_pab, ddim_timesteps, draw_latents
+from helpers.latte import (
+    Loop,
+    assert_different,
+    assert_same,
+    compiled_pab,
+    ddim_timesteps,
+    draw_latents,
+)
 
 from .tiny import NAMES, RULES, Oracle, build, calls
 

@@ -9,11 +9,11 @@ from types import MethodType
 from typing import Any
 
 import torch
-from models import open_sora, open_sora_plan_1_1, open_sora_plan_1_2, pixart
 from models.layers import along_time, normalise, within_frames
 
-from latte import ModelCall, Moment
-from oracle import Broadcast, Rule
+from helpers.latte import ModelCall, Moment
+from helpers.oracle import Broadcast, Rule
+from models import open_sora, open_sora_plan_1_1, open_sora_plan_1_2, pixart
 
 NAMES = ("open-sora", "open-sora-plan-1.1", "open-sora-plan-1.2")
 MASK = torch.tensor([[1, 1, 1, 1, 0]])

@@ -6,13 +6,13 @@ from collections import Counter
 
 import pytest
 
-import latte
-from captured import Captured, analysed, captured_module
-from golden import check_golden
-from pab_compile.passes import ir
-from pab_compile.passes.broadcast import branches, broadcast
-from pab_compile.passes.pieces import cut_into_pieces
-from pab_compile.passes.pipeline import Program
+import helpers.latte as latte
+from helpers.captured import Captured, analysed, captured_module
+from helpers.golden import check_golden
+from pab_compile.passes.graph import ir
+from pab_compile.passes.program import Program
+from pab_compile.passes.rewrite.broadcast import branches, broadcast
+from pab_compile.passes.rewrite.pieces import cut_into_pieces
 
 
 def tiny_latte() -> Captured:

@@ -10,10 +10,11 @@ import pytest
 import torch
 from torch import fx
 
-import captured as models
-from captured import captured, latents_of, small_dit, time_embedding, tokens_of
+import helpers.captured as models
+from helpers.captured import captured, latents_of, small_dit, time_embedding, tokens_of
 from pab_compile.passes.errors import InvariantError, UnsupportedModelError
-from pab_compile.passes.pipeline import Program, analysis, rewriting, run_passes
+from pab_compile.passes.pipeline import analysis, rewriting
+from pab_compile.passes.program import Program, run_passes
 
 
 def everything(site: object) -> bool:

@@ -8,8 +8,8 @@ import torch
 from hypothesis import Phase, given, settings
 
 import pab_compile
-from latte import assert_same
-from random_dits import Oracle, RandomDit, Spec, inputs_of, specs
+from helpers.latte import assert_same
+from helpers.random_dits import Oracle, RandomDit, Spec, inputs_of, specs
 
 RANGES = {"spatial": 2, "temporal": 3, "full": 2, "joint": 3, "cross": 2}
 NUM_STEPS = 4

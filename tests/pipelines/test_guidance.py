@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import pab_compile
-from latte import assert_different, assert_same
+from helpers.latte import assert_different, assert_same
 
 from .catalogue import CASES
 from .observe import NUM_STEPS, OPTIONS, by_steps

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from latte import assert_different, assert_same
+from helpers.latte import assert_different, assert_same
 
 from .case import Case
 from .catalogue import CASES

@@ -9,7 +9,7 @@ import torch
 
 import pab_compile
 from dits.build import build
-from latte import assert_different, assert_same
+from helpers.latte import assert_different, assert_same
 
 from .catalogue import CASES
 from .observe import NUM_STEPS, OPTIONS, by_steps

@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import fx
 
-from captured import captured, values
-from lockstep import run_ranks
-from pab_compile.passes import ir
+from helpers.captured import captured, values
+from helpers.lockstep import run_ranks
+from pab_compile.passes.graph import ir
 from pab_compile.passes.parallel.emit import Emitter
 from pab_compile.passes.parallel.shard import Ranks, Shard
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch.nn.functional import layer_norm, linear, scaled_dot_product_attention
 
-from captured import (
+from helpers.captured import (
     BATCH,
     CHANNELS,
     FRAMES,
@@ -25,15 +25,16 @@ from captured import (
     time_embedding,
     tokens_of,
 )
-from golden import check_golden
-from latte import assert_same, draw_latents, draw_prompt, tiny_latte
-from lockstep import run_ranks
-from pab_compile.passes import ir
+from helpers.golden import check_golden
+from helpers.latte import assert_same, draw_latents, draw_prompt, tiny_latte
+from helpers.lockstep import run_ranks
+from pab_compile.passes.errors import ShardingError
+from pab_compile.passes.graph import ir
 from pab_compile.passes.parallel.choose import Choice, candidates, choose
-from pab_compile.passes.parallel.layout import Layout, ShardingError, lay_out
+from pab_compile.passes.parallel.layout import Layout, lay_out
 from pab_compile.passes.parallel.localise import localise
 from pab_compile.passes.parallel.shard import Ranks
-from pab_compile.passes.pipeline import Program
+from pab_compile.passes.program import Program
 
 
 def temporal_block(

@@ -7,7 +7,7 @@ import torch
 from torch import fx
 from torch.nn.functional import linear
 
-from captured import (
+from helpers.captured import (
     BATCH,
     CHANNELS,
     TOKENS,
@@ -19,21 +19,21 @@ from captured import (
     time_embedding,
     tokens_of,
 )
-from golden import check_inline
-from latte import assert_same
-from lockstep import run_ranks
-from pab_compile.passes import ir
-from pab_compile.passes.broadcast import StepBranch
+from helpers.golden import check_inline
+from helpers.latte import assert_same
+from helpers.lockstep import run_ranks
 from pab_compile.passes.errors import InvariantError
-from pab_compile.passes.outline import outline
+from pab_compile.passes.graph import ir
+from pab_compile.passes.graph.outline import outline
 from pab_compile.passes.parallel import overlap as overlapping
 from pab_compile.passes.parallel.choose import candidates
 from pab_compile.passes.parallel.layout import lay_out
 from pab_compile.passes.parallel.localise import localise
 from pab_compile.passes.parallel.overlap import Overlap, in_flight, is_collective, overlap
 from pab_compile.passes.parallel.shard import Ranks
-from pab_compile.passes.pieces import BLOCK, Piece
-from pab_compile.passes.pipeline import Program
+from pab_compile.passes.program import Program
+from pab_compile.passes.rewrite.broadcast import StepBranch
+from pab_compile.passes.rewrite.pieces import BLOCK, Piece
 
 
 def full_attention(latents, timestep, w_in, w_time, w_q, w_k, w_v, w_out):  # type: ignore[no-untyped-def]

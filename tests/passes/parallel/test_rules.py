@@ -9,9 +9,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from captured import Captured, captured, values
-from lockstep import run_ranks
-from pab_compile.passes import ir
+from helpers.captured import Captured, captured, values
+from helpers.lockstep import run_ranks
+from pab_compile.passes.graph import ir
 from pab_compile.passes.parallel.layout import Layout
 from pab_compile.passes.parallel.localise import localise
 from pab_compile.passes.parallel.placement import Axis

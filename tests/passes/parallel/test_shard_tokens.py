@@ -8,11 +8,10 @@ from dataclasses import replace
 import pytest
 import torch
 
-from captured import Captured, analysed, captured_module
-from latte import draw_latents, draw_prompt, tiny_latte
-from pab_compile.passes import ir
-from pab_compile.passes.broadcast import branches
+from helpers.captured import Captured, analysed, captured_module
+from helpers.latte import draw_latents, draw_prompt, tiny_latte
 from pab_compile.passes.errors import InvariantError
+from pab_compile.passes.graph import ir
 from pab_compile.passes.parallel.check import (
     check_exchanges,
     check_layout,
@@ -25,7 +24,9 @@ from pab_compile.passes.parallel.layout import lay_out
 from pab_compile.passes.parallel.localise import Localised, localise
 from pab_compile.passes.parallel.shard import Ranks
 from pab_compile.passes.parallel.shard_tokens import ShardTokens
-from pab_compile.passes.pipeline import Program, rewriting, run_passes
+from pab_compile.passes.pipeline import rewriting
+from pab_compile.passes.program import Program, run_passes
+from pab_compile.passes.rewrite.broadcast import branches
 
 RANKS = Ranks(3, 1, "ranks")
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.nn.functional import linear
 
-from captured import (
+from helpers.captured import (
     BATCH,
     CHANNELS,
     FRAMES,
@@ -22,18 +22,17 @@ from captured import (
     time_embedding,
     tokens_of,
 )
-from golden import check_golden
-from latte import assert_same
-from lockstep import run_ranks
-from pab_compile.passes import ir
-from pab_compile.passes.atoms import size
-from pab_compile.passes.errors import InvariantError
+from helpers.golden import check_golden
+from helpers.latte import assert_same
+from helpers.lockstep import run_ranks
+from pab_compile.passes.axes.atoms import size
+from pab_compile.passes.errors import InvariantError, ShardingError
+from pab_compile.passes.graph import ir
 from pab_compile.passes.parallel.check import check_sharded, collectives
-from pab_compile.passes.parallel.layout import ShardingError
 from pab_compile.passes.parallel.shard import Ranks
 from pab_compile.passes.parallel.shard_tokens import ShardTokens, refuse_own_exchanges
 from pab_compile.passes.parallel.split_batch import SplitBatch, first_part
-from pab_compile.passes.pipeline import run_passes
+from pab_compile.passes.program import run_passes
 
 Between = Callable[[torch.Tensor], torch.Tensor]
 

@@ -1,0 +1,1 @@
+"""Calibration: plans that are measured on the model that they are for."""

@@ -1,0 +1,1 @@
+"""Compilation: from one Dynamo graph to something that runs."""

@@ -1,0 +1,115 @@
+"""Analysis: what a captured graph holds, before anything is rewritten or lowered."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from pab_compile.errors import UnsupportedModelError
+from pab_compile.options import Options
+from pab_compile.passes.graph import ir
+from pab_compile.passes.graph.flops import count_flops
+from pab_compile.passes.graph.join import Part, join
+from pab_compile.passes.pipeline import FindSites, recognition
+from pab_compile.passes.program import Program, narrow, run_passes
+from pab_compile.passes.sites.classify import has_mixer_ops
+from pab_compile.plans.plan import Plan
+from pab_compile.report.dump import Dumper
+from pab_compile.report.explanation import Finding, cache_bytes, describe_site, site_box
+
+
+class NoAttentionError(UnsupportedModelError):
+    """A graph without attention, which is no error where it is one of several."""
+
+
+def analyse(
+    part: Part, options: Options, plan: Plan, dumper: Dumper, alone: bool = True
+) -> Program:
+    """Find the sites of a captured graph, without rewriting anything.
+
+    Args:
+        part: the graph, with where its inputs come from.
+        options: how to compile it.
+        plan: the plan that the options describe.
+        dumper: writes what the passes do.
+        alone: whether the graph is the whole forward.
+
+    Raises:
+        UnsupportedModelError: it has no latents, no clock, or no attention that can be broadcast.
+    """
+    if not alone and not has_mixer_ops(part.graph_module.graph):
+        raise NoAttentionError("No attention was found in this graph.")
+    joined = join(part)
+    stated = options.axes
+    if not alone:
+        known = {ir.source(node) for node in ir.placeholders(joined.graph_module.graph)}
+        stated = {name: value for name, value in stated.items() if name in known}
+    program = Program(joined.graph_module)
+    run_passes(program, recognition(stated), dumper.watch)
+    program = narrow(program, joined, part.graph_module)
+    try:
+        run_passes(program, (FindSites(options.cut),), dumper.watch)
+    except UnsupportedModelError:
+        if alone or not program.sites:
+            raise
+    if alone:
+        plan.check(program.sites)
+    dumper.sites(
+        lambda: [describe_site(site, plan).to_json() for site in program.sites],
+        lambda: [site_box(site, plan) for site in program.sites],
+    )
+    return program
+
+
+def finding(part: Part | None, program: Program | None, plan: Plan, reason: str = "") -> Finding:
+    """What ``explain`` says of a graph, before its sites are rewritten.
+
+    Args:
+        part: the graph as it was captured, if it could be.
+        program: what was found in it; None where nothing can be broadcast.
+        plan: the plan that the options describe.
+        reason: why it is computed at every step.
+    """
+    nodes = part.graph_module.graph.nodes if part else ()
+    flops = count_flops(nodes)
+    if program is None:
+        return Finding(num_nodes=len(nodes), total_flops=flops, reason=reason)
+    return Finding(
+        sites=tuple(describe_site(site, plan) for site in program.sites),
+        num_nodes=len(nodes),
+        total_flops=flops,
+        clock=program.clock,
+        latents=ir.source(program.inferred_axes.latents),
+        notes=tuple(program.inferred_axes.notes),
+        seconds=program.seconds,
+        cache_bytes=cache_bytes(program.sites, plan),
+        reason=reason,
+    )
+
+
+def reason_of(error: UnsupportedModelError, part: Part | None) -> str:
+    """Why a graph of several is computed at every step; ``""`` where it holds no attention."""
+    if isinstance(error, NoAttentionError):
+        return ""
+    inputs = ir.placeholders(part.graph_module.graph) if part else []
+    made = ", ".join(repr(ir.source(node)) for node in inputs if ir.is_eager(node))
+    if not made:
+        return str(error)
+    return f"{error} ({made}: made by Python code between two graphs, so what it is is unknown)"
+
+
+def nothing_found(findings: Sequence[Finding], breaks: Sequence[str]) -> UnsupportedModelError:
+    """The error for a forward of several graphs in which nothing can be broadcast.
+
+    Args:
+        findings: of every graph; their reasons are ``""`` where it holds no attention.
+        breaks: per graph, why Dynamo broke the forward after it; ``""`` where it did not.
+    """
+    reasons = dict.fromkeys(finding.reason for finding in findings if finding.reason)
+    found = "; ".join(reasons) or "none of them holds an attention"
+    why = "; ".join(dict.fromkeys(filter(None, breaks)))
+    return UnsupportedModelError(
+        f"Nothing can be broadcast in this forward of {len(findings)} graph(s): {found}. "
+        + (f"Dynamo broke it up because of: {why}. " if why else "")
+        + "Remove the breaks between the model's inputs and its attentions, or compile the "
+        "module that holds both."
+    )

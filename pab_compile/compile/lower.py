@@ -1,0 +1,131 @@
+"""Lowering: every distinct piece is handed to the inner compiler once.
+
+Pieces with the same structure, shapes, strides and dtypes share one compiled function; weights are
+inputs. The graphs are plain ``fx.GraphModule``s by the time the inner compiler sees them, so its
+caches on disk hold nothing of ours. One of the three files that may use private torch APIs. The
+others are ``dynamo.py`` and ``passes/graph/tracing.py``. They import them when they need them, so
+that ``import pab_compile`` costs little.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import fx
+
+from pab_compile.dynamo import compiling
+
+from .progress import CompileProgress
+
+Function = Callable[..., Sequence[torch.Tensor]]
+
+
+class PieceCompiler:
+    """Compiles graph modules that return tuples; equal ones only once, and only when called.
+
+    Args:
+        inner: ``inductor``, ``eager``, the name of a registered backend, or a backend.
+        mode: torch.compile's mode, for Inductor.
+        progress: told when a piece starts and ends compiling.
+    """
+
+    def __init__(
+        self, inner: str | Callable[..., Any], mode: str | None, progress: CompileProgress
+    ) -> None:
+        self._inner = inner
+        self._mode = mode
+        self._progress = progress
+        self._compiled: dict[str, Function] = {}
+        self._warming: threading.Thread | None = None
+        self.compile_seconds = 0.0
+
+    @property
+    def reuses_output_memory(self) -> bool:
+        """Whether a piece's next call may overwrite its last outputs, as CUDA graphs do."""
+        return self._inner == "inductor" and bool(self._patches().get("triton.cudagraphs"))
+
+    @property
+    def num_pieces(self) -> int:
+        """Number of distinct pieces."""
+        return len(self._compiled)
+
+    def warm_up(self, args: Sequence[Any]) -> None:
+        """Begin, beside the passes, what Inductor does once per process.
+
+        On a CPU it asks the C++ compiler which vector instructions there are, which takes seconds.
+        """
+        from torch._inductor.cpu_vec_isa import pick_vec_isa
+
+        on_cpu = any(isinstance(arg, torch.Tensor) and arg.device.type == "cpu" for arg in args)
+        if self._inner == "inductor" and on_cpu and self._warming is None:
+            self._warming = threading.Thread(target=pick_vec_isa, daemon=True)
+            self._warming.start()
+
+    def compile(self, graph_module: fx.GraphModule, key: str) -> Function:
+        """The compiled function of a piece; the inner compiler runs at its first call.
+
+        Args:
+            graph_module: the piece.
+            key: its ``structure_key``.
+        """
+        if key not in self._compiled:
+            self._compiled[key] = self._lazily(graph_module)
+            self._progress.add_pieces(1)
+        return self._compiled[key]
+
+    def compile_whole(
+        self, graph_module: fx.GraphModule, args: Sequence[Any]
+    ) -> Callable[..., Any]:
+        """Hand a whole Dynamo graph to the inner compiler as it is."""
+        return self._run_inner(graph_module, args)
+
+    def _lazily(self, graph_module: fx.GraphModule) -> Function:
+        compiled: list[Function] = []
+
+        def function(*args: torch.Tensor) -> Sequence[torch.Tensor]:
+            if not compiled:
+                with compiling():
+                    if not compiled:
+                        start = time.perf_counter()
+                        compiled.append(self._run_inner(graph_module, args))
+                        self.compile_seconds += time.perf_counter() - start
+                        self._progress.finish_piece()
+            return compiled[0](*args)
+
+        return function
+
+    def _patches(self) -> dict[str, Any]:
+        from torch._inductor import list_mode_options
+
+        return dict(list_mode_options(self._mode)) if self._mode else {}
+
+    def _run_inner(self, graph_module: fx.GraphModule, args: Sequence[torch.Tensor]) -> Function:
+        if self._inner == "eager":
+            return graph_module.forward
+        if self._inner == "inductor":
+            return self._run_inductor(graph_module, args)
+        from torch._dynamo.backends.registry import lookup_backend
+
+        backend = lookup_backend(self._inner) if isinstance(self._inner, str) else self._inner
+        return backend(graph_module, list(args))
+
+    def _run_inductor(self, graph_module: fx.GraphModule, args: Sequence[torch.Tensor]) -> Function:
+        from torch._guards import TracingContext, tracing
+        from torch._inductor.compile_fx import compile_fx
+        from torch._subclasses.fake_tensor import FakeTensorMode
+        from torch.fx.experimental.symbolic_shapes import ShapeEnv
+
+        if self._warming is not None:
+            self._warming.join()
+        # Inductor's caches on disk take only graphs with a shape environment, if an empty one.
+        mode = FakeTensorMode(shape_env=ShapeEnv())
+        fakes = [
+            mode.from_tensor(arg, static_shapes=True) if isinstance(arg, torch.Tensor) else arg
+            for arg in args
+        ]
+        with tracing(TracingContext(mode)):
+            return compile_fx(graph_module, fakes, config_patches=self._patches())  # type: ignore[return-value]

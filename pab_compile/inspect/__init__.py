@@ -1,0 +1,1 @@
+"""Inspection: what is found in a model, without compiling it."""

@@ -1,0 +1,159 @@
+"""``explain``: what the compiler finds in a model, without compiling anything."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import torch
+from torch import fx
+
+from pab_compile.compile.analysis import analyse, finding, nothing_found, reason_of
+from pab_compile.dynamo import compilation_of, compiling, trace_once
+from pab_compile.errors import UnsupportedModelError
+from pab_compile.options import Options, parse_options
+from pab_compile.passes.graph.capture import break_reason, capture
+from pab_compile.passes.graph.inputs import Inputs
+from pab_compile.passes.graph.join import Part
+from pab_compile.passes.graph.measured import measure
+from pab_compile.passes.parallel.choose import choose
+from pab_compile.passes.parallel.split_batch import first_part
+from pab_compile.passes.program import Program
+from pab_compile.passes.rewrite.coalesce import coalesce
+from pab_compile.passes.sites.site import Site
+from pab_compile.plans.plan import Plan
+from pab_compile.plans.share import computed_share
+from pab_compile.report.dump import Dumper
+from pab_compile.report.explanation import Explanation, Finding, cache_bytes
+from pab_compile.runtime.forward import Forwards
+from pab_compile.runtime.last_runs import last_generation
+
+
+def explain(
+    model: torch.nn.Module | Callable[..., Any],
+    /,
+    *args: Any,
+    options: Mapping[str, Any] | None = None,
+    **kwargs: Any,
+) -> Explanation:
+    """Trace a model and report every site, without running the inner compiler.
+
+    Without inputs: what was found in a compiled model when it ran last, without tracing it again.
+
+    Works on real, ``meta`` and fake tensors, so that a model too large for the machine can be
+    explained where it is only described. A forward that breaks into several graphs gives one
+    report; the model then runs, graph by graph.
+
+    Args:
+        model: a module, compiled or not. Of a compiled one the options are taken, unless given.
+        *args: inputs as the model is called; none for a compiled model that has run.
+        options: options of the backend; see ``pab_compile.Options``.
+        **kwargs: inputs as the model is called.
+
+    Returns:
+        The sites with kind, evidence, range, bytes and FLOPs.
+
+    Raises:
+        OptionError: an option is wrong.
+        PabError: no inputs were given, and the model has not run.
+        UnsupportedModelError: no graph of the model has latents, a clock and attention.
+    """
+    if options is None and not args and not kwargs and isinstance(model, torch.nn.Module):
+        last = last_generation(model, "Nothing to explain without inputs")
+        return Explanation.of(last.findings, last.breaks)
+    if options is None and (compilation := compilation_of(model)) is not None:
+        options = compilation.options
+    parsed = parse_options(options)
+    survey = _Survey(parsed, parsed.make_plan())
+    module = getattr(model, "_orig_mod", model)
+    forward = module.forward if isinstance(module, torch.nn.Module) else module
+    with torch.no_grad():
+        trace_once(forward, *by_name(forward, args, kwargs), survey.run)
+    return survey.explanation()
+
+
+@dataclass(frozen=True, eq=False)
+class _Seen:
+    """A graph of the forward."""
+
+    part: Part | None
+    finding: Finding
+    sites: tuple[Site, ...] = ()
+
+
+class _Survey:
+    """Runs the graphs of a forward as they are and takes note of what is in them."""
+
+    def __init__(self, options: Options, plan: Plan) -> None:
+        self._options = options
+        self._plan = plan
+        self._dumper = Dumper(options.dump)
+        self._forwards = Forwards()
+        self._findings: list[Finding] = []
+        self._breaks: list[str] = []
+
+    def run(self, graph_module: fx.GraphModule, args: Sequence[Any]) -> Any:
+        """Analyse one graph, then run it."""
+        forward = self._forwards.current()
+        measured = measure(graph_module)
+        self._breaks.append(break_reason(graph_module))
+        graph_module, args = measured.rest, measured.extend(tuple(args))
+        inputs = Inputs.of(graph_module, args)
+        tensors = inputs.tensors(args)
+        origins = forward.origins(inputs, tensors)
+        alone = not forward.visited and forward.starts_at_root and not self._breaks[-1]
+        part = None
+        try:
+            with compiling():
+                part = Part(capture(graph_module, args), *origins)
+                program = analyse(part, self._options, self._plan, self._dumper, alone)
+                found = self._with_choices(finding(part, program, self._plan), program)
+        except UnsupportedModelError as error:
+            if alone:
+                raise
+            found = finding(part, None, self._plan, reason_of(error, part))
+        self._findings.append(found)
+        outputs = graph_module.forward(*args)
+        forward.finish(_Seen(part, found), tensors, outputs)
+        return outputs
+
+    def _with_choices(self, found: Finding, program: Program) -> Finding:
+        """With what the rewrite would choose: how tokens are sharded, which sites are merged."""
+        part = program
+        if self._options.num_batch_ranks > 1:
+            part = first_part(program, self._options.num_batch_ranks)
+            found = replace(found, notes=(*found.notes, *part.sharding))
+        if self._options.num_ranks > 1:
+            share = partial(computed_share, self._plan)
+            choice = choose(part, self._options.num_ranks, share, self._options.shard)
+            found = replace(found, notes=(*found.notes, *choice.lines()))
+        if self._options.coalesce:
+            merged = coalesce(program.graph_module, program.sites, self._plan.pattern)
+            found = replace(
+                found,
+                notes=(*found.notes, *merged.lines),
+                cache_bytes=cache_bytes(merged.sites, self._plan),
+            )
+        return found
+
+    def explanation(self) -> Explanation:
+        """What was found in all graphs together."""
+        if not self._findings:
+            raise UnsupportedModelError("The model runs no tensor op.")
+        if not any(found.sites for found in self._findings):
+            raise nothing_found(self._findings, self._breaks)
+        return Explanation.of(self._findings, self._breaks)
+
+
+def by_name(
+    forward: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]
+) -> tuple[Sequence[Any], dict[str, Any]]:
+    """Arguments by keyword where the signature allows, so that the graph's inputs have names."""
+    parameters = inspect.signature(forward).parameters.values()
+    named = [p.name for p in parameters if p.kind is inspect.Parameter.POSITIONAL_OR_KEYWORD]
+    if len(args) > len(named):
+        return args, dict(kwargs)
+    return (), {**dict(zip(named, args, strict=False)), **kwargs}

@@ -1,0 +1,114 @@
+"""Decisions: a plan applied to a schedule, with what must be stored and for how long.
+
+Where the number of steps is known the whole table is made before the first step, so an output is
+stored only if a later step reuses it and freed right after its last use.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from pab_compile.passes.sites.site import Site
+
+from .plan import COMPUTE, Plan
+from .schedule import Moment, Schedule
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What one site does at one step.
+
+    Attributes:
+        entry: ``COMPUTE`` or the order of the reuse.
+        source: for a reuse, the step at which the reused output must have been computed.
+        history: number of outputs that must stay after this step; 0 frees the slot. None when the
+            future is unknown: keep what the order of the plan can need.
+    """
+
+    entry: int
+    source: int | None = None
+    history: int | None = None
+
+    @property
+    def reuses(self) -> bool:
+        """Whether the site loads instead of computing."""
+        return self.entry != COMPUTE
+
+
+class Decisions:
+    """Entries of every site at every step of one generation, in order of the sites.
+
+    Args:
+        plan: the plan; asked once per site and step.
+        sites: the sites that have a branch.
+        schedule: what is known of the steps.
+        first_timestep: timestep value of the first step.
+    """
+
+    def __init__(
+        self, plan: Plan, sites: Sequence[Site], schedule: Schedule, first_timestep: float
+    ) -> None:
+        self._plan = plan
+        self._sites = sites
+        self._schedule = schedule
+        self._first_timestep = first_timestep
+        self._last_computed: dict[int, list[int | None]] = {}
+        self._rows: dict[int, tuple[Decision, ...]] = {}
+        if schedule.num_steps is not None and _timesteps_known(schedule):
+            self._rows = self._table(schedule.num_steps)
+
+    def row(self, step: int, timestep: float | None) -> tuple[Decision, ...]:
+        """The decisions of all sites at a step. Asking again gives the same answer."""
+        if step not in self._rows:
+            entries = self._entries(step, timestep)
+            before = self._last_computed.get(step - 1, [None] * len(self._sites))
+            entries = [
+                e if last is not None else COMPUTE for e, last in zip(entries, before, strict=True)
+            ]
+            self._last_computed[step] = [
+                step if entry == COMPUTE else last
+                for entry, last in zip(entries, before, strict=True)
+            ]
+            self._rows[step] = tuple(
+                Decision(entry, last) for entry, last in zip(entries, before, strict=True)
+            )
+        return self._rows[step]
+
+    def _entries(self, step: int, timestep: float | None) -> list[int]:
+        moment = Moment(step, timestep, self._first_timestep, self._schedule)
+        return [self._plan.entry(site, moment) for site in self._sites]
+
+    def _table(self, num_steps: int) -> dict[int, tuple[Decision, ...]]:
+        timesteps = self._schedule.timesteps or (None,) * num_steps
+        entries = [self._entries(step, timesteps[step]) for step in range(num_steps)]
+        columns = [_column([row[i] for row in entries]) for i in range(len(self._sites))]
+        return {step: tuple(column[step] for column in columns) for step in range(num_steps)}
+
+
+def _timesteps_known(schedule: Schedule) -> bool:
+    return schedule.timesteps is None or len(schedule.timesteps) == schedule.num_steps
+
+
+def _column(entries: Sequence[int]) -> list[Decision]:
+    """Decisions of one site over a whole generation."""
+    sources: list[int | None] = []
+    entries = list(entries)
+    last: int | None = None
+    for step in range(len(entries)):
+        sources.append(last)
+        if last is None:
+            entries[step] = COMPUTE  # nothing to reuse yet, whatever the plan says
+        last = step if entries[step] == COMPUTE else last
+    needed = 0
+    history = [0] * len(entries)
+    for step in range(len(entries) - 1, -1, -1):
+        history[step] = needed
+        if entries[step] == COMPUTE:
+            needed = max(needed - 1, 0)
+        else:
+            needed = max(needed, entries[step] + 1)
+    return [
+        Decision(entry, source, length)
+        for entry, source, length in zip(entries, sources, history, strict=True)
+    ]

@@ -1,0 +1,141 @@
+"""Plans: who computes and who reuses, at which step.
+
+An *entry* is ``COMPUTE`` or the order of the reuse: 0 repeats the last computed output (the paper's
+broadcast), 1 goes on along the line through the last two, 2 along the parabola through the last
+three. The rule of the paper (reference rule)::
+
+    reuse  <=>  range > 1  and  step % range != 0  and  the step lies inside the window
+
+The phase counts from the first step of the generation, not from the start of the window.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from pab_compile.errors import PlanError
+from pab_compile.passes.sites.site import Site
+
+from .presets import Window
+from .schedule import Moment
+
+COMPUTE = -1
+MAX_ORDER = 2
+
+
+class Plan(Protocol):
+    """Decides one entry; must depend on its arguments only."""
+
+    def entry(self, site: Site, moment: Moment) -> int:
+        """``COMPUTE`` or the order of the reuse for this site at this moment."""
+        ...
+
+    def may_reuse(self, site: Site) -> bool:
+        """Whether any step can reuse this site; False lets the compiler fuse it into the glue."""
+        ...
+
+    def range_of(self, site: Site) -> int | None:
+        """Steps per computation inside the window, or None when the plan has no such number."""
+        ...
+
+    def max_order(self, site: Site) -> int:
+        """The highest order of reuse that any step can ask for."""
+        ...
+
+    def pattern(self, site: Site) -> Hashable | None:
+        """Equal for sites with equal entries at every step; None: never reused, or not known."""
+        ...
+
+    def check(self, sites: Sequence[Site]) -> None:
+        """Raise ``PlanError`` when the plan does not fit these sites."""
+        ...
+
+
+@dataclass(frozen=True)
+class RangePlan:
+    """The paper's rule, with a range and an order of prediction per kind.
+
+    Attributes:
+        ranges: kind -> compute every so many steps; kinds that are absent compute always.
+        window: (low, high); floats are fractions of the steps, half open; integers are timestep
+            values, both bounds exclusive.
+        predict: kind -> order of the reuse.
+    """
+
+    ranges: Mapping[str, int]
+    window: Window
+    predict: Mapping[str, int]
+
+    def entry(self, site: Site, moment: Moment) -> int:
+        """``COMPUTE`` or the order of the reuse for this site at this moment."""
+        if moment.step % self.ranges.get(site.kind, 1) == 0 or not self._inside_window(moment):
+            return COMPUTE
+        return self.predict.get(site.kind, 0)
+
+    def _inside_window(self, moment: Moment) -> bool:
+        low, high = self.window
+        if isinstance(low, float):
+            return low <= moment.progress < high
+        return moment.timestep is not None and low < moment.timestep < high
+
+    def may_reuse(self, site: Site) -> bool:
+        """Whether the kind has a range above 1."""
+        return self.ranges.get(site.kind, 1) > 1
+
+    def range_of(self, site: Site) -> int:
+        """The range of the site's kind."""
+        return self.ranges.get(site.kind, 1)
+
+    def max_order(self, site: Site) -> int:
+        """The order of the site's kind."""
+        return self.predict.get(site.kind, 0)
+
+    def pattern(self, site: Site) -> Hashable | None:
+        """Range and order of the site's kind."""
+        return (self.range_of(site), self.max_order(site)) if self.may_reuse(site) else None
+
+    def check(self, sites: Sequence[Site]) -> None:
+        """Every graph fits."""
+
+
+@dataclass(frozen=True)
+class CallablePlan:
+    """A user's function ``(site, step, num_steps, timestep) -> order of the reuse, or None``."""
+
+    function: Callable[[Site, int, int | None, float | None], int | None]
+
+    def entry(self, site: Site, moment: Moment) -> int:
+        """Ask the function; ``None`` means compute."""
+        answer = self.function(site, moment.step, moment.schedule.num_steps, moment.timestep)
+        return COMPUTE if answer is None else checked_entry(answer, f"plan function, {site.name}")
+
+    def may_reuse(self, site: Site) -> bool:
+        """Any site may be reused: the function is only asked at run time."""
+        return True
+
+    def range_of(self, site: Site) -> None:
+        """A function has no range."""
+        return None
+
+    def max_order(self, site: Site) -> int:
+        """The highest order there is: the function is only asked at run time."""
+        return MAX_ORDER
+
+    def pattern(self, site: Site) -> None:
+        """Not known: the function is only asked at run time."""
+        return None
+
+    def check(self, sites: Sequence[Site]) -> None:
+        """Every graph fits."""
+
+
+def checked_entry(entry: Any, where: str) -> int:
+    """An order of reuse, as a user gave it."""
+    if isinstance(entry, bool) or not isinstance(entry, int) or not 0 <= entry <= MAX_ORDER:
+        raise PlanError(
+            f"{where}: an entry is compute, or an order of reuse from 0 to {MAX_ORDER}; "
+            f"found {entry!r}."
+        )
+    return entry

@@ -1,0 +1,198 @@
+"""Plans as tables, and the files that hold them: JSON, nothing in it is run when it is read."""
+
+from __future__ import annotations
+
+import functools
+import json
+import math
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pab_compile.errors import PlanError
+from pab_compile.passes.sites.site import CUTS, Site
+
+from .fingerprint import model_fingerprint
+from .plan import COMPUTE, checked_entry
+from .schedule import Moment
+
+PLAN_FORMAT = "pab_compile.plan/1"
+PREDICT_IN = ("step", "timestep")
+_MAX_FILE_BYTES = 2**26
+
+
+@dataclass(frozen=True)
+class Calibrated:
+    """What a calibrated plan holds for.
+
+    Attributes:
+        fingerprint: of the model (``observation.model_fingerprint``).
+        cut: the option ``cut``.
+        coalesce: the option ``coalesce``.
+        predict_in: the option ``predict_in``.
+    """
+
+    fingerprint: str
+    cut: str
+    coalesce: bool
+    predict_in: str
+
+
+@dataclass(frozen=True)
+class TablePlan:
+    """A table read from a plan file: one row per site, one entry per step.
+
+    Attributes:
+        num_steps: number of steps the table was made for.
+        rows: site name -> entries, one per step.
+        origin: where it came from, for messages.
+        calibrated: what a calibrated plan holds for: then it fits that model only, and any number
+            of steps (``resample``).
+    """
+
+    num_steps: int
+    rows: Mapping[str, tuple[int, ...]]
+    origin: str
+    calibrated: Calibrated | None = None
+
+    def entry(self, site: Site, moment: Moment) -> int:
+        """The entry of the table."""
+        if moment.schedule.num_steps is None:
+            return COMPUTE
+        num_steps, row = moment.schedule.num_steps, self.rows.get(site.name)
+        if num_steps != self.num_steps and self.calibrated is None:
+            raise PlanError(
+                f"{self.origin} is made for {self.num_steps} steps, but this generation has "
+                f"{num_steps}. Use a plan for that number of steps, or ranges."
+            )
+        return COMPUTE if row is None else resample(row, num_steps)[moment.step]
+
+    def may_reuse(self, site: Site) -> bool:
+        """Whether the site's row holds a reuse."""
+        return any(entry != COMPUTE for entry in self.rows.get(site.name, ()))
+
+    def range_of(self, site: Site) -> None:
+        """A table has no range."""
+        return None
+
+    def max_order(self, site: Site) -> int:
+        """The highest order in the site's row."""
+        return max(self.rows.get(site.name, (0,)), default=0)
+
+    def pattern(self, site: Site) -> Hashable | None:
+        """The site's row."""
+        return self.rows[site.name] if self.may_reuse(site) else None
+
+    def check(self, sites: Sequence[Site]) -> None:
+        """Every row must name a site of the graph that can be broadcast, of the same model."""
+        known = [site.name for site in sites if site.can_broadcast]
+        strange = [name for name in self.rows if name not in known]
+        if strange:
+            raise PlanError(
+                f"{self.origin} names {len(strange)} site(s) that this model does not have or that "
+                f"cannot be broadcast, first {strange[0]!r}. The model's sites are: "
+                f"{', '.join(sorted(known)) or 'none'}. Was the plan made for another model?"
+            )
+        self._check_model([site for site in sites if site.can_broadcast])
+
+    def _check_model(self, sites: Sequence[Site]) -> None:
+        if self.calibrated is None:
+            return
+        found = model_fingerprint(sites, self.calibrated.cut)
+        if found != self.calibrated.fingerprint:
+            raise PlanError(
+                f"{self.origin} was calibrated on a model with fingerprint "
+                f"{self.calibrated.fingerprint}, but this one's is {found}: it has other sites "
+                f"({len(sites)} that can be broadcast; the plan names {len(self.rows)}). Observe "
+                "and calibrate this model."
+            )
+
+
+@functools.lru_cache(maxsize=256)
+def resample(row: tuple[int, ...], num_steps: int) -> tuple[int, ...]:
+    """The entries of a site at another number of steps.
+
+    Computed steps keep their place in the generation, as a fraction of it. A step between two
+    neighbours that compute also computes; any other takes the lower order of its neighbours that
+    reuse.
+
+    Args:
+        row: entries, one per step.
+        num_steps: the wanted number of them.
+    """
+    if num_steps == len(row):
+        return row
+    scale = (num_steps - 1) / max(len(row) - 1, 1)
+    computed = {round(step * scale) for step, entry in enumerate(row) if entry == COMPUTE}
+    entries = []
+    for step in range(num_steps):
+        place = step / scale if scale else 0.0
+        near = (row[math.floor(place)], row[min(math.ceil(place), len(row) - 1)])
+        orders = [entry for entry in near if entry != COMPUTE]
+        entries.append(COMPUTE if step in computed or not orders else min(orders))
+    return tuple(entries)
+
+
+def load_plan(path: str | Path) -> TablePlan:
+    """Read a plan file: ``{"format": ..., "num_steps": n, "sites": {name: [entry, ...]}}``.
+
+    An entry is ``"C"`` (compute) or the order of the reuse. What ``Calibration.save`` wrote also
+    has ``fingerprint``, ``cut``, ``coalesce`` and ``predict_in``.
+
+    Raises:
+        PlanError: unreadable, malformed, or with rows that do not have one entry per step.
+    """
+    try:
+        size = Path(path).stat().st_size
+        if size > _MAX_FILE_BYTES:
+            raise ValueError(f"it has {size} bytes, and plans have at most {_MAX_FILE_BYTES}")
+        content = json.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise PlanError(f"The plan file {str(path)!r} cannot be read as JSON: {error}") from error
+    return plan_from_json(content, f"The plan file {str(path)!r}")
+
+
+def plan_from_json(content: Any, origin: str) -> TablePlan:
+    """Validate the content of a plan file; see ``load_plan``."""
+    if not isinstance(content, dict) or content.get("format") != PLAN_FORMAT:
+        raise PlanError(f'{origin} lacks "format": "{PLAN_FORMAT}", so it is not a plan.')
+    num_steps, sites = content.get("num_steps"), content.get("sites")
+    if not isinstance(num_steps, int) or isinstance(num_steps, bool) or num_steps < 1:
+        raise PlanError(f'{origin}: "num_steps" must be a positive integer, got {num_steps!r}.')
+    if not isinstance(sites, dict):
+        raise PlanError(f'{origin}: "sites" must map names to entries, got {type(sites).__name__}.')
+    rows = {}
+    for name, entries in sites.items():
+        if not isinstance(entries, list) or len(entries) != num_steps:
+            found = f"{len(entries)} entries" if isinstance(entries, list) else repr(entries)
+            raise PlanError(f"{origin}: site {name!r} needs {num_steps} entries, found {found}.")
+        where = f"{origin}, site {name!r}"
+        rows[name] = tuple(COMPUTE if e == "C" else checked_entry(e, where) for e in entries)
+    return TablePlan(num_steps, rows, origin, _calibrated(content, origin))
+
+
+def plan_to_json(rows: Mapping[str, Sequence[int]], num_steps: int) -> dict[str, Any]:
+    """The content of a plan file for a table of entries."""
+    sites = {name: ["C" if e == COMPUTE else e for e in entries] for name, entries in rows.items()}
+    return {"format": PLAN_FORMAT, "num_steps": num_steps, "sites": sites}
+
+
+def _calibrated(content: dict[str, Any], origin: str) -> Calibrated | None:
+    if "fingerprint" not in content:
+        return None
+    fingerprint, cut, coalesce, predict_in = (
+        content.get(name) for name in ("fingerprint", "cut", "coalesce", "predict_in")
+    )
+    if (
+        not isinstance(fingerprint, str)
+        or cut not in CUTS
+        or not isinstance(coalesce, bool)
+        or predict_in not in PREDICT_IN
+    ):
+        raise PlanError(
+            f"{origin}: a calibrated plan says which model it is for; found "
+            f"fingerprint={fingerprint!r}, cut={cut!r}, coalesce={coalesce!r}, "
+            f"predict_in={predict_in!r}."
+        )
+    return Calibrated(fingerprint, cut, coalesce, predict_in)

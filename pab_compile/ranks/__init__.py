@@ -1,0 +1,1 @@
+"""Ranks: several processes that share a model, and agree on what they compile."""

@@ -1,0 +1,1 @@
+"""Reports: what is said of a graph, as text, pictures and files."""

@@ -1,0 +1,240 @@
+"""Reports: what was found in a model and what the plan does with it, as records and as a table."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from pab_compile.passes.sites.site import ATTENTION_KINDS, Site
+from pab_compile.plans.plan import Plan
+
+from .draw import SiteBox
+from .table import table_lines
+
+
+@dataclass(frozen=True)
+class SiteReport:
+    """One site as users see it.
+
+    Attributes:
+        name: unique in the model; the module path where it is known.
+        kind: one of ``passes.sites.site.KINDS``.
+        mechanism: ``sdpa``, ``softmax``, ``linear`` or ``mlp``.
+        module: path of the module, or ``""``.
+        query_axes: axes of the query sequence, outer to inner.
+        key_axes: axes of the key sequence.
+        range: computed every so many steps inside the window; 1 is always. None: the plan says.
+        cache_bytes: most bytes that its cached outputs take in one lane: ``history`` of them.
+        flops: floating point operations that one reuse saves.
+        reason: evidence for the kind; why it is not broadcast where it is not.
+        history: most outputs that are kept at once: one more than the order of the prediction.
+    """
+
+    name: str
+    kind: str
+    mechanism: str
+    module: str
+    query_axes: tuple[str, ...]
+    key_axes: tuple[str, ...]
+    range: int | None
+    cache_bytes: int
+    flops: int
+    reason: str
+    history: int = 1
+
+    def to_json(self) -> dict[str, Any]:
+        """All fields, in types that JSON knows."""
+        return dataclasses.asdict(self)
+
+
+def describe_site(site: Site, plan: Plan) -> SiteReport:
+    """A site and what a plan does with it."""
+    steps = plan.range_of(site) if site.can_broadcast else 1
+    reason, history = site.reason, 1
+    if plan.may_reuse(site):
+        history += plan.max_order(site)
+    if site.can_broadcast and not plan.may_reuse(site):
+        reason += "; not broadcast: the plan computes it at every step"
+    return SiteReport(
+        name=site.name,
+        kind=site.kind,
+        mechanism=site.mechanism,
+        module=site.module,
+        query_axes=site.query_axes,
+        key_axes=site.key_axes,
+        range=steps,
+        cache_bytes=history * site.cache_bytes,
+        flops=site.flops,
+        reason=reason,
+        history=history,
+    )
+
+
+def cache_bytes(sites: Sequence[Site], plan: Plan) -> int:
+    """Most bytes that one lane keeps of sites, some of which may be sums of others."""
+    kept = 0
+    for site in sites:
+        first = site.singles[0]  # merged ones are alike
+        if site.can_broadcast and plan.may_reuse(first):
+            kept += site.cache_bytes * (1 + plan.max_order(first))
+    return kept
+
+
+def site_box(site: Site, plan: Plan) -> SiteBox:
+    """A site as it is drawn."""
+    report = describe_site(site, plan)
+    axes = f"{_axes(report.query_axes)} <- {_axes(report.key_axes)}"
+    return SiteBox(
+        name=site.name,
+        kind=site.kind,
+        lines=(site.mechanism if site.kind == "mlp" else f"{site.mechanism}  {axes}",),
+        range=report.range or 2,
+        cache_bytes=report.cache_bytes if plan.may_reuse(site) else 0,
+    )
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What was found in one graph of a forward; no sites where nothing in it can be broadcast.
+
+    Attributes:
+        sites: in model order.
+        num_nodes: ops in the captured graph.
+        total_flops: floating point operations of one run.
+        clock: name of the timestep input.
+        latents: name of the denoised input.
+        notes: what the analysis was not sure of, and what the rewrite chose.
+        seconds: pass name -> seconds.
+        cache_bytes: most bytes that one lane keeps; of coalesced sites their sum.
+        reason: why it is computed at every step, if that calls for a reason.
+    """
+
+    sites: tuple[SiteReport, ...] = ()
+    num_nodes: int = 0
+    total_flops: int = 0
+    clock: str = ""
+    latents: str = ""
+    notes: tuple[str, ...] = ()
+    seconds: dict[str, float] = field(default_factory=dict)
+    cache_bytes: int = 0
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """What ``explain`` found: the sites in model order, and the graph's totals.
+
+    Attributes:
+        sites: every attention and every residual branch without one.
+        num_nodes: ops in the captured graph(s).
+        total_flops: floating point operations of one call.
+        clock: name of the timestep input.
+        latents: name of the denoised input.
+        notes: what the analysis was not sure of.
+        seconds: pass name -> seconds.
+        cache_bytes: most bytes that one lane keeps; of coalesced sites their sum.
+        num_graphs: graphs that the forward was traced into.
+        breaks: why Dynamo broke it, each reason once.
+    """
+
+    sites: tuple[SiteReport, ...]
+    num_nodes: int
+    total_flops: int
+    clock: str
+    latents: str
+    notes: tuple[str, ...]
+    seconds: dict[str, float]
+    cache_bytes: int = 0
+    num_graphs: int = 1
+    breaks: tuple[str, ...] = ()
+
+    @staticmethod
+    def of(findings: Sequence[Finding], breaks: Sequence[str]) -> Explanation:
+        """What was found in the graphs of a forward together, at least one of which has sites."""
+        first = next(finding for finding in findings if finding.sites)
+        notes = [note for finding in findings for note in finding.notes]
+        reasons = [finding.reason for finding in findings if finding.reason]
+        return Explanation(
+            sites=tuple(site for finding in findings for site in finding.sites),
+            num_nodes=sum(finding.num_nodes for finding in findings),
+            total_flops=sum(finding.total_flops for finding in findings),
+            clock=first.clock,
+            latents=first.latents,
+            notes=tuple(
+                dict.fromkeys([*notes, *(f"computed at every step: {r}" for r in reasons)])
+            ),
+            seconds=first.seconds,
+            cache_bytes=sum(finding.cache_bytes for finding in findings),
+            num_graphs=len(findings),
+            breaks=tuple(dict.fromkeys(filter(None, breaks))),
+        )
+
+    def counts(self) -> dict[str, int]:
+        """Number of attention sites per kind; kinds that do not occur are left out.
+
+        Residual branches without attention (``mlp``) are in ``sites`` only.
+        """
+        found = Counter(site.kind for site in self.sites)
+        return {kind: found[kind] for kind in ATTENTION_KINDS if found[kind]}
+
+    def to_json(self) -> str:
+        """All fields as JSON."""
+        return json.dumps(dataclasses.asdict(self), indent=2)
+
+    def __str__(self) -> str:
+        """A table of the sites, equal neighbours folded into one line."""
+        headings = ("sites", "kind", "mechanism", "query <- key", "range")
+        numbers = ("cache MiB", "MFLOP", "share")
+        rows = [self._row(group) for group in _similar(self.sites)]
+        lines = table_lines(
+            (*headings, *numbers), rows, num_left=len(headings), title=self._title()
+        )
+        always = [group for group in _similar(self.sites) if group[0].range == 1]
+        lines += ["Computed at every step:"] if always else []
+        lines += [f"  {_name(group)} ({group[0].kind}): {group[0].reason}" for group in always]
+        if self.num_graphs > 1:
+            lines.append(f"The forward runs as {self.num_graphs} graphs; Dynamo broke it up at:")
+            lines += [f"  {reason}" for reason in self.breaks]
+        lines += [f"Note: {note}" for note in self.notes]
+        return "\n".join(lines)
+
+    def _row(self, group: Sequence[SiteReport]) -> Sequence[str]:
+        site, flops = group[0], sum(site.flops for site in group)
+        return (
+            _name(group),
+            site.kind,
+            site.mechanism,
+            f"{_axes(site.query_axes)} <- {_axes(site.key_axes)}",
+            "plan" if site.range is None else str(site.range),
+            f"{sum(site.cache_bytes for site in group) / 2**20:.2f}",
+            f"{flops / 1e6:.1f}",
+            f"{flops / self.total_flops:.1%}" if self.total_flops else "-",
+        )
+
+    def _title(self) -> str:
+        counted = ", ".join(f"{number} {kind}" for kind, number in self.counts().items())
+        return (
+            f"{counted}; latents {self.latents!r}, clock {self.clock!r}; "
+            f"caches {self.cache_bytes / 2**30:.3f} GiB per lane"
+        )
+
+
+def _axes(axes: Sequence[str]) -> str:
+    return "*".join(axes) or "-"
+
+
+def _similar(sites: Sequence[SiteReport]) -> list[list[SiteReport]]:
+    """Sites that differ in name only, in order of their first."""
+    groups: dict[tuple[Any, ...], list[SiteReport]] = {}
+    for site in sites:
+        key = (site.kind, site.mechanism, site.query_axes, site.key_axes, site.range, site.flops)
+        groups.setdefault(key, []).append(site)
+    return list(groups.values())
+
+
+def _name(group: Sequence[SiteReport]) -> str:
+    return group[0].name if len(group) == 1 else f"{len(group)} like {group[0].name}"

@@ -1,0 +1,1 @@
+"""Run time: whose step a call is, and what is cached for it."""

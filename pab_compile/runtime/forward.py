@@ -1,0 +1,239 @@
+"""Forwards: the graphs that one call of a compiled model runs, and the tensors between them.
+
+Dynamo may break a forward into several graphs, with Python in between. They belong together by the
+call of the compiled model that is on Python's stack while they run; what an input of a later graph
+is follows from which tensor it is: one that the caller passed, one that an earlier graph of the
+same forward returned, or one that Python made in between, of which nothing is known.
+"""
+
+from __future__ import annotations
+
+import itertools
+import weakref
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+
+from pab_compile.dynamo import ModelCall, model_calls
+from pab_compile.passes.graph import ir
+from pab_compile.passes.graph.inputs import Inputs
+from pab_compile.passes.graph.join import Eager, Given, Made, Origin, Part
+from pab_compile.passes.sites.site import Site
+from pab_compile.report.explanation import Finding
+
+from .clock import version_of
+from .generation import Place
+from .tracker import Tracker
+
+_MAX_LIVE = 8
+
+
+class Ran(Protocol):
+    """A graph that ran in a forward."""
+
+    @property
+    def part(self) -> Part | None:
+        """The graph as it was captured; None where it could not be."""
+        ...
+
+    @property
+    def sites(self) -> Sequence[Site]:
+        """Its sites that can be broadcast and have a branch, or that the plan never reuses."""
+        ...
+
+    @property
+    def finding(self) -> Finding:
+        """What was found in it."""
+        ...
+
+
+@dataclass(frozen=True, eq=False)
+class _Known:
+    """A tensor that has been seen in this forward, as it was then."""
+
+    tensor: weakref.ref[torch.Tensor]
+    version: int
+    origin: Origin
+    shared: bool = False
+
+
+class Forward:
+    """One call of a compiled model.
+
+    Args:
+        call: the call, or None where it cannot be seen: then the graph at hand is all of it.
+
+    Attributes:
+        inputs: name -> tensor: what the caller passed, and what else the first graph read.
+        visited: what ran so far, in order.
+        findings: what was found in each of them.
+        breaks: why Dynamo broke the forward after each of them; ``""`` where it did not.
+        tracker: finds the place of this call, once a graph needed it.
+        place: generation, lane and record of this call; None computes everything.
+        is_placed: whether the place has been looked for.
+        failed: whether a graph raised.
+    """
+
+    def __init__(self, call: ModelCall | None) -> None:
+        self.token = call.token if call else None
+        self.starts_at_root = call is None or call.is_root
+        self.inputs: dict[str, torch.Tensor] = {}
+        self.visited: list[Ran] = []
+        self.findings: list[Finding] = []
+        self.breaks: list[str] = []
+        self.tracker: Tracker | None = None
+        self.place: Place | None = None
+        self.is_placed = False
+        self.failed = False
+        self._known: dict[int, _Known] = {}
+        self._num_eager = 0
+        for path, tensor in _named_tensors(call) if call else ():
+            name = path[-1] if path[-1] not in self.inputs else ".".join(path)
+            if self._find(tensor) is None:
+                self._note(tensor, Given(name))
+                self.inputs[name] = tensor
+
+    def origins(
+        self, inputs: Inputs, tensors: Sequence[torch.Tensor]
+    ) -> tuple[tuple[Origin | None, ...], frozenset[int]]:
+        """Where the inputs of a graph come from, and which of them may change without notice."""
+        origins: list[Origin | None] = []
+        volatile: list[int] = []
+        taken: set[str] = set()
+        for number, (tensor, (name, is_constant)) in enumerate(
+            zip(tensors, inputs.sources, strict=True)
+        ):
+            if is_constant:
+                origins.append(None)
+                continue
+            if number in inputs.measured:
+                origins.append(self._note_eager(tensor).origin)
+                continue
+            known = self._find(tensor)
+            if not self.visited and self.starts_at_root:
+                name = name if name not in taken else f"{name}.{number}"
+                taken.add(name)
+                known = self._note(tensor, Given(name))
+                self._name_input(name, tensor)
+            elif known is None:
+                known = self._note_eager(tensor)
+            if isinstance(known.origin, Made) and (known.shared or tensor.is_inference()):
+                volatile.append(number)
+            origins.append(known.origin)
+        return tuple(origins), frozenset(volatile)
+
+    def finish(self, program: Ran, tensors: Sequence[torch.Tensor], outputs: Sequence[Any]) -> None:
+        """Take note of what a graph returned, and of what it wrote into its inputs."""
+        self.visited.append(program)
+        self.findings.append(program.finding)
+        part = program.part
+        if part is None:
+            return
+        written = ir.mutated_inputs(part.graph_module)
+        for position, number in enumerate(written):
+            self._note(tensors[number], Made(part, position))
+        made = [
+            (position, output)
+            for position, output in enumerate(outputs, start=len(written))
+            if isinstance(output, torch.Tensor) and self._find(output) is None
+        ]
+        storages = [output.untyped_storage()._cdata for _, output in made]
+        for (position, output), storage in zip(made, storages, strict=True):
+            self._note(output, Made(part, position), shared=storages.count(storage) > 1)
+
+    def fail(self) -> None:
+        """A graph raised: what the model holds of this generation is not to be trusted."""
+        self.failed = True
+        if self.tracker is not None:
+            self.tracker.drop()
+
+    def close(self) -> None:
+        """The call is over: hold none of its tensors any longer."""
+        self.token = None
+        self.place = None
+        self.inputs.clear()
+        self._known.clear()
+
+    def _name_input(self, name: str, tensor: torch.Tensor) -> None:
+        """In the first graph an input has the name that Dynamo gives it."""
+        for other in [other for other, known in self.inputs.items() if known is tensor]:
+            del self.inputs[other]
+        if name in self.inputs:  # replaced on the way in, as by a hook that moves it to a device
+            self.inputs[callers(name)] = self.inputs[name]
+        self.inputs[name] = tensor
+
+    def _find(self, tensor: torch.Tensor) -> _Known | None:
+        known = self._known.get(id(tensor))
+        if known is None or known.tensor() is not tensor or version_of(tensor) != known.version:
+            return None
+        return known
+
+    def _note_eager(self, tensor: torch.Tensor) -> _Known:
+        self._num_eager += 1
+        return self._note(tensor, Eager(self._num_eager - 1))
+
+    def _note(self, tensor: torch.Tensor, origin: Origin, shared: bool = False) -> _Known:
+        known = _Known(weakref.ref(tensor), version_of(tensor), origin, shared)
+        self._known[id(tensor)] = known
+        return known
+
+
+class Forwards:
+    """The forwards that run in one scope; they may be nested."""
+
+    def __init__(self) -> None:
+        self._live: list[Forward] = []
+
+    def current(self) -> Forward:
+        """The forward of the graph that is about to run."""
+        calls = model_calls()
+        if calls:
+            for forward in reversed(self._live):
+                if forward.token is calls[0].token:
+                    return forward
+        for forward in self._live:
+            if all(forward.token is not call.token for call in calls):
+                forward.close()
+        forward = Forward(calls[0] if calls else None)
+        self._live = [*self._live[1 - _MAX_LIVE :], forward]
+        return forward
+
+    def end(self, forward: Forward) -> None:
+        """Forget a forward that is over."""
+        forward.close()
+        self._live = [other for other in self._live if other is not forward]
+
+    def before(self, forward: Forward) -> Iterator[Forward]:
+        """The forwards that began before this one, the latest first."""
+        begun = itertools.takewhile(lambda other: other is not forward, self._live)
+        return reversed(list(begun))
+
+    def clear(self) -> None:
+        """Forget them all."""
+        self._live.clear()
+
+
+def callers(name: str) -> str:
+    """Name of what the caller passed where the first graph got another tensor in its place."""
+    return f"the caller's {name}"
+
+
+def _named_tensors(call: ModelCall) -> Iterator[tuple[tuple[str, ...], torch.Tensor]]:
+    names = call.names() if call.args else ()
+    yield from _leaves((), dict(zip(names, call.args, strict=False)))
+    yield from _leaves(("args",), call.args[len(names) :])
+    yield from _leaves((), call.keywords)
+
+
+def _leaves(path: tuple[str, ...], value: Any) -> Iterator[tuple[tuple[str, ...], torch.Tensor]]:
+    if isinstance(value, torch.Tensor):
+        yield path, value
+    elif isinstance(value, Mapping):
+        for key, item in value.items():
+            yield from _leaves((*path, str(key)), item)
+    elif isinstance(value, (list, tuple)):
+        for number, item in enumerate(value):
+            place = (*path[:-1], f"{path[-1]}[{number}]") if path else (str(number),)
+            yield from _leaves(place, item)

@@ -1,0 +1,159 @@
+"""Scopes: where the state of running generations lives.
+
+Without anything said, every thread has a scope of its own. ``generation()`` opens another one for
+the block, found through a context variable, so that it also follows tasks; ``step()`` states the
+clock explicitly. Nothing here is shared between scopes.
+"""
+
+from __future__ import annotations
+
+import contextvars
+import itertools
+import threading
+import weakref
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+
+from pab_compile.errors import PabError
+from pab_compile.plans.schedule import Schedule
+
+from .forward import Forwards
+from .tracker import Tracker
+
+
+class Scope:
+    """Trackers and forwards of all compiled models that run in a thread or ``generation()`` block.
+
+    Attributes:
+        forwards: the calls of compiled models that run or ran last.
+    """
+
+    def __init__(self, schedule: Schedule | None = None) -> None:
+        self._schedule = schedule
+        self._trackers: dict[tuple[int, ...], tuple[_Entry, ...]] = {}
+        self.forwards = Forwards()
+
+    def tracker(self, weights: Sequence[torch.Tensor], options: object) -> Tracker:
+        """The tracker of a compiled model: its weights, and the options of its compilation.
+
+        Options are compared by value: Dynamo hands the code of one compilation to another one whose
+        options are equal, so a generation may run on the code of both.
+        """
+        key = tuple(map(id, weights))
+        entries = self._trackers.get(key, ())
+        for entry in entries:
+            if entry.weight() is weights[0] and entry.is_of(options):
+                return entry.tracker
+        self._trackers = {
+            k: alive
+            for k, others in self._trackers.items()
+            if (alive := tuple(e for e in others if e.weight() is not None))
+        }
+        entry = _Entry(weakref.ref(weights[0]), options, Tracker(self._schedule))
+        self._trackers[key] = (*self._trackers.get(key, ()), entry)
+        return entry.tracker
+
+    def free(self) -> None:
+        """Free every running generation."""
+        for entry in itertools.chain.from_iterable(self._trackers.values()):
+            entry.tracker.drop()
+        self._trackers.clear()
+        self.forwards.clear()
+
+
+@dataclass(frozen=True, eq=False)
+class _Entry:
+    weight: weakref.ref[torch.Tensor]
+    options: object
+    tracker: Tracker
+
+    def is_of(self, options: object) -> bool:
+        return self.options is options or self.options == options
+
+
+@dataclass(frozen=True)
+class ExplicitStep:
+    """What ``step()`` states."""
+
+    index: int
+    num_steps: int
+    lane: str | None
+
+
+class _ThreadScope(threading.local):
+    def __init__(self) -> None:
+        self.scope = Scope()
+
+
+_thread = _ThreadScope()
+_stated_scope: contextvars.ContextVar[Scope | None] = contextvars.ContextVar("scope", default=None)
+_stated_step: contextvars.ContextVar[ExplicitStep | None] = contextvars.ContextVar(
+    "step", default=None
+)
+
+
+def current_scope() -> Scope:
+    """The scope of the running code."""
+    return _stated_scope.get() or _thread.scope
+
+
+def stated_step() -> ExplicitStep | None:
+    """What the innermost ``step()`` states, or None."""
+    return _stated_step.get()
+
+
+@contextmanager
+def generation(timesteps: Iterable[float] | torch.Tensor | None = None) -> Iterator[None]:
+    """Run one generation in a scope of its own, freed at the end.
+
+    Args:
+        timesteps: the timestep values of all steps in order, where they cannot be seen from the
+            model's inputs. A tensor is read once.
+
+    Raises:
+        PabError: ``timesteps`` is empty.
+    """
+    schedule = None
+    if timesteps is not None:
+        listed = timesteps.tolist() if isinstance(timesteps, torch.Tensor) else list(timesteps)
+        if not listed:
+            raise PabError("generation(timesteps=...) got no timesteps: give one per step.")
+        schedule = Schedule(len(listed), tuple(float(value) for value in listed))
+    scope = Scope(schedule)
+    token = _stated_scope.set(scope)
+    try:
+        yield
+    finally:
+        _stated_scope.reset(token)
+        scope.free()
+
+
+@contextmanager
+def step(index: int, num_steps: int, lane: str | None = None) -> Iterator[None]:
+    """State which step the calls inside the block are; the timestep input is then not read.
+
+    Args:
+        index: number of the step, from 0.
+        num_steps: number of steps of the generation.
+        lane: name of the call where there are several per step, such as ``"cond"``.
+
+    Raises:
+        PabError: ``index`` does not lie in ``[0, num_steps)``.
+    """
+    if not 0 <= index < num_steps:
+        raise PabError(
+            f"step(index={index}, num_steps={num_steps}): index must be below num_steps."
+        )
+    token = _stated_step.set(ExplicitStep(index, num_steps, lane))
+    try:
+        yield
+    finally:
+        _stated_step.reset(token)
+
+
+def reset() -> None:
+    """Forget every running generation of the current scope and free what it holds."""
+    current_scope().free()

@@ -1,0 +1,1 @@
+"""Traffic: what ranks exchange, predicted from the graph alone."""

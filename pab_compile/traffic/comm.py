@@ -1,0 +1,289 @@
+"""Traffic of sequence parallelism, foretold: for any number of ranks, without having them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import fx
+
+from pab_compile.compile.analysis import analyse
+from pab_compile.dynamo import compiling, trace_once
+from pab_compile.errors import OptionError, UnsupportedModelError
+from pab_compile.inspect.explain import by_name
+from pab_compile.options import Options, parse_options
+from pab_compile.passes.axes.atoms import leaves
+from pab_compile.passes.axes.names import BATCH
+from pab_compile.passes.graph import ir
+from pab_compile.passes.graph.capture import capture
+from pab_compile.passes.graph.flops import node_flops
+from pab_compile.passes.graph.inputs import Inputs
+from pab_compile.passes.graph.join import Part
+from pab_compile.passes.parallel.choose import Choice, choose, site_of
+from pab_compile.passes.parallel.detour import Detour
+from pab_compile.passes.parallel.layout import Layout
+from pab_compile.passes.parallel.shard import Ranks
+from pab_compile.passes.parallel.split_batch import first_part, lay_out_batch
+from pab_compile.passes.parallel.traffic import convention_bytes, gathered_bytes, sent_bytes
+from pab_compile.passes.program import Program
+from pab_compile.passes.sites.binding import Binding
+from pab_compile.passes.sites.site import Site
+from pab_compile.plans.schedule import Schedule
+from pab_compile.plans.share import computed_share
+from pab_compile.report.dump import Dumper
+from pab_compile.runtime.forward import Forwards
+
+from .comm_report import CommReport, CommRow, Work
+
+if TYPE_CHECKING:
+    import sympy
+
+_TOKENS = ("t", "h", "w", "s")
+
+
+def comm(
+    model: torch.nn.Module,
+    /,
+    *args: Any,
+    schedule: Schedule,
+    num_ranks: int | None = None,
+    options: Mapping[str, Any] | None = None,
+    **kwargs: Any,
+) -> CommReport:
+    """Foretell what ranks would exchange, from the graph alone.
+
+    Works on real, ``meta`` and fake tensors; needs no process group.
+
+    Args:
+        model: a module whose forward is one graph.
+        *args: inputs as the model is called.
+        schedule: the steps of a generation.
+        num_ranks: number of ranks, those that share the batch included; else as the options say.
+        options: options of the backend (``pab_compile.Options``). Of a mesh only the size counts.
+        **kwargs: inputs as the model is called.
+
+    Raises:
+        OptionError: nothing says how many ranks there are, or a mesh cannot have so many.
+        ShardingError: no axis can be sharded over so many ranks.
+        UnsupportedModelError: the model is not understood.
+    """
+    if num_ranks is None:
+        num_ranks = _num_ranks(options)
+    parsed = options_for(options, num_ranks)
+    return foretell(look_at(model, args, kwargs, parsed), parsed, num_ranks, schedule)
+
+
+def options_for(options: Mapping[str, Any] | None, num_ranks: int) -> Options:
+    """Options as they would be for a number of ranks, whatever they say about tokens.
+
+    Raises:
+        OptionError: those that share the batch are more, or do not divide them.
+    """
+    given = dict(options or {})
+    if (mesh := given.pop("batch_mesh", None)) is not None:
+        given["batch_parallel"] = mesh.size()
+    given.pop("mesh", None)
+    given.pop("sequence_parallel", None)
+    num_batch = parse_options({"batch_parallel": given.get("batch_parallel")}).num_batch_ranks
+    if num_ranks % num_batch:
+        raise OptionError(
+            f"num_ranks={num_ranks}, and {num_batch} ranks share the batch: their number does not "
+            "divide that of all ranks. Give a multiple of it."
+        )
+    return parse_options({**given, "sequence_parallel": num_ranks // num_batch})
+
+
+def _num_ranks(options: Mapping[str, Any] | None) -> int:
+    """How many ranks options speak of."""
+    parsed = parse_options({**(options or {}), "shard": None})
+    found = parsed.num_ranks * parsed.num_batch_ranks
+    if found == 1:
+        raise OptionError(
+            "Nothing says between how many ranks: give num_ranks, or options with mesh or "
+            "sequence_parallel, as those that the model is compiled with."
+        )
+    return found
+
+
+def look_at(
+    model: torch.nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any], options: Options
+) -> Program:
+    """Find the sites of a model whose forward is one graph, without compiling it.
+
+    Raises:
+        UnsupportedModelError: the model is not understood, or breaks into several graphs.
+    """
+    plan = options.make_plan()
+    programs: list[Program] = []
+    forwards = Forwards()
+
+    def look(graph_module: fx.GraphModule, inputs: Sequence[Any]) -> Any:
+        forward = forwards.current()
+        described = Inputs.of(graph_module, inputs)
+        origins = forward.origins(described, described.tensors(inputs))
+        with compiling():
+            part = Part(capture(graph_module, inputs), *origins)
+            programs.append(analyse(part, options, plan, Dumper(None)))
+        return graph_module.forward(*inputs)
+
+    with torch.no_grad():
+        trace_once(model.forward, *by_name(model.forward, args, kwargs), look)
+    if len(programs) != 1:
+        raise UnsupportedModelError(
+            f"The forward runs as {len(programs)} graphs; tokens are sharded in one graph only."
+        )
+    return programs[0]
+
+
+def foretell(program: Program, options: Options, num_ranks: int, schedule: Schedule) -> CommReport:
+    """What a number of ranks would exchange and compute for a model.
+
+    Args:
+        program: the model with its sites.
+        options: with the number of ranks that share the batch.
+        num_ranks: number of all ranks.
+        schedule: the steps of a generation.
+
+    Raises:
+        ShardingError: no axis can be sharded over so many ranks.
+    """
+    plan = options.make_plan()
+
+    def share(site: Site) -> float:
+        return computed_share(plan, site, schedule)
+
+    num_steps = schedule.num_steps or 0
+    num_batch = options.num_batch_ranks
+    last: tuple[CommRow, ...] = ()
+    if num_batch > 1:
+        layout = lay_out_batch(program, num_batch)
+        last = _gathers(layout, Ranks(num_batch), num_steps, "gather of the batch", BATCH)
+        program = first_part(program, num_batch)
+    ranks = Ranks(num_ranks // num_batch)
+    choice = choose(program, ranks.size, share, options.shard)
+    is_shared = ranks.size > 1 or num_batch == 1
+
+    def rows(share: Callable[[Site], float]) -> tuple[CommRow, ...]:
+        tokens = _rows(program, choice, ranks, num_steps, share) if is_shared else ()
+        return (*tokens, *last)
+
+    return CommReport(
+        axis=choice.option.name if is_shared else "",
+        num_ranks=ranks.size,
+        num_batch_ranks=num_batch,
+        num_steps=num_steps,
+        rows=rows(share),
+        always=rows(lambda _: 1.0),
+        never=rows(lambda _: 0.0),
+        work=_work(program, choice, ranks, num_steps, share),
+        work_always=_work(program, choice, ranks, num_steps, lambda _: 1.0),
+        computed=round(sum(num_steps * share(site) for site in program.sites), 6),
+        reasons=(*program.sharding, *(choice.lines() if is_shared else ())),
+    )
+
+
+def _work(
+    program: Program,
+    choice: Choice,
+    ranks: Ranks,
+    num_steps: int,
+    share: Callable[[Site], float],
+) -> Work:
+    """Contractions only; what is the same at every step counts once."""
+    layout = choice.layout
+    shared = {*layout.verdicts, *(n for detour in layout.detours for n in detour.verdicts)}
+    share_of = {node: share(site) for site in program.sites for node in site.region}
+    part = ranks.counts(layout.axis.size)[0] / layout.axis.size
+    found = {True: 0.0, False: 0.0}
+    for node in ir.calls(program.graph_module.graph):
+        once = ir.binding(node) in (Binding.CONSTANT, Binding.PROMPT)
+        times = 1.0 if once else num_steps * share_of.get(node, 1.0)
+        found[node in shared] += times * node_flops(node)
+    return Work(found[True] * part, found[False])
+
+
+def _rows(
+    program: Program,
+    choice: Choice,
+    ranks: Ranks,
+    num_steps: int,
+    share: Callable[[Any], float],
+) -> tuple[CommRow, ...]:
+    """Detours that are alike in one row each, then what is gathered at the end."""
+    import sympy
+
+    groups: dict[tuple[Any, ...], list[Detour]] = {}
+    steps_of: dict[Detour, float] = {}
+    for detour in choice.layout.detours:
+        site = site_of(detour, program.sites)
+        steps_of[detour] = round(num_steps * (share(site) if site else 1.0), 6)
+        kind = site.kind if site else "other op"
+        sizes = tuple(c.num_bytes for c in (*detour.entering, *detour.leaving))
+        groups.setdefault((kind, detour.axis.name, sizes, steps_of[detour]), []).append(detour)
+    found = []
+    for (kind, along, sizes, steps), detours in groups.items():
+        crossings = (*detours[0].entering, *detours[0].leaving)
+        often = len(detours) * steps
+        tensors = [
+            _closed_form(program, crossing.node, crossing.num_bytes)
+            * (1 if crossing.target is not None else sympy.Symbol("N") - 1)
+            for crossing in crossings
+        ]
+        found.append(
+            CommRow(
+                what=kind,
+                along=along,
+                num_sites=len(detours),
+                collectives=len(sizes),
+                computed_steps=steps,
+                convention_bytes=float(
+                    sum(convention_bytes(crossing, ranks.size) for crossing in crossings) * often
+                ),
+                wire_bytes=sum(sent_bytes(crossing, ranks) for crossing in crossings) * often,
+                formula=len(detours)
+                * sympy.Symbol(f"steps_{kind}")
+                * sympy.Add(*tensors)
+                / sympy.Symbol("N"),
+            )
+        )
+    last = _gathers(choice.layout, ranks, num_steps, "gather at the end", choice.option.name)
+    return (*found, *last)
+
+
+def _gathers(
+    layout: Layout, ranks: Ranks, num_steps: int, what: str, along: str
+) -> tuple[CommRow, ...]:
+    """What is gathered at every step."""
+    import sympy
+
+    return tuple(
+        CommRow(
+            what=what,
+            along=along,
+            num_sites=1,
+            collectives=1,
+            computed_steps=num_steps,
+            convention_bytes=0.0,
+            wire_bytes=float(gathered_bytes(node, layout.held[node], ranks) * num_steps),
+            formula=sympy.Integer(0),
+        )
+        for node in layout.gathers
+    )
+
+
+def _closed_form(program: Program, node: fx.Node, num_bytes: int) -> sympy.Expr:
+    """Bytes of a tensor in the sizes of batch and token axes; the rest is a number."""
+    import sympy
+
+    axes = program.inferred_axes
+    symbols: list[sympy.Symbol] = []
+    rest = num_bytes
+    for dim in axes.dims(node):
+        for atom in leaves(dim):
+            (role, *others) = (*axes.roles_of(atom), "")
+            known = (BATCH, *_TOKENS)
+            if role in known and others == [""] and rest % atom.size == 0 and not atom.parts:
+                symbols.append(sympy.Symbol(role))
+                rest //= atom.size
+    return sympy.Integer(rest) * sympy.Mul(*symbols)

@@ -1,0 +1,205 @@
+"""Scaling: how long a generation would take on any number of devices, foretold from the graph.
+
+Time is computation (floating point operations over a rate), plus what the links take: a latency per
+collective, and bytes over a bandwidth. What stays inside a node and what leaves it travel at the
+same time. Nothing overlaps with computation here, and ops without contractions count as nothing:
+a rate that is measured over whole steps holds their share.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from pab_compile.errors import OptionError, ShardingError
+from pab_compile.plans.schedule import Schedule
+from pab_compile.report.table import table_lines
+
+from .comm import foretell, look_at, options_for
+from .comm_report import CommReport, CommRow, Work
+
+RANKS = (1, 2, 4, 8, 16, 32, 64)
+
+
+@dataclass(frozen=True)
+class Link:
+    """What devices are connected by.
+
+    Attributes:
+        seconds: latency of a collective.
+        bytes_per_second: what one device sends, in one direction.
+    """
+
+    seconds: float
+    bytes_per_second: float
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Devices in nodes.
+
+    Attributes:
+        flops_per_second: of one device, as achieved over whole steps of a model.
+        inside: between the devices of a node.
+        across: between nodes.
+        node_size: devices per node.
+        call_seconds: what a call of the model takes at least, however many devices share it.
+    """
+
+    flops_per_second: float
+    inside: Link = Link(20e-6, 300e9)
+    across: Link = Link(40e-6, 40e9)
+    node_size: int = 8
+    call_seconds: float = 0.0
+
+    def seconds(self, rows: Sequence[CommRow], num_ranks: int) -> float:
+        """What the collectives of a generation take."""
+        if num_ranks == 1:
+            return 0.0
+        near = (min(num_ranks, self.node_size) - 1) / (num_ranks - 1)
+        latency = (self.inside if near == 1 else self.across).seconds
+        num = sum(row.num_sites * row.collectives * row.computed_steps for row in rows)
+        sent = sum(row.wire_bytes for row in rows)
+        return num * latency + max(
+            sent * near / self.inside.bytes_per_second,
+            sent * (1 - near) / self.across.bytes_per_second,
+        )
+
+
+@dataclass(frozen=True)
+class Generation:
+    """The time of one generation, in seconds.
+
+    Attributes:
+        compute: floating point operations.
+        exchange: collectives.
+    """
+
+    compute: float
+    exchange: float
+
+    @property
+    def seconds(self) -> float:
+        """All of it."""
+        return self.compute + self.exchange
+
+
+@dataclass(frozen=True)
+class ScalingRow:
+    """A number of devices.
+
+    Attributes:
+        num_ranks: how many.
+        axis: the axis that they share; ``""`` where they cannot.
+        always: a generation in which every site computes at every step, or None.
+        planned: a generation with the plan, or None.
+        reason: why they cannot share the tokens.
+    """
+
+    num_ranks: int
+    axis: str
+    always: Generation | None
+    planned: Generation | None
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class Scaling:
+    """Times for several numbers of devices.
+
+    Attributes:
+        rows: in the order that was asked for.
+        alone: a generation without reuse on one device.
+    """
+
+    rows: tuple[ScalingRow, ...]
+    alone: Generation
+
+    def __getitem__(self, num_ranks: int) -> ScalingRow:
+        """The row of a number of devices."""
+        return next(row for row in self.rows if row.num_ranks == num_ranks)
+
+    def __str__(self) -> str:
+        """A table; efficiency is the speed-up over one device divided by the number of devices."""
+        headings = ("devices", "axis", "s", "efficiency", "in collectives")
+        with_plan = ("s with plan", "in collectives", "plan saves", "against one without")
+        rows = map(self._row, self.rows)
+        lines = table_lines((*headings, *with_plan), rows, num_left=0, width=120)
+        lines += [f"{row.num_ranks}: {row.reason}" for row in self.rows if row.reason]
+        return "\n".join(lines)
+
+    def _row(self, row: ScalingRow) -> Sequence[str]:
+        if row.always is None or row.planned is None:
+            return (str(row.num_ranks), "-")
+        before, after = row.always.seconds, row.planned.seconds
+        return (
+            str(row.num_ranks),
+            row.axis,
+            f"{before:.2f}",
+            f"{self.alone.seconds / before / row.num_ranks:.0%}",
+            f"{row.always.exchange / before:.1%}",
+            f"{after:.2f}",
+            f"{row.planned.exchange / after:.1%}",
+            f"{before / after:.2f}x",
+            f"{self.alone.seconds / after:.1f}x",
+        )
+
+
+def scaling(
+    model: torch.nn.Module,
+    /,
+    *args: Any,
+    schedule: Schedule,
+    machine: Machine | float,
+    ranks: Sequence[int] = RANKS,
+    options: Mapping[str, Any] | None = None,
+    **kwargs: Any,
+) -> Scaling:
+    """Foretell how long a generation takes on several numbers of devices, from the graph alone.
+
+    Works on real, ``meta`` and fake tensors; needs no process group.
+
+    Args:
+        model: a module whose forward is one graph.
+        *args: inputs as the model is called.
+        schedule: the steps of a generation.
+        machine: the devices; or the seconds that one device was measured to take for a generation
+            without reuse, from which its rate follows.
+        ranks: numbers of devices. Where the options let some share the batch, those count too.
+        options: options of the backend; see ``pab_compile.Options``.
+        **kwargs: inputs as the model is called.
+
+    Raises:
+        OptionError: an option is wrong.
+        UnsupportedModelError: the model is not understood.
+    """
+    single = {k: v for k, v in (options or {}).items() if k not in ("batch_mesh", "batch_parallel")}
+    alone = options_for(single, 1)
+    program = look_at(model, args, kwargs, alone)
+    one = foretell(program, alone, 1, schedule)
+    if not isinstance(machine, Machine):
+        machine = Machine(one.work_always.flops / machine)
+    rows = []
+    for num_ranks in ranks:
+        try:
+            found = foretell(program, options_for(options, num_ranks), num_ranks, schedule)
+        except (ShardingError, OptionError) as error:
+            rows.append(ScalingRow(num_ranks, "", None, None, str(error)))
+            continue
+        always = _generation(machine, found, found.work_always, found.always)
+        planned = _generation(machine, found, found.work, found.rows)
+        rows.append(ScalingRow(num_ranks, found.axis, always, planned))
+    return Scaling(tuple(rows), _generation(machine, one, one.work_always, one.always))
+
+
+def _generation(
+    machine: Machine, report: CommReport, work: Work, rows: Sequence[CommRow]
+) -> Generation:
+    computing = work.flops / machine.flops_per_second
+    return Generation(
+        max(computing, report.num_steps * machine.call_seconds),
+        machine.seconds(rows, report.num_ranks * report.num_batch_ranks),
+    )

@@ -1,0 +1,1 @@
+"""Axes: what every dimension of every tensor is."""

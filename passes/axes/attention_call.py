@@ -1,0 +1,91 @@
+"""Ops that are whole attentions: where queries, keys and values are, and which dim holds tokens.
+
+Pure facts about single nodes. An op outside ATen does not say its layout, so the axes of its
+operands do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from torch import fx
+
+from pab_compile.passes.graph import ir
+
+from .atoms import Dim, leaves
+
+_SDPA = "scaled_dot_product"
+
+
+_TOKENS_BEFORE_HEADS = ("_flash_attention_forward", "_efficient_attention_forward")
+
+
+_CUSTOM = ("flash", "efficient", "sage", "xformers", "sdpa", _SDPA)
+
+
+@dataclass(frozen=True)
+class AttentionCall:
+    """One op that is a whole attention; ``heads`` is None where heads are folded into the batch."""
+
+    query: fx.Node
+    key: fx.Node
+    value: fx.Node
+    mask: fx.Node | None
+    tokens: int
+    heads: int | None
+
+
+def attention_call(
+    node: fx.Node, dims_of: Callable[[fx.Node], tuple[Dim, ...]]
+) -> AttentionCall | None:
+    """The attention that this one op computes, or None when it computes none.
+
+    ``dims_of`` gives the axes of an operand; they tell tokens from heads in custom ops, whose
+    layout is not part of their name.
+    """
+    if node.op != "call_function":
+        return None
+    name = ir.op_name(node)
+    whole = f"{ir.op_namespace(node)}::{name}".lower()
+    is_aten = ir.op_namespace(node) == "aten"
+    is_custom = ("attention" in whole or "attn" in whole) and any(w in whole for w in _CUSTOM)
+    known = _SDPA in name or name in _TOKENS_BEFORE_HEADS or name == "flex_attention"
+    if "backward" in name or not (known or (is_custom and not is_aten)):
+        return None
+    tensors = [arg for arg in node.args if isinstance(arg, fx.Node) and ir.tensor(arg) is not None]
+    named = [node.kwargs.get(key) for key in ("query", "key", "value")]
+    tensors = [arg for arg in named if isinstance(arg, fx.Node)] + tensors
+    if len(tensors) < 3:
+        return None
+    query, key, value = tensors[:3]
+    rank = len(dims_of(query))
+    if rank < 2 or len(dims_of(key)) != rank or len(dims_of(value)) != rank:
+        return None
+    mask = ir.argument(node, 3, "attn_mask") if _SDPA in name else None
+    mask = mask if isinstance(mask, fx.Node) else None
+    tokens = _token_dim(name, dims_of(query), dims_of(key))
+    heads = None if rank < 4 else (rank - 3 if tokens == rank - 2 else rank - 2)
+    if rank == 3 and tokens == 0:
+        heads = 1
+    return AttentionCall(query, key, value, mask, tokens, heads)
+
+
+def _token_dim(name: str, query: tuple[Dim, ...], key: tuple[Dim, ...]) -> int:
+    rank = len(query)
+    if name in _TOKENS_BEFORE_HEADS:
+        return rank - 3
+    if rank < 3 or _SDPA in name or name == "flex_attention":
+        return rank - 2
+    for inner, outer in ((rank - 2, rank - 3), (rank - 3, rank - 2)):
+        if _is_feature(query[inner]) and not _is_feature(query[outer]):
+            return outer
+        if _is_feature(key[inner]) and not _is_feature(key[outer]):
+            return outer
+    return rank - 3 if rank == 4 else rank - 2
+
+
+def _is_feature(dim: Dim) -> bool:
+    """Whether a projection made this dimension (heads are a factor of its output)."""
+    atoms = leaves(dim)
+    return bool(atoms) and all(atom.feature and not atom.origins for atom in atoms)

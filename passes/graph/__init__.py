@@ -1,0 +1,1 @@
+"""The graph: its nodes, how it is captured, printed, compared and cut."""

@@ -1,0 +1,94 @@
+"""Capture: from a Dynamo graph to a functional, pre-dispatch ATen graph with static shapes.
+
+``scaled_dot_product_attention``, ``linear`` and ``layer_norm`` stay single nodes, inputs keep their
+order, and the graph is the same on every device.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import fx
+
+from pab_compile.passes.errors import UnsupportedModelError
+
+from . import ir
+from .folding import fold_mapped_constants
+from .inputs import Inputs, with_constant_numbers
+from .noise import remove_noise
+from .refusals import refuse_autocast, refuse_other_memory
+from .tracing import trace
+from .wrapped import take_plain
+
+_DYNAMIC_SHAPE = "Dynamic shape operator"
+_HOW_TO_KEEP = (
+    "torch.compiler.config.capture_dynamic_output_shape_ops = True, set before the model is "
+    "compiled, keeps it in the graph"
+)
+
+
+def capture(dynamo_graph: fx.GraphModule, args: Sequence[Any]) -> fx.GraphModule:
+    """Trace a Dynamo graph into a functional, pre-dispatch ATen graph.
+
+    Args:
+        dynamo_graph: what Dynamo hands to a backend. Not modified.
+        args: one value per placeholder: tensors (real, meta or fake) and numbers. Numbers (dynamic
+            sizes and the like) become constants, so the result has static shapes; its placeholders
+            are the other inputs in order (see ``Inputs``).
+
+    Returns:
+        A graph module without dropout, metadata assertions and dead code. Every placeholder knows
+        its name in the caller's words and whether it is a parameter (``ir.source``,
+        ``ir.is_constant_input``); every call keeps its module path and source line.
+
+    Raises:
+        UnsupportedModelError: torch cannot trace the graph, or it switches autocast inside, or
+            gives a tensor other memory.
+    """
+    refuse_other_memory(dynamo_graph)
+    inputs = Inputs.of(dynamo_graph, args)
+    static_graph = with_constant_numbers(dynamo_graph, inputs, args)
+    fold_mapped_constants(static_graph)
+    if inputs.wrapped:
+        take_plain(static_graph, inputs.given_tensors(args))
+    try:
+        captured = trace(static_graph, inputs.tensors(args))
+    except (RuntimeError, NotImplementedError) as error:
+        raise UnsupportedModelError(
+            f"The graph could not be captured: {str(error).splitlines()[0]}. "
+            + _why_not_captured(inputs)
+        ) from error
+    for node, (name, constant) in zip(ir.placeholders(captured.graph), inputs.sources, strict=True):
+        ir.set_source(node, name)
+        ir.set_constant_input(node, constant)
+    remove_noise(captured)
+    refuse_autocast(captured.graph)
+    return captured
+
+
+def _why_not_captured(inputs: Inputs) -> str:
+    if not inputs.wrapped:
+        return (
+            "Masks that vmap makes of inputs cannot be traced, nor sizes that depend on values if "
+            "these are random, written to in place or made under autocast. Compute them before the "
+            "call of the model, or leave this model to another backend."
+        )
+    first = next(iter(inputs.wrapped.values()))
+    return (
+        f"{len(inputs.wrapped)} tensor(s) of the model are made of other tensors ({first}), and "
+        "their class must compute whole torch functions (__torch_function__) from plain tensors, "
+        "as the quantised weights of torchao do."
+    )
+
+
+def break_reason(dynamo_graph: fx.GraphModule) -> str:
+    """Why Dynamo broke the forward after this graph, in a line; ``""`` where it did not."""
+    reason = getattr(dynamo_graph, "compile_subgraph_reason", None)
+    if reason is None or not reason.graph_break:
+        return ""
+    where = reason.user_stack[-1] if reason.user_stack else None
+    place = f" ({where.filename.rsplit('/', 1)[-1]}:{where.lineno})" if where else ""
+    line = reason.reason.strip().splitlines()[0]
+    hint = f"; {_HOW_TO_KEEP}" if line == _DYNAMIC_SHAPE else ""
+    return f"{line}{place}{hint}"

@@ -1,0 +1,310 @@
+"""Facts about nodes of a captured graph, read and written through accessors only.
+
+The IR is a functional, pre-dispatch ATen graph (``torch.fx``). Every call node has a fake tensor
+(or a list of them) as its value; placeholders keep the order of the compiled function's inputs.
+No other module reads or writes ``node.meta``.
+"""
+
+from __future__ import annotations
+
+import operator
+import re
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import fx
+
+_SOURCE = "pab_source"
+_CONSTANT = "pab_constant"
+_EAGER = "pab_eager"
+_VOLATILE = "pab_volatile"
+_MUTATED = "pab_mutated"
+_BINDING = "pab_binding"
+_AXES = "pab_axes"
+_PLUMBING = ("__dict__", "_modules", "_parameters", "_buffers")
+
+
+def value(node: fx.Node) -> Any:
+    """Fake value of a node: a tensor, a list of tensors, a number, or None where unknown."""
+    return node.meta.get("val")
+
+
+def example(node: fx.Node) -> Any:
+    """Dynamo's symbolic value of a node of its graph, or None where there is none."""
+    return node.meta.get("example_value")
+
+
+def copy_input(graph: fx.Graph, node: fx.Node) -> fx.Node:
+    """A copy of one of Dynamo's inputs in another graph, which knows what Dynamo calls it."""
+    copy = graph.node_copy(node)
+    copy._dynamo_source = getattr(node, "_dynamo_source", None)  # type: ignore[attr-defined]
+    return copy
+
+
+def copy_facts(target: fx.Node, origin: fx.Node) -> None:
+    """Give a node that a pass created all facts about the node that it stands for."""
+    target.meta = dict(origin.meta)
+
+
+def set_value(node: fx.Node, val: Any) -> None:
+    """Record the fake value of a node that a pass created."""
+    node.meta["val"] = val
+
+
+def tensor(node: fx.Node) -> torch.Tensor | None:
+    """Fake tensor of a node, or None when its value is not one tensor."""
+    val = value(node)
+    return val if isinstance(val, torch.Tensor) else None
+
+
+def shape(node: fx.Node) -> tuple[int, ...] | None:
+    """Sizes of the tensor that a node yields, or None when its value is not one tensor."""
+    val = tensor(node)
+    return None if val is None else tuple(int(size) for size in val.shape)
+
+
+def num_bytes(node: fx.Node) -> int:
+    """Size in bytes of the tensor(s) that a node yields."""
+    return sum(t.numel() * t.element_size() for t in tensors(node))
+
+
+def tensors(node: fx.Node) -> list[torch.Tensor]:
+    """Fake tensors that a node yields, one or several."""
+    val = value(node)
+    several = val if isinstance(val, (list, tuple)) else [val]
+    return [each for each in several if isinstance(each, torch.Tensor)]
+
+
+def layout(node: fx.Node) -> str:
+    """Sizes, strides, type and device of the tensor that a node yields, as text."""
+    val = tensor(node)
+    if val is None:
+        return "?"
+    return f"{tuple(val.shape)} {val.stride()} {val.dtype} {val.device}"
+
+
+def op_name(node: fx.Node) -> str:
+    """Short name of the op: ``linear`` for ``aten.linear.default``, ``getitem``, or the target."""
+    return short_name(node.target)
+
+
+def short_name(target: Any) -> str:
+    """Short name of what a node calls."""
+    if isinstance(target, torch._ops.OpOverload):
+        return target._schema.name.split("::")[-1]
+    return getattr(target, "__name__", str(target))
+
+
+def op_namespace(node: fx.Node) -> str:
+    """Namespace of the op: ``aten``, ``_c10d_functional``, ..., or ``""`` for plain callables."""
+    target = node.target
+    return target.namespace if isinstance(target, torch._ops.OpOverload) else ""
+
+
+def is_getitem(node: fx.Node) -> bool:
+    """Whether the node picks one output of a multi-output op."""
+    return node.op == "call_function" and node.target is operator.getitem
+
+
+def is_subgraph(node: fx.Node) -> bool:
+    """Whether the node names a graph that an op is given, as flex attention is given its mask."""
+    return node.op == "get_attr" and value(node) is None
+
+
+def is_branch_value(node: fx.Node) -> bool:
+    """Whether the node picks a value that a submodule returns."""
+    return is_getitem(node) and node.all_input_nodes[0].op == "call_module"
+
+
+def is_plain_call(node: fx.Node) -> bool:
+    """Whether the node calls an op, rather than picks a value that a submodule returns."""
+    return node.op == "call_function" and not is_branch_value(node)
+
+
+def is_random(node: fx.Node) -> bool:
+    """Whether two runs of the op on the same inputs may differ."""
+    tags = getattr(node.target, "tags", ())
+    if torch.Tag.nondeterministic_seeded not in tags:
+        return False
+    if "scaled_dot_product" in op_name(node):
+        return argument(node, 4, "dropout_p", 0.0) != 0
+    return True
+
+
+def has_effect(node: fx.Node) -> bool:
+    """Whether the op does more than yield a value that its inputs determine."""
+    schema = getattr(node.target, "_schema", None)
+    return is_random(node) or (schema is not None and schema.is_mutable)
+
+
+def must_stay(node: fx.Node) -> bool:
+    """Whether the node has a purpose although nobody uses its value.
+
+    What ``fx`` itself answers depends on whether Dynamo is tracing: attention without dropout would
+    stay at one time and go at another.
+    """
+    return has_effect(node) or node.is_impure(impure_random=False)
+
+
+def is_foreign(node: fx.Node) -> bool:
+    """Whether the op is none of torch's own, so that nobody knows what it computes."""
+    if isinstance(node.target, torch._ops.HigherOrderOperator):
+        return True
+    return op_namespace(node) not in ("", "aten", "prims", "_c10d_functional")
+
+
+def is_call(node: fx.Node, *names: str) -> bool:
+    """Whether the node calls an op of one of these short names."""
+    return node.op == "call_function" and op_name(node) in names
+
+
+def placeholders(graph: fx.Graph) -> list[fx.Node]:
+    """Inputs of the graph in order."""
+    return list(graph.find_nodes(op="placeholder"))
+
+
+def output_node(graph: fx.Graph) -> fx.Node:
+    """The one output node of a graph."""
+    return next(iter(graph.find_nodes(op="output")))
+
+
+def outputs(graph: fx.Graph) -> list[fx.Node]:
+    """Nodes that the graph returns, each once, in order."""
+    return list(dict.fromkeys(output_node(graph).all_input_nodes))
+
+
+def argument(node: fx.Node, position: int, name: str, default: Any = None) -> Any:
+    """Argument of a call by position or keyword."""
+    if len(node.args) > position:
+        return node.args[position]
+    return node.kwargs.get(name, default)
+
+
+def source(node: fx.Node) -> str:
+    """How the model's caller names this input: ``hidden_states``, or the path of a parameter."""
+    return node.meta.get(_SOURCE, node.name)
+
+
+def set_source(node: fx.Node, name: str) -> None:
+    """Record how the model's caller names this input."""
+    node.meta[_SOURCE] = name
+
+
+def is_constant_input(node: fx.Node) -> bool:
+    """Whether this placeholder is a parameter or buffer of the model."""
+    return bool(node.meta.get(_CONSTANT, False))
+
+
+def set_constant_input(node: fx.Node, constant: bool) -> None:
+    """Record whether this placeholder is a parameter or buffer of the model."""
+    node.meta[_CONSTANT] = constant
+
+
+def is_eager(node: fx.Node) -> bool:
+    """Whether this placeholder is of unknown origin: made by Python code between two graphs."""
+    return bool(node.meta.get(_EAGER, False))
+
+
+def set_eager(node: fx.Node, eager: bool) -> None:
+    """Record whether this placeholder is of unknown origin."""
+    node.meta[_EAGER] = eager
+
+
+def is_volatile(node: fx.Node) -> bool:
+    """Whether a value may change between two graphs of one forward without notice."""
+    return bool(node.meta.get(_VOLATILE, False))
+
+
+def set_volatile(node: fx.Node, volatile: bool) -> None:
+    """Record whether a value may change between two graphs without notice."""
+    node.meta[_VOLATILE] = volatile
+
+
+def mutated_inputs(graph_module: fx.GraphModule) -> tuple[int, ...]:
+    """Positions of the inputs that a captured graph writes to: its first outputs are for them."""
+    return graph_module.meta.get(_MUTATED, ())
+
+
+def set_mutated_inputs(graph_module: fx.GraphModule, positions: tuple[int, ...]) -> None:
+    """Record which inputs a captured graph writes to."""
+    graph_module.meta[_MUTATED] = positions
+
+
+def binding(node: fx.Node) -> Any:
+    """Binding time of the node's value (see ``passes.binding``), or None before that pass."""
+    return node.meta.get(_BINDING)
+
+
+def set_binding(node: fx.Node, when: Any) -> None:
+    """Record the binding time of the node's value."""
+    node.meta[_BINDING] = when
+
+
+def axis_names(node: fx.Node) -> tuple[str, ...] | None:
+    """Printable name of every dimension (see ``passes.axes.table``), or None before that pass."""
+    return node.meta.get(_AXES)
+
+
+def set_axis_names(node: fx.Node, names: tuple[str, ...]) -> None:
+    """Record the printable name of every dimension."""
+    node.meta[_AXES] = names
+
+
+def copy_axis_names(target: fx.Node, origin: fx.Node) -> None:
+    """Give a node the printable names of another node's dimensions, if it has any."""
+    if (names := axis_names(origin)) is not None:
+        set_axis_names(target, names)
+
+
+def forget_axis_names(node: fx.Node) -> None:
+    """Leave the dimensions of a node without names."""
+    node.meta.pop(_AXES, None)
+
+
+def module_path(node: fx.Node) -> str:
+    """Path of the innermost module that ran this op (``blocks.0.attn1``), or ``""``."""
+    stack = node.meta.get("nn_module_stack") or {}
+    paths = [entry[0] for entry in stack.values()]
+    return short_path(paths[-1]) if paths else ""
+
+
+def short_path(path: str) -> str:
+    """Path within the model, of a module or weight, from Dynamo's expression for it.
+
+    ``L['self'].__dict__['_modules']['blocks'].0.attn1`` -> ``blocks.0.attn1``.
+    """
+    inside = re.sub(r"^[LG]\['\w+'\](\.__self__)?", "", path)
+    parts = re.sub(r"\['?([^\]']*)'?\]", r".\1", inside).split(".")
+    return ".".join(part for part in parts if part and part not in _PLUMBING)
+
+
+def source_line(node: fx.Node) -> str:
+    """Last line of Python that the op came from (``file.py:12 in forward: code``), or ``""``."""
+    trace = (node.meta.get("stack_trace") or "").rstrip().splitlines()
+    for index in range(len(trace) - 1, -1, -1):
+        line = trace[index].strip()
+        if line.startswith("File "):
+            where, _, function = line.removeprefix("File ").partition(", in ")
+            path, _, number = where.partition(", line ")
+            code = trace[index + 1].strip() if index + 1 < len(trace) else ""
+            file_name = path.strip('"').rsplit("/", 1)[-1]
+            return f"{file_name}:{number} in {function}: {code}"
+    return ""
+
+
+def users(node: fx.Node) -> Sequence[fx.Node]:
+    """Users of a node in graph order of insertion (deterministic)."""
+    return list(node.users)
+
+
+def calls(graph: fx.Graph) -> Iterator[fx.Node]:
+    """All op calls of a graph in order."""
+    return (node for node in graph.nodes if node.op == "call_function")
+
+
+def unknown_sizes(example: Any) -> set[Any]:
+    """Symbols of sizes that depend on values, in the example of a node."""
+    from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
+
+    return set(free_unbacked_symbols(example))

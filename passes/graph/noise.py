@@ -1,0 +1,59 @@
+"""Noise: ops of a captured graph that have no effect at inference."""
+
+from __future__ import annotations
+
+import torch
+from torch import fx
+
+from . import ir
+
+
+def remove_noise(graph_module: fx.GraphModule) -> int:
+    """Remove ops without effect at inference: dropout in eval, assertions, aliases, dead code.
+
+    A cast to the type of another tensor takes nothing of that tensor's value, so it no longer
+    reads it.
+
+    Returns:
+        The number of nodes removed.
+    """
+    graph = graph_module.graph
+    before = len(graph.nodes)
+    for node in list(graph.nodes):
+        if node.op != "call_function":
+            continue
+        if _is_identity(node):
+            node.replace_all_uses_with(node.args[0])
+            graph.erase_node(node)
+        elif ir.is_call(node, "_assert_tensor_metadata") or _holds_anyway(node):
+            graph.erase_node(node)
+        elif ir.is_call(node, "type_as"):
+            _cast_by_dtype(node)
+    graph.eliminate_dead_code(ir.must_stay)
+    graph_module.recompile()
+    return before - len(graph.nodes)
+
+
+def _cast_by_dtype(node: fx.Node) -> None:
+    """``type_as(x, y)`` becomes ``_to_copy(x, dtype=..., device=...)``, or ``x``."""
+    x = node.args[0]
+    assert isinstance(x, fx.Node)
+    before, after = ir.tensor(x), ir.tensor(node)
+    assert before is not None and after is not None
+    if (before.dtype, before.device) == (after.dtype, after.device):
+        node.replace_all_uses_with(x)
+        node.graph.erase_node(node)
+        return
+    node.target = torch.ops.aten._to_copy.default
+    node.args, node.kwargs = (x,), {"dtype": after.dtype, "device": after.device}
+
+
+def _holds_anyway(node: fx.Node) -> bool:
+    """Whether the node asserts something about sizes, which are known by now."""
+    return ir.is_call(node, "_assert_scalar") and node.args[0] is True
+
+
+def _is_identity(node: fx.Node) -> bool:
+    if ir.is_call(node, "dropout", "feature_dropout"):
+        return not ir.argument(node, 2, "train", True) or ir.argument(node, 1, "p", 0.5) == 0
+    return ir.is_call(node, "alias", "detach")

@@ -1,0 +1,177 @@
+"""Tracing: a graph with fake inputs becomes a functional, pre-dispatch ATen graph.
+
+One of the three files that may use private torch APIs. The others are ``pab_compile/dynamo.py``
+and ``pab_compile/compile/lower.py``. They import them when they need them, so that
+``import pab_compile`` costs little.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import fx
+
+from pab_compile.passes.errors import UnsupportedModelError
+
+from . import ir
+
+if TYPE_CHECKING:
+    from torch._subclasses.fake_tensor import FakeTensor
+
+Decompositions = dict[torch._ops.OpOverload, Callable[..., Any]]
+
+
+def trace(static_graph: fx.GraphModule, tensors: Sequence[torch.Tensor]) -> fx.GraphModule:
+    """Trace a graph of tensors only; ops of others that are made of plain ones are taken apart.
+
+    Args:
+        static_graph: a graph whose placeholders are tensors.
+        tensors: one per placeholder: real, meta or fake.
+
+    Raises:
+        RuntimeError: torch cannot trace it. A vmap that it entered and did not leave is left.
+        NotImplementedError: likewise.
+        UnsupportedModelError: it writes to a tensor that it holds as a constant.
+    """
+    from torch._C._functorch import _vmap_decrement_nesting, maybe_current_level
+
+    fake_args = _fake(tensors)
+    level = maybe_current_level()
+    try:
+        captured = _trace(static_graph, fake_args, {})
+        if composite := _composite_ops(captured.graph):
+            captured = _trace(static_graph, fake_args, composite)
+    except (RuntimeError, NotImplementedError):
+        while maybe_current_level() != level:
+            _vmap_decrement_nesting()
+        raise
+    return captured
+
+
+def _trace(
+    static_graph: fx.GraphModule, fake_args: Sequence[FakeTensor], decompositions: Decompositions
+) -> fx.GraphModule:
+    with warnings.catch_warnings():
+        # Ops of others that are made of plain ones are seen to in a second look.
+        warnings.filterwarnings("ignore", "At pre-dispatch tracing, we assume")
+        captured = trace_pure(static_graph, fake_args, decompositions)
+        return captured or trace_any(static_graph, fake_args, decompositions)
+
+
+def _composite_ops(graph: fx.Graph) -> Decompositions:
+    """Foreign ops that say which plain ops they are made of, each with how to take it apart."""
+    key = torch._C.DispatchKey.CompositeImplicitAutograd  # pyright: ignore
+    foreign = [node.target for node in ir.calls(graph) if ir.is_foreign(node)]
+    return {
+        op: op.decompose
+        for op in foreign
+        if isinstance(op, torch._ops.OpOverload)
+        and torch._C._dispatch_has_kernel_for_dispatch_key(op.name(), key)  # pyright: ignore
+    }
+
+
+def trace_pure(
+    static_graph: fx.GraphModule,
+    fake_args: Sequence[FakeTensor],
+    decompositions: Decompositions | None = None,
+) -> fx.GraphModule | None:
+    """Trace a graph that writes to none of its inputs and holds no tensors, in one look at it.
+
+    Gives what ``trace_any`` gives, in less than half the time.
+
+    Returns:
+        None for any other graph.
+    """
+    holds_tensors = next(static_graph.parameters(), None) is not None
+    holds_tensors |= next(static_graph.buffers(), None) is not None
+    if holds_tensors or not fake_args:
+        return None
+    writes = False
+
+    def run(*args: Any) -> Any:
+        nonlocal writes
+        outputs = fx.Interpreter(static_graph).run(*args)
+        writes = any(_is_written_to(arg) for arg in args)
+        return outputs
+
+    from torch._dispatch.python import enable_python_dispatcher
+    from torch._subclasses.functional_tensor import FunctionalTensorMode, dispatch_functionalize
+    from torch.fx.experimental.proxy_tensor import make_fx
+    from torch.fx.traceback import preserve_node_meta
+
+    function = dispatch_functionalize(run, FunctionalTensorMode(pre_dispatch=True, export=True))
+    with torch.no_grad(), fake_args[0].fake_mode, enable_python_dispatcher(), preserve_node_meta():
+        captured = make_fx(function, decompositions, tracing_mode="real", pre_dispatch=True)(
+            *fake_args
+        )
+    return None if writes else captured
+
+
+def _is_written_to(tensor: Any) -> bool:
+    """Whether a graph changed a functional tensor that it was given: its values or its shape."""
+    inner = tensor.elem
+    changed = torch._functionalize_has_data_mutation(inner)  # pyright: ignore
+    return changed or torch._functionalize_has_metadata_mutation(inner)  # pyright: ignore
+
+
+def trace_any(
+    static_graph: fx.GraphModule,
+    fake_args: Sequence[FakeTensor],
+    decompositions: Decompositions | None = None,
+) -> fx.GraphModule:
+    """Trace a graph after a first look that finds out what it writes to."""
+    from torch._functorch.aot_autograd import aot_export_module
+
+    with torch.no_grad():
+        captured, signature = aot_export_module(
+            static_graph,
+            fake_args,
+            trace_joint=False,
+            pre_dispatch=True,
+            decompositions=decompositions,
+        )
+    assert isinstance(captured, fx.GraphModule)
+    written = _mutated_inputs(captured, signature)
+    _bind_lifted_tensors(captured, static_graph, signature)
+    inputs = ir.placeholders(captured.graph)
+    for node in written:
+        ir.set_volatile(node, True)
+    ir.set_mutated_inputs(captured, tuple(inputs.index(node) for node in written))
+    return captured
+
+
+def _fake(tensors: Sequence[torch.Tensor]) -> list[FakeTensor]:
+    from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+
+    known = next((t.fake_mode for t in tensors if isinstance(t, FakeTensor)), None)
+    mode = known or FakeTensorMode(allow_non_fake_inputs=True)
+    return [t if isinstance(t, FakeTensor) else mode.from_tensor(t) for t in tensors]
+
+
+def _mutated_inputs(captured: fx.GraphModule, signature: Any) -> list[fx.Node]:
+    """The inputs whose new values are the first outputs, in their order."""
+    by_name = {node.name: node for node in ir.placeholders(captured.graph)}
+    if signature.buffers_to_mutate or signature.parameters_to_mutate:
+        raise UnsupportedModelError(
+            "The model writes to a tensor that its graph holds as a constant, so what it computes "
+            "depends on how often it was called. Keep that tensor as a buffer of the module."
+        )
+    return [by_name[name] for name in signature.user_inputs_to_mutate.values()]
+
+
+def _bind_lifted_tensors(captured: fx.GraphModule, origin: fx.GraphModule, signature: Any) -> None:
+    """Turn the tensors that the graph itself holds from leading inputs back into attributes."""
+    lifted = [*signature.parameters, *signature.buffers]
+    for node, name in zip(ir.placeholders(captured.graph), lifted, strict=False):
+        owner, _, leaf = name.rpartition(".")
+        held = getattr(origin.get_submodule(owner), leaf)
+        attribute = f"constant_{name.replace('.', '_')}"
+        captured.register_buffer(attribute, held.detach(), persistent=False)
+        with captured.graph.inserting_before(node):
+            constant = captured.graph.get_attr(attribute)
+        constant.meta.update(node.meta)
+        node.replace_all_uses_with(constant)
+        captured.graph.erase_node(node)

@@ -1,0 +1,1 @@
+"""Rewrites: what becomes of the sites."""

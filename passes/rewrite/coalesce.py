@@ -1,0 +1,267 @@
+"""Coalescing: sites that are always reused together cache the sum of their outputs, once.
+
+Before, with ``cut="gated"`` (``%a`` and ``%m`` are what two sites cache)::
+
+    %x1 = add(%x, %a)
+    %m = ...(%x1)                 # region of the second site
+    %x2 = add(%x1, %m)
+    %y = layer_norm(%x2)
+
+After::
+
+    %x1 = add(%x, %a)
+    %m = ...(%x1)
+    %x2 = add(%x1, %m)
+    %x2_delta = sub(%x2, %x)      # the one tensor to cache
+    %x2_sum = add(%x, %x2_delta)
+    %y = layer_norm(%x2_sum)
+
+On a step that reuses both, ``%x1``, ``%x2`` and all that reads them is dead, and ``%x2_sum`` is
+what ``%x2`` would be up to rounding. The same holds for predictions, which are weighted sums.
+
+The proof is made on the graph (``passes.sums``): a sum is cached where something else than
+additions, views and casts reads it on such a step. There a stretch ends and the next one begins.
+Sites whose outputs meet in a sum are merged, and with them those of other streams that read it on
+the way. Where that cannot be (a stretch would read its own sum, nothing is saved), sites stay
+single.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass, replace
+
+from torch import fx
+
+from pab_compile.passes.errors import InvariantError
+from pab_compile.passes.graph import ir
+from pab_compile.passes.graph.outline import copy_with_nodes
+from pab_compile.passes.sites.find_sites import with_region
+from pab_compile.passes.sites.regions import dead_regions
+from pab_compile.passes.sites.site import Site
+
+from .sums import add_sums, find_sums, live_nodes, may_carry
+
+Pattern = Callable[[Site], Hashable | None]
+_OWN_SUM = "its stretch would read its own sum, or nothing is saved"
+
+
+@dataclass(frozen=True, eq=False)
+class Coalesced:
+    """What coalescing made of a graph.
+
+    Attributes:
+        graph_module: a copy of the graph, with the sums.
+        sites: in model order; merged ones hold those that they stand for as ``parts``.
+        lines: what was merged, and what was not and why, for people.
+        count: number of merged sites.
+    """
+
+    graph_module: fx.GraphModule
+    sites: tuple[Site, ...]
+    lines: tuple[str, ...]
+    count: int
+
+
+def coalesce(graph_module: fx.GraphModule, sites: Sequence[Site], pattern: Pattern) -> Coalesced:
+    """Merge sites that are always reused together wherever their outputs are only added up.
+
+    Args:
+        graph_module: a captured graph with binding times; not modified.
+        sites: its sites. Merged ones are left as they are.
+        pattern: what a site does at every step: sites of equal patterns compute and reuse together.
+            None where that is not known, or the site is never reused.
+    """
+    lines: list[str] = []
+    reasons: dict[str, str] = {}
+    count = 0
+    classes: dict[Hashable, list[str]] = {}
+    for site in sites:
+        known = pattern(site) if site.can_broadcast and not site.parts else None
+        if known is not None:
+            classes.setdefault(known, []).append(site.name)
+    for names in classes.values():
+        refused: set[str] = set()
+        while True:
+            attempt = _Attempt(graph_module, sites, names, refused)
+            bad = attempt.apply()
+            if not bad:
+                break
+            refused |= bad
+        if attempt.count:
+            graph_module, sites = attempt.graph_module, attempt.sites
+        lines += attempt.lines
+        count += attempt.count
+        for name in names:
+            reason = attempt.reasons.get(name, "no other is added to it")
+            reasons[name] = _OWN_SUM if name in refused else reason
+    single = Counter(
+        reasons[site.name] for site in sites if site.name in reasons and not site.parts
+    )
+    first = {reasons[site.name]: site.name for site in reversed(sites) if site.name in reasons}
+    for why, number in single.items():
+        lines.append(f"not coalesced: {number} site(s), first {first[why]}: {why}")
+    return Coalesced(graph_module, tuple(sites), tuple(lines), count)
+
+
+def verify_coalesced(after: fx.GraphModule, before: fx.GraphModule, sites: Sequence[Site]) -> None:
+    """Check a coalesced graph and its sites, independently of how they were made.
+
+    - inputs and outputs are as before; only additions, views and casts were added or lost, and
+      differences added;
+    - with what the sites cache taken as given, nothing that has to be computed reads what a part of
+      a merged site would have cached.
+
+    Raises:
+        InvariantError: the first of these that does not hold.
+    """
+    after.graph.lint()
+    for find in (ir.placeholders, ir.outputs):
+        old, new = ([ir.shape(n) for n in find(g.graph)] for g in (before, after))
+        if old != new:
+            raise InvariantError(f"inputs or outputs changed from {old} to {new}")
+    for left, right in ((before, after), (after, before)):
+        there = {node.name for node in right.graph.nodes}
+        for node in ir.calls(left.graph):
+            added = left is after and ir.is_call(node, "sub")
+            if node.name not in there and not (added or may_carry(node)):
+                raise InvariantError(f"{node.name} ({ir.op_name(node)}) is in one graph only")
+    given = [n for site in sites for n in site.cut if site.parts]
+    live = live_nodes(after.graph, frozenset(given))
+    for site in sites:
+        for part in site.parts:
+            read = [n.name for n in part.cut if n in live and n not in given]
+            if read:
+                raise InvariantError(f"{part.name}: {read[0]} is read on a step that reuses it")
+
+
+class _Attempt:
+    """Merging all sites of one pattern, on a copy of the graph.
+
+    Args:
+        graph_module: the graph.
+        sites: all its sites.
+        members: names of the sites of the pattern.
+        refused: names of those among them that must stay single.
+
+    Attributes:
+        reasons: name of a site that stays single -> why.
+    """
+
+    def __init__(
+        self,
+        graph_module: fx.GraphModule,
+        sites: Sequence[Site],
+        members: Sequence[str],
+        refused: set[str],
+    ) -> None:
+        self.graph_module, nodes = copy_with_nodes(graph_module)
+        self.sites = [_moved(site, nodes) for site in sites]
+        self.lines: list[str] = []
+        self.reasons: dict[str, str] = {}
+        self.count = 0
+        self._graph = self.graph_module.graph
+        self._members = [site for site in self.sites if site.name in members]
+        self._owner = {node: site.name for site in self._members for node in site.cut}
+        self._sums = find_sums(self._graph, frozenset(self._owner))
+        self._refused = refused
+        self._groups = self._find_groups()
+
+    def apply(self) -> set[str]:
+        """Rewrite the graph; returns the names of sites that turn out not to be mergeable."""
+        merged = [node for node in self._sums.exits if self._is_merged(node)]
+        loaded = add_sums(self._graph, self._sums, merged)
+        cuts: dict[str, dict[fx.Node, None]] = {}
+        for node in merged:
+            name = self._groups[self._owner[self._sums.terms[node][0]]]
+            cuts.setdefault(name, {})[loaded[node]] = None
+        for node in self._sums.exits:
+            for term in () if node in merged else self._sums.terms[node]:
+                name = self._groups[self._owner[term]]
+                if name in cuts:
+                    cuts[name][term] = None
+                else:
+                    reader = self._sums.reader(node)
+                    self.reasons[self._owner[term]] = f"{ir.op_name(reader)} reads what it adds"
+        for node in reversed(self._graph.nodes):
+            if node.op == "call_function" and not node.users and not ir.must_stay(node):
+                self._graph.erase_node(node)
+        self.graph_module.recompile()
+        return self._replace_sites({name: tuple(cut) for name, cut in cuts.items()})
+
+    def _find_groups(self) -> dict[str, str]:
+        """Site -> the first site that it is merged with: itself where with none."""
+        order = {site.name: index for index, site in enumerate(self._members)}
+        leader = {name: name for name in order}
+        region_of = {node: site.name for site in self._members for node in site.region}
+
+        def find(name: str) -> str:
+            while leader[name] != name:
+                name = leader[name]
+            return name
+
+        for node in self._sums.carried:
+            names = [self._owner[term] for term in self._sums.terms[node]]
+            if (
+                node not in self._sums.exits
+            ):  # what reads a sum in between dies with it, or not at all
+                names += [region_of[user] for user in node.users if names and user in region_of]
+            if self._refused.isdisjoint(names):
+                roots = sorted({find(name) for name in names}, key=order.__getitem__)
+                leader.update(dict.fromkeys(roots, roots[0]) if roots else {})
+        return {name: find(name) for name in order}
+
+    def _is_merged(self, exit_: fx.Node) -> bool:
+        names = {self._owner[term] for term in self._sums.terms[exit_]}
+        return (
+            len(self._sums.terms[exit_]) > 1 and len(names) > 1 and self._refused.isdisjoint(names)
+        )
+
+    def _replace_sites(self, cuts: dict[str, tuple[fx.Node, ...]]) -> set[str]:
+        """Put merged sites in the place of their first; returns the names of those that fail."""
+        parts = {
+            name: tuple(site for site in self._members if self._groups[site.name] == name)
+            for name in cuts
+        }
+        gone = {part.name for name, group in parts.items() for part in group if part.name != name}
+        kept = [
+            replace(site, cut=cuts[site.name], parts=parts[site.name])
+            if site.name in cuts
+            else site
+            for site in self.sites
+            if site.name not in gone
+        ]
+        regions = dead_regions(self._graph, {site.name: site.cut for site in kept if site.cut})
+        self.sites = [with_region(site, regions.get(site.name, ())) for site in kept]
+        bad: set[str] = set()
+        for site in self.sites:
+            if site.name not in cuts:
+                continue
+            before = sum(part.cache_bytes for part in site.parts)
+            if not site.can_broadcast or _leaks(site) or site.cache_bytes >= before:
+                bad |= {part.name for part in parts[site.name]}
+            tensors = sum(len(part.cut) for part in site.parts)
+            names = f"{site.parts[0].name} to {site.parts[-1].name}"
+            self.lines.append(
+                f"coalesced {len(site.parts)} sites, {names}: they cache {len(site.cut)} tensor(s) "
+                f"of {site.cache_bytes} bytes instead of {tensors} of {before}"
+            )
+            self.count += 1
+        return bad
+
+
+def _moved(site: Site, nodes: dict[fx.Node, fx.Node]) -> Site:
+    """A site of a copied graph. Nodes of parts that the graph no longer has are left out."""
+    return replace(
+        site,
+        cut=tuple(nodes[n] for n in site.cut),
+        region=tuple(nodes[n] for n in site.region),
+        parts=tuple(_moved(part, nodes) for part in site.parts),
+    )
+
+
+def _leaks(site: Site) -> bool:
+    """Whether a value of the region other than the cut is read outside of it."""
+    inside, cut = set(site.region), set(site.cut)
+    return any(user not in inside for node in site.region if node not in cut for user in node.users)

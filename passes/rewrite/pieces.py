@@ -1,0 +1,139 @@
+"""Pieces: how a rewritten graph is cut for the inner compiler.
+
+Four sorts of pieces, so that equal blocks give equal pieces and compile time does not grow with
+depth:
+
+- one per *branch* (a site's region); the branch of merged sites, all of which compute together, is
+  cut into its *blocks*: where it repeats (``passes.repeats``), and nowhere else;
+- *glue*, one per stretch between branches. A node belongs to the first stretch in which all its
+  inputs are known; what depends on no branch (per-layer modulation tables) sinks to the stretch
+  that first uses it, or the first piece would grow with depth;
+- *prelude*: what is the same at every step of a generation (prompt projections, keys and values of
+  cross-attention, rotary tables), split by the one piece that uses it. It is computed once per
+  generation.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping
+
+import torch
+from torch import fx
+
+from pab_compile.passes.graph import ir
+from pab_compile.passes.graph.outline import Outlined, copy_graph, outline
+from pab_compile.passes.sites.hoisting import hoisted_nodes
+
+from .broadcast import StepBranch, branches
+from .repeats import cut_at_repeats, in_running_order
+
+GLUE = "glue"
+BLOCK = "block"
+PRELUDE = "prelude"
+
+
+_NOTES = {
+    GLUE: "at every step",
+    PRELUDE: "once per generation and lane",
+    BLOCK: "with the branch",
+}
+
+
+class Piece(torch.nn.Module):
+    """A stretch of glue or a prelude in the cut graph: ``compute`` yields a tuple.
+
+    Attributes:
+        sort: ``glue``, ``prelude``, or ``block``: a part of a branch of merged sites.
+        compute: the stretch as a graph module.
+        note: what it is, for dumps.
+    """
+
+    def __init__(self, sort: str, compute: fx.GraphModule) -> None:
+        super().__init__()
+        self.sort = sort
+        self.compute = compute
+        self.note = _NOTES[sort]
+
+    def forward(self, *inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Compute the piece."""
+        return self.compute(*inputs)
+
+
+def cut_into_pieces(graph_module: fx.GraphModule) -> fx.GraphModule:
+    """Group everything outside the branches into preludes and stretches of glue.
+
+    Args:
+        graph_module: a graph with branches (``passes.broadcast``); not modified.
+
+    Returns:
+        A graph module of placeholders, ``call_module`` nodes and ``getitem`` only.
+    """
+    hoisted = hoisted_nodes(graph_module.graph)
+    level = _levels(graph_module.graph, hoisted)
+    groups: dict[fx.Node, str] = {
+        node: f"{GLUE}_{level[node]}" for node in level if ir.is_plain_call(node)
+    }
+    for node, consumer in _consumers(graph_module.graph, hoisted, groups).items():
+        groups[node] = f"{PRELUDE}_{consumer}" if consumer else PRELUDE
+
+    def wrap(name: str, outlined: Outlined) -> Piece:
+        return Piece(name.partition("_")[0], outlined.graph_module)
+
+    cut = outline(graph_module, groups, wrap)
+    for call, branch in branches(cut):
+        if branch.site.parts:
+            cut.add_submodule(str(call.target), StepBranch(branch.site, _cut_stretch(branch)))
+    return cut
+
+
+def _cut_stretch(branch: StepBranch) -> fx.GraphModule:
+    """The graph of a branch of merged sites, cut where it repeats."""
+    compute = copy_graph(branch.compute)
+    calls = in_running_order(compute.graph)
+    for earlier, node in itertools.pairwise(calls):
+        earlier.append(node)
+    named = {node.name: node for node in calls}
+    sites = [[named[n.name] for n in part.region if n.name in named] for part in branch.site.parts]
+    groups = {
+        node: f"{BLOCK}_{number}"
+        for number, piece in enumerate(cut_at_repeats(calls, sites))
+        for node in calls[piece.start : piece.stop]
+    }
+    return outline(compute, groups, lambda _, outlined: Piece(BLOCK, outlined.graph_module))
+
+
+def _levels(graph: fx.Graph, hoisted: set[fx.Node]) -> dict[fx.Node, int]:
+    """Number of the stretch of glue for every node that is neither hoisted nor in a branch."""
+    level: dict[fx.Node, int] = {}
+    for node in graph.nodes:
+        if node.op == "output" or node in hoisted:
+            continue
+        known = max((level.get(n, 0) for n in node.all_input_nodes), default=0)
+        level[node] = known + 1 if ir.is_branch_value(node) else known
+    early = [n for n in graph.nodes if level.get(n) == 0 and ir.is_plain_call(n)]
+    for node in reversed(early):
+        level[node] = min((level[user] for user in node.users if user in level), default=0)
+    for node in early:
+        if ir.is_getitem(node):
+            level[node] = level[node.all_input_nodes[0]]
+    return level
+
+
+def _consumers(
+    graph: fx.Graph, hoisted: set[fx.Node], groups: Mapping[fx.Node, str]
+) -> dict[fx.Node, str]:
+    """For every hoisted node the one piece that uses it, or ``""`` when several do."""
+    consumers: dict[fx.Node, frozenset[str]] = {}
+    for node in reversed(graph.nodes):
+        if node not in hoisted:
+            continue
+        names: frozenset[str] = frozenset()
+        for user in node.users:
+            names |= consumers.get(user) or {groups.get(user) or str(user.target)}
+        consumers[node] = names
+    found = {n: next(iter(names)) if len(names) == 1 else "" for n, names in consumers.items()}
+    for node in graph.nodes:
+        if node in found and ir.is_getitem(node):
+            found[node] = found[node.all_input_nodes[0]]
+    return found

@@ -1,0 +1,224 @@
+"""Repeats: where a stretch of blocks is cut, so that equal blocks become equal pieces.
+
+A long row of calls is cut where it repeats. With ``s``, ``c``, ``m``, ``t`` for the calls of whole
+sites and ``P`` for what only the first block has::
+
+    s c m P t m s c m t m s c m t m      the calls, in the order in which they run
+            |---------|---------|        the shortest period that covers most of them
+    [s c m][P][t m][s c m][t m][s c m][t m]
+
+Find: a *run* is where every call equals the one a period later. Periods are distances between
+equal ends of sites; the shortest that covers more than half of the calls is taken, else the one
+that covers the most, and what is left on either side is searched likewise. Decide: a run that is
+no whole number of periods is ``(U V) ... (U V) U``, and is cut into these two *units*, so that its
+remainder needs no function of its own. Both ends of a run may give way to where least crosses the
+cut, as long as no part of a site is lost. Units are looked for in the rests too; what remains of
+those is one piece, unless equal sites would be compiled more than twice in it: then it is cut
+behind every site.
+
+Only equal calls with equal layouts, wiring and results are equal units, so a function that is
+compiled for one serves all.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from torch import fx
+
+from pab_compile.passes.graph import ir
+from pab_compile.passes.graph.structure import call_text, calls_key
+from pab_compile.passes.sites.binding import Binding
+
+
+def in_running_order(graph: fx.Graph) -> list[fx.Node]:
+    """The calls of a graph, each that does not depend on the latents right before its first use.
+
+    What all layers compute from the timestep would otherwise be a part of the first block. The
+    values of a multi-output op stay with it; ops with an effect, such as collectives, keep their
+    order.
+    """
+    calls = list(ir.calls(graph))
+    number = {node: index for index, node in enumerate(calls)}
+    place: dict[fx.Node, int] = {}
+    for node in reversed(calls):
+        place[node] = number[node]
+        is_early = ir.binding(node) not in (None, Binding.LATENT) and not ir.must_stay(node)
+        users = [place[user] for user in node.users if user in place]
+        if is_early and users:
+            place[node] = min(users)
+    for node in calls:
+        if ir.is_getitem(node):
+            place[node] = place[node.all_input_nodes[0]]
+    return sorted(calls, key=lambda node: (place[node], number[node]))
+
+
+def cut_at_repeats(calls: Sequence[fx.Node], sites: Sequence[Sequence[fx.Node]]) -> list[range]:
+    """Cut a row of calls into consecutive pieces, few and with few distinct ones.
+
+    Args:
+        calls: calls of one graph in an order in which they may run.
+        sites: the calls of every site among them.
+
+    Returns:
+        Positions of the pieces, in order; together all calls.
+    """
+    return _Row(calls, sites).cut()
+
+
+class _Row:
+    """A row of calls with what the search needs to know of every position."""
+
+    def __init__(self, calls: Sequence[fx.Node], sites: Sequence[Sequence[fx.Node]]) -> None:
+        self._calls = calls
+        numbers: dict[str, int] = {}
+        self._texts = [numbers.setdefault(call_text(n), len(numbers)) for n in calls]
+        position = {node: index for index, node in enumerate(calls)}
+        self._in_site = {position[node] for site in sites for node in site}
+        self._ends = sorted({max(position[node] for node in site) for site in sites if site})
+        self._crossing = _crossing_bytes(calls, position)
+        self._keys: dict[range, Any] = {}
+
+    def cut(self) -> list[range]:
+        """The pieces."""
+        found: list[tuple[range, bool]] = []
+        self._search(range(len(self._calls)), found)
+        known = {self._key(piece): piece for piece, is_unit in found if is_unit}
+        units = sorted(known.values(), key=lambda unit: (-len(unit), unit.start))
+        pieces: list[range] = []
+        for piece, is_unit in found:
+            pieces += [piece] if is_unit else self._cut_rest(piece, units)
+        return pieces
+
+    def _search(self, rest: range, found: list[tuple[range, bool]]) -> None:
+        """Split into the units of the best run and, on either side, of others."""
+        units = self._best_run(rest)
+        if not units:
+            found += [(rest, False)] if rest else []
+            return
+        self._search(range(rest.start, units[0].start), found)
+        found += [(unit, True) for unit in units]
+        self._search(range(units[-1].stop, rest.stop), found)
+
+    def _best_run(self, rest: range) -> list[range]:
+        ends = [end for end in self._ends if end in rest]
+        alike: dict[int, list[int]] = {}
+        for end in ends:
+            alike.setdefault(self._texts[end], []).append(end)
+        pairs = (pair for row in alike.values() for pair in itertools.combinations(row, 2))
+        best: list[range] = []
+        covered = 0
+        for period in sorted({b - a for a, b in pairs}):
+            for run in self._runs(period, rest):
+                if len(run) <= covered:
+                    continue
+                units = self._units(run, period)
+                length = sum(map(len, units))
+                if length > covered:
+                    best, covered = units, length
+            if 2 * covered > len(rest):
+                break
+        return best
+
+    def _runs(self, period: int, rest: range) -> Iterator[range]:
+        """The longest stretches in which every call equals the one a period later."""
+        start = rest.start
+        for index in range(rest.start, rest.stop - period + 1):
+            is_end = index == rest.stop - period
+            if is_end or self._texts[index] != self._texts[index + period]:
+                if index - start >= period:
+                    yield range(start, index + period)
+                start = index + 1
+
+    def _units(self, run: range, period: int) -> list[range]:
+        """The units of a run: the longest row of periods that are equal in every respect."""
+        bounds = self._bounds(run, period)
+        if bounds is None:
+            return []
+        start, stop = bounds
+        head = (stop - start) % period
+        if not self._has_end(range(start, start + head)):
+            start = self._narrowest(range(start, start + head + 1), period)
+            head = 0
+        cuts = [start, *([start + head] if head else [])]
+        periods = [
+            [range(a + first, b + first) for a, b in itertools.pairwise((*cuts, start + period))]
+            for first in range(0, (stop - start) // period * period, period)
+        ]
+        groups = itertools.groupby(periods, lambda units: [self._key(unit) for unit in units])
+        longest = max((list(group) for _, group in groups), key=len, default=[])
+        return [unit for units in longest for unit in units] if len(longest) > 1 else []
+
+    def _bounds(self, run: range, period: int) -> tuple[int, int] | None:
+        """Where least crosses the two ends of a run, without the loss of a site's calls."""
+        legal = [i for i in (*run, run.stop) if self._may_cut(i)]
+        ends = [end for end in self._ends if end in run]
+        if not ends or not legal:
+            return None
+        first = next(i for i in run if i in self._in_site)
+        starts = [i for i in legal if i <= first] or legal[:1]
+        legal = [i for i in legal if i - period in run and self._may_cut(i - period)]
+        stops = [i for i in legal if i > ends[-1]] or legal[-1:]
+        start = min(starts, key=lambda i: (self._crossing[i + period], i))
+        stop = min(stops, key=lambda i: (self._crossing[i - period], -i))
+        return (start, stop) if stop - start >= 2 * period else None
+
+    def _narrowest(self, starts: range, period: int) -> int:
+        legal = [i for i in starts if self._may_cut(i)]
+        return min(legal, key=lambda i: (self._crossing[i + period], i))
+
+    def _cut_rest(self, rest: range, units: Sequence[range]) -> list[range]:
+        """Take units out of a rest; one piece of each part between them."""
+        pieces: list[range] = []
+        start = at = rest.start
+        while at < rest.stop:
+            unit = next((u for u in units if self._is_at(u, at, rest.stop)), None)
+            if unit is None:
+                at += 1
+                continue
+            pieces += self._whole_or_by_site(range(start, at))
+            pieces.append(range(at, at + len(unit)))
+            start = at = at + len(unit)
+        return pieces + self._whole_or_by_site(range(start, rest.stop))
+
+    def _is_at(self, unit: range, at: int, stop: int) -> bool:
+        there = range(at, at + len(unit))
+        same = there.stop <= stop and self._texts_of(unit) == self._texts_of(there)
+        return same and self._has_end(unit) and self._key(unit) == self._key(there)
+
+    def _whole_or_by_site(self, rest: range) -> list[range]:
+        cuts = [i for end in self._ends if end in rest for i in [end + 1] if i in rest]
+        legal = [i for i in cuts if self._may_cut(i)]
+        pieces = [
+            range(a, b) for a, b in itertools.pairwise((rest.start, *legal, rest.stop)) if a < b
+        ]
+        distinct = {self._key(piece): len(piece) for piece in pieces}
+        return pieces if len(rest) > 2 * sum(distinct.values()) else [rest] if rest else []
+
+    def _has_end(self, piece: range) -> bool:
+        return any(end in piece for end in self._ends)
+
+    def _may_cut(self, position: int) -> bool:
+        """Whether a piece may start here: the values of a multi-output op stay with it."""
+        return position >= len(self._calls) or not ir.is_getitem(self._calls[position])
+
+    def _texts_of(self, piece: range) -> list[int]:
+        return self._texts[piece.start : piece.stop]
+
+    def _key(self, piece: range) -> Any:
+        if piece not in self._keys:
+            calls = self._calls[piece.start : piece.stop]
+            self._keys[piece] = calls_key(calls, self._texts_of(piece))
+        return self._keys[piece]
+
+
+def _crossing_bytes(calls: Sequence[fx.Node], position: dict[fx.Node, int]) -> list[int]:
+    """For every position the bytes of what is computed before it and read there or later."""
+    change = [0] * (len(calls) + 2)
+    for index, node in enumerate(calls):
+        last = max((position.get(user, len(calls)) for user in node.users), default=index)
+        change[index + 1] += ir.num_bytes(node)
+        change[last + 1] -= ir.num_bytes(node)
+    return list(itertools.accumulate(change))[: len(calls) + 1]

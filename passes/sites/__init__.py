@@ -1,0 +1,1 @@
+"""Sites: what can be reused, and what it takes to leave it out."""

@@ -1,0 +1,170 @@
+"""Binding times: when is a node's value known?
+
+``CONSTANT`` (weights only) < ``PROMPT`` (the same at every step of a generation) < ``STEP``
+(depends on the timestep) < ``LATENT`` (depends on what is being denoised). A node binds as late as
+the latest of its inputs. Found by data flow from the inputs.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Mapping
+
+from torch import fx
+
+from pab_compile.passes.errors import UnsupportedModelError
+from pab_compile.passes.graph import ir
+
+STATED_STEP = "step"
+STATED_HELD = "held"
+_CLOCK_OPS = ("sin", "cos", "embedding")
+_CLOCK_WORDS = (
+    "timestep",
+    "timesteps",
+    "time",
+    "times",
+    "t",
+    "ts",
+    "sigma",
+    "sigmas",
+    "noise_level",
+)
+
+
+class Binding(enum.IntEnum):
+    """When a value is known; the larger, the later."""
+
+    CONSTANT = 0
+    PROMPT = 1
+    STEP = 2
+    LATENT = 3
+
+
+def bind(graph: fx.Graph, latents: frozenset[fx.Node], step_inputs: frozenset[fx.Node]) -> int:
+    """Record the binding time of every node.
+
+    Args:
+        graph: a captured graph.
+        latents: the placeholders that are denoised.
+        step_inputs: placeholders that change at every step (``step_inputs``).
+
+    Returns:
+        The number of nodes whose binding was set or changed.
+    """
+    changed = 0
+    for node in graph.nodes:
+        when = _input_binding(node, latents, step_inputs)
+        when = max([when, *(ir.binding(source) for source in node.all_input_nodes)])
+        if ir.binding(node) is not when:
+            ir.set_binding(node, when)
+            changed += 1
+    return changed
+
+
+def _input_binding(
+    node: fx.Node, latents: frozenset[fx.Node], step_inputs: frozenset[fx.Node]
+) -> Binding:
+    if node in latents:
+        return Binding.LATENT
+    if node in step_inputs or ir.is_eager(node) or ir.is_volatile(node) or ir.is_random(node):
+        return Binding.STEP
+    if node.op == "placeholder" and not ir.is_constant_input(node):
+        return Binding.PROMPT
+    return Binding.CONSTANT
+
+
+def find_clock(graph: fx.Graph, latents: fx.Node, stated: Mapping[str, str]) -> fx.Node:
+    """Find the timestep: a number, one per batch row, or one per row and frame, that is embedded.
+
+    Of several that sound like time, the one called ``timestep`` is taken, or the one that is named
+    after the latents.
+
+    Args:
+        graph: a captured graph.
+        latents: the placeholder that is denoised.
+        stated: the user's ``axes`` option; an input stated as ``"step"`` is the clock.
+
+    Raises:
+        UnsupportedModelError: no input, or more than one, can be the timestep.
+    """
+    inputs = [
+        n
+        for n in ir.placeholders(graph)
+        if not (ir.is_constant_input(n) or ir.is_eager(n) or n is latents)
+    ]
+    declared = [n for n in inputs if stated.get(ir.source(n)) == STATED_STEP]
+    scalars = [n for n in inputs if _is_scalar_per_row(n, latents)]
+    timely = [n for n in scalars if _sounds_like_time(n)]
+    embedded = [n for n in timely if _reaches(n, _CLOCK_OPS)]
+    for candidates in (
+        [n for n in declared if n in scalars],
+        [n for n in embedded if ir.source(n).lower() == "timestep"],
+        [n for n in embedded if ir.source(n).startswith(ir.source(latents))],
+        embedded,
+        timely,
+        [n for n in scalars if _reaches(n, _CLOCK_OPS) and stated.get(ir.source(n)) != STATED_HELD],
+    ):
+        if len(candidates) == 1:
+            return candidates[0]
+        if candidates:
+            names = ", ".join(repr(ir.source(n)) for n in candidates)
+            raise UnsupportedModelError(
+                f"The timestep is ambiguous: the inputs {names} all look like one. State which one "
+                f'changes at every step: options={{"axes": {{"<input>": "step"}}}}.'
+            )
+    seen = ", ".join(f"{ir.source(n)}{list(ir.shape(n) or ())}" for n in inputs) or "none"
+    raise UnsupportedModelError(
+        "No timestep was found: no input is one number (or one per batch row) that is embedded. "
+        f"Inputs besides the latents {ir.source(latents)!r}: {seen}. If this is one block of a "
+        "larger model (regional compilation), compile the whole model instead: equal blocks are "
+        "compiled only once anyway, and what a block's axes mean is unknown inside it. Otherwise "
+        'state the clock: options={"axes": {"<input>": "step"}}.'
+    )
+
+
+def step_inputs(graph: fx.Graph, clock: fx.Node, stated: Mapping[str, str]) -> frozenset[fx.Node]:
+    """All inputs that change at every step.
+
+    The clock, other inputs of its shape that sound like time (the step's end, another stream's
+    timestep), and what the user stated as ``"step"``.
+    """
+    inputs = [n for n in ir.placeholders(graph) if not ir.is_constant_input(n)]
+    declared = [n for n in inputs if stated.get(ir.source(n)) == STATED_STEP]
+    timely = [
+        n
+        for n in inputs
+        if ir.shape(n) == ir.shape(clock)
+        and _sounds_like_time(n)
+        and stated.get(ir.source(n)) != STATED_HELD
+    ]
+    return frozenset([clock, *declared, *timely])
+
+
+def _is_scalar_per_row(node: fx.Node, latents: fx.Node) -> bool:
+    """Whether an input is one number, or one for every row; rows may come as a list of latents."""
+    shape = ir.shape(node)
+    batch = next(iter(ir.shape(latents) or (1,)))
+    if shape in ((), (1,), (batch,), (1, 1), (batch, 1)):
+        return True
+    per_frame = shape is not None and len(shape) >= 2 and shape[0] in (1, batch)
+    per_entry = shape is not None and len(shape) == 1
+    return (per_frame or per_entry) and _sounds_like_time(node) and _reaches(node, _CLOCK_OPS)
+
+
+def _sounds_like_time(node: fx.Node) -> bool:
+    name = ir.source(node).lower()
+    return name in _CLOCK_WORDS or "timestep" in name or "time" in name.split("_")
+
+
+def _reaches(node: fx.Node, op_names: tuple[str, ...]) -> bool:
+    """Whether an op of these names follows, without leaving tensors of at most three dims."""
+    pending, seen = [node], {node}
+    while pending:
+        for user in pending.pop().users:
+            if user in seen or user.op != "call_function" or len(ir.shape(user) or ()) > 3:
+                continue
+            if ir.is_call(user, *op_names):
+                return True
+            seen.add(user)
+            pending.append(user)
+    return False

@@ -1,0 +1,152 @@
+"""Sites of a graph: token mixers with their regions, and residual branches without a mixer."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+
+from torch import fx
+
+from pab_compile.passes.axes.table import AxisTable
+from pab_compile.passes.graph import ir
+from pab_compile.passes.graph.flops import count_flops
+
+from .binding import Binding
+from .classify import Mixer
+from .regions import Growth, RegionFinder, cheapest_cut, dead_regions
+from .residual import Branch, cut_of, find_branches
+from .site import Site
+
+
+def find_sites(
+    graph: fx.Graph, mixers: Sequence[Mixer], axes: AxisTable, cut: str
+) -> tuple[Site, ...]:
+    """Find every site of a graph, in the order in which the model runs them.
+
+    Args:
+        graph: a captured graph with binding times.
+        mixers: its token mixers (``passes.classify``).
+        axes: its axes.
+        cut: ``attention`` (before the gate) or ``gated`` (after it).
+
+    Returns:
+        Sites whose regions are disjoint. A site that cannot be broadcast has no cut and says why.
+    """
+    latent = [m for m in mixers if ir.binding(m.nodes[-1]) == Binding.LATENT]
+    finder = RegionFinder(graph, [m.nodes for m in latent], [m.kind for m in latent], cut)
+    drafts = [
+        _attention_site([latent[i] for i in growth.mixers], growth) for growth in finder.grow()
+    ]
+    drafts += [_bound_early_site(m) for m in mixers if m not in latent]
+    mixer_nodes = frozenset(node for mixer in mixers for node in mixer.nodes)
+    drafts += [_mlp_site(b, axes, cut) for b in find_branches(graph, mixer_nodes)]
+    order = {node: index for index, node in enumerate(graph.nodes)}
+    anchored = sorted(drafts, key=lambda draft: order[draft.region[-1]])
+    named = _with_unique_names(anchored)
+    regions = dead_regions(graph, {site.name: site.cut for site in named if site.cut})
+    return tuple(with_region(site, regions.get(site.name, ())) for site in named)
+
+
+def _attention_site(mixers: Sequence[Mixer], growth: Growth) -> Site:
+    first = mixers[0]
+    reason = "; ".join(dict.fromkeys(mixer.reason for mixer in mixers))
+    cut = cheapest_cut(growth)
+    if not cut:
+        reason += "; not broadcast: no tensor separates it from the rest of the graph"
+    return Site(
+        name="",
+        kind=first.kind,
+        mechanism=first.mechanism,
+        module=_site_path(first.nodes[-1], growth.nodes),
+        query_axes=first.query_axes,
+        key_axes=first.key_axes,
+        cut=cut,
+        region=growth.nodes[-1:],
+        cache_bytes=0,
+        flops=0,
+        reason=reason,
+    )
+
+
+def _bound_early_site(mixer: Mixer) -> Site:
+    once = ir.binding(mixer.nodes[-1]) <= Binding.PROMPT
+    when = "computed once per generation" if once else "computed at every step"
+    return Site(
+        name="",
+        kind=mixer.kind,
+        mechanism=mixer.mechanism,
+        module=ir.module_path(mixer.nodes[-1]),
+        query_axes=mixer.query_axes,
+        key_axes=mixer.key_axes,
+        cut=(),
+        region=mixer.nodes[-1:],
+        cache_bytes=0,
+        flops=count_flops(mixer.nodes),
+        reason=f"{mixer.reason}; not broadcast: it does not read the latents, so it is {when}",
+    )
+
+
+def _mlp_site(branch: Branch, axes: AxisTable, cut: str) -> Site:
+    cached = cut_of(branch, cut)
+    node = cached[0]
+    path = ir.module_path(branch.last_contraction)
+    tokens = tuple(name for dim in range(1, _rank(node) - 1) for name in axes.roles(node, dim))
+    return Site(
+        name="",
+        kind="mlp",
+        mechanism="mlp",
+        module=path,
+        query_axes=tokens,
+        key_axes=(),
+        cut=cached,
+        region=branch.ends[-1:],
+        cache_bytes=0,
+        flops=0,
+        reason=f"residual branch without a token mixer, at {ir.source_line(branch.ends[-1])}",
+    )
+
+
+def _rank(node: fx.Node) -> int:
+    return len(ir.shape(node) or ())
+
+
+def _site_path(mixer: fx.Node, nodes: Iterable[fx.Node]) -> str:
+    """Module path of the mixer, or of the first op after it that knows one."""
+    paths = (ir.module_path(node) for node in (mixer, *nodes))
+    return next((path for path in paths if path), "")
+
+
+def _with_unique_names(sites: Sequence[Site]) -> list[Site]:
+    """Name sites by their path; by path and kind where that repeats; numbered where both do."""
+    paths = Counter(site.module for site in sites)
+    wanted = [
+        site.module if site.module and paths[site.module] == 1 else _with_kind(site)
+        for site in sites
+    ]
+    total, seen = Counter(wanted), Counter[str]()
+    named = []
+    for site, name in zip(sites, wanted, strict=True):
+        named.append(replace(site, name=name if total[name] == 1 else f"{name}#{seen[name]}"))
+        seen[name] += 1
+    return named
+
+
+def _with_kind(site: Site) -> str:
+    return f"{site.module}:{site.kind}" if site.module else site.kind
+
+
+def with_region(site: Site, region: tuple[fx.Node, ...]) -> Site:
+    """A site with its region and what follows from it; without a cut where it has none."""
+    if not site.cut:
+        return replace(site, region=())
+    if not region:
+        reason = f"{site.reason}; not broadcast: its outputs feed one another through the graph"
+        return replace(site, cut=(), region=(), reason=reason)
+    effects = dict.fromkeys(ir.op_name(node) for node in region if ir.has_effect(node))
+    if effects:
+        held = ", ".join(effects)
+        reason = f"{site.reason}; not broadcast: it must not be left out, since it holds {held}"
+        return replace(site, cut=(), region=(), reason=reason)
+    cache_bytes = sum(ir.num_bytes(node) for node in site.cut)
+    return replace(site, region=region, cache_bytes=cache_bytes, flops=count_flops(region))

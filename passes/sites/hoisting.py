@@ -1,0 +1,44 @@
+"""Hoisting: what is the same at every step of a generation, and worth computing only once."""
+
+from __future__ import annotations
+
+from torch import fx
+
+from pab_compile.passes.graph import ir
+
+from .binding import Binding
+
+# Views and casts of weights are left where they are used: to keep their result would keep a second
+# copy of the weights.
+_FREE_OPS = frozenset(
+    {"view", "reshape", "_unsafe_view", "flatten", "unflatten", "unsqueeze", "squeeze", "permute"}
+    | {"transpose", "t", "expand", "select", "slice", "narrow", "split", "split_with_sizes"}
+    | {"chunk", "unbind", "getitem", "_to_copy", "to", "alias"}
+)
+
+
+def hoisted_nodes(graph: fx.Graph) -> set[fx.Node]:
+    """Calls to make once per generation: they read weights and per-prompt inputs only.
+
+    Args:
+        graph: a captured or rewritten graph with binding times. Values that a branch returns are
+            never among the result.
+    """
+    free: set[fx.Node] = set()
+    hoisted: set[fx.Node] = set()
+    for node in graph.nodes:
+        if ir.binding(node) == Binding.CONSTANT and (
+            node.op in ("placeholder", "get_attr")
+            or (ir.op_name(node) in _FREE_OPS and all(n in free for n in node.all_input_nodes))
+        ):
+            free.add(node)
+        elif (
+            ir.is_plain_call(node)
+            and ir.binding(node) in (Binding.CONSTANT, Binding.PROMPT)
+            and not ir.has_effect(node)
+        ):
+            hoisted.add(node)
+    for node in reversed(graph.nodes):
+        if node in free and ir.is_plain_call(node) and any(user in hoisted for user in node.users):
+            hoisted.add(node)
+    return hoisted

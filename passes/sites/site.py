@@ -1,0 +1,63 @@
+"""Sites: the places of a model whose output may be broadcast to later steps."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import fx
+
+ATTENTION_KINDS: tuple[str, ...] = (
+    "spatial",
+    "temporal",
+    "cross",
+    "full",
+    "joint",
+    "text",
+    "other",
+)
+KINDS: tuple[str, ...] = (*ATTENTION_KINDS, "mlp")
+CUTS = ("attention", "gated")
+
+
+@dataclass(frozen=True, eq=False)
+class Site:
+    """One attention, or one residual branch without attention.
+
+    Attributes:
+        name: unique within the graph; the module path where it is known.
+        kind: one of ``KINDS``.
+        mechanism: ``sdpa``, ``softmax``, ``linear``, ``opaque`` or ``mlp``.
+        module: path of the module that runs it, ``""`` when none is known.
+        query_axes: named axes of the query sequence (of the tokens, for ``mlp``).
+        key_axes: named axes of the key sequence.
+        cut: the nodes to cache; empty when the site cannot be broadcast.
+        region: the nodes that are dead while the cut is loaded, in graph order, cut included.
+        cache_bytes: size of the cut in bytes for one output.
+        flops: floating point operations of the region (two per multiply-add).
+        reason: evidence for the kind, and why it cannot be broadcast where it cannot.
+        parts: the sites that this one stands for, itself the first, where they cache one sum
+            (``passes.rewrite.coalesce``).
+    """
+
+    name: str
+    kind: str
+    mechanism: str
+    module: str
+    query_axes: tuple[str, ...]
+    key_axes: tuple[str, ...]
+    cut: tuple[fx.Node, ...]
+    region: tuple[fx.Node, ...]
+    cache_bytes: int
+    flops: int
+    reason: str
+    parts: tuple[Site, ...] = ()
+
+    @property
+    def can_broadcast(self) -> bool:
+        """Whether the site has a cut."""
+        return bool(self.cut)
+
+    @property
+    def singles(self) -> tuple[Site, ...]:
+        """The sites that this one stands for."""
+        return self.parts or (self,)

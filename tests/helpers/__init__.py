@@ -1,0 +1,1 @@
+"""What tests are made of: models, oracles, several processes, expected text."""

@@ -1,0 +1,305 @@
+"""Coalescing: what several sites would cache becomes one sum where the graph shows that it can."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch import fx
+from torch.nn.functional import gelu, layer_norm, linear
+
+import helpers.captured as models
+from helpers.captured import (
+    CHANNELS,
+    TEXT,
+    TOKENS,
+    Captured,
+    analysed,
+    attend,
+    captured,
+    latents_of,
+    small_dit,
+    time_embedding,
+    tokens_of,
+)
+from helpers.golden import check_inline
+from helpers.latte import assert_different, assert_same
+from pab_compile.passes.errors import InvariantError
+from pab_compile.passes.graph.printer import diff_text, format_graph
+from pab_compile.passes.rewrite.broadcast import broadcast
+from pab_compile.passes.rewrite.coalesce import Coalesced, _leaks, coalesce, verify_coalesced
+from pab_compile.passes.rewrite.pieces import cut_into_pieces
+from pab_compile.passes.rewrite.verify import verify
+from pab_compile.passes.sites.site import Site
+
+
+def coalesced(model: Captured, pattern: Callable[[Site], Any] = lambda site: 0) -> Coalesced:
+    sites = analysed(model, "gated").sites
+    done = coalesce(model.graph_module, sites, pattern)
+    verify_coalesced(done.graph_module, model.graph_module, done.sites)
+    return done
+
+
+class Reusing(fx.Interpreter):
+    """Runs a graph with some of its values given."""
+
+    def __init__(self, graph_module: fx.GraphModule, given: Mapping[fx.Node, Any]) -> None:
+        super().__init__(graph_module)
+        self._given = given
+        self.seen: dict[fx.Node, Any] = {}
+
+    def run_node(self, n: fx.Node) -> Any:
+        self.seen[n] = self._given[n] if n in self._given else super().run_node(n)
+        return self.seen[n]
+
+
+def reused(model: Captured, graph_module: fx.GraphModule, sites: Any) -> torch.Tensor:
+    """The output for other latents while every site repeats what it cached for the model's own."""
+    first = Reusing(graph_module, {})
+    first.run(*model.args)
+    given = {node: first.seen[node] for site in sites for node in site.cut}
+    args = [arg if isinstance(arg, torch.nn.Parameter) else arg + 0.5 for arg in model.args]
+    return Reusing(graph_module, given).run(*args)[0]
+
+
+def check_numbers(model: Captured, done: Coalesced) -> None:
+    """Computing gives the model's output, reusing what the single sites give on reuse."""
+    single = [site for site in analysed(model, "gated").sites if site.can_broadcast]
+    assert_same(done.graph_module(*model.args)[0], model.eager()[0])
+    expected = reused(model, model.graph_module, single)
+    assert_different(expected, model.eager()[0])
+    merged = [site for site in done.sites if site.can_broadcast]
+    assert_same(reused(model, done.graph_module, merged), expected)
+    cut = cut_into_pieces(broadcast(done.graph_module, done.sites, lambda site: True)[0])
+    verify(cut, done.graph_module)
+    assert_same(cut(*model.args)[0], model.eager()[0])
+
+
+def parts_of(done: Coalesced) -> list[int]:
+    return [len(site.parts) for site in done.sites if site.can_broadcast]
+
+
+def test_two_sites_cache_their_sum() -> None:
+    model = captured(models.mlp_block)
+    done = coalesced(model)
+    check_inline(
+        diff_text(format_graph(model.graph_module), format_graph(done.graph_module)),
+        """\
+        @@
+         %add_1 = aten.add(%add, %mul_1) : f32[2, 30, 4]
+        -%view_1 = aten.view(%add_1, [2, 3, 2, 5, 4]) : f32[2, 3, 2, 5, 4]
+        -%permute_1 = aten.permute(%view_1, [0, 4, 1, 2, 3]) : f32[2, 4, 3, 2, 5]
+        -return %permute_1
+        +%view_1_base = aten.view(%linear, [2, 3, 2, 5, 4]) : f32[2, 3, 2, 5, 4]
+        +%permute_1_base = aten.permute(%view_1_base, [0, 4, 1, 2, 3]) : f32[2, 4, 3, 2, 5]
+        +%add_1_delta = aten.sub(%add_1, %linear) : f32[2, 30, 4]
+        +%view_1_delta = aten.view(%add_1_delta, [2, 3, 2, 5, 4]) : f32[2, 3, 2, 5, 4]
+        +%permute_1_delta = aten.permute(%view_1_delta, [0, 4, 1, 2, 3]) : f32[2, 4, 3, 2, 5]
+        +%permute_1_sum = aten.add(%permute_1_base, %permute_1_delta) : f32[2, 4, 3, 2, 5]
+        +return %permute_1_sum
+        """,
+    )
+    assert parts_of(done) == [2]
+    assert done.lines == (
+        "coalesced 2 sites, full to mlp: they cache 1 tensor(s) of 960 bytes instead of 2 of 1920",
+    )
+    check_numbers(model, done)
+
+
+@pytest.mark.parametrize("depth", [4, 8, 28])
+def test_what_is_cached_does_not_grow_with_depth(depth: int) -> None:
+    model = small_dit(depth)
+    done = coalesced(model)
+    (site,) = [site for site in done.sites if site.can_broadcast]
+    assert len(site.parts) == 3 * depth
+    assert [site.cache_bytes] == [part.cache_bytes for part in site.parts[:1]]
+    if depth == 4:
+        check_numbers(model, done)
+
+
+def joint_blocks(
+    latents: torch.Tensor,
+    timestep: torch.Tensor,
+    prompt: torch.Tensor,
+    w_in: torch.Tensor,
+    w_time: torch.Tensor,
+    w_text: torch.Tensor,
+    w_out: torch.Tensor,
+    w_text_out: torch.Tensor,
+    w_up: torch.Tensor,
+    w_down: torch.Tensor,
+) -> torch.Tensor:
+    """Two blocks of joint attention with an MLP on the video, then both streams are joined."""
+    x, text = tokens_of(latents, w_in), linear(prompt, w_text)
+    emb = time_embedding(timestep, w_time)
+    for _ in range(2):
+        both = layer_norm(torch.cat([text, x], 1), [CHANNELS]) * emb
+        text_part, part = attend(both, both, both).split([TEXT, TOKENS], 1)
+        text = text + emb * linear(text_part, w_text_out)
+        x = x + emb * linear(part, w_out)
+        x = x + emb * linear(gelu(linear(x * emb, w_up)), w_down)
+    return latents_of(layer_norm(x + text.mean(1, keepdim=True), [CHANNELS]))
+
+
+def test_two_streams_are_one_site_with_two_sums() -> None:
+    model = captured(joint_blocks)
+    done = coalesced(model)
+    assert parts_of(done) == [4]
+    (site,) = [site for site in done.sites if site.parts]
+    assert [node.meta["val"].shape[1] for node in site.cut] == [TEXT, TOKENS]
+    check_numbers(model, done)
+
+
+def test_streams_that_are_joined_at_the_end_of_their_blocks_go_on_as_one() -> None:
+    def model(latents, timestep, prompt, w_in, w_time, w_text, w_out, w_up, w_down):  # type: ignore[no-untyped-def]
+        x, text = tokens_of(latents, w_in), linear(prompt, w_text)
+        emb = time_embedding(timestep, w_time)
+        both = layer_norm(torch.cat([text, x], 1), [CHANNELS]) * emb
+        text_part, part = attend(both, both, both).split([TEXT, TOKENS], 1)
+        tokens = torch.cat(
+            [text + emb * linear(text_part, w_out), x + emb * linear(part, w_out)], 1
+        )
+        tokens = tokens + emb * linear(gelu(linear(tokens * emb, w_up)), w_down)
+        return latents_of(tokens[:, TEXT:])
+
+    done = coalesced(captured(model))
+    assert parts_of(done) == [2]
+    # Not the video's part alone: that would be a view of the whole.
+    assert [site.cache_bytes for site in done.sites] == [4 * 2 * (TEXT + TOKENS) * CHANNELS]
+    check_numbers(captured(model), done)
+
+
+def two_streams(last_reads_the_end: bool) -> Captured:
+    """Text that attends twice to the video, between its attention and its MLP, or behind both."""
+
+    def model(latents, timestep, prompt, w_in, w_time, w_text, w_out, w_up, w_down):  # type: ignore[no-untyped-def]
+        x, text = tokens_of(latents, w_in), linear(prompt, w_text)
+        emb = time_embedding(timestep, w_time)
+        x = x + emb * linear(attend(x, x, x), w_out)
+        text = text + emb * attend(text, x, x)
+        y = x + emb * linear(gelu(linear(x * emb, w_up)), w_down)
+        x = y if last_reads_the_end else x
+        text = text + emb * attend(text, x, x)
+        return latents_of(layer_norm(y, [CHANNELS]) + torch.tanh(text).mean(1, keepdim=True))
+
+    return captured(model)
+
+
+def test_streams_of_which_one_only_reads_the_other_are_merged() -> None:
+    model = two_streams(last_reads_the_end=False)
+    done = coalesced(model)
+    assert parts_of(done) == [4]
+    check_numbers(model, done)
+
+
+def test_a_stretch_that_would_read_its_own_sum_stays_single() -> None:
+    done = coalesced(two_streams(last_reads_the_end=True))
+    assert parts_of(done) == [0] * 4
+    (line,) = done.lines
+    assert line.startswith("not coalesced: 4 site(s), first ")
+    assert line.endswith(": its stretch would read its own sum, or nothing is saved")
+
+
+@pytest.mark.parametrize(
+    "add",
+    [
+        pytest.param(lambda x, a: x + a.mean(1, keepdim=True), id="broadcast"),
+        pytest.param(lambda x, a: torch.add(x, a, alpha=0.5), id="factor"),
+        pytest.param(lambda x, a: x - a, id="difference"),
+    ],
+)
+def test_what_is_no_plain_addition_keeps_sites_single(
+    add: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
+) -> None:
+    def model(latents, timestep, w_in, w_time, w_out, w_up, w_down):  # type: ignore[no-untyped-def]
+        x = tokens_of(latents, w_in)
+        emb = time_embedding(timestep, w_time)
+        x = add(x, linear(attend(x, x, x), w_out) * emb)
+        return latents_of(x + emb * linear(gelu(linear(x * emb, w_up)), w_down))
+
+    assert parts_of(coalesced(captured(model))) == [0, 0]
+
+
+def test_a_value_that_leaves_a_region_beside_the_cut_is_noticed() -> None:
+    site = next(site for site in analysed(captured(models.mlp_block), "gated").sites)
+    assert not _leaks(site)
+    assert _leaks(replace(site, region=(*site.region[:-1],), cut=()))
+
+
+def between(read: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]) -> Captured:
+    """Attention and an MLP in a row; ``read(stream between them, gate)`` joins the output."""
+
+    def model(latents, timestep, w_in, w_time, w_out, w_up, w_down):  # type: ignore[no-untyped-def]
+        x = tokens_of(latents, w_in)
+        emb = time_embedding(timestep, w_time)
+        x = x + emb * linear(attend(x, x, x), w_out)
+        y = x + emb * linear(gelu(linear(x * emb, w_up)), w_down)
+        return latents_of(y * read(x, emb))
+
+    return captured(model)
+
+
+def test_what_reads_the_stream_in_between_keeps_sites_single() -> None:
+    model = between(lambda x, emb: torch.tanh(x))
+    done = coalesced(model)
+    assert parts_of(done) == [0, 0]
+    assert [line.rpartition(": ")[2] for line in done.lines] == [
+        "tanh reads what it adds",
+        "mul reads what it adds",
+    ]
+    assert done.graph_module is model.graph_module
+    beside = between(lambda x, emb: emb)
+    assert parts_of(coalesced(beside)) == [2]
+    check_numbers(beside, coalesced(beside))
+
+
+def test_a_factor_on_the_stream_ends_a_stretch() -> None:
+    def model(latents, timestep, w_in, w_time, w_out, w_up, w_down):  # type: ignore[no-untyped-def]
+        x = tokens_of(latents, w_in)
+        emb = time_embedding(timestep, w_time)
+        x = (x + emb * linear(attend(x, x, x), w_out)) * 0.5
+        return latents_of(x + emb * linear(gelu(linear(x * emb, w_up)), w_down))
+
+    assert parts_of(coalesced(captured(model))) == [0, 0]
+
+
+def test_sites_of_other_patterns_stay_apart() -> None:
+    model = small_dit(2)
+    done = coalesced(model, lambda site: site.kind != "cross")
+    # The cross-attention between is computed while the others reuse, so it reads the stream.
+    kinds = [[part.kind for part in site.parts] for site in done.sites if site.parts]
+    assert kinds == [["mlp", "spatial"]]
+    alone = coalesced(model, lambda site: site.name)
+    assert parts_of(alone) == [0] * 6
+    never = coalesced(model, lambda site: None)
+    assert (parts_of(never), never.lines) == ([0] * 6, ())
+
+
+def test_before_the_gate_nothing_is_a_sum() -> None:
+    model = captured(models.mlp_block)
+    sites = analysed(model, "attention").sites
+    done = coalesce(model.graph_module, sites, lambda site: 0)
+    assert done.count == 0
+
+
+def test_a_second_run_changes_nothing() -> None:
+    once = coalesced(captured(models.mlp_block))
+    again = coalesce(once.graph_module, once.sites, lambda site: 0)
+    assert again.count == 0
+    assert again.graph_module is once.graph_module
+
+
+def test_verify_sees_a_value_that_a_reuse_would_lack() -> None:
+    model = captured(models.mlp_block)
+    done = coalesced(model)
+    (site,) = [site for site in done.sites if site.parts]
+    wrong = [replace(site, cut=site.parts[1].cut)]
+    with pytest.raises(InvariantError, match="is read on a step that reuses it"):
+        verify_coalesced(done.graph_module, model.graph_module, wrong)
+    call = next(n for n in done.graph_module.graph.nodes if n.name == "gelu")
+    call._rename("other")
+    with pytest.raises(InvariantError, match="in one graph only"):
+        verify_coalesced(done.graph_module, model.graph_module, done.sites)

@@ -1,0 +1,311 @@
+"""Regions: what a mixer dominates, the cheapest tensors to cache, and what dies with them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch.nn.functional import linear
+
+import helpers.captured as models
+from helpers.captured import (
+    Captured,
+    analysed,
+    attend,
+    captured,
+    latents_of,
+    time_embedding,
+    tokens_of,
+)
+from helpers.golden import check_inline
+from pab_compile.passes.graph import ir
+from pab_compile.passes.sites.regions import Growth, RegionFinder, cheapest_cut, dead_regions
+
+
+def grow(function: Callable[..., torch.Tensor], cut: str = "attention") -> list[Growth]:
+    """What the mixers of a model grow to."""
+    return growths(captured(function), cut)
+
+
+def growths(model: Captured, cut: str = "attention") -> list[Growth]:
+    program = analysed(model, cut)
+    seeds = [mixer.nodes for mixer in program.mixers]
+    finder = RegionFinder(model.graph, seeds, [mixer.kind for mixer in program.mixers], cut)
+    return list(finder.grow())
+
+
+def names(nodes: tuple[torch.fx.Node, ...]) -> str:
+    return " ".join(node.name for node in nodes)
+
+
+def describe(growth: Growth) -> str:
+    return (
+        f"region:   {names(growth.nodes)}\n"
+        f"frontier: {names(growth.frontier)}\n"
+        f"cut:      {names(cheapest_cut(growth))}"
+    )
+
+
+def test_the_cut_attention_stops_before_the_gate_and_gated_before_the_residual_add() -> None:
+    found = [describe(grow(models.gated_attention, cut)[0]) for cut in ("attention", "gated")]
+    check_inline(
+        "\n".join(found),
+        """\
+        region:   attend linear_3
+        frontier: linear_3
+        cut:      linear_3
+        region:   attend linear_3 mul_1
+        frontier: mul_1
+        cut:      mul_1
+        """,
+    )
+
+
+def test_an_mlp_beside_the_attention_keeps_the_cut_before_their_concatenation() -> None:
+    check_inline(
+        describe(grow(models.parallel_block)[0]),
+        """\
+        region:   attend
+        frontier: attend
+        cut:      attend
+        """,
+    )
+
+
+def test_cross_attention_is_cached_after_its_projection() -> None:
+    check_inline(
+        describe(grow(models.cross_attention)[0]),
+        """\
+        region:   attend linear_5
+        frontier: linear_5
+        cut:      linear_5
+        """,
+    )
+
+
+def test_two_attentions_that_are_added_first_are_one_region() -> None:
+    (growth,) = grow(models.two_prompts)
+    assert growth.mixers == (0, 1)
+    check_inline(
+        describe(growth),
+        """\
+        region:   attend attend_1 add_1 linear_2
+        frontier: linear_2
+        cut:      linear_2
+        """,
+    )
+
+
+def test_a_loop_over_the_batch_is_one_region() -> None:
+    (growth,) = grow(models.batch_loop)
+    assert growth.mixers == (0, 1)
+    check_inline(
+        describe(growth),
+        """\
+        region:   attend attend_1 cat linear_2
+        frontier: linear_2
+        cut:      linear_2
+        """,
+    )
+
+
+def test_joint_attention_has_one_frontier_per_stream() -> None:
+    check_inline(
+        describe(grow(models.joint_attention)[0]),
+        """\
+        region:   attend split_with_sizes getitem getitem_1 linear_3 linear_4
+        frontier: linear_3 linear_4
+        cut:      linear_3 linear_4
+        """,
+    )
+
+
+def test_without_a_residual_a_region_ends_at_the_timestep_or_the_output() -> None:
+    found = [describe(grow(models.no_residual, cut)[0]) for cut in ("attention", "gated")]
+    check_inline(
+        "\n".join(found),
+        """\
+        region:   attend linear_1
+        frontier: linear_1
+        cut:      linear_1
+        region:   attend linear_1 mul view_1 permute_1
+        frontier: permute_1
+        cut:      permute_1
+        """,
+    )
+
+
+def test_the_cheapest_cut_may_lie_before_the_frontier() -> None:
+    check_inline(
+        describe(grow(models.widening)[0]),
+        """\
+        region:   attend linear_3
+        frontier: linear_3
+        cut:      attend
+        """,
+    )
+
+
+def test_of_equal_cuts_the_latest_is_taken() -> None:
+    (growth,) = grow(models.cross_attention)
+    attention, projection = growth.nodes
+    assert ir.num_bytes(attention) == ir.num_bytes(projection)
+    assert cheapest_cut(growth) == (projection,)
+
+
+def test_of_equal_cuts_before_a_wider_frontier_the_latest_is_taken() -> None:
+    def model(latents, timestep, w_wide_in, w_time, w_narrow, w_wide, w_last):  # type: ignore[no-untyped-def]
+        x = tokens_of(latents, w_wide_in)
+        y = linear(x, w_narrow) + models.time_embedding(timestep, w_time)
+        mixed = models.attend(y, y, y).abs().sqrt()
+        return latents_of(linear(x + linear(mixed, w_wide), w_last))
+
+    (growth,) = grow(model)
+    assert [ir.op_name(node) for node in cheapest_cut(growth)] == ["sqrt"]
+
+
+def test_mixers_of_two_kinds_do_not_merge() -> None:
+    def model(latents, timestep, prompt, w_in, w_time, w_out):  # type: ignore[no-untyped-def]
+        x = tokens_of(latents, w_in) + time_embedding(timestep, w_time)
+        return latents_of(x + linear(attend(x, x, x) + attend(x, prompt, prompt), w_out))
+
+    found = grow(model)
+    assert [growth.mixers for growth in found] == [(0,), (1,)]
+    assert [names(growth.nodes) for growth in found] == ["attend", "attend_1"]
+
+
+def test_one_attention_that_feeds_another_is_a_region_of_its_own() -> None:
+    def model(latents, timestep, w_in, w_time):  # type: ignore[no-untyped-def]
+        x = tokens_of(latents, w_in) + time_embedding(timestep, w_time)
+        y = attend(x, x, x)
+        return latents_of(x + attend(y, y, y))
+
+    assert [names(growth.nodes) for growth in grow(model)] == ["attend", "attend_1"]
+
+
+def dead(model: Captured, **cuts: str) -> dict[str, str]:
+    """Names of what each cut makes dead, for cuts given as names of nodes."""
+    analysed(model)
+    nodes = {site: [model.node(name) for name in cut.split()] for site, cut in cuts.items()}
+    return {site: names(region) for site, region in dead_regions(model.graph, nodes).items()}
+
+
+def test_what_feeds_only_the_cut_is_dead_with_it() -> None:
+    found = dead(captured(models.gated_attention), site="linear_3")
+    assert found == {"site": "mul linear_2 attend linear_3"}
+
+
+def test_what_feeds_two_cuts_is_in_neither_region() -> None:
+    found = dead(captured(models.parallel_block), attention="attend", mlp="gelu")
+    assert found == {"attention": "linear_2 attend", "mlp": "linear_3 gelu"}
+
+
+def test_what_is_computed_once_per_prompt_stays_outside() -> None:
+    model = captured(models.cross_attention)
+    found = dead(model, site="linear_5")
+    assert found == {"site": "linear_2 attend linear_5"}
+    keys = model.node("attend").args[1]
+    assert isinstance(keys, torch.fx.Node)
+    assert keys.name not in found["site"]
+
+
+def test_values_of_a_multi_output_op_stay_where_the_op_is() -> None:
+    def model(latents, timestep, w_in, w_time, w_out):  # type: ignore[no-untyped-def]
+        x = tokens_of(latents, w_in)
+        scale, shift = time_embedding(timestep, w_time).expand(-1, 2, -1).chunk(2, 1)
+        y = x * scale
+        return latents_of(x + linear(attend(y, y, y), w_out) + shift)
+
+    found = captured(model)
+    (region,) = dead(found, site="linear_2").values()
+    picks = [node for node in found.graph.nodes if ir.is_getitem(node)]
+    assert len(picks) == 2
+    assert not {node.name for node in picks} & set(region.split())
+
+
+def test_a_cut_whose_outputs_feed_one_another_outside_has_no_region() -> None:
+    def model(latents, timestep, w_in, w_time, w_a, w_b):  # type: ignore[no-untyped-def]
+        x = tokens_of(latents, w_in) + time_embedding(timestep, w_time)
+        first = linear(attend(x, x, x), w_a)
+        shared = torch.sin(first)
+        return latents_of(x + linear(shared, w_b) + shared)
+
+    assert dead(captured(model), site="linear_2 linear_3") == {"site": ""}
+
+
+@pytest.mark.parametrize("cut", ["attention", "gated"])
+def test_regions_of_one_graph_are_disjoint(cut: str) -> None:
+    sites = analysed(captured(models.mlp_block), cut).sites
+    assert len(sites) == 2
+    assert not set(sites[0].region) & set(sites[1].region)
+
+
+def gated_by_itself(latents, timestep, w_in, w_qkv, w_gate, w_out):
+    x = tokens_of(latents, w_in)
+    y = x * torch.sin(timestep)[:, None, None]
+    qkv = linear(y, w_qkv)
+    own = torch.sigmoid(linear(y, w_gate))
+    return latents_of(x + linear(attend(qkv, qkv, qkv) * own, w_out))
+
+
+def test_a_gate_that_the_attention_computes_from_its_own_input_is_part_of_it() -> None:
+    (growth,) = grow(gated_by_itself)
+    check_inline(
+        describe(growth),
+        """\
+        region:   attend mul_1 linear_3
+        frontier: linear_3
+        cut:      linear_3
+        """,
+    )
+
+
+def test_what_is_cached_lies_after_such_a_gate_however_small_the_tensors_before_it() -> None:
+    def model(latents, timestep, w_in, w_narrow, w_gate, w_wide):
+        x = torch.cat([tokens_of(latents, w_in)] * 4, -1)
+        y = linear(x * torch.sin(timestep)[:, None, None], w_narrow)
+        own = torch.sigmoid(linear(y, w_gate))
+        return latents_of((x + linear(attend(y, y, y) * own, w_wide))[..., :4])
+
+    assert names(cheapest_cut(grow(model)[0])) == "mul_1"
+
+
+def test_the_normaliser_of_linear_attention_is_part_of_it() -> None:
+    def model(latents, timestep, w_in, w_qkv, w_out):
+        x = tokens_of(latents, w_in)
+        q = torch.relu(linear(x * torch.sin(timestep)[:, None, None], w_qkv))
+        total = q @ q.sum(1)[:, :, None]
+        return latents_of(x + linear((q @ (q.mT @ q)) / total, w_out))
+
+    (growth,) = grow(model)
+    assert names(cheapest_cut(growth)) == "linear_2"
+
+
+def test_a_factor_that_serves_something_else_too_stays_outside() -> None:
+    def model(latents, timestep, w_in, w_qkv, w_gate, w_out):
+        x = tokens_of(latents, w_in)
+        qkv = linear(x * torch.sin(timestep)[:, None, None], w_qkv)
+        shared = torch.sigmoid(linear(x, w_gate))
+        return latents_of(x + linear(attend(qkv, qkv, qkv) * shared, w_out) + shared)
+
+    assert names(cheapest_cut(grow(model)[0])) == "attend"
+
+
+def test_a_factor_that_reads_the_timestep_itself_is_a_gate_and_stays_outside() -> None:
+    def model(latents, timestep, w_in, w_qkv, w_gate, w_time, w_out):
+        x = tokens_of(latents, w_in)
+        qkv = linear(x, w_qkv)
+        late = torch.sigmoid(linear(x, w_gate) * time_embedding(timestep, w_time))
+        return latents_of(x + linear(attend(qkv, qkv, qkv) * late, w_out))
+
+    assert names(cheapest_cut(grow(model)[0])) == "attend"
+    assert names(cheapest_cut(grow(model, "gated")[0])) == "linear_4"
+
+
+def test_the_attention_of_a_value_times_that_value_stays_outside() -> None:
+    def model(latents, timestep, w_in, w_out):
+        x = tokens_of(latents, w_in) * torch.sin(timestep)[:, None, None]
+        return latents_of(x + linear(attend(x, x, x) * x, w_out))
+
+    assert names(cheapest_cut(grow(model)[0])) == "attend"

@@ -1,0 +1,73 @@
+"""Two processes: one that fails brings the other down, and a model that exchanges by itself."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import pytest
+
+import helpers.rank_cases as rank_cases
+from helpers.latte import assert_same
+from helpers.world import World
+
+pytestmark = pytest.mark.xdist_group("ranks")
+PATIENCE = 1.0
+
+
+def test_a_rank_that_fails_in_a_step_ends_the_others_with_its_message(world: World) -> None:
+    ranks = world.run(rank_cases.failing, "1", PATIENCE, ranks=4)
+    failed = ranks.pop(1)
+    assert failed["raised"] == "ValueError: no memory left"
+    message = "Rank 1 of the mesh failed in a call of the model: ValueError: no memory left"
+    for found in ranks:
+        assert found["raised"] == f"RanksError: {message}"
+    for found in (*ranks, failed):
+        assert found["seconds"] < PATIENCE + 5
+        assert message in found["after"] and "Start the processes anew" in found["after"]
+
+
+@pytest.mark.parametrize("full", [False, True])
+def test_a_model_that_exchanges_by_itself_does_so_on_computed_steps_only(
+    world: World, full: bool
+) -> None:
+    expected = rank_cases.hand_parallel(None, full)
+    assert set(expected["computed"]) == {"spatial", "full" if full else "temporal"}
+    for found in world.run(rank_cases.hand_parallel, full, ranks=2):
+        assert_same(found["predictions"], expected["predictions"])
+        assert found["computed"] == expected["computed"]
+        assert found["per step"] == [4, 0, 0, 4, 0, 4]  # two sites, there and back
+
+
+@pytest.mark.parametrize(
+    ("case", "message"),
+    [
+        ("different plans", "do not run the same program"),
+        ("a bad option", "could not compile the model: OptionError|is not a choice"),
+    ],
+)
+def test_ranks_of_such_a_model_that_would_not_exchange_alike_are_told(
+    world: World, case: str, message: str
+) -> None:
+    results: list[Any] = world.run(rank_cases.hand_parallel_refused, case, ranks=2)
+    assert all(re.search(message, found) for found in results), results
+
+
+@pytest.mark.parametrize(("name", "exchanges"), [("wan", 2 * 4), ("flux", 4 * 4)])
+def test_a_model_that_diffusers_made_parallel_exchanges_on_computed_steps_only(
+    world: World, name: str, exchanges: int
+) -> None:
+    expected, _ = rank_cases.context_parallel(None, name)
+    for outputs, per_step in world.run(rank_cases.context_parallel, name, ranks=4):
+        for got, whole in zip(outputs, expected, strict=True):
+            assert_same(got, whole)
+        assert per_step == [exchanges, 0] * 3  # q, k, v and the output of every site
+
+
+def test_ranks_that_fail_alike_keep_their_own_error_and_go_on(world: World) -> None:
+    expected = rank_cases.generate(None, "computes always", "none", num_steps=4)
+    for found in world.run(rank_cases.failing, "all", 60.0, ranks=4):
+        assert found["raised"] == "ValueError: no memory left"
+        assert found["seconds"] < 30
+        assert found["after"] == ""
+        assert_same(found["prediction"], expected["predictions"][-1])
