@@ -18,6 +18,7 @@ from .folding import fold_mapped_constants
 from .inputs import Inputs, with_constant_numbers
 from .noise import remove_noise
 from .refusals import refuse_autocast, refuse_other_memory
+from .sizes_only import read_sizes_only
 from .tracing import trace
 from .wrapped import take_plain
 
@@ -62,6 +63,7 @@ def capture(dynamo_graph: fx.GraphModule, args: Sequence[Any]) -> fx.GraphModule
     for node, (name, constant) in zip(ir.placeholders(captured.graph), inputs.sources, strict=True):
         ir.set_source(node, name)
         ir.set_constant_input(node, constant)
+    read_sizes_only(captured.graph)
     remove_noise(captured)
     refuse_autocast(captured.graph)
     return captured
