@@ -15,6 +15,7 @@ from pab_compile.passes.errors import UnsupportedModelError
 
 from . import ir
 from .folding import fold_mapped_constants
+from .inlining import inline_calls
 from .inputs import Inputs, with_constant_numbers
 from .noise import remove_noise
 from .refusals import refuse_autocast, refuse_other_memory
@@ -50,6 +51,7 @@ def capture(dynamo_graph: fx.GraphModule, args: Sequence[Any]) -> fx.GraphModule
     refuse_other_memory(dynamo_graph)
     inputs = Inputs.of(dynamo_graph, args)
     static_graph = with_constant_numbers(dynamo_graph, inputs, args)
+    inline_calls(static_graph)
     fold_mapped_constants(static_graph)
     if inputs.wrapped:
         take_plain(static_graph, inputs.given_tensors(args))
