@@ -29,7 +29,7 @@ single.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from torch import fx
@@ -47,6 +47,7 @@ from .sums import add_sums, find_sums, live_nodes, may_carry
 
 Pattern = Callable[[Site], Hashable | None]
 _OWN_SUM = "its stretch would read its own sum, or nothing is saved"
+_READ_INSIDE = "what computes on its own reads the stream between the merged sites"
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,7 +85,7 @@ def coalesce(graph_module: fx.GraphModule, sites: Sequence[Site], pattern: Patte
         if known is not None:
             classes.setdefault(known, []).append(site.name)
     for names in classes.values():
-        refused: set[str] = set()
+        refused: dict[str, str] = {}
         while True:
             attempt = _Attempt(graph_module, sites, names, refused)
             bad = attempt.apply()
@@ -97,7 +98,7 @@ def coalesce(graph_module: fx.GraphModule, sites: Sequence[Site], pattern: Patte
         count += attempt.count
         for name in names:
             reason = attempt.reasons.get(name, "no other is added to it")
-            reasons[name] = _OWN_SUM if name in refused else reason
+            reasons[name] = refused.get(name, reason)
     single = Counter(
         reasons[site.name] for site in sites if site.name in reasons and not site.parts
     )
@@ -129,13 +130,25 @@ def verify_coalesced(after: fx.GraphModule, before: fx.GraphModule, sites: Seque
             added = left is after and ir.is_call(node, "sub")
             if node.name not in there and not (added or may_carry(node)):
                 raise InvariantError(f"{node.name} ({ir.op_name(node)}) is in one graph only")
-    given = [n for site in sites for n in site.cut if site.parts]
-    live = live_nodes(after.graph, frozenset(given))
+    live = _live_on_reuse(after.graph, sites)
     for site in sites:
-        for part in site.parts:
-            read = [n.name for n in part.cut if n in live and n not in given]
-            if read:
-                raise InvariantError(f"{part.name}: {read[0]} is read on a step that reuses it")
+        for part, node in _read_on_reuse(site, live):
+            raise InvariantError(f"{part.name}: {node.name} is read on a step that reuses it")
+
+
+def _live_on_reuse(graph: fx.Graph, sites: Sequence[Site]) -> frozenset[fx.Node]:
+    """What is computed on a step that reuses every merged site and no other."""
+    return live_nodes(graph, frozenset(n for site in sites if site.parts for n in site.cut))
+
+
+def _read_on_reuse(site: Site, live: frozenset[fx.Node]) -> list[tuple[Site, fx.Node]]:
+    """The parts of a merged site, with what they would cache, that a reuse reads nevertheless."""
+    return [
+        (part, node)
+        for part in site.parts
+        for node in part.cut
+        if node in live and node not in site.cut
+    ]
 
 
 class _Attempt:
@@ -145,7 +158,7 @@ class _Attempt:
         graph_module: the graph.
         sites: all its sites.
         members: names of the sites of the pattern.
-        refused: names of those among them that must stay single.
+        refused: names of those among them that must stay single, with the reason.
 
     Attributes:
         reasons: name of a site that stays single -> why.
@@ -156,7 +169,7 @@ class _Attempt:
         graph_module: fx.GraphModule,
         sites: Sequence[Site],
         members: Sequence[str],
-        refused: set[str],
+        refused: Mapping[str, str],
     ) -> None:
         self.graph_module, nodes = copy_with_nodes(graph_module)
         self.sites = [_moved(site, nodes) for site in sites]
@@ -170,8 +183,8 @@ class _Attempt:
         self._refused = refused
         self._groups = self._find_groups()
 
-    def apply(self) -> set[str]:
-        """Rewrite the graph; returns the names of sites that turn out not to be mergeable."""
+    def apply(self) -> dict[str, str]:
+        """Rewrite the graph; returns the sites that turn out not to be mergeable, with reasons."""
         merged = [node for node in self._sums.exits if self._is_merged(node)]
         loaded = add_sums(self._graph, self._sums, merged)
         cuts: dict[str, dict[fx.Node, None]] = {}
@@ -203,18 +216,17 @@ class _Attempt:
                 node not in self._sums.exits
             ):  # what reads a sum in between dies with it, or not at all
                 names += [region_of[user] for user in node.users if names and user in region_of]
-            if self._refused.isdisjoint(names):
+            if not any(name in self._refused for name in names):
                 groups.merge(names)
         return {site.name: groups.leader(site.name) for site in self._members}
 
     def _is_merged(self, exit_: fx.Node) -> bool:
         names = {self._owner[term] for term in self._sums.terms[exit_]}
-        return (
-            len(self._sums.terms[exit_]) > 1 and len(names) > 1 and self._refused.isdisjoint(names)
-        )
+        is_refused = any(name in self._refused for name in names)
+        return len(self._sums.terms[exit_]) > 1 and len(names) > 1 and not is_refused
 
-    def _replace_sites(self, cuts: dict[str, tuple[fx.Node, ...]]) -> set[str]:
-        """Put merged sites in the place of their first; returns the names of those that fail."""
+    def _replace_sites(self, cuts: dict[str, tuple[fx.Node, ...]]) -> dict[str, str]:
+        """Put merged sites in the place of their first; returns those that fail, with reasons."""
         parts = {
             name: tuple(site for site in self._members if self._groups[site.name] == name)
             for name in cuts
@@ -229,13 +241,17 @@ class _Attempt:
         ]
         regions = dead_regions(self._graph, {site.name: site.cut for site in kept if site.cut})
         self.sites = [with_region(site, regions.get(site.name, ())) for site in kept]
-        bad: set[str] = set()
+        bad: dict[str, str] = {}
+        live = _live_on_reuse(self._graph, self.sites)
         for site in self.sites:
             if site.name not in cuts:
                 continue
+            names_of_parts = [part.name for part in parts[site.name]]
             before = sum(part.cache_bytes for part in site.parts)
             if not site.can_broadcast or _leaks(site) or site.cache_bytes >= before:
-                bad |= {part.name for part in parts[site.name]}
+                bad |= dict.fromkeys(names_of_parts, _OWN_SUM)
+            elif _read_on_reuse(site, live):
+                bad |= dict.fromkeys(names_of_parts, _READ_INSIDE)
             tensors = sum(len(part.cut) for part in site.parts)
             names = f"{site.parts[0].name} to {site.parts[-1].name}"
             self.lines.append(

@@ -38,4 +38,7 @@ def hoisted_nodes(graph: fx.Graph) -> set[fx.Node]:
     for node in reversed(graph.nodes):
         if node in free and ir.is_plain_call(node) and any(user in hoisted for user in node.users):
             hoisted.add(node)
+    for node in graph.nodes:  # a multi-output op and all its values go together
+        if ir.is_getitem(node) and node.all_input_nodes[0] in hoisted:
+            hoisted.add(node)
     return hoisted
