@@ -19,7 +19,7 @@ from pab_compile.passes.graph import ir
 from pab_compile.passes.graph.join import Joined
 from pab_compile.passes.graph.printer import format_graph
 from pab_compile.passes.rewrite.verify import verify
-from pab_compile.passes.sites.classify import Mixer
+from pab_compile.passes.sites.mixer import Mixer
 from pab_compile.passes.sites.site import Site
 
 
