@@ -1,4 +1,4 @@
-"""Probes: the graph also returns a few elements of what each branch caches, and of its outputs.
+"""Probes: the graph also returns samples of what each branch caches, and of its outputs.
 
 Before::
 
@@ -12,14 +12,14 @@ After::
     %result = take(%y, %probed_1)
     return (%y, %probe, %result)
 
-Which elements is drawn once per size, at random without replacement, so that it is the same ones at
-every step and in equal blocks. For any function of the steps, the mean over them estimates the mean
-over all elements without bias; its relative standard deviation is about ``sqrt(2 / num_samples)``
-for squares of normal values, more where few elements are much larger than the rest. Of a tensor
-with fewer elements than that all are taken. Taking them reads what is taken; a random projection
-would have to read everything.
+The positions are drawn once per size, at random without replacement. So they are the same at every
+step and in equal blocks. For any function of the steps, the mean over the samples is an unbiased
+estimate of the mean over all elements. Its relative standard deviation is about
+``sqrt(2 / num_samples)`` for squares of normal values. It is larger if a few elements are much
+larger than the rest. A tensor with fewer elements is taken as a whole. A sample reads only the
+elements that it takes, whereas a random projection would read all.
 
-The ops of the graph stay as they are and only its outputs grow: what it computes does not change.
+The ops of the graph do not change. Only outputs are added.
 """
 
 from __future__ import annotations
@@ -45,13 +45,13 @@ _SEED = 0
 def insert_probes(graph_module: fx.GraphModule, num_samples: int) -> tuple[fx.GraphModule, int]:
     """Append one output per branch, in their order, and one for the outputs of the graph.
 
-    Each is float32 of shape ``[samples]``; of outputs that are no floating point numbers nothing is
-    taken, and where there are no others, their probe is left out.
+    Each is float32 of shape ``[samples]``. Outputs that are not floating point numbers are not
+    sampled. If no others exist, their probe is left out.
 
     Args:
-        graph_module: a graph with branches (``passes.broadcast``); not modified. One that has
-            probes comes back as it is.
-        num_samples: most elements to take of what one branch caches, and of the outputs.
+        graph_module: a graph with branches (``passes.rewrite.broadcast``); not modified. A graph
+            that has probes is returned as it is.
+        num_samples: the most elements to take of what one branch caches, and of the outputs.
 
     Returns:
         The graph with probes, and their number.
@@ -97,7 +97,7 @@ def insert_probes(graph_module: fx.GraphModule, num_samples: int) -> tuple[fx.Gr
 
 
 def verify_probes(after: fx.GraphModule, before: fx.GraphModule) -> None:
-    """Check that a graph with probes is the graph without them, and more outputs.
+    """Check that a graph with probes is the graph without them, with further outputs.
 
     Raises:
         InvariantError: a node of the graph, or one of its outputs, is not what it was.
@@ -127,7 +127,7 @@ def _read(node: fx.Node, count: int) -> str:
 
 
 def _shares(values: Sequence[fx.Node], num_samples: int) -> list[int]:
-    """How many elements to take of each tensor: as many as its share of all."""
+    """How many elements to take of each tensor, in proportion to its size."""
     sizes = [tensor.numel() for node in values if (tensor := ir.tensor(node)) is not None]
     if sum(sizes) <= num_samples:
         return sizes

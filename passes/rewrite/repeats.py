@@ -1,23 +1,24 @@
-"""Repeats: where a stretch of blocks is cut, so that equal blocks become equal pieces.
+"""Repeats: where a row of calls is cut, so that equal blocks become equal pieces.
 
-A long row of calls is cut where it repeats. With ``s``, ``c``, ``m``, ``t`` for the calls of whole
-sites and ``P`` for what only the first block has::
+A long row of calls is cut where it repeats. Here ``s``, ``c``, ``m``, ``t`` are the calls of whole
+sites, and only the first block has ``P``::
 
     s c m P t m s c m t m s c m t m      the calls, in the order in which they run
             |---------|---------|        the shortest period that covers most of them
     [s c m][P][t m][s c m][t m][s c m][t m]
 
-Find: a *run* is where every call equals the one a period later. Periods are distances between
-equal ends of sites; the shortest that covers more than half of the calls is taken, else the one
-that covers the most, and what is left on either side is searched likewise. Decide: a run that is
-no whole number of periods is ``(U V) ... (U V) U``, and is cut into these two *units*, so that its
-remainder needs no function of its own. Both ends of a run may give way to where least crosses the
-cut, as long as no part of a site is lost. Units are looked for in the rests too; what remains of
-those is one piece, unless equal sites would be compiled more than twice in it: then it is cut
-behind every site.
+Find: in a *run* every call equals the call one period later. Periods are distances between equal
+ends of sites. The shortest period that covers more than half of the calls is taken, otherwise the
+one that covers the most. The calls on either side are searched in the same way.
 
-Only equal calls with equal layouts, wiring and results are equal units, so a function that is
-compiled for one serves all.
+Decide: a run that is not a whole number of periods has the form ``(U V) ... (U V) U``. It is cut
+into these two *units*, so that its remainder needs no function of its own. Both ends of a run may
+move to where the fewest bytes cross the cut, as long as no part of a site is lost. Units are also
+looked for in the rests. What remains of a rest is one piece. If equal sites would be compiled more
+than twice in it, it is cut after every site instead.
+
+Units are equal only if their calls, layouts, wiring and results are equal. So a function that is
+compiled for one is valid for all.
 """
 
 from __future__ import annotations
@@ -34,11 +35,10 @@ from pab_compile.passes.sites.binding import Binding
 
 
 def in_running_order(graph: fx.Graph) -> list[fx.Node]:
-    """The calls of a graph, each that does not depend on the latents right before its first use.
+    """The calls of a graph. A call that does not depend on the latents comes before its first use.
 
-    What all layers compute from the timestep would otherwise be a part of the first block. The
-    values of a multi-output op stay with it; ops with an effect, such as collectives, keep their
-    order.
+    Otherwise the first block would contain what all layers compute from the timestep. Outputs of a
+    multi-output op stay with it. Ops with an effect, such as collectives, keep their order.
     """
     calls = list(ir.calls(graph))
     number = {node: index for index, node in enumerate(calls)}
@@ -63,13 +63,13 @@ def cut_at_repeats(calls: Sequence[fx.Node], sites: Sequence[Sequence[fx.Node]])
         sites: the calls of every site among them.
 
     Returns:
-        Positions of the pieces, in order; together all calls.
+        Positions of the pieces, in order. Together they are all calls.
     """
     return _Row(calls, sites).cut()
 
 
 class _Row:
-    """A row of calls with what the search needs to know of every position."""
+    """A row of calls, with the facts about every position that the search needs."""
 
     def __init__(self, calls: Sequence[fx.Node], sites: Sequence[Sequence[fx.Node]]) -> None:
         self._calls = calls
@@ -93,7 +93,7 @@ class _Row:
         return pieces
 
     def _search(self, rest: range, found: list[tuple[range, bool]]) -> None:
-        """Split into the units of the best run and, on either side, of others."""
+        """Split into the units of the best run, and search on either side of it."""
         units = self._best_run(rest)
         if not units:
             found += [(rest, False)] if rest else []
@@ -123,7 +123,7 @@ class _Row:
         return best
 
     def _runs(self, period: int, rest: range) -> Iterator[range]:
-        """The longest stretches in which every call equals the one a period later."""
+        """The longest ranges in which every call equals the call one period later."""
         start = rest.start
         for index in range(rest.start, rest.stop - period + 1):
             is_end = index == rest.stop - period
@@ -133,7 +133,7 @@ class _Row:
                 start = index + 1
 
     def _units(self, run: range, period: int) -> list[range]:
-        """The units of a run: the longest row of periods that are equal in every respect."""
+        """The units of a run: the longest series of equal periods."""
         bounds = self._bounds(run, period)
         if bounds is None:
             return []
@@ -152,7 +152,7 @@ class _Row:
         return [unit for units in longest for unit in units] if len(longest) > 1 else []
 
     def _bounds(self, run: range, period: int) -> tuple[int, int] | None:
-        """Where least crosses the two ends of a run, without the loss of a site's calls."""
+        """Both ends of a run, moved to where the fewest bytes cross. Its sites stay whole."""
         legal = [i for i in (*run, run.stop) if self._may_cut(i)]
         ends = [end for end in self._ends if end in run]
         if not ends or not legal:
@@ -170,7 +170,7 @@ class _Row:
         return min(legal, key=lambda i: (self._crossing[i + period], i))
 
     def _cut_rest(self, rest: range, units: Sequence[range]) -> list[range]:
-        """Take units out of a rest; one piece of each part between them."""
+        """Take units out of a rest. Every part between them becomes one piece."""
         pieces: list[range] = []
         start = at = rest.start
         while at < rest.stop:
@@ -201,7 +201,7 @@ class _Row:
         return any(end in piece for end in self._ends)
 
     def _may_cut(self, position: int) -> bool:
-        """Whether a piece may start here: the values of a multi-output op stay with it."""
+        """Whether a piece may start here. The outputs of a multi-output op stay with it."""
         return position >= len(self._calls) or not ir.is_getitem(self._calls[position])
 
     def _texts_of(self, piece: range) -> list[int]:
@@ -215,7 +215,7 @@ class _Row:
 
 
 def _crossing_bytes(calls: Sequence[fx.Node], position: dict[fx.Node, int]) -> list[int]:
-    """For every position the bytes of what is computed before it and read there or later."""
+    """For every position, the bytes that are computed before it and read there or later."""
     change = [0] * (len(calls) + 2)
     for index, node in enumerate(calls):
         last = max((position.get(user, len(calls)) for user in node.users), default=index)

@@ -1,8 +1,8 @@
-"""Binding times: when is a node's value known?
+"""Binding times: when each node's value is known.
 
 ``CONSTANT`` (weights only) < ``PROMPT`` (the same at every step of a generation) < ``STEP``
-(depends on the timestep) < ``LATENT`` (depends on what is being denoised). A node binds as late as
-the latest of its inputs. Found by data flow from the inputs.
+(depends on the timestep) < ``LATENT`` (depends on what is denoised). The binding time of a node is
+the latest of its inputs. It follows from the data flow.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _CLOCK_WORDS = (
 
 
 class Binding(enum.IntEnum):
-    """When a value is known; the larger, the later."""
+    """When a value is known. A larger number is later."""
 
     CONSTANT = 0
     PROMPT = 1
@@ -75,10 +75,10 @@ def _input_binding(
 
 
 def find_clock(graph: fx.Graph, latents: fx.Node, stated: Mapping[str, str]) -> fx.Node:
-    """Find the timestep: a number, one per batch row, or one per row and frame, that is embedded.
+    """Find the timestep: an embedded input of one number, or one per batch row (and frame).
 
-    Of several that sound like time, the one called ``timestep`` is taken, or the one that is named
-    after the latents.
+    Several inputs may have names that sound like time. Then the one called ``timestep`` is taken,
+    or the one that is named after the latents.
 
     Args:
         graph: a captured graph.
@@ -126,8 +126,8 @@ def find_clock(graph: fx.Graph, latents: fx.Node, stated: Mapping[str, str]) -> 
 def step_inputs(graph: fx.Graph, clock: fx.Node, stated: Mapping[str, str]) -> frozenset[fx.Node]:
     """All inputs that change at every step.
 
-    The clock, other inputs of its shape that sound like time (the step's end, another stream's
-    timestep), and what the user stated as ``"step"``.
+    These are the clock, other inputs of its shape that sound like time (the end of the step, the
+    timestep of another stream), and the inputs that the user stated as ``"step"``.
     """
     inputs = [n for n in ir.placeholders(graph) if not ir.is_constant_input(n)]
     declared = [n for n in inputs if stated.get(ir.source(n)) == STATED_STEP]
@@ -147,7 +147,7 @@ def _is_stated_prompt(node: fx.Node, stated: Mapping[str, str]) -> bool:
 
 
 def _is_scalar_per_row(node: fx.Node, latents: fx.Node) -> bool:
-    """Whether an input is one number, or one for every row; rows may come as a list of latents."""
+    """Whether an input is one number, or one for every row. Rows may be a list of latents."""
     shape = ir.shape(node)
     batch = next(iter(ir.shape(latents) or (1,)))
     if shape in ((), (1,), (batch,), (1, 1), (batch, 1)):
@@ -163,7 +163,7 @@ def _sounds_like_time(node: fx.Node) -> bool:
 
 
 def _reaches(node: fx.Node, op_names: tuple[str, ...]) -> bool:
-    """Whether an op of these names follows, without leaving tensors of at most three dims."""
+    """Whether a path leads to an op of these names, along tensors of at most three dimensions."""
 
     def readers(node: fx.Node) -> list[fx.Node]:
         calls = [user for user in node.users if user.op == "call_function"]
