@@ -18,7 +18,7 @@ from .shard import Ranks, Shard
 
 
 def convention_bytes(crossing: Crossing, num_ranks: int) -> Fraction:
-    """Bytes per rank of one re-sharding in the papers' convention. A gather counts what it receives."""
+    """Bytes per rank of one re-sharding in the papers' convention; received bytes for a gather."""
     times = 1 if crossing.target is not None else num_ranks - 1
     return Fraction(crossing.num_bytes * times, num_ranks)
 
