@@ -59,7 +59,7 @@ class Detour:
         core: the mixing op or ops.
         verdicts: what every op of the detour does, in graph order, core included.
         entering: tensors re-sharded before it.
-        leaving: tensors re-sharded behind it.
+        leaving: tensors re-sharded after it.
         kept: its outputs that are already sharded along the main axis.
     """
 
@@ -220,7 +220,7 @@ def _cheapest_entrance(
     cut = minimum_cut(sizes, inner, starts, ends)
     if cut is None:
         return None, []
-    return list(cut.nodes), [node for node in private if node in cut.behind]
+    return list(cut.nodes), [node for node in private if node in cut.after]
 
 
 def _main_shard(axes: AxisTable, main: Axis, node: fx.Node, shards: Shards) -> Shard | None:

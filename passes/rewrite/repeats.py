@@ -25,13 +25,13 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 from torch import fx
 
 from pab_compile.passes.graph import ir
-from pab_compile.passes.graph.structure import call_text, calls_key
 from pab_compile.passes.sites.binding import Binding
+
+from .row import Row
 
 
 def in_running_order(graph: fx.Graph) -> list[fx.Node]:
@@ -65,27 +65,20 @@ def cut_at_repeats(calls: Sequence[fx.Node], sites: Sequence[Sequence[fx.Node]])
     Returns:
         Positions of the pieces, in order. Together they are all calls.
     """
-    return _Row(calls, sites).cut()
+    return _Search(Row(calls, sites)).cut()
 
 
-class _Row:
-    """A row of calls, with the facts about every position that the search needs."""
+class _Search:
+    """The search for the pieces of a row of calls."""
 
-    def __init__(self, calls: Sequence[fx.Node], sites: Sequence[Sequence[fx.Node]]) -> None:
-        self._calls = calls
-        numbers: dict[str, int] = {}
-        self._texts = [numbers.setdefault(call_text(n), len(numbers)) for n in calls]
-        position = {node: index for index, node in enumerate(calls)}
-        self._in_site = {position[node] for site in sites for node in site}
-        self._ends = sorted({max(position[node] for node in site) for site in sites if site})
-        self._crossing = _crossing_bytes(calls, position)
-        self._keys: dict[range, Any] = {}
+    def __init__(self, row: Row) -> None:
+        self._row = row
 
     def cut(self) -> list[range]:
         """The pieces."""
         found: list[tuple[range, bool]] = []
-        self._search(range(len(self._calls)), found)
-        known = {self._key(piece): piece for piece, is_unit in found if is_unit}
+        self._search(range(len(self._row)), found)
+        known = {self._row.key(piece): piece for piece, is_unit in found if is_unit}
         units = sorted(known.values(), key=lambda unit: (-len(unit), unit.start))
         pieces: list[range] = []
         for piece, is_unit in found:
@@ -103,10 +96,10 @@ class _Row:
         self._search(range(units[-1].stop, rest.stop), found)
 
     def _best_run(self, rest: range) -> list[range]:
-        ends = [end for end in self._ends if end in rest]
+        ends = [end for end in self._row.ends if end in rest]
         alike: dict[int, list[int]] = {}
         for end in ends:
-            alike.setdefault(self._texts[end], []).append(end)
+            alike.setdefault(self._row.texts[end], []).append(end)
         pairs = (pair for row in alike.values() for pair in itertools.combinations(row, 2))
         best: list[range] = []
         covered = 0
@@ -127,7 +120,7 @@ class _Row:
         start = rest.start
         for index in range(rest.start, rest.stop - period + 1):
             is_end = index == rest.stop - period
-            if is_end or self._texts[index] != self._texts[index + period]:
+            if is_end or self._row.texts[index] != self._row.texts[index + period]:
                 if index - start >= period:
                     yield range(start, index + period)
                 start = index + 1
@@ -139,7 +132,7 @@ class _Row:
             return []
         start, stop = bounds
         head = (stop - start) % period
-        if not self._has_end(range(start, start + head)):
+        if not self._row.has_end(range(start, start + head)):
             start = self._narrowest(range(start, start + head + 1), period)
             head = 0
         cuts = [start, *([start + head] if head else [])]
@@ -147,27 +140,27 @@ class _Row:
             [range(a + first, b + first) for a, b in itertools.pairwise((*cuts, start + period))]
             for first in range(0, (stop - start) // period * period, period)
         ]
-        groups = itertools.groupby(periods, lambda units: [self._key(unit) for unit in units])
+        groups = itertools.groupby(periods, lambda units: [self._row.key(unit) for unit in units])
         longest = max((list(group) for _, group in groups), key=len, default=[])
         return [unit for units in longest for unit in units] if len(longest) > 1 else []
 
     def _bounds(self, run: range, period: int) -> tuple[int, int] | None:
         """Both ends of a run, moved to where the fewest bytes cross. Its sites stay whole."""
-        legal = [i for i in (*run, run.stop) if self._may_cut(i)]
-        ends = [end for end in self._ends if end in run]
+        legal = [i for i in (*run, run.stop) if self._row.may_cut(i)]
+        ends = [end for end in self._row.ends if end in run]
         if not ends or not legal:
             return None
-        first = next(i for i in run if i in self._in_site)
+        first = next(i for i in run if i in self._row.in_site)
         starts = [i for i in legal if i <= first] or legal[:1]
-        legal = [i for i in legal if i - period in run and self._may_cut(i - period)]
+        legal = [i for i in legal if i - period in run and self._row.may_cut(i - period)]
         stops = [i for i in legal if i > ends[-1]] or legal[-1:]
-        start = min(starts, key=lambda i: (self._crossing[i + period], i))
-        stop = min(stops, key=lambda i: (self._crossing[i - period], -i))
+        start = min(starts, key=lambda i: (self._row.crossing[i + period], i))
+        stop = min(stops, key=lambda i: (self._row.crossing[i - period], -i))
         return (start, stop) if stop - start >= 2 * period else None
 
     def _narrowest(self, starts: range, period: int) -> int:
-        legal = [i for i in starts if self._may_cut(i)]
-        return min(legal, key=lambda i: (self._crossing[i + period], i))
+        legal = [i for i in starts if self._row.may_cut(i)]
+        return min(legal, key=lambda i: (self._row.crossing[i + period], i))
 
     def _cut_rest(self, rest: range, units: Sequence[range]) -> list[range]:
         """Take units out of a rest. Every part between them becomes one piece."""
@@ -185,40 +178,14 @@ class _Row:
 
     def _is_at(self, unit: range, at: int, stop: int) -> bool:
         there = range(at, at + len(unit))
-        same = there.stop <= stop and self._texts_of(unit) == self._texts_of(there)
-        return same and self._has_end(unit) and self._key(unit) == self._key(there)
+        same = there.stop <= stop and self._row.texts_of(unit) == self._row.texts_of(there)
+        return same and self._row.has_end(unit) and self._row.key(unit) == self._row.key(there)
 
     def _whole_or_by_site(self, rest: range) -> list[range]:
-        cuts = [i for end in self._ends if end in rest for i in [end + 1] if i in rest]
-        legal = [i for i in cuts if self._may_cut(i)]
+        cuts = [i for end in self._row.ends if end in rest for i in [end + 1] if i in rest]
+        legal = [i for i in cuts if self._row.may_cut(i)]
         pieces = [
             range(a, b) for a, b in itertools.pairwise((rest.start, *legal, rest.stop)) if a < b
         ]
-        distinct = {self._key(piece): len(piece) for piece in pieces}
+        distinct = {self._row.key(piece): len(piece) for piece in pieces}
         return pieces if len(rest) > 2 * sum(distinct.values()) else [rest] if rest else []
-
-    def _has_end(self, piece: range) -> bool:
-        return any(end in piece for end in self._ends)
-
-    def _may_cut(self, position: int) -> bool:
-        """Whether a piece may start here. The outputs of a multi-output op stay with it."""
-        return position >= len(self._calls) or not ir.is_getitem(self._calls[position])
-
-    def _texts_of(self, piece: range) -> list[int]:
-        return self._texts[piece.start : piece.stop]
-
-    def _key(self, piece: range) -> Any:
-        if piece not in self._keys:
-            calls = self._calls[piece.start : piece.stop]
-            self._keys[piece] = calls_key(calls, self._texts_of(piece))
-        return self._keys[piece]
-
-
-def _crossing_bytes(calls: Sequence[fx.Node], position: dict[fx.Node, int]) -> list[int]:
-    """For every position, the bytes that are computed before it and read there or later."""
-    change = [0] * (len(calls) + 2)
-    for index, node in enumerate(calls):
-        last = max((position.get(user, len(calls)) for user in node.users), default=index)
-        change[index + 1] += ir.num_bytes(node)
-        change[last + 1] -= ir.num_bytes(node)
-    return list(itertools.accumulate(change))[: len(calls) + 1]

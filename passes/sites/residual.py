@@ -120,7 +120,7 @@ def _shared_branch(one: fx.Node, other: fx.Node, mixer_nodes: frozenset[fx.Node]
         if any(w is None or w[1].isdisjoint(stops) or w[1].isdisjoint(stops_2) for w in walks):
             continue
         first, second = (walk[0] for walk in walks if walk is not None)
-        if end in second or end_2 in first:  # one behind the other
+        if end in second or end_2 in first:  # one feeds the other
             continue
         branch = Branch((end, end_2), tuple(dict.fromkeys((*first, *second))))
         if any(map(_is_product, set(first) & set(second))) and _is_mlp(branch, mixer_nodes):
