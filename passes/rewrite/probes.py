@@ -56,44 +56,58 @@ def insert_probes(graph_module: fx.GraphModule, num_samples: int) -> tuple[fx.Gr
     Returns:
         The graph with probes, and their number.
     """
-    held = graph_module.graph.find_nodes(op="get_attr")
-    if any(str(node.target).startswith(_BUFFER) for node in held):
+    attributes = graph_module.graph.find_nodes(op="get_attr")
+    if any(str(node.target).startswith(_BUFFER) for node in attributes):
         return graph_module, 0
     probed = copy_graph(graph_module)
     output = ir.output_node(probed.graph)
-    first = next(node for node in probed.graph.nodes if node.op != "placeholder")
-    positions: dict[tuple[int, int, torch.device], fx.Node] = {}
-
-    def take(value: fx.Node, count: int) -> fx.Node:
-        tensor = ir.tensor(value)
-        assert tensor is not None, value
-        key = (tensor.numel(), count, tensor.device)
-        if key not in positions:
-            name = f"{_BUFFER}{len(positions)}"
-            probed.register_buffer(name, _draw(*key), persistent=False)
-            with probed.graph.inserting_before(first):
-                positions[key] = probed.graph.get_attr(name)
-            ir.set_value(positions[key], tensor.new_empty(count, dtype=torch.long))
-            ir.set_binding(positions[key], Binding.CONSTANT)
-        taken = _call(probed.graph, _ATEN.take.default, value, positions[key])
-        if tensor.dtype == torch.float32:
-            return taken
-        return _call(probed.graph, _ATEN._to_copy.default, taken, dtype=torch.float32)
-
+    sampler = _Sampler(probed)
     probes = []
     cached = [picks(call) for call, _ in branches(probed)]
     returned = [node for node in ir.outputs(probed.graph) if _is_floating(node)]
     for values in (*cached, *([returned] if cached and returned else [])):
         with probed.graph.inserting_before(output):
-            samples = [
-                take(v, n) for v, n in zip(values, _shares(values, num_samples), strict=True)
-            ]
+            shares = _shares(values, num_samples)
+            samples = [sampler.take(v, n) for v, n in zip(values, shares, strict=True)]
             if len(samples) > 1:
                 samples = [_call(probed.graph, _ATEN.cat.default, samples)]
         probes += samples
     output.args = ((*output.args[0], *probes),)  # type: ignore[misc]
     probed.recompile()
     return probed, len(probes)
+
+
+class _Sampler:
+    """Takes samples of values of a graph. Equal sizes share one buffer of positions."""
+
+    def __init__(self, graph_module: fx.GraphModule) -> None:
+        self._graph_module = graph_module
+        nodes = graph_module.graph.nodes
+        self._first = next(node for node in nodes if node.op != "placeholder")
+        self._positions: dict[tuple[int, int, torch.device], fx.Node] = {}
+
+    def take(self, value: fx.Node, count: int) -> fx.Node:
+        """Append the samples of a value, as float32."""
+        graph, tensor = self._graph_module.graph, ir.tensor(value)
+        assert tensor is not None, value
+        key = (tensor.numel(), count, tensor.device)
+        if key not in self._positions:
+            self._positions[key] = self._add_positions(tensor, count)
+        taken = _call(graph, _ATEN.take.default, value, self._positions[key])
+        if tensor.dtype == torch.float32:
+            return taken
+        return _call(graph, _ATEN._to_copy.default, taken, dtype=torch.float32)
+
+    def _add_positions(self, tensor: torch.Tensor, count: int) -> fx.Node:
+        """Add a buffer of positions in a tensor, at the beginning of the graph."""
+        name = f"{_BUFFER}{len(self._positions)}"
+        drawn = _draw(tensor.numel(), count, tensor.device)
+        self._graph_module.register_buffer(name, drawn, persistent=False)
+        with self._graph_module.graph.inserting_before(self._first):
+            node = self._graph_module.graph.get_attr(name)
+        ir.set_value(node, tensor.new_empty(count, dtype=torch.long))
+        ir.set_binding(node, Binding.CONSTANT)
+        return node
 
 
 def verify_probes(after: fx.GraphModule, before: fx.GraphModule) -> None:

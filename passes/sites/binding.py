@@ -8,7 +8,7 @@ the latest of its inputs. It follows from the data flow.
 from __future__ import annotations
 
 import enum
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 from torch import fx
 
@@ -93,18 +93,7 @@ def find_clock(graph: fx.Graph, latents: fx.Node, stated: Mapping[str, str]) -> 
         for n in ir.placeholders(graph)
         if not (ir.is_constant_input(n) or ir.is_eager(n) or n is latents)
     ]
-    declared = [n for n in inputs if stated.get(ir.source(n)) == STATED_STEP]
-    scalars = [n for n in inputs if _is_scalar_per_row(n, latents)]
-    timely = [n for n in scalars if _sounds_like_time(n)]
-    embedded = [n for n in timely if _reaches(n, _CLOCK_OPS)]
-    for candidates in (
-        [n for n in declared if n in scalars],
-        [n for n in embedded if ir.source(n).lower() == "timestep"],
-        [n for n in embedded if ir.source(n).startswith(ir.source(latents))],
-        embedded,
-        timely,
-        [n for n in scalars if _reaches(n, _CLOCK_OPS) and not _is_stated_prompt(n, stated)],
-    ):
+    for candidates in _clock_candidates(inputs, latents, stated):
         if len(candidates) == 1:
             return candidates[0]
         if candidates:
@@ -121,6 +110,21 @@ def find_clock(graph: fx.Graph, latents: fx.Node, stated: Mapping[str, str]) -> 
         "compiled only once anyway, and what a block's axes mean is unknown inside it. Otherwise "
         'state the clock: options={"axes": {"<input>": "step"}}.'
     )
+
+
+def _clock_candidates(
+    inputs: Sequence[fx.Node], latents: fx.Node, stated: Mapping[str, str]
+) -> Iterator[list[fx.Node]]:
+    """Inputs that may be the clock, the most certain first."""
+    scalars = [n for n in inputs if _is_scalar_per_row(n, latents)]
+    yield [n for n in scalars if stated.get(ir.source(n)) == STATED_STEP]
+    timely = [n for n in scalars if _sounds_like_time(n)]
+    embedded = [n for n in timely if _reaches(n, _CLOCK_OPS)]
+    yield [n for n in embedded if ir.source(n).lower() == "timestep"]
+    yield [n for n in embedded if ir.source(n).startswith(ir.source(latents))]
+    yield embedded
+    yield timely
+    yield [n for n in scalars if _reaches(n, _CLOCK_OPS) and not _is_stated_prompt(n, stated)]
 
 
 def step_inputs(graph: fx.Graph, clock: fx.Node, stated: Mapping[str, str]) -> frozenset[fx.Node]:
