@@ -26,7 +26,7 @@ def structure_key(graph_module: fx.GraphModule) -> str:
             continue
         target = node.target
         if node.op == "get_attr":
-            target = _held_key(graph_module, str(target))
+            target = _attribute_key(graph_module, str(target))
         elif node.op == "call_module":
             piece = graph_module.get_submodule(str(target))
             target = structure_key(piece.compute)  # type: ignore[arg-type]
@@ -39,8 +39,8 @@ def call_text(call: fx.Node) -> str:
 
     def reference(node: fx.Node) -> str:
         if ir.is_subgraph(node):
-            held_by = node.graph.owning_module
-            return _held_key(held_by, str(node.target)) if held_by is not None else node.name
+            owner = node.graph.owning_module
+            return _attribute_key(owner, str(node.target)) if owner is not None else node.name
         return f"<{ir.layout(node)}>"
 
     return f"{call.target} {_arguments(call, reference)}"
@@ -70,7 +70,7 @@ def calls_key(calls: Sequence[fx.Node], texts: Sequence[Any]) -> tuple[Any, ...]
     return tuple(texts), tuple(wiring), returned
 
 
-def _held_key(holder: Any, name: str) -> str:
+def _attribute_key(holder: Any, name: str) -> str:
     held = getattr(holder, name)
     return structure_key(held) if isinstance(held, fx.GraphModule) else str(id(held))
 
