@@ -1,8 +1,4 @@
-"""The pipeline: the passes in order, and the loop that runs them.
-
-A pass is a small frozen dataclass with a ``name``, its options as fields, and one call that changes
-the program and returns how much it changed. Timing, verifying and dumping belong to the loop.
-"""
+"""The pipeline: the passes and their order (``passes.program`` runs them)."""
 
 from __future__ import annotations
 
@@ -129,7 +125,7 @@ class Coalesce:
         return done.count
 
     def verify(self, after: fx.GraphModule, before: fx.GraphModule) -> None:
-        """Verified with the sites, which the graph alone does not show."""
+        """Do nothing: the call has verified the graph together with the sites."""
 
 
 @dataclass(frozen=True)
@@ -177,16 +173,16 @@ class CutIntoPieces:
 
 
 def analysis(axes: Mapping[str, str], cut: str) -> tuple[Pass, ...]:
-    """The passes that only look: axes, binding times, mixers, sites."""
+    """The passes that only analyse: axes, binding times, mixers, sites."""
     return (*recognition(axes), FindSites(cut))
 
 
 def recognition(axes: Mapping[str, str]) -> tuple[Pass, ...]:
-    """The passes that find out what is what, on a graph behind those that feed it."""
+    """The passes that analyse a graph together with the graphs that feed it."""
     return (InferAxes(axes), BindTimes(axes), Classify())
 
 
 def rewriting(wanted: Callable[[Site], bool], num_samples: int | None = None) -> tuple[Pass, ...]:
-    """The passes that rewrite: branches, probes of so many samples where asked for, pieces."""
+    """The passes that rewrite: branches, probes if ``num_samples`` is given, pieces."""
     probes = () if num_samples is None else (InsertProbes(num_samples),)
     return (Broadcast(wanted), *probes, CutIntoPieces())

@@ -141,7 +141,7 @@ def refuse_mixed(node: fx.Node, latents: int, trace: Trace, namer: Namer) -> Non
             names = " ".join("*".join(namer.roles(dim)) or "1" for dim in trace.of(node))
             raise UnsupportedModelError(
                 f"the layout of the latents '{ir.source(node)}' {list(ir.shape(node) or ())} "
-                f"cannot be told: no projection shows which dimension is the channel, and with the "
+                f"is not known: no projection shows which dimension is the channel, and with the "
                 f"usual '{names}' a view cuts across {'*'.join(roles)} "
                 f"({ir.source_line(view) or view.name}). State it: {how_to_state(node)}"
             )

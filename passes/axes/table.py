@@ -1,4 +1,4 @@
-"""The table of axes: what every dimension of every tensor in a graph is, and questions to it."""
+"""The table of axes: what every dimension of every tensor in a graph is."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ class AxisTable:
 
     Attributes:
         latents: Placeholder of the tensor that the model denoises, the first of several.
-        siblings: Placeholders of what is denoised with it.
+        siblings: Placeholders of the tensors that are denoised with it.
         sources: Name of the token axis of every other input that has one.
-        notes: What the inference was not sure of, in English.
+        notes: What was not certain in the inference, in English.
     """
 
     latents: fx.Node
@@ -43,7 +43,7 @@ class AxisTable:
         return bool(self._namer.packed)
 
     def roles(self, node: fx.Node, dim: int) -> tuple[str, ...]:
-        """Axes that one dimension is made of, outer to inner; unnamed parts are left out.
+        """Axes that one dimension consists of, outer to inner, without unnamed parts.
 
         Returns:
             Some of ``b``, ``t``, ``h``, ``w``, ``s`` (packed video tokens), ``text`` or another
@@ -57,7 +57,11 @@ class AxisTable:
         return self._namer.roles((atom,))
 
     def seen_from(self, stand_ins: Mapping[fx.Node, fx.Node]) -> AxisTable:
-        """The same axes for the nodes of another graph, given what stands for them in this one."""
+        """The same axes for the nodes of another graph.
+
+        Args:
+            stand_ins: node of the other graph -> the node in its place in this graph.
+        """
         dims = {node: self._dims.get(stand_in) for node, stand_in in stand_ins.items()}
         return replace(self, _dims=dims)
 
@@ -68,7 +72,7 @@ class AxisTable:
 
         Args:
             stand_ins: node of the other graph -> the node of this one whose axes it has.
-            new_size: the size of an atom there; None where it is the same.
+            new_size: the size of an atom there; None if it is the same.
         """
         copies = copier(new_size)
         namer = self._namer
@@ -78,7 +82,7 @@ class AxisTable:
             if (shape := ir.shape(node)) is None:
                 continue
             found = tuple(copies(dim) for dim in self.dims(full))
-            for known in (found, self.dims(full)):  # what is not dealt out keeps its size
+            for known in (found, self.dims(full)):  # a replicated tensor keeps its size
                 if tuple(size(leaves(dim)) for dim in known) == shape:
                     dims[node] = known
                     break

@@ -17,12 +17,12 @@ class Cut:
     Attributes:
         nodes: the nodes, in the order in which their sizes were given.
         size: their total size.
-        behind: the nodes that come after the cut.
+        after: the nodes that come after the cut.
     """
 
     nodes: tuple[fx.Node, ...]
     size: int
-    behind: frozenset[fx.Node]
+    after: frozenset[fx.Node]
 
 
 def minimum_cut(
@@ -54,8 +54,8 @@ def minimum_cut(
     network.add_edges_from(((node, "out"), _END) for node in ends)
     try:
         # Of several minimum cuts networkx returns the one nearest to its sink.
-        size, (before, behind) = nx.minimum_cut(network, _START, _END)
+        size, (before, after) = nx.minimum_cut(network, _START, _END)
     except nx.NetworkXUnbounded:
         return None
-    nodes = tuple(n for n in sizes if (n, "in") in before and (n, "out") in behind)
-    return Cut(nodes, size, frozenset(n for n in sizes if (n, "in") in behind))
+    nodes = tuple(n for n in sizes if (n, "in") in before and (n, "out") in after)
+    return Cut(nodes, size, frozenset(n for n in sizes if (n, "in") in after))

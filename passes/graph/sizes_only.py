@@ -32,7 +32,6 @@ _FILLS: dict[str, float | None] = {
     "new_full": None,
 }
 _EMPTY = ("empty_like", "new_empty", "new_empty_strided")
-_RANDOM = {"rand_like": aten.rand.default, "randn_like": aten.randn.default}
 
 
 def read_sizes_only(graph: fx.Graph) -> int:
@@ -42,8 +41,7 @@ def read_sizes_only(graph: fx.Graph) -> int:
         graph: a captured graph with static sizes.
 
     Returns:
-        The number of ops replaced. A random op that does not yield packed memory stays: it draws
-        its numbers in the order of the memory.
+        The number of ops replaced. Random ops stay: their tensor says how ranks would share them.
     """
     count = 0
     for node in list(graph.nodes):
@@ -80,8 +78,6 @@ def _replacement(node: fx.Node) -> Callable[[fx.Graph], fx.Node] | None:
         return lambda graph: graph.call_function(
             aten.empty_strided.default, (sizes, strides), placed
         )
-    if name in _RANDOM and made.is_contiguous():
-        return lambda graph: graph.call_function(_RANDOM[name], (sizes,), placed)
     return None
 
 

@@ -35,7 +35,7 @@ class Trail:
     Attributes:
         node: where the trail has come to.
         dim: the dimension of its tensor.
-        path: the nodes behind it, up to where the trail began.
+        path: the nodes after it, up to where the trail began.
         normalised: whether one of these normalises along the dimension.
     """
 

@@ -11,7 +11,7 @@ the walks give::
 
     feeding([%o])            {%x, %w, %q, %h, %gate}
     fed_by([%q])             {%h, %o, %y}
-    behind(%h, ops.CASTS)    %q
+    look_through(%h, CASTS)  %q
     operands([%q, %h, %o])   [%x, %w, %gate]
     results([%q, %h, %o])    [%o]
 """
@@ -81,12 +81,13 @@ def chain(start: fx.Node, step: Callable[[fx.Node], fx.Node | None]) -> Iterator
         node = step(node)
 
 
-def behind(node: fx.Node, ops: Collection[str]) -> fx.Node:
-    """The value that a node only casts, copies or views: the walk looks through these ops.
+def look_through(node: fx.Node, ops: Collection[str]) -> fx.Node:
+    """The value that a node casts, copies or views.
 
     Args:
-        node: where the walk begins.
-        ops: short names of ops with one tensor operand, such as ``ops.CASTS``.
+        node: any node. If it is none of these ops, it is the result itself.
+        ops: short names of the ops to look through, such as ``ops.CASTS``. Each has one tensor as
+            its operand.
     """
 
     def source(node: fx.Node) -> fx.Node | None:

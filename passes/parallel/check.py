@@ -24,10 +24,9 @@ def collectives(nodes: Sequence[fx.Node]) -> list[fx.Node]:
 def check_sharded(after: fx.GraphModule, before: fx.GraphModule, ranks: Ranks) -> None:
     """Check the graph of one rank against the graph of one device.
 
-    - it is well formed; its inputs and outputs are those of the graph of one device;
-    - every collective is waited for once, and is for the ranks' group, or was there before;
-    - the sizes that an all-to-all sends and receives are one per rank, and those that it sends are
-      all of its operand.
+    - It is well formed. Its inputs and outputs are those of the graph of one device.
+    - Every collective has one wait. It belongs to the ranks' group, or was in the graph before.
+    - An all-to-all has one size per rank to send and to receive. It sends all of its operand.
 
     Args:
         after: the graph of one rank.
@@ -53,7 +52,7 @@ def check_sharded(after: fx.GraphModule, before: fx.GraphModule, ranks: Ranks) -
 
 
 def _check_kept(after: fx.GraphModule, before: fx.GraphModule, ranks: Ranks) -> None:
-    """What other ranks exchange, as they share the batch, is what it was."""
+    """Check that the collectives of other ranks, which share the batch, did not change."""
     kept = [_in_words(node) for node in collectives(list(before.graph.nodes))]
     for node in collectives(list(after.graph.nodes)):
         if node.args[-1] == ranks.group:
@@ -85,17 +84,17 @@ def check_exchanges(
 ) -> None:
     """Check that every collective fits those of the other ranks.
 
-    All ranks hold their sizes to one table, of what each rank sends to each other, which follows
-    from what the collective is for. So what one sends is what the other awaits, for parts of any
-    length.
+    The purpose of a collective gives one table of the sizes that each rank sends to each other. All
+    ranks compare their own sizes with this table. So one rank sends what the other expects, for
+    parts of any length.
 
     Args:
         graph_module: the graph of one rank.
-        purposes: collective -> what it is for, the same on all ranks.
+        purposes: collective -> its purpose, which is the same on all ranks.
         ranks: the ranks.
 
     Raises:
-        InvariantError: sizes that another rank does not expect, or a collective without a purpose.
+        InvariantError: another rank expects other sizes, or a collective has no purpose.
     """
     everyone = range(ranks.size)
     for node in collectives(list(graph_module.graph.nodes)):
@@ -104,7 +103,7 @@ def check_exchanges(
         if (purpose := purposes.get(node)) is None:
             raise InvariantError(f"{node.name} is a collective that no change of layout calls for")
         sent = [purpose.elements(ranks.rank, other, ranks) for other in everyone]
-        awaited = [purpose.elements(other, ranks.rank, ranks) for other in everyone]
+        expected = [purpose.elements(other, ranks.rank, ranks) for other in everyone]
         if ir.is_call(node, "all_to_all_single"):
             found = [list(sizes) for sizes in (node.args[2], node.args[1])]  # type: ignore[arg-type]
         else:
@@ -112,21 +111,21 @@ def check_exchanges(
             found = [[num[0]] * ranks.size, [num[1] // ranks.size] * ranks.size]
         for what, mine, theirs in (
             ("sends", found[0], sent),
-            ("awaits", found[1], awaited),
+            ("expects", found[1], expected),
         ):
             if mine != theirs:
                 raise InvariantError(
                     f"{node.name}: rank {ranks.rank} {what} {mine} elements, "
-                    f"and the other ranks count on {theirs}"
+                    f"and the other ranks expect {theirs}"
                 )
 
 
 def check_layout(layout: Layout) -> None:
-    """Check that wherever the layout of a tensor changes, a collective is planned.
+    """Check that a collective is planned wherever the layout of a tensor changes.
 
     Raises:
-        InvariantError: an op of a detour reads what is sharded along the main axis, or an op
-            outside reads what is sharded along the other one.
+        InvariantError: an op of a detour reads a tensor that is sharded along the main axis, or an
+            op outside reads one that is sharded along the other axis.
     """
     for detour in layout.detours:
         entering = {crossing.node for crossing in detour.entering}
@@ -150,7 +149,7 @@ def check_layout(layout: Layout) -> None:
 
 
 def check_regions(sites: Sequence[Site], inside: dict[str, Sequence[fx.Node]]) -> None:
-    """Check that what re-shards for a site lies in its region, so that a reuse exchanges nothing.
+    """Check that the collectives of a site lie in its region, so that a reuse exchanges nothing.
 
     Args:
         sites: the sites of the sharded graph.

@@ -1,7 +1,8 @@
 """Detours: an op that mixes the sharded axis runs on tensors that are sharded along another.
 
-Before the detour every tensor that enters it is re-sharded, behind it what leaves it is re-sharded
-back. Where tensors enter is a minimum cut in bytes among those that only the mixing op reads::
+Every tensor that enters the detour is re-sharded before it. Every tensor that leaves it is
+re-sharded back. The tensors that enter are a minimum cut in bytes, among values that only the
+mixing op uses::
 
     %y = mul(%norm, %scale)                     # t sharded
     %y_hw = all_to_all(%y: t -> h*w)            # 1 tensor, rather than q, k and v
@@ -58,8 +59,8 @@ class Detour:
         core: the mixing op or ops.
         verdicts: what every op of the detour does, in graph order, core included.
         entering: tensors re-sharded before it.
-        leaving: tensors re-sharded behind it.
-        kept: what it yields sharded along the sharded axis as it is.
+        leaving: tensors re-sharded after it.
+        kept: its outputs that are already sharded along the main axis.
     """
 
     axis: Axis
@@ -85,10 +86,10 @@ def find_detour(
         main: the sharded axis.
         other: the axis to shard along instead.
         core: the mixing ops in graph order.
-        shards: how everything before them is sharded.
+        shards: how all values before them are sharded.
 
     Returns:
-        The detour of least bytes, or why there is none along this axis.
+        The detour of least bytes, or why this axis has none.
     """
     private = _private(core, shards, axes, other)
     cut, inside = _cheapest_entrance(core, private, shards, axes, other)
@@ -124,16 +125,16 @@ def find_detour(
 def gather_keys(
     axes: AxisTable, main: Axis, core: Sequence[fx.Node], shards: Shards
 ) -> Detour | str:
-    """Plan for an attention to stay: every rank has its queries, and gets all keys and values.
+    """Plan an attention on the main axis: each rank has its queries, and gets all keys and values.
 
     Args:
         axes: axes of every tensor.
         main: the sharded axis.
         core: the mixing ops in graph order.
-        shards: how everything before them is sharded.
+        shards: how all values before them are sharded.
 
     Returns:
-        A detour that does not leave the axis, or why there is none.
+        A detour along the main axis itself, or why there is none.
     """
     call = attention_call(core[0], axes.dims)
     if call is None or len(core) > 1:
@@ -153,7 +154,7 @@ def gather_keys(
 def _judge_inside(
     node: fx.Node, local: Shards, verdicts: Mapping[fx.Node, Verdict]
 ) -> Verdict | str:
-    """What an op does to the other axis; a pick of an output does nothing."""
+    """What an op does to the other axis. A pick of an output does nothing."""
     if ir.is_getitem(node):
         source, index = node.args
         return Verdict((verdicts[source].outputs[index],))  # type: ignore[index]
@@ -205,7 +206,7 @@ def _cheapest_entrance(
     axes: AxisTable,
     other: Axis,
 ) -> tuple[list[fx.Node] | None, list[fx.Node]]:
-    """The tensors of least bytes to re-shard, the last ones on ties, and what follows them."""
+    """The tensors of least bytes to re-shard, and the nodes after them."""
     readers = dict.fromkeys((*private, *core))
     edges = [(n, v) for v in readers for n in v.all_input_nodes if _is_sharded(n, shards)]
     edges = [(n, v) for n, v in edges if n not in core]
@@ -219,11 +220,11 @@ def _cheapest_entrance(
     cut = minimum_cut(sizes, inner, starts, ends)
     if cut is None:
         return None, []
-    return list(cut.nodes), [node for node in private if node in cut.behind]
+    return list(cut.nodes), [node for node in private if node in cut.after]
 
 
 def _main_shard(axes: AxisTable, main: Axis, node: fx.Node, shards: Shards) -> Shard | None:
-    """How what a core yields is sharded along the main axis: like the queries."""
+    """How the output of a core is sharded along the main axis: like the queries."""
     call = attention_call(node, axes.dims)
     if call is not None and call.query in shards:
         shard = shards[call.query]

@@ -24,11 +24,11 @@ _c10d = torch.ops._c10d_functional
 
 @dataclass(frozen=True)
 class Exchange:
-    """What a collective is for.
+    """The purpose of a collective.
 
     Attributes:
         shape: of the full tensor.
-        source: how it is sharded before; whole.
+        source: how it is sharded before, without replicated positions.
         target: how it is sharded after; None where every rank gets all of it.
     """
 
@@ -37,7 +37,7 @@ class Exchange:
     target: Shard | None
 
     def elements(self, sender: int, receiver: int, ranks: Ranks) -> int:
-        """Elements that one rank sends to another: what the one has of what the other gets."""
+        """Elements that one rank sends to another: the sender's share of the receiver's part."""
         row = math.prod(self.shape) // self.source.size
         mine = row * ranks.counts(self.source.size)[sender]
         if self.target is None:
@@ -59,7 +59,7 @@ class Emitter(Appender):
         self.made: dict[fx.Node, Exchange] = {}
 
     def take(self, x: fx.Node, shard: Shard) -> fx.Node:
-        """This rank's part of a tensor that every rank has."""
+        """This rank's part of a replicated tensor."""
         first, end = self.ranks.bounds(shard.size)
         shape = ir.shape(x) or ()
         dim = shard.dim
@@ -148,7 +148,7 @@ class Emitter(Appender):
     def _exchange(
         self, x: fx.Node, source: Shard, target: Shard, shape: Sequence[int], like: fx.Node
     ) -> fx.Node:
-        """``switch`` for a source without replicated positions; ``shape`` is the full one."""
+        """``switch`` for a source without replicated positions. ``shape`` is the full shape."""
         factors, at_source, at_target = _factors(shape, source, target)
         mine = self.ranks.rank
         counts_s = self.ranks.counts(source.size)
@@ -179,7 +179,7 @@ class Emitter(Appender):
         return self.reshape(back, target.local_shape(shape, counts_t[mine]), like)
 
     def _rows_for_all(self, y: fx.Node, target: Shard, like: fx.Node) -> fx.Node:
-        """Rows for every rank one after another: its part and what all of them get."""
+        """Rows for every rank, one rank after another: its own part and the replicated rows."""
         parts: list[fx.Node] = []
         for rank in range(self.ranks.size):
             first, end = self.ranks.bounds(target.size, rank)
@@ -212,7 +212,7 @@ class Emitter(Appender):
 
 
 def _factors(shape: Sequence[int], source: Shard, target: Shard) -> tuple[list[int], int, int]:
-    """Full sizes with both axes as factors of their own, and where they are.
+    """Full sizes with both axes as separate factors, and the places of these.
 
     A target with replicated positions stays one dimension.
     """

@@ -1,8 +1,8 @@
 """Layout: how every tensor of a graph is sharded over the ranks (decide).
 
-From the node where the axis first lies in one dimension of what the latents became (*entry*), every
-value is sharded along it, op by op; an op that mixes it takes a detour along another axis; at the
-graph's outputs, or at a mixing op behind the last attention, the shards are gathered (*exit*).
+The *entry* is the first value of the latents that has the axis in one dimension. From there every
+value is sharded along the axis, op by op. An op that mixes the axis takes a detour along another
+axis. At the outputs, or at a mixing op after the last attention, the shards are gathered (*exit*).
 """
 
 from __future__ import annotations
@@ -33,11 +33,11 @@ class Layout:
     Attributes:
         axis: the axis.
         num_ranks: number of ranks.
-        shards: how every sharded value is, as those outside detours see it.
+        shards: sharded value -> its shard, outside detours.
         verdicts: what every op on sharded operands does, outside detours.
         entries: replicated values that are sliced right after they are computed.
-        detours: where another axis is sharded instead.
-        gathered: ops whose sharded operands are gathered first; the output node is one.
+        detours: the parts where another axis is sharded instead.
+        gathered: ops whose sharded operands are gathered first, such as the output node.
     """
 
     axis: Axis
@@ -79,17 +79,17 @@ def lay_out(
         mixers: its token mixers.
         axis: a token axis of the latents, or a product of some.
         num_ranks: number of ranks.
-        detours: whether ops may run along another axis. Otherwise nothing before the last attention
+        detours: whether ops may run along another axis. Otherwise no op before the last attention
             may mix the axis, and the ranks exchange nothing before they gather.
 
     Raises:
-        ShardingError: the axis is shorter than the number of ranks, lies in no dimension, or an op
-            mixes it and no other axis can be sharded instead.
+        ShardingError: the axis has fewer positions than there are ranks, or lies in no dimension.
+            Or an op mixes it, and no other axis can be sharded instead.
     """
     if axis.size < num_ranks:
         raise ShardingError(
             f"The axis {axis.name!r} has {axis.size} positions, fewer than the {num_ranks} ranks "
-            "that were to share it. Use fewer ranks or another axis."
+            "that share it. Use fewer ranks or another axis."
         )
     planner = _Planner(graph, axes, mixers, axis, num_ranks, detours)
     replicated: set[fx.Node] = set()
@@ -127,7 +127,7 @@ class _Planner:
         return tuple(a for a in products(self._axes, free) if a.size >= self._num_ranks)
 
     def walk(self, replicated: set[fx.Node]) -> Layout:
-        """Assign a layout to every node, keeping some replicated."""
+        """Decide on a layout of every node; some nodes stay replicated."""
         self._shards: dict[fx.Node, Shard] = {}
         self._verdicts: dict[fx.Node, Verdict] = {}
         self._detours: list[Detour] = []
@@ -177,7 +177,7 @@ class _Planner:
             self._shards[node] = shard
 
     def _visit(self, node: fx.Node, sharded: Sequence[fx.Node]) -> set[fx.Node]:
-        """Lay out an op on sharded operands; the nodes that this settles besides."""
+        """Lay out an op on sharded operands. Returns other nodes that are laid out with it."""
         core, answer = self._waiting.pop(node, ()), "it mixes the axis"
         if not core:
             answer = judge(node, {n: self._shards[n] for n in sharded})
@@ -189,7 +189,7 @@ class _Planner:
             if node not in self._is_after and node not in self._mixer_of:
                 raise _TooEarly(sharded)
             core = self._core(node) if self._may_detour else (node,)
-            if core[-1] is not node:  # until everything that it reads is laid out
+            if core[-1] is not node:  # wait until all its operands are laid out
                 self._waiting[core[-1]] = core
                 return set(core[:-1])
         found = self._detour(core) if self._may_detour else ""

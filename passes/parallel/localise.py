@@ -1,7 +1,7 @@
 """Localise: the graph of one device becomes the graph of one rank (apply).
 
-Every op stays; sizes that are written into views and slices become local, replicated operands of
-sharded ops are sliced, and detours, entries and exits become ``emit``'s ops.
+Every op stays. Sizes that are written into views and slices become local. Replicated operands of
+sharded ops are sliced. Detours, entries and exits become the ops of ``passes.parallel.emit``.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ class Localised:
 
     Attributes:
         graph_module: same inputs and outputs as the graph of one device.
-        nodes: node of that graph -> what stands for its value: the local part where it is sharded.
+        nodes: node of that graph -> the node in its place, with the local part if it is sharded.
         exchanges: detour -> the collectives that re-shard for it.
-        purposes: every collective that was made -> what it is for.
+        purposes: collective -> its purpose.
     """
 
     graph_module: fx.GraphModule
@@ -49,7 +49,7 @@ def localise(graph_module: fx.GraphModule, layout: Layout, ranks: Ranks) -> Loca
     Args:
         graph_module: a captured graph; not modified.
         layout: how its tensors are sharded.
-        ranks: for which rank, in which group.
+        ranks: the ranks, and which of them the graph is for.
     """
     assert ranks.size == layout.num_ranks
     builder = _Builder(layout, ranks)
@@ -81,7 +81,7 @@ class _Builder:
         self._leaving = {c.node: c for detour in layout.detours for c in detour.leaving}
 
     def add(self, node: fx.Node) -> None:
-        """Append what stands for a node of the full graph."""
+        """Append the nodes in the place of a node of the full graph."""
         if node.op == "output":
             self.graph.output(fx.map_arg(node.args[0], self._full))
             ir.copy_facts(ir.output_node(self.graph), node)
@@ -122,7 +122,7 @@ class _Builder:
         return self._taken[key]
 
     def _operand(self, node: fx.Node, verdict: Verdict) -> fx.Node:
-        """An operand of a sharded op: what is there, or this rank's part of it."""
+        """An operand of a sharded op: the value itself, or this rank's part of it."""
         shard = verdict.needs.get(node)
         if shard is None:
             return self.main[node]
@@ -132,7 +132,7 @@ class _Builder:
         return self._taken[key]
 
     def _add_inside(self, node: fx.Node, detour: Detour) -> None:
-        """An op of a detour, on values that are sharded along the other axis."""
+        """Append an op of a detour, on values that are sharded along the other axis."""
         local, verdict = self._inside[detour], detour.verdicts[node]
         entering = {crossing.node: crossing for crossing in detour.entering}
         for source in node.all_input_nodes:
@@ -212,7 +212,7 @@ class _Builder:
 
 
 def _remove_dead(graph: fx.Graph) -> None:
-    """Remove what nobody uses, collectives and their waits too: no rank's peer expects them."""
+    """Remove unused nodes, also collectives and their waits: all ranks remove the same ones."""
     for node in reversed(list(graph.nodes)):
         is_needed = bool(node.users) or (ir.must_stay(node) and not is_communication(node))
         if node.op == "call_function" and not is_needed:

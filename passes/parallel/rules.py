@@ -1,7 +1,7 @@
 """What every op does to an axis that is sharded over ranks.
 
-``judge`` answers for one node. Ops without a rule mix: a sharded axis in an op that nobody knows is
-an error, never a silent wrong result.
+``judge`` answers for one node. An op without a rule counts as mixing. So a sharded axis in an
+unknown op is an error, never a silent wrong result.
 """
 
 from __future__ import annotations
@@ -35,14 +35,14 @@ _SDPA = "scaled_dot_product_attention"
 
 
 def judge(node: fx.Node, shards: Shards) -> Answer:
-    """Whether every rank can compute its part of an op, and of what.
+    """Decide whether every rank can compute its part of an op.
 
     Args:
         node: a call of a captured graph, with the full tensor as its value.
-        shards: how its sharded operands are sharded; none of them is empty.
+        shards: how its sharded operands are sharded. There is at least one.
 
     Returns:
-        A verdict, or why the op mixes positions of different ranks.
+        A verdict, or the reason why the op mixes positions of different ranks.
     """
     if ir.is_random(node):
         return "it draws random numbers, which would differ between ranks"
@@ -76,7 +76,7 @@ def _elementwise(node: fx.Node, shards: Shards) -> Answer:
 
 
 def _product(node: fx.Node, shards: Shards) -> Answer:
-    """Linear layers, matrix products, einsum: an axis that is kept stays sharded."""
+    """Linear layers, matrix products, einsum: an axis of the result stays sharded."""
     spec = contraction(node)
     assert spec is not None
     rank = len(shape_of(node))
@@ -90,7 +90,7 @@ def _product(node: fx.Node, shards: Shards) -> Answer:
             if _is_at(shards, spec.operands[i], dim):
                 found.append((out, shards[spec.operands[i]].at(out)))
     if not found:
-        return "what it adds is sharded, and its factors are not"
+        return "its addend is sharded, but not its factors"
     out, shard = found[0]
     if any(other != (out, shard) for other in found):
         return "it pairs positions of the axis with one another"
@@ -110,14 +110,14 @@ def _is_at(shards: Shards, operand: fx.Node, dim: int) -> bool:
 
 
 def _attention(node: fx.Node, shards: Shards, call: AttentionCall) -> Answer:
-    """Attention mixes its keys; queries, heads and batch are independent of one another."""
+    """Attention mixes its keys. Queries, heads and batch are independent of one another."""
     keys = [n for n in (call.key, call.value) if n in shards]
     if any(shards[n].dim >= call.tokens for n in keys):
         return "it mixes the axis, along which its keys run"
     lead = next(n for n in (call.query, *keys, call.mask) if n in shards)
     assert lead is not None
     if lead is call.mask:
-        return "its mask is sharded, and nothing else of it"
+        return "its mask is sharded, but not its queries or keys"
     shard = shards[lead]
     if shard.dim > call.tokens:
         return "it sums over the axis"
@@ -171,7 +171,7 @@ def _reduce(node: fx.Node, shards: Shards) -> Answer:
 
 
 def _convolution(node: fx.Node, shards: Shards) -> Answer:
-    """Convolutions whose windows lie side by side along the axis."""
+    """Convolutions: their windows must lie side by side along the axis."""
     x = first_operand(node)
     shard, shape = shards[x], shape_of(x)
     weight = shape_of(ir.argument(node, 1, "weight"))

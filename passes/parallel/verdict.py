@@ -1,8 +1,7 @@
-"""What an op does to a shard of its operands: the form in which rules answer.
+"""Verdicts: what an op does to the shards of its operands. This is how rules answer.
 
-A rule takes a node and how its sharded operands are sharded, and answers with a ``Verdict`` where
-every rank can compute its part of the result from its parts of the operands, or else with the
-reason, in English, why it cannot.
+A rule takes a node and the shards of its operands. If every rank can compute its part of the result
+from its parts of the operands, the answer is a ``Verdict``. Otherwise it is the reason, in English.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ from pab_compile.passes.graph import ir
 from .shard import Shard
 
 Shards = Mapping[fx.Node, Shard]
-"""How the operands that are sharded are; the others are replicated."""
+"""Sharded value -> its shard. All other values are replicated."""
 
 
 @dataclass(frozen=True)
@@ -25,8 +24,8 @@ class Verdict:
     """An op that every rank computes on its part.
 
     Attributes:
-        outputs: how each output is sharded; None where it is replicated.
-        needs: replicated operands of which only a part is used, and which.
+        outputs: the shard of each output; None if it is replicated.
+        needs: replicated operand -> the part that is used of it.
     """
 
     outputs: tuple[Shard | None, ...]
@@ -37,7 +36,7 @@ Answer = Verdict | str
 
 
 def same(shard: Shard) -> Verdict:
-    """One output, sharded like the only operand that counts."""
+    """A verdict for one output."""
     return Verdict((shard,))
 
 
@@ -66,17 +65,17 @@ def wrap(dim: int, rank: int) -> int:
 def meet(
     operands: Iterable[fx.Node], shards: Shards, shard: Shard, rank: int
 ) -> dict[fx.Node, Shard] | str:
-    """What operands that broadcast against one another must bring for an output of this shard.
+    """The parts that are needed of operands that broadcast, for an output of this shard.
 
     Args:
         operands: the operands, aligned at their last dimension.
-        shards: how they are sharded.
-        shard: how the output is.
+        shards: the shards of the operands.
+        shard: the shard of the output.
         rank: number of dimensions of the output.
 
     Returns:
-        The part that is needed of every replicated operand that has the axis; a reason where two
-        operands are sharded differently.
+        The part that is needed of every replicated operand with the axis. If two operands are
+        sharded differently, the reason.
     """
     needs: dict[fx.Node, Shard] = {}
     for operand in operands:

@@ -112,7 +112,7 @@ def repeat_interleave(node: fx.Node, shards: Shards) -> Answer:
 
 
 def cat(node: fx.Node, shards: Shards) -> Answer:
-    """Concatenate; along the axis itself, one part is sharded and the others are replicated."""
+    """Concatenate. Along the axis itself, one part is sharded and the others are replicated."""
     parts = list(ir.argument(node, 0, "tensors"))
     rank = len(shape_of(node))
     parts = [part for part in parts if len(shape_of(part)) == rank]
@@ -142,7 +142,7 @@ def stack(node: fx.Node, shards: Shards) -> Answer:
 
 
 def divide(node: fx.Node, shards: Shards) -> Answer:
-    """``split`` and its kin: pieces side by side along one dimension."""
+    """``split`` and similar ops: pieces side by side along one dimension."""
     x = first_operand(node)
     shard, dim = shards[x], wrap(ir.argument(node, 2, "dim", 0), len(shape_of(x)))
     num = len(ir.value(node))
@@ -160,7 +160,7 @@ def divide(node: fx.Node, shards: Shards) -> Answer:
 
 
 def piece_of(shard: Shard, start: int, stop: int) -> Shard | str | None:
-    """The positions ``start:stop`` of a dimension that is sharded; None where replicated."""
+    """The positions ``start:stop`` of a sharded dimension; None if they are replicated."""
     end = shard.full - shard.after
     if stop <= shard.before or start >= end:
         return None

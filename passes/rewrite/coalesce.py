@@ -16,14 +16,13 @@ After::
     %x2_sum = add(%x, %x2_delta)
     %y = layer_norm(%x2_sum)
 
-On a step that reuses both, ``%x1``, ``%x2`` and all that reads them is dead, and ``%x2_sum`` is
-what ``%x2`` would be up to rounding. The same holds for predictions, which are weighted sums.
+On a step that reuses both, ``%x1``, ``%x2`` and their readers need not run. ``%x2_sum`` equals
+``%x2`` up to rounding. The same is true of predictions, which are weighted sums.
 
-The proof is made on the graph (``passes.sums``): a sum is cached where something else than
-additions, views and casts reads it on such a step. There a stretch ends and the next one begins.
-Sites whose outputs meet in a sum are merged, and with them those of other streams that read it on
-the way. Where that cannot be (a stretch would read its own sum, nothing is saved), sites stay
-single.
+The graph shows where this is valid (``passes.rewrite.sums``). A sum is cached where an op other
+than an addition, view or cast reads it on such a step. There a stretch ends and the next begins.
+Sites whose outputs meet in a sum are merged, and so are sites of other streams that read it in
+between. Sites stay single if a stretch would read its own sum, or if merging saves no memory.
 """
 
 from __future__ import annotations
@@ -52,12 +51,12 @@ _READ_INSIDE = "what computes on its own reads the stream between the merged sit
 
 @dataclass(frozen=True, eq=False)
 class Coalesced:
-    """What coalescing made of a graph.
+    """The result of coalescing.
 
     Attributes:
         graph_module: a copy of the graph, with the sums.
-        sites: in model order; merged ones hold those that they stand for as ``parts``.
-        lines: what was merged, and what was not and why, for people.
+        sites: in model order. A merged site has the sites that it consists of as ``parts``.
+        lines: which sites were merged, and why others were not, to be printed.
         count: number of merged sites.
     """
 
@@ -68,13 +67,13 @@ class Coalesced:
 
 
 def coalesce(graph_module: fx.GraphModule, sites: Sequence[Site], pattern: Pattern) -> Coalesced:
-    """Merge sites that are always reused together wherever their outputs are only added up.
+    """Merge sites that are always reused together, where their outputs are only added up.
 
     Args:
         graph_module: a captured graph with binding times; not modified.
-        sites: its sites. Merged ones are left as they are.
-        pattern: what a site does at every step: sites of equal patterns compute and reuse together.
-            None where that is not known, or the site is never reused.
+        sites: its sites. Sites that are merged already stay as they are.
+        pattern: what a site does at every step. Sites of equal patterns compute and reuse together.
+            None if that is not known, or if the site is never reused.
     """
     lines: list[str] = []
     reasons: dict[str, str] = {}
@@ -111,13 +110,13 @@ def coalesce(graph_module: fx.GraphModule, sites: Sequence[Site], pattern: Patte
 def verify_coalesced(after: fx.GraphModule, before: fx.GraphModule, sites: Sequence[Site]) -> None:
     """Check a coalesced graph and its sites, independently of how they were made.
 
-    - inputs and outputs are as before; only additions, views and casts were added or lost, and
-      differences added;
-    - with what the sites cache taken as given, nothing that has to be computed reads what a part of
-      a merged site would have cached.
+    - Inputs and outputs are as before. Only additions, views and casts were added or removed, and
+      differences were added.
+    - If the cached tensors of the sites are given, no node that must run reads what a part of a
+      merged site alone would cache.
 
     Raises:
-        InvariantError: the first of these that does not hold.
+        InvariantError: the first invariant that does not hold.
     """
     after.graph.lint()
     for find in (ir.placeholders, ir.outputs):
@@ -152,7 +151,7 @@ def _read_on_reuse(site: Site, live: frozenset[fx.Node]) -> list[tuple[Site, fx.
 
 
 class _Attempt:
-    """Merging all sites of one pattern, on a copy of the graph.
+    """Merges all sites of one pattern, on a copy of the graph.
 
     Args:
         graph_module: the graph.
@@ -206,15 +205,14 @@ class _Attempt:
         return self._replace_sites({name: tuple(cut) for name, cut in cuts.items()})
 
     def _find_groups(self) -> dict[str, str]:
-        """Site -> the first site that it is merged with: itself where with none."""
+        """Site -> the first site of its group, which is itself if it stays single."""
         groups = Groups(site.name for site in self._members)
         region_of = {node: site.name for site in self._members for node in site.region}
 
         for node in self._sums.carried:
             names = [self._owner[term] for term in self._sums.terms[node]]
-            if (
-                node not in self._sums.exits
-            ):  # what reads a sum in between dies with it, or not at all
+            # A site that reads a sum in between is reused together with it, or reads an exit.
+            if node not in self._sums.exits:
                 names += [region_of[user] for user in node.users if names and user in region_of]
             if not any(name in self._refused for name in names):
                 groups.merge(names)
@@ -263,7 +261,7 @@ class _Attempt:
 
 
 def _moved(site: Site, nodes: dict[fx.Node, fx.Node]) -> Site:
-    """A site of a copied graph. Nodes of parts that the graph no longer has are left out."""
+    """A site, with its nodes in a copied graph."""
     return replace(
         site,
         cut=tuple(nodes[n] for n in site.cut),
@@ -273,5 +271,5 @@ def _moved(site: Site, nodes: dict[fx.Node, fx.Node]) -> Site:
 
 
 def _leaks(site: Site) -> bool:
-    """Whether a value of the region other than the cut is read outside of it."""
+    """Whether a value of the region, other than the cut, is read outside of the region."""
     return not set(results(site.region)) <= set(site.cut)

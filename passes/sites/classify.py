@@ -1,7 +1,8 @@
 """Classify: finds the token mixers of a graph (``passes.sites.mixer``).
 
-A mixer is one op (scaled dot product attention in any form) or two contractions: scores and their
-product with the values, or, in linear attention, keys with values and their product with queries.
+A mixer is one op (scaled dot product attention in any form) or a pair of contractions. A pair is
+scores and their product with the values. In linear attention it is the product of keys and values,
+and its product with the queries.
 """
 
 from __future__ import annotations
@@ -56,7 +57,7 @@ def find_mixers(graph_module: fx.GraphModule, axes: AxisTable) -> tuple[Mixer, .
 
 
 def has_mixer_ops(graph: fx.Graph) -> bool:
-    """Whether any op can be part of an attention: one, an unknown op, a product of two values."""
+    """Whether any op can be part of an attention: an attention, an unknown op, or a product."""
     fed = _with_fed(_inputs(graph))
     for node in ir.calls(graph):
         if (

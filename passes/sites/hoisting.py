@@ -1,4 +1,4 @@
-"""Hoisting: what is the same at every step of a generation, and worth computing only once."""
+"""Hoisting: calls whose value is the same at every step of a generation, and is computed once."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ _FREE_OPS = VIEWS | PARTS | SPLITS | CASTS | {"expand", "unbind", "getitem", "al
 
 
 def hoisted_nodes(graph: fx.Graph) -> set[fx.Node]:
-    """Calls to make once per generation: they read weights and per-prompt inputs only.
+    """Calls to make once per generation: they read only weights and per-prompt inputs.
 
     Args:
-        graph: a captured or rewritten graph with binding times. Values that a branch returns are
-            never among the result.
+        graph: a captured or rewritten graph with binding times. The result never contains values
+            that a branch returns.
     """
     free: set[fx.Node] = set()
     hoisted: set[fx.Node] = set()

@@ -51,7 +51,7 @@ class Mixer:
 
 
 class Side(NamedTuple):
-    """What the queries or the keys of an attention run along: some dimensions of one tensor."""
+    """The dimensions of one tensor along which the queries or the keys of an attention run."""
 
     node: fx.Node
     dims: Sequence[int]
@@ -59,7 +59,7 @@ class Side(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Describer:
-    """Says of a mixer which axes it mixes, which kind it is, and why.
+    """Finds out which axes a mixer mixes and which kind it is, and says why.
 
     Attributes:
         axes: axes of every tensor.
@@ -109,7 +109,7 @@ class Describer:
     def opaque(self, nodes: Sequence[fx.Node], query: fx.Node, key: fx.Node) -> Mixer:
         """An op that is not known, which joins two tensors of tokens."""
         where = ir.source_line(nodes[0])
-        reason = f"unknown op {nodes[0].target}: which tokens it mixes cannot be told"
+        reason = f"unknown op {nodes[0].target}: which tokens it mixes is not known"
         reason += f" ({where})" if where else ""
         axes = self.all_tokens(query), self.all_tokens(key)
         return Mixer(tuple(nodes), "other", "opaque", *axes, reason)

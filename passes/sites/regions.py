@@ -1,17 +1,17 @@
-"""Regions: which nodes a site's broadcast makes dead, and which tensors to cache.
+"""Regions: which nodes need not run when a site is reused, and which tensors to cache.
 
-A region grows forward from a token mixer along the latent-dependent graph: a node joins when all
-its latent-dependent inputs are already in. It stops before
+A region grows forward from a token mixer, along nodes that depend on the latents. A node joins when
+all its latent-dependent inputs are in the region. The region ends before
 
-- another token mixer, and the residual add (a model without one is cached as far as it goes);
-- a value from elsewhere, other than a factor that is computed from what the mixer reads and used
-  here only (a gate of the attention's own, a normaliser of linear attention);
-- with the cut ``attention``, the first op that brings in a per-step value (the gate): paper,
-  section 3.2, as diffusers caches; with ``gated`` it goes on to the residual add, as the paper's
+- another token mixer, or the residual add (without one, it ends where the graph ends);
+- an op that reads a value from elsewhere. A factor is allowed if it is computed from what the mixer
+  reads, and only this product uses it: the attention's own gate, a normaliser of linear attention;
+- with the cut ``attention``, the first op that reads a per-step value (the gate): paper, section
+  3.2, as diffusers caches. With ``gated`` the region continues to the residual add, as the paper's
   Open-Sora and Latte cache.
 
-The *frontier* (edges leaving the region) is where caching is possible; the cheapest cut between
-the mixer and the frontier is what is cached. Backwards, what feeds only the cut is dead with it.
+The *frontier* is the nodes that are read outside of the region. The cheapest cut between the mixer
+and the frontier is cached. Going backwards, nodes that feed only the cut belong to the region too.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _MAX_FACTOR_NODES = 40
 
 @dataclass(frozen=True, eq=False)
 class Growth:
-    """What one or several merged mixers dominate: ``nodes`` in graph order, ``frontier``."""
+    """What grew from one or several merged mixers: ``nodes`` in graph order, and ``frontier``."""
 
     mixers: tuple[int, ...]
     nodes: tuple[fx.Node, ...]
@@ -45,7 +45,7 @@ class Growth:
 
 
 class RegionFinder:
-    """Grow the regions of all mixers of a graph at once, so that meeting regions can merge.
+    """Grows the regions of all mixers of a graph at once, so that regions that meet can merge.
 
     Args:
         graph: a captured graph with binding times.
@@ -68,7 +68,7 @@ class RegionFinder:
         self._ancestors = [feeding(seed) for seed in seeds]
 
     def grow(self) -> tuple[Growth, ...]:
-        """Grow every region to its frontier; one ``Growth`` per group of merged mixers."""
+        """Grow every region to its frontier. The result has one ``Growth`` per merged group."""
         for node in self._graph.nodes:
             if node.op == "call_function" and node not in self._mixer_nodes:
                 groups = self._groups_to_join(node)
@@ -84,7 +84,7 @@ class RegionFinder:
         return Growth(mixers, tuple(nodes), tuple(results(nodes)))
 
     def _groups_to_join(self, node: fx.Node) -> list[int]:
-        """The groups that a node belongs to; empty when the node stays outside."""
+        """The groups that a node belongs to; empty if the node stays outside."""
         foreign = [n for n in _latent_inputs(node) if n not in self._owner]
         latent_inputs = [n for n in _latent_inputs(node) if n in self._owner]
         if not latent_inputs or not all(self._is_own_factor(n, node) for n in foreign):
@@ -99,7 +99,7 @@ class RegionFinder:
         return [] if self._is_residual_add(node, groups) else groups
 
     def _is_own_factor(self, factor: fx.Node, product: fx.Node) -> bool:
-        """Whether a factor comes from what the mixer reads, and serves this product only."""
+        """Whether a factor comes from what the mixer reads, and only this product uses it."""
         if not ir.is_call(product, *_FACTOR_OPS):
             return False
         owner = next(n for n in product.all_input_nodes if n in self._owner)
@@ -132,11 +132,11 @@ def _latent_inputs(node: fx.Node) -> list[fx.Node]:
 
 
 def cheapest_cut(growth: Growth) -> tuple[fx.Node, ...]:
-    """The tensors of least bytes that separate the mixers from the frontier's users.
+    """The tensors of least bytes that separate the mixers from the users of the frontier.
 
-    Ties go to the latest tensors, which leave the least to compute on reuse. The frontier itself
-    is returned when nothing in the region is smaller. In a model that exchanges by itself the cut
-    lies behind every exchange of the region: a reuse exchanges nothing.
+    Among equal cuts, the last one leaves the least to compute on reuse. If no cut is smaller, the
+    result is the frontier itself. A model may exchange tensors between ranks by itself. Then the
+    cut lies after every exchange of the region, so that a reuse exchanges nothing.
     """
     if any(ir.tensor(node) is None for node in growth.frontier):
         return ()
@@ -159,7 +159,7 @@ def cheapest_cut(growth: Growth) -> tuple[fx.Node, ...]:
 
 
 def _before_exchanges(growth: Growth) -> set[fx.Node]:
-    """Nodes of a region that feed a collective in it; what it ends with does not count."""
+    """Nodes of a region that feed a collective in it, without the frontier."""
     exchanges = [node for node in growth.nodes if is_communication(node)]
     return feeding(exchanges, within=set(growth.nodes)).difference(growth.frontier)
 
@@ -167,9 +167,9 @@ def _before_exchanges(growth: Growth) -> set[fx.Node]:
 def dead_regions(
     graph: fx.Graph, cuts: Mapping[str, Sequence[fx.Node]]
 ) -> dict[str, tuple[fx.Node, ...]]:
-    """What each cut makes dead: nodes whose every use leads into that cut and into no other.
+    """For each cut, the nodes whose every use leads into this cut and into no other.
 
-    What is computed once per generation stays outside (``passes.sites.hoisting``).
+    Nodes that run once per generation stay outside (``passes.sites.hoisting``).
 
     Args:
         graph: a captured graph with binding times.
@@ -190,7 +190,7 @@ def dead_regions(
         owners = {owner.get(user) for user in node.users}
         if len(owners) == 1 and None not in owners:
             owner[node] = str(owners.pop())
-    for node in graph.nodes:  # a value of a multi-output op stays where the op is
+    for node in graph.nodes:  # an output of a multi-output op stays with the op
         strays = node in owner and ir.is_getitem(node) and node not in cut_nodes
         if strays and owner.get(node.all_input_nodes[0]) != owner[node]:
             del owner[node]

@@ -1,13 +1,13 @@
 """Residual branches without a token mixer: the ``mlp`` sites.
 
-A residual branch is what an ``add`` brings back to a value it was computed from: in ``x + f(x)``
-every latent-dependent path into ``f(x)`` starts at ``x``. Parallel branches
-(``x + f(x) + g(x)``) are told apart by looking through the chain of adds.
+A residual branch is computed from a value and added to it. In ``x + f(x)`` every latent-dependent
+path into ``f(x)`` starts at ``x``. To distinguish parallel branches (``x + f(x) + g(x)``), the pass
+looks through the chain of adds.
 
-Two streams may share a branch, as video and text do whose tokens go through one MLP together: in
-``x + f(x, y)[a:], y + f(x, y)[:a]`` every path starts at ``x`` or at ``y``, and both reach both.
-Where the second stream ends, as in the last block of a model that returns the video only, what is
-left of this is ``x + f(x, y)[a:]``, and nothing but ``f`` reads ``y``.
+Two streams may share a branch, such as video and text whose tokens go through one MLP together. In
+``x + f(x, y)[a:], y + f(x, y)[:a]`` every path starts at ``x`` or at ``y``, and both reach both
+sums. The second stream may end there, as in the last block of a model that returns only the video.
+Then only ``x + f(x, y)[a:]`` is left, and only ``f`` reads ``y``.
 """
 
 from __future__ import annotations
@@ -27,16 +27,16 @@ from .binding import Binding
 _CONVOLUTIONS = ("conv1d", "conv2d", "conv3d")
 _GATE_OPS = ("mul", "add")
 _MAX_BRANCH_NODES = 200
-_MAX_APART = 4  # sums between the two that a shared branch is added to
+_MAX_APART = 4  # distance, in sums, of the two sums of a shared branch
 
 
 @dataclass(frozen=True, eq=False)
 class Branch:
-    """One residual branch: its last nodes before the adds, and all its latent-dependent nodes.
+    """One residual branch.
 
     Attributes:
-        ends: one node per stream that it is added to.
-        nodes: from the ends backwards.
+        ends: the value that is added, one per stream.
+        nodes: all its latent-dependent nodes, from the ends backwards.
     """
 
     ends: tuple[fx.Node, ...]
@@ -49,7 +49,7 @@ class Branch:
 
 
 def find_branches(graph: fx.Graph, mixer_nodes: frozenset[fx.Node]) -> tuple[Branch, ...]:
-    """All residual branches that hold a contraction and no token mixer, in graph order."""
+    """All residual branches with a contraction and without a token mixer, in graph order."""
     branches: dict[fx.Node, Branch] = {}
     left: list[fx.Node] = []
     for node in graph.nodes:
@@ -110,7 +110,7 @@ def _branch(end: fx.Node, stream: fx.Node) -> Branch | None:
 
 
 def _shared_branch(one: fx.Node, other: fx.Node, mixer_nodes: frozenset[fx.Node]) -> Branch | None:
-    """The branch that is added to two streams, from the adds."""
+    """The branch that two sums add to their two streams."""
     found = []
     for (stream, end), (stream_2, end_2) in itertools.product(readings(one), readings(other)):
         stops, stops_2 = set(terms(stream)), set(terms(stream_2))
@@ -120,7 +120,7 @@ def _shared_branch(one: fx.Node, other: fx.Node, mixer_nodes: frozenset[fx.Node]
         if any(w is None or w[1].isdisjoint(stops) or w[1].isdisjoint(stops_2) for w in walks):
             continue
         first, second = (walk[0] for walk in walks if walk is not None)
-        if end in second or end_2 in first:  # one behind the other
+        if end in second or end_2 in first:  # one feeds the other
             continue
         branch = Branch((end, end_2), tuple(dict.fromkeys((*first, *second))))
         if any(map(_is_product, set(first) & set(second))) and _is_mlp(branch, mixer_nodes):
@@ -151,7 +151,7 @@ def _ending_branch(
 
 
 def _walk(end: fx.Node, stops: set[fx.Node]) -> tuple[tuple[fx.Node, ...], set[fx.Node]] | None:
-    """The latent-dependent nodes behind one, up to some others, and which of these were met."""
+    """The latent-dependent nodes that feed one, up to some stops, and the stops that were met."""
     if end in stops:
         return None
     nodes = [end]

@@ -31,7 +31,7 @@ def test_the_smallest_nodes_that_every_path_meets() -> None:
     found = cut(9, 2, 3, 8, 7)
     assert places(found) == ("abs_1", "abs_2")
     assert found is not None and found.size == 5
-    assert [node.name for node in found.behind] and len(found.behind) == 2
+    assert {node.name for node in found.after} == {"max_1", "abs_3"}
 
 
 def test_of_equal_cuts_the_last() -> None:

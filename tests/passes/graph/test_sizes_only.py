@@ -75,19 +75,8 @@ def test_what_reads_values_stays(name: str) -> None:
     assert model.node("x").users
 
 
-@pytest.mark.parametrize("draw", [torch.rand_like, torch.randn_like])
-def test_random_numbers_are_drawn_as_before(draw: Callable[..., torch.Tensor]) -> None:
-    model = captured(lambda x: draw(x) + 1, x=values(4, 40))
-    torch.manual_seed(3)
-    (expected,) = model.eager()
-    torch.manual_seed(3)
-    (found,) = model.graph_module(*model.args)
-    assert torch.equal(found, expected)
-    assert not model.node("x").users
-
-
-def test_a_random_op_that_draws_in_another_order_stays() -> None:
-    model = captured(lambda x: torch.rand_like(x.T) + 1, x=values(4, 40))
+def test_random_numbers_stay_laid_out_like_their_tensor() -> None:
+    model = captured(lambda x: torch.rand_like(x) + 1, x=values(4, 40))
     assert model.node("x").users
 
 

@@ -30,13 +30,13 @@ def find(graph: fx.Graph, name: str) -> fx.Node:
     return next(node for node in graph.nodes if ir.op_name(node) == name)
 
 
-def test_behind_looks_through_the_given_ops_only(graph: fx.Graph) -> None:
+def test_a_walk_looks_through_the_given_ops_only(graph: fx.Graph) -> None:
     product, flat = find(graph, "matmul"), find(graph, "unsqueeze")
-    last_cast = walk.behind(flat, ops.VIEWS)
+    last_cast = walk.look_through(flat, ops.VIEWS)
     assert ir.tensor(last_cast).dtype == torch.float32  # type: ignore[union-attr]
-    assert walk.behind(last_cast, ops.CASTS) is product
-    assert walk.behind(flat, ops.VIEWS | ops.CASTS) is product
-    assert walk.behind(flat, ops.CASTS) is flat
+    assert walk.look_through(last_cast, ops.CASTS) is product
+    assert walk.look_through(flat, ops.VIEWS | ops.CASTS) is product
+    assert walk.look_through(flat, ops.CASTS) is flat
 
 
 def test_what_feeds_a_node_and_what_it_feeds(graph: fx.Graph) -> None:

@@ -144,7 +144,7 @@ def test_no_piece_grows_with_depth() -> None:
     assert largest[0] == largest[1]
 
 
-def test_the_modulation_of_a_layer_sinks_to_the_stretch_that_uses_it_first() -> None:
+def test_the_modulation_of_a_layer_sinks_to_the_section_that_uses_it_first() -> None:
     found = pieces(cut(small_dit(3)), GLUE)
     tables = [name for name, piece in found.items() if "silu" in ops(piece)]
     assert tables == ["glue_0", "glue_3", "glue_6"]
@@ -220,7 +220,7 @@ def test_arithmetic_on_weights_is_done_once() -> None:
     assert [ops(piece) for piece in pieces(cut(captured(model)), PRELUDE).values()] == [["mul"]]
 
 
-def test_a_graph_without_branches_is_one_stretch() -> None:
+def test_a_graph_without_branches_is_one_section() -> None:
     model = captured(models.gated_attention)
     analysed(model)
     found = cut_into_pieces(model.graph_module)
