@@ -83,3 +83,11 @@ class Denoising:
         )
         timestep = self.table[step].expand(self._inputs[self._clock].shape)
         return {**self._inputs, self._latents: latents, self._clock: timestep}
+
+    def run(self, model: Any) -> list[tuple[torch.Tensor, ...]]:
+        """What a model, compiled or not, returns at every step."""
+        return [run(model, **self.at(step)) for step in range(self.num_steps)]
+
+    def predictions(self, model: Any) -> torch.Tensor:
+        """The first tensor of every step."""
+        return torch.stack([first for first, *_ in self.run(model)])

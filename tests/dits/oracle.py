@@ -19,7 +19,9 @@ from unittest import mock
 import torch
 import torch.nn.functional as F
 
-from .build import run
+from helpers.latte import assert_different, assert_same
+
+from .build import Denoising, run
 from .spec import Dit
 from .truth import attention_modules
 
@@ -70,6 +72,11 @@ class Oracle:
         self._calls.clear()
         return run(self._model, **inputs)
 
+    def run(self, loop: Denoising) -> list[tuple[torch.Tensor, ...]]:
+        """What the model returns at every step of a loop."""
+        steps = range(loop.num_steps)
+        return [self(step, loop.num_steps, **loop.at(step)) for step in steps]
+
     def remove(self) -> None:
         """Let the model be as it was."""
         for module in self._wrapped:
@@ -113,3 +120,12 @@ class Oracle:
     def _replace(self, module: torch.nn.Module, forward: Callable[..., Any]) -> None:
         module.forward = forward
         self._wrapped.append(module)
+
+
+def check_reuse(loop: Denoising, model: Any, compiled: Any, oracle: Oracle) -> torch.Tensor:
+    """A compiled model's predictions: checked to be the oracle's, which eager's are far from."""
+    eager, actual = loop.predictions(model), loop.predictions(compiled)
+    expected = torch.stack([first for first, *_ in oracle.run(loop)])
+    assert_different(eager, expected)
+    assert_same(actual, expected)
+    return actual

@@ -8,7 +8,15 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any
 
+import pytest
 import torch
+
+# Some models ask for autocast to float32, which CPUs do not have and say so.
+WHAT_MODELS_WARN_OF = [
+    pytest.mark.filterwarnings("ignore:In CPU autocast"),
+    pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile"),
+    pytest.mark.filterwarnings("ignore:Dynamo detected a call to a `functools.lru_cache`"),
+]
 
 
 @dataclass(frozen=True)

@@ -15,15 +15,10 @@ import pab_compile
 
 from .build import build
 from .catalogue import CATALOGUE
-from .spec import Dit
+from .spec import WHAT_MODELS_WARN_OF, Dit
 from .truth import assert_found, observe
 
-# Some models ask for autocast to float32, which CPUs do not have and say so.
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:In CPU autocast"),
-    pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile"),
-    pytest.mark.filterwarnings("ignore:Dynamo detected a call to a `functools.lru_cache`"),
-]
+pytestmark = WHAT_MODELS_WARN_OF
 EVERY = [pytest.param(dit, id=name) for name, dit in CATALOGUE.items()]
 IN_PARTS = ["lumina2", "hunyuan_image_glyphs"]
 

@@ -10,17 +10,13 @@ import torch
 import pab_compile
 from pab_compile.passes.errors import UnsupportedModelError
 
-from .build import Denoising, build, run
+from .build import Denoising, build
 from .catalogue import CATALOGUE
 from .oracle import RANGES, WINDOW
-from .spec import Dit
+from .spec import WHAT_MODELS_WARN_OF, Dit
 
 NUM_STEPS = 3
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:In CPU autocast"),
-    pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile"),
-    pytest.mark.filterwarnings("ignore:Dynamo detected a call to a `functools.lru_cache`"),
-]
+pytestmark = WHAT_MODELS_WARN_OF
 BROKEN = replace(
     CATALOGUE["mochi"],
     graphs=20,
@@ -47,12 +43,12 @@ def test_what_is_not_supported_is_refused_with_the_reason(dit: Dit) -> None:
 def test_what_is_passed_through_is_eager_at_every_step(dit: Dit) -> None:
     model = build(dit)
     loop = Denoising(dit, NUM_STEPS)
-    eager = [run(model, **loop.at(step)) for step in range(NUM_STEPS)]
+    eager = loop.run(model)
     options = {"inner": "eager", "ranges": RANGES, "window": WINDOW, **dit.options}
     compiled = torch.compile(
         model, backend="pab", options={**options, "on_unsupported": "passthrough"}
     )
     with pytest.warns(UserWarning, match=f"compiled without reuse. {dit.unsupported}"):
-        actual = [run(compiled, **loop.at(step)) for step in range(NUM_STEPS)]
+        actual = loop.run(compiled)
     for ours, theirs in zip(actual, eager, strict=True):
         assert all(torch.equal(one, other) for one, other in zip(ours, theirs, strict=True))

@@ -103,6 +103,13 @@ class Pair:
         self.check()
 
 
+def pairs_of(
+    model: LatteTransformer3DModel, compiled: Callable[..., Any], number: int = 2, **loop: Any
+) -> list[Pair]:
+    """Videos that differ in their noise, with loops that are alike."""
+    return [Pair(model, compiled, latents=draw_latents(i), **loop) for i in range(number)]
+
+
 def advance(steps: Iterator[int], count: int) -> None:
     """Run some steps of a loop."""
     for _ in range(count):

@@ -10,9 +10,9 @@ import torch
 from diffusers import LatteTransformer3DModel
 from diffusers.models.attention_processor import Attention, FusedAttnProcessor2_0
 
-from dits.build import Denoising, build, run
+from dits.build import Denoising, build
 from dits.catalogue import CATALOGUE
-from dits.oracle import RANGES, WINDOW
+from dits.oracle import RANGES, WINDOW, check_reuse
 from dits.oracle import Oracle as ModuleOracle
 from helpers.latte import (
     Loop,
@@ -130,13 +130,7 @@ def test_adapters_of_peft_are_switched_scaled_and_fused_between_generations() ->
     loop = Denoising(dit, 6)  # the same noise and prompt in every generation
 
     def generate() -> torch.Tensor:
-        eager = torch.stack([run(model, **loop.at(step))[0] for step in range(6)])
-        actual = torch.stack([run(compiled, **loop.at(step))[0] for step in range(6)])
-        oracle = ModuleOracle(copy.deepcopy(model), dit)
-        expected = torch.stack([oracle(step, 6, **loop.at(step))[0] for step in range(6)])
-        assert_different(expected, eager)
-        assert_same(actual, expected)
-        return actual
+        return check_reuse(loop, model, compiled, ModuleOracle(copy.deepcopy(model), dit))
 
     model.set_adapter("a")
     only_a = generate()

@@ -20,21 +20,10 @@ from helpers.latte import (
     ddim_timesteps,
     draw_latents,
     draw_prompt,
-    tiny_latte,
 )
 from helpers.pairs import NUM_STEPS, RULE, Pair, advance
 
 pytestmark = pytest.mark.compiled_once
-
-
-@pytest.fixture(scope="module")
-def model() -> LatteTransformer3DModel:
-    return tiny_latte(depth=1)
-
-
-@pytest.fixture
-def compiled(model: LatteTransformer3DModel) -> Callable[..., Any]:
-    return compiled_pab(model, **RULE.options())
 
 
 # One after the other.
@@ -175,10 +164,7 @@ def test_guidance_changes_half_way(
     after: Guidance,
 ) -> None:
     pair = Pair(model, compiled, guidance=before)
-    run_in_two_halves(pair.actual, 6, lambda loop: setattr(loop, "guidance", after))
-    run_in_two_halves(pair.oracle, 6, lambda loop: setattr(loop, "guidance", after))
-    run_in_two_halves(pair.eager, 6, lambda loop: setattr(loop, "guidance", after))
-    pair.check()
+    check_changed_half_way(pair, lambda loop: setattr(loop, "guidance", after))
 
 
 def test_a_prompt_is_replaced_half_way(
@@ -215,18 +201,21 @@ def _oracle_in_two_lanes(pair: Pair, change: Callable[[Loop], None]) -> None:
         change(loop)
         loop.call = lambda x, t, p, now: oracle(x, t, p, dataclasses.replace(now, lane="changed"))
 
-    run_in_two_halves(pair.actual, 6, change)
-    run_in_two_halves(pair.oracle, 6, switch)
-    run_in_two_halves(pair.eager, 6, change)
+    check_changed_half_way(pair, change, switch)
+
+
+def check_changed_half_way(
+    pair: Pair, change: Callable[[Loop], None], of_oracle: Callable[[Loop], None] | None = None
+) -> None:
+    """Change the three loops of a pair after six steps, and compare them at the end."""
+    changes = (change, of_oracle or change, change)
+    for loop, apply in zip((pair.actual, pair.oracle, pair.eager), changes, strict=True):
+        steps = loop.steps()
+        advance(steps, 6)
+        apply(loop)
+        for _ in steps:
+            pass
     pair.check()
-
-
-def run_in_two_halves(loop: Loop, count: int, change: Callable[[Loop], None]) -> None:
-    steps = loop.steps()
-    advance(steps, count)
-    change(loop)
-    for _ in steps:
-        pass
 
 
 # Schedulers that call more often than there are timesteps, and calls outside of any generation.

@@ -24,19 +24,9 @@ from helpers.latte import (
     draw_prompt,
     tiny_latte,
 )
-from helpers.pairs import NUM_STEPS, RULE, Pair, advance
+from helpers.pairs import NUM_STEPS, RULE, Pair, advance, pairs_of
 
 pytestmark = pytest.mark.compiled_once
-
-
-@pytest.fixture(scope="module")
-def model() -> LatteTransformer3DModel:
-    return tiny_latte(depth=1)
-
-
-@pytest.fixture
-def compiled(model: LatteTransformer3DModel) -> Callable[..., Any]:
-    return compiled_pab(model, **RULE.options())
 
 
 def alternate(pairs: list[Pair], burst: int, lead: int = 0) -> None:
@@ -51,88 +41,35 @@ def alternate(pairs: list[Pair], burst: int, lead: int = 0) -> None:
                     break
 
 
-def prompt_of(index: int, same_prompt: bool) -> torch.Tensor:
-    return draw_prompt(2 if same_prompt else 10 + index)
-
-
-# Without scopes: whatever cannot be told apart computes.
+# Without scopes: whatever cannot be distinguished computes.
 
 
 @pytest.mark.parametrize(("burst", "lead"), [(1, 5), (3, 0), (5, 2)])
 @pytest.mark.parametrize("same_prompt", [True, False])
-def test_on_tables_of_their_own(
+@pytest.mark.parametrize("clock", ["tables of their own", "one table", "values"])
+def test_without_scopes_nothing_is_mixed(
     model: LatteTransformer3DModel,
     compiled: Callable[..., Any],
+    clock: str,
     same_prompt: bool,
     burst: int,
     lead: int,
 ) -> None:
+    by_value = clock == "values"
+    if by_value:  # The generations before have shown what the timesteps are.
+        for seed in (5, 6):
+            Pair(model, compiled, latents=draw_latents(seed), by_value=True).run()
+    table = {"timesteps": ddim_timesteps(NUM_STEPS)} if clock == "one table" else {}
+    prompts = [draw_prompt(2 if same_prompt else 10 + index) for index in range(2)]
     pairs = [
-        Pair(
-            model,
-            compiled,
-            latents=draw_latents(i),
-            prompt=prompt_of(i, same_prompt),
-        )
-        for i in range(2)
+        Pair(model, compiled, latents=draw_latents(i), prompt=prompt, by_value=by_value, **table)
+        for i, prompt in enumerate(prompts)
     ]
     alternate(pairs, burst, lead)
     for pair in pairs:
         pair.check_nothing_foreign()
-    Pair(model, compiled, latents=draw_latents(7)).run()
-
-
-@pytest.mark.parametrize(("burst", "lead"), [(1, 5), (3, 0), (5, 2)])
-@pytest.mark.parametrize("same_prompt", [True, False])
-def test_on_one_table(
-    model: LatteTransformer3DModel,
-    compiled: Callable[..., Any],
-    same_prompt: bool,
-    burst: int,
-    lead: int,
-) -> None:
-    timesteps = ddim_timesteps(NUM_STEPS)
-    pairs = [
-        Pair(
-            model,
-            compiled,
-            timesteps=timesteps,
-            latents=draw_latents(i),
-            prompt=prompt_of(i, same_prompt),
-        )
-        for i in range(2)
-    ]
-    alternate(pairs, burst, lead)
-    for pair in pairs:
-        pair.check_nothing_foreign()
-    Pair(model, compiled, latents=draw_latents(7)).run()
-
-
-@pytest.mark.parametrize(("burst", "lead"), [(1, 5), (3, 0), (5, 2)])
-@pytest.mark.parametrize("same_prompt", [True, False])
-def test_with_timesteps_by_value(
-    model: LatteTransformer3DModel,
-    compiled: Callable[..., Any],
-    same_prompt: bool,
-    burst: int,
-    lead: int,
-) -> None:
-    # The generations before it have shown what the timesteps are.
-    for seed in (5, 6):
-        Pair(model, compiled, latents=draw_latents(seed), by_value=True).run()
-    pairs = [
-        Pair(
-            model,
-            compiled,
-            latents=draw_latents(i),
-            prompt=prompt_of(i, same_prompt),
-            by_value=True,
-        )
-        for i in range(2)
-    ]
-    alternate(pairs, burst, lead)
-    for pair in pairs:
-        pair.check_nothing_foreign()
+    if not by_value:
+        Pair(model, compiled, latents=draw_latents(7)).run()
 
 
 # With scopes, in tasks, in threads: each as if it were alone.
@@ -143,10 +80,7 @@ def test_tasks_in_scopes_of_their_own(
     model: LatteTransformer3DModel, compiled: Callable[..., Any], by_value: bool
 ) -> None:
     timesteps = ddim_timesteps(NUM_STEPS)
-    pairs = [
-        Pair(model, compiled, timesteps=timesteps, latents=draw_latents(i), by_value=by_value)
-        for i in range(3)
-    ]
+    pairs = pairs_of(model, compiled, 3, timesteps=timesteps, by_value=by_value)
 
     async def denoise(pair: Pair) -> None:
         with pab_compile.generation():
@@ -165,9 +99,7 @@ def test_a_scope_inside_a_generation(
     model: LatteTransformer3DModel, compiled: Callable[..., Any]
 ) -> None:
     timesteps = ddim_timesteps(NUM_STEPS)
-    outer, inner = (
-        Pair(model, compiled, timesteps=timesteps, latents=draw_latents(i)) for i in range(2)
-    )
+    outer, inner = pairs_of(model, compiled, timesteps=timesteps)
     steps = outer.actual.steps()
     advance(steps, 5)
     with pab_compile.generation():
@@ -181,7 +113,7 @@ def test_a_scope_in_a_context_that_is_left_and_entered_again(
     model: LatteTransformer3DModel, compiled: Callable[..., Any]
 ) -> None:
     timesteps = ddim_timesteps(NUM_STEPS)
-    pairs = [Pair(model, compiled, timesteps=timesteps, latents=draw_latents(i)) for i in range(2)]
+    pairs = pairs_of(model, compiled, timesteps=timesteps)
     contexts = [contextvars.copy_context() for _ in pairs]
     scopes = [pab_compile.generation() for _ in pairs]
     running = [pair.actual.steps() for pair in pairs]
@@ -202,7 +134,7 @@ def test_threads(model: LatteTransformer3DModel, compiled: Callable[..., Any], w
     torch._dynamo.reset()  # what earlier tests compiled
     if warm:
         Pair(model, compiled, timesteps=timesteps).run()
-    pairs = [Pair(model, compiled, timesteps=timesteps, latents=draw_latents(i)) for i in range(3)]
+    pairs = pairs_of(model, compiled, 3, timesteps=timesteps)
     failures: list[BaseException] = []
     start = threading.Barrier(len(pairs))
 
@@ -272,7 +204,7 @@ def test_explicit_lanes_of_equal_prompts(model: LatteTransformer3DModel) -> None
     rule = {**RULE.options(), "window": (0.15, 0.8)}
     compiled = compiled_pab(model, **rule)
     timesteps = ddim_timesteps(NUM_STEPS)
-    pairs = [Pair(model, compiled, timesteps=timesteps, latents=draw_latents(i)) for i in range(2)]
+    pairs = pairs_of(model, compiled, timesteps=timesteps)
     for index, pair in enumerate(pairs):
         call = calls_of(compiled)
 
@@ -319,7 +251,7 @@ def test_stated_steps_with_stated_timesteps(
 
 def test_a_loop_in_bursts_of_explicit_steps_is_not_mixed(model: LatteTransformer3DModel) -> None:
     compiled = compiled_pab(model, **{**RULE.options(), "window": (0.15, 0.8)})
-    pairs = [Pair(model, compiled, latents=draw_latents(i)) for i in range(2)]
+    pairs = pairs_of(model, compiled)
     for pair in pairs:
         pair.actual.call = stepped(pair.actual.call, lanes=True)
     alternate(pairs, burst=3)

@@ -123,7 +123,7 @@ def letters(branch: StepBranch) -> str:
     return "".join(chr(ord("A") + known.index(key)) for key in keys)
 
 
-LATTE = {4: "ABCBCBCBD", 8: "ABCBCBCBCBCBCBCBD"}
+LATTE = {4: "ABCBCBCBD", 6: "ABCBCBCBCBCBD"}
 OWN = {2: "ABBC", 4: "ABBBBC", 12: "A" + 12 * "B" + "C"}
 
 

@@ -18,7 +18,6 @@ from helpers.captured import (
     time_embedding,
     tokens_of,
 )
-from helpers.golden import check_inline
 from pab_compile.passes.graph import ir
 from pab_compile.passes.sites.regions import Growth, RegionFinder, cheapest_cut, dead_regions
 
@@ -39,112 +38,68 @@ def names(nodes: tuple[torch.fx.Node, ...]) -> str:
     return " ".join(node.name for node in nodes)
 
 
-def describe(growth: Growth) -> str:
-    return (
-        f"region:   {names(growth.nodes)}\n"
-        f"frontier: {names(growth.frontier)}\n"
-        f"cut:      {names(cheapest_cut(growth))}"
-    )
+# Nodes of the region, of its frontier, and of the cheapest cut.
+GROWN = [
+    pytest.param(
+        *(models.gated_attention, "attention", "attend linear_3", "linear_3", "linear_3"),
+        id="attention stops before the gate",
+    ),
+    pytest.param(
+        *(models.gated_attention, "gated", "attend linear_3 mul_1", "mul_1", "mul_1"),
+        id="gated stops before the residual add",
+    ),
+    pytest.param(
+        *(models.parallel_block, "attention", "attend", "attend", "attend"),
+        id="an MLP beside the attention keeps the cut before their concatenation",
+    ),
+    pytest.param(
+        *(models.cross_attention, "attention", "attend linear_5", "linear_5", "linear_5"),
+        id="cross-attention is cached after its projection",
+    ),
+    pytest.param(
+        models.joint_attention,
+        "attention",
+        "attend split_with_sizes getitem getitem_1 linear_3 linear_4",
+        "linear_3 linear_4",
+        "linear_3 linear_4",
+        id="joint attention has one frontier per stream",
+    ),
+    pytest.param(
+        *(models.no_residual, "attention", "attend linear_1", "linear_1", "linear_1"),
+        id="without a residual it ends at the timestep",
+    ),
+    pytest.param(
+        models.no_residual,
+        "gated",
+        "attend linear_1 mul view_1 permute_1",
+        "permute_1",
+        "permute_1",
+        id="without a residual the gated one ends at the output",
+    ),
+    pytest.param(
+        *(models.widening, "attention", "attend linear_3", "linear_3", "attend"),
+        id="the cheapest cut may lie before the frontier",
+    ),
+    pytest.param(
+        *(models.two_prompts, "attention", "attend attend_1 add_1 linear_2"),
+        *("linear_2", "linear_2"),
+        id="two attentions that are added first are one region",
+    ),
+    pytest.param(
+        *(models.batch_loop, "attention", "attend attend_1 cat linear_2", "linear_2", "linear_2"),
+        id="a loop over the batch is one region",
+    ),
+]
 
 
-def test_the_cut_attention_stops_before_the_gate_and_gated_before_the_residual_add() -> None:
-    found = [describe(grow(models.gated_attention, cut)[0]) for cut in ("attention", "gated")]
-    check_inline(
-        "\n".join(found),
-        """\
-        region:   attend linear_3
-        frontier: linear_3
-        cut:      linear_3
-        region:   attend linear_3 mul_1
-        frontier: mul_1
-        cut:      mul_1
-        """,
-    )
-
-
-def test_an_mlp_beside_the_attention_keeps_the_cut_before_their_concatenation() -> None:
-    check_inline(
-        describe(grow(models.parallel_block)[0]),
-        """\
-        region:   attend
-        frontier: attend
-        cut:      attend
-        """,
-    )
-
-
-def test_cross_attention_is_cached_after_its_projection() -> None:
-    check_inline(
-        describe(grow(models.cross_attention)[0]),
-        """\
-        region:   attend linear_5
-        frontier: linear_5
-        cut:      linear_5
-        """,
-    )
-
-
-def test_two_attentions_that_are_added_first_are_one_region() -> None:
-    (growth,) = grow(models.two_prompts)
-    assert growth.mixers == (0, 1)
-    check_inline(
-        describe(growth),
-        """\
-        region:   attend attend_1 add_1 linear_2
-        frontier: linear_2
-        cut:      linear_2
-        """,
-    )
-
-
-def test_a_loop_over_the_batch_is_one_region() -> None:
-    (growth,) = grow(models.batch_loop)
-    assert growth.mixers == (0, 1)
-    check_inline(
-        describe(growth),
-        """\
-        region:   attend attend_1 cat linear_2
-        frontier: linear_2
-        cut:      linear_2
-        """,
-    )
-
-
-def test_joint_attention_has_one_frontier_per_stream() -> None:
-    check_inline(
-        describe(grow(models.joint_attention)[0]),
-        """\
-        region:   attend split_with_sizes getitem getitem_1 linear_3 linear_4
-        frontier: linear_3 linear_4
-        cut:      linear_3 linear_4
-        """,
-    )
-
-
-def test_without_a_residual_a_region_ends_at_the_timestep_or_the_output() -> None:
-    found = [describe(grow(models.no_residual, cut)[0]) for cut in ("attention", "gated")]
-    check_inline(
-        "\n".join(found),
-        """\
-        region:   attend linear_1
-        frontier: linear_1
-        cut:      linear_1
-        region:   attend linear_1 mul view_1 permute_1
-        frontier: permute_1
-        cut:      permute_1
-        """,
-    )
-
-
-def test_the_cheapest_cut_may_lie_before_the_frontier() -> None:
-    check_inline(
-        describe(grow(models.widening)[0]),
-        """\
-        region:   attend linear_3
-        frontier: linear_3
-        cut:      attend
-        """,
-    )
+@pytest.mark.parametrize(("function", "kind", "region", "frontier", "cheapest"), GROWN)
+def test_a_region_ends_at_its_frontier_and_is_cached_at_its_cheapest_cut(
+    function: Callable[..., torch.Tensor], kind: str, region: str, frontier: str, cheapest: str
+) -> None:
+    (growth,) = grow(function, kind)
+    found = (names(growth.nodes), names(growth.frontier), names(cheapest_cut(growth)))
+    assert found == (region, frontier, cheapest)
+    assert growth.mixers == tuple(range(region.count("attend")))
 
 
 def test_of_equal_cuts_the_latest_is_taken() -> None:
@@ -251,14 +206,8 @@ def gated_by_itself(latents, timestep, w_in, w_qkv, w_gate, w_out):
 
 def test_a_gate_that_the_attention_computes_from_its_own_input_is_part_of_it() -> None:
     (growth,) = grow(gated_by_itself)
-    check_inline(
-        describe(growth),
-        """\
-        region:   attend mul_1 linear_3
-        frontier: linear_3
-        cut:      linear_3
-        """,
-    )
+    assert names(growth.nodes) == "attend mul_1 linear_3"
+    assert names(growth.frontier) == names(cheapest_cut(growth)) == "linear_3"
 
 
 def test_what_is_cached_lies_after_such_a_gate_however_small_the_tensors_before_it() -> None:
