@@ -78,7 +78,7 @@ def calibrate(trained: digits.DigitsModel, args: argparse.Namespace, stages: Sta
     seen.plot().savefig(args.plot, dpi=80)
     found = pab_compile.calibrate(seen, speedup=args.speedup, max_order=args.max_order)
     found.save(args.out)
-    entries = "".join("C" if entry < 0 else str(entry) for entry in found.row)
+    entries = "".join("C" if entry < 0 else str(entry) for entry in found.entries)
     console.print(
         f"{entries}: {found.speedup:.2f}x in FLOPs, predicted error {found.error:.4f}, at most "
         f"{found.cache_bytes / 2**20:.2f} MiB; wrote {args.out} and {args.plot}",

@@ -11,7 +11,7 @@ The public names fall into three groups:
   ``measure_cost`` measures what steps cost.
 - **ranks**: ``comm``, ``scaling`` and ``least_traffic`` predict what several processes exchange.
 
-Every name is imported from its module at its first use, so that the import costs little.
+Every name is imported from its module at its first use, so ``import pab_compile`` is fast.
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from torch import fx
 
-from pab_compile.passes.axes.table import infer_axes
+from pab_compile.passes.axes.infer import infer_axes
 from pab_compile.passes.errors import UnsupportedModelError
 from pab_compile.passes.graph import ir
 from pab_compile.passes.program import Pass, Program
@@ -20,7 +20,7 @@ from pab_compile.passes.rewrite.coalesce import Pattern, coalesce, verify_coales
 from pab_compile.passes.rewrite.pieces import cut_into_pieces
 from pab_compile.passes.rewrite.probes import insert_probes, verify_probes
 from pab_compile.passes.sites.binding import (
-    STATED_HELD,
+    STATED_PROMPT,
     STATED_STEP,
     Binding,
     bind,
@@ -41,7 +41,7 @@ class InferAxes:
 
     def __call__(self, program: Program) -> int:
         """Infer the axes of a captured graph."""
-        roles = (STATED_STEP, STATED_HELD)
+        roles = {STATED_STEP, *STATED_PROMPT}
         stated = {k: v for k, v in self.stated.items() if v not in roles}
         program.axes = infer_axes(program.graph_module, stated)
         single = [node for node in program.graph_module.graph.nodes if ir.tensor(node) is not None]
@@ -68,7 +68,9 @@ class BindTimes:
         program.clock = ir.source(clock)
         inputs = [n for n in ir.placeholders(graph) if not ir.is_constant_input(n)]
         given = [n for n in inputs if not ir.is_eager(n) and n is not latents and n is not clock]
-        program.held = tuple(ir.source(n) for n in given if ir.binding(n) == Binding.PROMPT)
+        program.prompt_inputs = tuple(
+            ir.source(n) for n in given if ir.binding(n) == Binding.PROMPT
+        )
         program.stepping = tuple(ir.source(n) for n in given if ir.binding(n) != Binding.PROMPT)
         program.has_eager_inputs = any(ir.is_eager(n) for n in inputs)
         return changed

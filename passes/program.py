@@ -19,7 +19,7 @@ from pab_compile.passes.graph import ir
 from pab_compile.passes.graph.join import Joined
 from pab_compile.passes.graph.printer import format_graph
 from pab_compile.passes.rewrite.verify import verify
-from pab_compile.passes.sites.classify import Mixer
+from pab_compile.passes.sites.mixer import Mixer
 from pab_compile.passes.sites.site import Site
 
 
@@ -31,7 +31,7 @@ class Program:
         graph_module: the graph as it is now.
         axes: named axes of every tensor (after ``InferAxes``).
         clock: the caller's name of the timestep (after ``BindTimes``).
-        held: the caller's names of the per-prompt inputs (after ``BindTimes``).
+        prompt_inputs: the caller's names of the per-prompt inputs (after ``BindTimes``).
         stepping: the caller's names of the other inputs that change at every step, likewise.
         has_eager_inputs: whether Python code made some input between two graphs, likewise.
         mixers: token mixers (after ``Classify``).
@@ -46,7 +46,7 @@ class Program:
     graph_module: fx.GraphModule
     axes: AxisTable | None = None
     clock: str = ""
-    held: tuple[str, ...] = ()
+    prompt_inputs: tuple[str, ...] = ()
     stepping: tuple[str, ...] = ()
     has_eager_inputs: bool = False
     mixers: tuple[Mixer, ...] = ()

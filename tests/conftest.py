@@ -19,6 +19,12 @@ settings.register_profile("no deadline", deadline=None)
 settings.load_profile("no deadline")
 
 
+def pytest_itemcollected(item: pytest.Item) -> None:
+    """Tests that share compiled code run in one worker."""
+    if item.get_closest_marker("compiled_once") is not None:
+        item.add_marker(pytest.mark.xdist_group(item.path.name))
+
+
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Tests of one ``xdist_group`` run in one worker, and share what they start and capture.

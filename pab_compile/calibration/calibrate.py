@@ -1,6 +1,7 @@
-"""``calibrate``: the best row for all sites of a model, from an observation of it.
+"""``calibrate``: the best plan for a model, from an observation of it.
 
-The error of a row is how far it leads the latents away (``drift``); ``search`` finds the best one.
+All sites of the plan have the same entries. ``drift`` gives the error of a plan: how far it moves
+the latents. ``search`` finds the plan of least error.
 """
 
 from __future__ import annotations
@@ -22,10 +23,10 @@ from pab_compile.plans.plan_file import plan_to_json
 from .cost import Cost, flops_cost
 from .drift import observed_drift
 from .observation import Observation
-from .search import Found, best_rows
+from .search import Found, best_entries
 
 _FEWER = 2
-"""A search for at most so many computed steps starts from so many fewer."""
+"""A search for a number of computed steps starts with this many fewer."""
 
 
 @dataclass(frozen=True)
@@ -33,20 +34,20 @@ class Calibration:
     """A plan chosen by measurement.
 
     Attributes:
-        row: ``COMPUTE`` or the order of the reuse, one entry per step, for every site.
+        entries: one per step, for every site: ``COMPUTE`` or the order of the reuse.
         sites: names of the sites.
         speedup: cost without reuse / cost of the plan.
-        error: predicted: how far the latents are from where they would be without reuse (root mean
-            square over the steps), relative to the distance from the first to the last.
-        cache_bytes: most bytes kept in one lane.
+        error: the predicted distance of the latents to those without reuse. It is the root mean
+            square over the steps, relative to the distance from the first to the last latents.
+        cache_bytes: most bytes in the cache of one lane.
         fingerprint: of the model.
-        cut: the option ``cut`` that it holds for.
-        coalesce: the option ``coalesce``, likewise.
-        predict_in: the option ``predict_in``, likewise.
-        cost: what steps were taken to cost.
+        cut: the value of the option ``cut`` that the plan needs.
+        coalesce: the value of the option ``coalesce``, likewise.
+        predict_in: the value of the option ``predict_in``, likewise.
+        cost: the cost of the steps that was used.
     """
 
-    row: tuple[int, ...]
+    entries: tuple[int, ...]
     sites: tuple[str, ...]
     speedup: float
     error: float
@@ -60,12 +61,12 @@ class Calibration:
     @property
     def num_steps(self) -> int:
         """Steps of the observed generations."""
-        return len(self.row)
+        return len(self.entries)
 
     def to_json(self) -> dict[str, Any]:
         """The content of a plan file; see ``load_plan``."""
         return {
-            **plan_to_json(dict.fromkeys(self.sites, self.row), self.num_steps),
+            **plan_to_json(dict.fromkeys(self.sites, self.entries), self.num_steps),
             "fingerprint": self.fingerprint,
             "cut": self.cut,
             "coalesce": self.coalesce,
@@ -125,7 +126,7 @@ def calibrate(
         counts = range(fewest, num_steps + 1)
     measure = observed_drift(observation, _positions(observation, predict_in), max_distance)
     best = Found(math.inf, ())
-    for found in best_rows(measure, num_steps, counts, max(orders, default=0)):
+    for found in best_entries(measure, num_steps, counts, max(orders, default=0)):
         best = min(found, best, key=lambda one: one.error)
         if max_error is not None and math.sqrt(best.error) <= max_error:
             break
@@ -137,11 +138,11 @@ def calibrate(
             "a row, all of them observed). Ask for less, or raise max_distance."
         )
     return Calibration(
-        best.row,
+        best.entries,
         tuple(site.name for site in observation.sites),
-        cost.speedup(best.row.count(COMPUTE), num_steps),
+        cost.speedup(best.entries.count(COMPUTE), num_steps),
         math.sqrt(best.error),
-        observation.kept_bytes * (max(best.row) + 1),
+        observation.kept_bytes * (max(best.entries) + 1),
         observation.fingerprint,
         observation.cut,
         observation.coalesce,
@@ -152,23 +153,26 @@ def calibrate(
 
 def predicted_error(
     observation: Observation,
-    row: Sequence[int],
+    entries: Sequence[int],
     predict_in: Literal["step", "timestep"] = "step",
 ) -> float:
-    """``Calibration.error`` of any row: infinite where it reuses what was not observed.
+    """``Calibration.error`` of any entries; infinite if they reuse what was not observed.
 
     Args:
         observation: of the model.
-        row: what every site does: ``COMPUTE`` or an order, one entry per step.
-        predict_in: what predictions are polynomials of.
+        entries: one per step, for every site: ``COMPUTE`` or the order of the reuse.
+        predict_in: predictions are polynomials of the ``step`` or of the ``timestep``.
+
+    Raises:
+        CalibrationError: the number of entries is wrong, or the first one reuses.
     """
-    entries = torch.tensor([row], dtype=torch.long)
-    if entries.shape[1] != observation.num_steps or entries[0, 0] != COMPUTE:
+    candidate = torch.tensor([entries], dtype=torch.long)
+    if candidate.shape[1] != observation.num_steps or candidate[0, 0] != COMPUTE:
         raise CalibrationError(
-            f"A row has one entry for each of the {observation.num_steps} observed steps, the "
-            f"first of them {COMPUTE} (compute); found {list(row)}."
+            f"There must be one entry for each of the {observation.num_steps} observed steps, and "
+            f"the first one must be {COMPUTE} (compute); found {list(entries)}."
         )
-    return math.sqrt(observed_drift(observation, _positions(observation, predict_in))(entries)[0])
+    return math.sqrt(observed_drift(observation, _positions(observation, predict_in))(candidate)[0])
 
 
 def _positions(observation: Observation, predict_in: str) -> list[float]:

@@ -86,7 +86,7 @@ def measure_cost(call: Callable[[], Any], observation: Observation, model: torch
     begin = now()
     with waiting_for_the_device():
         call()
-    records = last_generation(model, "No step was timed").running.records
+    records = last_generation(model, "No step was timed").running.record.calls
     return _medians([record for record in records if record.started >= begin], observation)
 
 

@@ -23,7 +23,8 @@ import torch
 from pab_compile.errors import ObservationError
 from pab_compile.passes.graph.wrapped import plain_tensors
 from pab_compile.passes.sites.site import Site
-from pab_compile.runtime.generation import Lane, Place
+from pab_compile.runtime.generation import Place
+from pab_compile.runtime.lane import Lane
 
 from .observation import MAX_LAG, Observation, ObservedRun, ObservedSite
 
@@ -197,7 +198,7 @@ class Observer:
         if self._own is not None and not self._own.issuperset(map(id, weights)):
             return
         if place is None or not place.generation.trusted:
-            notes = place.generation.notes if place is not None else ()
+            notes = place.generation.record.notes if place is not None else ()
             self._unplaced |= dict.fromkeys(notes or ["a call has no place in a generation"])
             return
         self._graphs.setdefault(probed.graph, probed)

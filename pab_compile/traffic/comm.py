@@ -265,7 +265,7 @@ def _gathers(
             collectives=1,
             computed_steps=num_steps,
             convention_bytes=0.0,
-            wire_bytes=float(gathered_bytes(node, layout.held[node], ranks) * num_steps),
+            wire_bytes=float(gathered_bytes(node, layout.shards[node], ranks) * num_steps),
             formula=sympy.Integer(0),
         )
         for node in layout.gathers

@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from .atoms import Atom, Dim, Origin, leaves, root, size
 
 BATCH, CHANNEL, PACKED, TEXT = "b", "channel", "s", "text"
+VIDEO = frozenset("thws")
+"""Axes of the latents that attention can mix."""
 GATHERED = "gathered"
 """Tokens that the model's own queries gathered from others."""
 

@@ -74,7 +74,6 @@ def pixel_shuffle(trace: Trace, node: fx.Node) -> Dims:
 
 def pixel_unshuffle(trace: Trace, node: fx.Node) -> Dims:
     """A finer grid becomes channels; the grid keeps its outer factor."""
-    """A finer grid becomes channels; the grid keeps its outer factor."""
     dims, shape = trace.of(first(node)), output_shape(node)
     grid = [strided(dim, n, size(dim) // n) for dim, n in zip(dims[-2:], shape[-2:], strict=True)]
     return (*dims[:-3], fresh(shape[-3], feature=True), *grid)

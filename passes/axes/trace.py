@@ -1,7 +1,7 @@
 """State of an axis inference: the axes of every tensor so far, and how dimensions meet.
 
-Rules (``passes.axis_rules``, ``passes.axis_products``) read the axes of operands here and ask for
-meetings; the driver (``passes.axes.table``) fills in what they return.
+Rules (``passes.axes.rules``) read the axes of operands here and ask for
+meetings; the driver (``passes.axes.infer``) fills in what they return.
 """
 
 from __future__ import annotations

@@ -15,9 +15,11 @@ from pab_compile.passes.errors import UnsupportedModelError
 
 from . import ir
 from .folding import fold_mapped_constants
+from .inlining import inline_calls
 from .inputs import Inputs, with_constant_numbers
 from .noise import remove_noise
 from .refusals import refuse_autocast, refuse_other_memory
+from .sizes_only import read_sizes_only
 from .tracing import trace
 from .wrapped import take_plain
 
@@ -49,6 +51,7 @@ def capture(dynamo_graph: fx.GraphModule, args: Sequence[Any]) -> fx.GraphModule
     refuse_other_memory(dynamo_graph)
     inputs = Inputs.of(dynamo_graph, args)
     static_graph = with_constant_numbers(dynamo_graph, inputs, args)
+    inline_calls(static_graph)
     fold_mapped_constants(static_graph)
     if inputs.wrapped:
         take_plain(static_graph, inputs.given_tensors(args))
@@ -62,6 +65,7 @@ def capture(dynamo_graph: fx.GraphModule, args: Sequence[Any]) -> fx.GraphModule
     for node, (name, constant) in zip(ir.placeholders(captured.graph), inputs.sources, strict=True):
         ir.set_source(node, name)
         ir.set_constant_input(node, constant)
+    read_sizes_only(captured.graph)
     remove_noise(captured)
     refuse_autocast(captured.graph)
     return captured

@@ -18,6 +18,7 @@ import torch
 from torch import fx
 
 from . import ir
+from .walk import feeding, in_order, results
 
 _BEGIN, _END = "_vmap_increment_nesting", "_vmap_decrement_nesting"
 _IN_PLACE = ("setitem", "iadd", "isub", "imul", "imatmul", "itruediv", "ifloordiv", "imod", "ipow")
@@ -41,8 +42,8 @@ def fold_mapped_constants(graph_module: fx.GraphModule) -> int:
         return 0
     folded = 0
     for stretch in stretches:
-        if constants.issuperset(stretch) and (results := _run(stretch)) is not None:
-            for node, result in results.items():
+        if constants.issuperset(stretch) and (handed_on := _run(stretch)) is not None:
+            for node, result in handed_on.items():
                 name = f"mapped_{node.name}"
                 graph_module.register_buffer(name, result, persistent=False)
                 with graph.inserting_before(stretch[0]):
@@ -100,7 +101,7 @@ def _writes(node: fx.Node) -> bool:
 
 def _run(stretch: Sequence[fx.Node]) -> dict[fx.Node, torch.Tensor] | None:
     """What a stretch hands on; None if that is no tensor, or it writes to what it is given."""
-    before = _ancestors(stretch)
+    before = in_order(feeding(stretch) - set(stretch))
     values: dict[fx.Node, Any] = {}
     with torch.no_grad():
         for node in before:
@@ -108,23 +109,10 @@ def _run(stretch: Sequence[fx.Node]) -> dict[fx.Node, torch.Tensor] | None:
         versions = [_version(values[node]) for node in before]
         for node in stretch:
             _call(node, values)
-    inside = set(stretch)
-    results = {n: values[n] for n in stretch if any(user not in inside for user in n.users)}
+    handed_on = {node: values[node] for node in results(stretch)}
     if versions != [_version(values[node]) for node in before]:
         return None
-    return results if all(isinstance(r, torch.Tensor) for r in results.values()) else None
-
-
-def _ancestors(stretch: Sequence[fx.Node]) -> list[fx.Node]:
-    found: set[fx.Node] = set()
-    pending = [source for node in stretch for source in node.all_input_nodes]
-    while pending:
-        node = pending.pop()
-        if node not in found:
-            found.add(node)
-            pending += node.all_input_nodes
-    found -= set(stretch)
-    return [node for node in stretch[0].graph.nodes if node in found]
+    return handed_on if all(isinstance(r, torch.Tensor) for r in handed_on.values()) else None
 
 
 def _call(node: fx.Node, values: dict[fx.Node, Any]) -> None:

@@ -133,9 +133,13 @@ def is_random(node: fx.Node) -> bool:
 
 
 def has_effect(node: fx.Node) -> bool:
-    """Whether the op does more than yield a value that its inputs determine."""
+    """Whether the op does more than yield a value that its inputs determine.
+
+    It draws random numbers, writes, or is called for its effect alone, as an assertion is.
+    """
     schema = getattr(node.target, "_schema", None)
-    return is_random(node) or (schema is not None and schema.is_mutable)
+    acts = schema is not None and (schema.is_mutable or not schema.returns)
+    return is_random(node) or acts
 
 
 def must_stay(node: fx.Node) -> bool:

@@ -26,6 +26,7 @@ from torch import fx
 from pab_compile.passes.errors import UnsupportedModelError
 
 from . import ir
+from .walk import feeding, in_order, picks
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,7 +64,7 @@ def measure(dynamo_graph: fx.GraphModule) -> Measured:
     """Split a Dynamo graph at what its sizes depend on. The graph itself is not modified."""
     graph = dynamo_graph.graph
     found = find_measured(graph)
-    needed = _needed(graph, found)
+    needed = in_order({*found, *feeding(found)})
     if not found or not _can_run_twice(graph, needed):
         return Measured(dynamo_graph)
     values, results = _graph_of_values(graph, found, needed)
@@ -90,7 +91,7 @@ def find_measured(graph: fx.Graph) -> list[fx.Node]:
         if any(_symbols(source) and _is_number(source) for source in sources):
             continue
         several = isinstance(ir.example(node), (list, tuple))
-        found += [user for user in node.users if ir.is_getitem(user)] if several else [node]
+        found += picks(node) if several else [node]
     return found
 
 
@@ -102,15 +103,6 @@ def _symbols(node: fx.Node) -> set[Any]:
 
 def _is_number(node: fx.Node) -> bool:
     return isinstance(ir.example(node), (torch.SymInt, torch.SymFloat, torch.SymBool))
-
-
-def _needed(graph: fx.Graph, found: Sequence[fx.Node]) -> list[fx.Node]:
-    """Some nodes and all that they are computed from, in order."""
-    needed = set(found)
-    for node in reversed(graph.nodes):
-        if node in needed:
-            needed.update(node.all_input_nodes)
-    return [node for node in graph.nodes if node in needed]
 
 
 def _can_run_twice(graph: fx.Graph, needed: Sequence[fx.Node]) -> bool:

@@ -12,6 +12,7 @@ import torch
 from torch import fx
 
 from . import ir
+from .walk import operands, results
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,8 +28,7 @@ def extract(
     root: torch.nn.Module, nodes: Sequence[fx.Node], outputs: Sequence[fx.Node]
 ) -> Outlined:
     """Copy nodes (in graph order) into a graph module that returns a tuple of ``outputs``."""
-    inside = set(nodes)
-    read = dict.fromkeys(n for node in nodes for n in node.all_input_nodes if n not in inside)
+    read = operands(nodes)
     inputs = [node for node in read if not ir.is_subgraph(node)]
     subgraphs = [node for node in read if ir.is_subgraph(node)]  # no values: they come along
     graph = fx.Graph()
@@ -54,8 +54,7 @@ def copy_with_nodes(
     """A copy that can be rewritten, and which of its nodes stands for which of the original."""
     graph = fx.Graph()
     copies: dict[fx.Node, fx.Node] = {}
-    results = graph.graph_copy(graph_module.graph, copies)
-    graph.output(results)
+    graph.output(graph.graph_copy(graph_module.graph, copies))
     return fx.GraphModule(graph_module, graph), copies
 
 
@@ -93,8 +92,7 @@ def outline(
             copies[unit].meta = dict(unit.meta)
             continue
         nodes = members[unit]
-        inside = set(nodes)
-        outputs = [n for n in nodes if any(user not in inside for user in n.users)]
+        outputs = results(nodes)
         outlined = extract(graph_module, nodes, outputs)
         root.add_module(unit, wrap(unit, outlined))
         call = new_graph.call_module(unit, tuple(copies[n] for n in outlined.inputs))

@@ -4,7 +4,7 @@ One line per node, submodules that hold a graph indented below their call::
 
     %x = input hidden_states : f32[6, 24, 8]
     %w = weight proj.weight : f32[8, 8]
-    %spatial_0 = branch spatial_0(%x, %w) : (f32[6, 24, 8])  # reuse: load slot | otherwise:
+    %spatial_0 = branch spatial_0(%x, %w) : (f32[6, 24, 8])  # reuse: load cache | otherwise:
         %linear = aten.linear(%x, %w) : f32[6, 24, 8]
         return %linear
     %out = %spatial_0[0] : f32[6, 24, 8]
@@ -29,7 +29,7 @@ from . import ir
 AxisNames = Callable[[fx.Node], Sequence[str] | None]
 
 _INDENT = "    "
-_REUSE_NOTE = "reuse: load slot | otherwise:"
+_REUSE_NOTE = "reuse: load cache | otherwise:"
 _NOISE = ("device", "layout", "pin_memory")  # keyword arguments that no pass looks at
 _DTYPES = {
     torch.bool: "b8",

@@ -8,9 +8,9 @@ from torch import fx
 from pab_compile.passes.errors import UnsupportedModelError
 
 from . import ir
+from .ops import CASTS
 
 _CPU_DTYPES = (torch.bfloat16, torch.float16)
-_CASTS = ("to", "_to_copy")
 _OTHER_MEMORY = ("set_", "shallow_copy_data_")
 
 
@@ -41,7 +41,7 @@ def _casts_nothing(entered: fx.Node) -> bool:
     nodes = list(entered.graph.nodes)
     (left,) = ir.users(entered)
     region = nodes[nodes.index(entered) : nodes.index(left)]
-    read = [arg for node in region if not ir.is_call(node, *_CASTS) for arg in node.all_input_nodes]
+    read = [arg for node in region if not ir.is_call(node, *CASTS) for arg in node.all_input_nodes]
     tensors = [tensor for node in (*region, *read) for tensor in ir.tensors(node)]
     floats = {tensor.dtype for tensor in tensors if tensor.is_floating_point()}
     return entered.args[1] is torch.float32 and floats <= {torch.float32}

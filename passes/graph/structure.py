@@ -9,11 +9,12 @@ from typing import Any
 from torch import fx
 
 from . import ir
+from .walk import positions, results
 
 
 def structure_key(graph_module: fx.GraphModule) -> str:
     """Hash of all that a compiled function depends on: ops, arguments, layouts of the inputs."""
-    index = {node: number for number, node in enumerate(graph_module.graph.nodes)}
+    index = positions(graph_module.graph)
 
     def reference(node: fx.Node) -> str:
         return f"%{index[node]}"
@@ -65,9 +66,7 @@ def calls_key(calls: Sequence[fx.Node], texts: Sequence[Any]) -> tuple[Any, ...]
                 if not ir.is_subgraph(n)
             )
         )
-    returned = tuple(
-        index for index, node in enumerate(calls) if any(user not in number for user in node.users)
-    )
+    returned = tuple(number[node] for node in results(calls))
     return tuple(texts), tuple(wiring), returned
 
 

@@ -8,6 +8,7 @@ from torch import fx
 
 from pab_compile.passes.errors import InvariantError
 from pab_compile.passes.graph import ir
+from pab_compile.passes.graph.ops import is_collective, is_wait
 from pab_compile.passes.sites.site import Site
 
 from .emit import Exchange
@@ -17,11 +18,7 @@ from .shard import Ranks
 
 def collectives(nodes: Sequence[fx.Node]) -> list[fx.Node]:
     """The collectives among some nodes, waits left out."""
-    return [
-        node
-        for node in nodes
-        if ir.op_namespace(node) == "_c10d_functional" and not ir.is_call(node, "wait_tensor")
-    ]
+    return [node for node in nodes if is_collective(node)]
 
 
 def check_sharded(after: fx.GraphModule, before: fx.GraphModule, ranks: Ranks) -> None:
@@ -48,7 +45,7 @@ def check_sharded(after: fx.GraphModule, before: fx.GraphModule, ranks: Ranks) -
             raise InvariantError(f"sharding changed the {what} from {old} to {new}")
     _check_kept(after, before, ranks)
     for node in collectives(list(after.graph.nodes)):
-        waits = [user for user in node.users if ir.is_call(user, "wait_tensor")]
+        waits = [user for user in node.users if is_wait(user)]
         if len(waits) != 1 or len(node.users) != 1:
             raise InvariantError(f"{node.name} is waited for {len(waits)} times, not once")
         if ir.is_call(node, "all_to_all_single") and node.args[-1] == ranks.group:
@@ -128,8 +125,8 @@ def check_layout(layout: Layout) -> None:
     """Check that wherever the layout of a tensor changes, a collective is planned.
 
     Raises:
-        InvariantError: an op of a detour reads what is dealt out along the main axis, or an op
-            outside reads what is dealt out along the other one.
+        InvariantError: an op of a detour reads what is sharded along the main axis, or an op
+            outside reads what is sharded along the other one.
     """
     for detour in layout.detours:
         entering = {crossing.node for crossing in detour.entering}
@@ -137,18 +134,18 @@ def check_layout(layout: Layout) -> None:
         for node, verdict in detour.verdicts.items():
             for source in node.all_input_nodes:
                 inside = source in detour.verdicts
-                stays = inside or source in entering or (detour.kept and source in layout.held)
-                if source in layout.held and not stays:
+                stays = inside or source in entering or (detour.kept and source in layout.shards)
+                if source in layout.shards and not stays:
                     raise InvariantError(
                         f"{node.name} runs along {detour.axis.name} and reads {source.name}, which "
-                        f"is dealt out along {layout.axis.name} and is not re-sharded"
+                        f"is sharded along {layout.axis.name} and is not re-sharded"
                     )
             outside = [user for user in node.users if user not in detour.verdicts]
             back = node in leaving or node in detour.kept
             if outside and not back and any(verdict.outputs):
                 raise InvariantError(
                     f"{outside[0].name} runs along {layout.axis.name} and reads {node.name}, which "
-                    f"is dealt out along {detour.axis.name} and is not re-sharded"
+                    f"is sharded along {detour.axis.name} and is not re-sharded"
                 )
 
 

@@ -27,7 +27,7 @@ class Option:
 
     Attributes:
         name: ``t``, ``h``, ``w``, or ``s`` for all tokens in one.
-        layout: how the graph is dealt out along it, or None.
+        layout: how the graph is sharded along it, or None.
         step_bytes: bytes per rank and step, a step being as likely to compute as the plan says.
         balance: the longest part of a rank over the mean part; 1 where the axis divides.
         reason: what the ranks exchange, or why it cannot be.
@@ -49,7 +49,7 @@ class Choice:
 
     @property
     def layout(self) -> Layout:
-        """How the graph is dealt out."""
+        """How the graph is sharded."""
         assert self.option.layout is not None
         return self.option.layout
 
@@ -128,7 +128,7 @@ def _look_at(
         return Option(name, None, nothing, nothing, str(error))
     total = sum(
         (
-            Fraction(gathered_bytes(node, layout.held[node], Ranks(num_ranks)))
+            Fraction(gathered_bytes(node, layout.shards[node], Ranks(num_ranks)))
             for node in layout.gathers
         ),
         nothing,

@@ -1,23 +1,21 @@
 """Emission: the ops that take a rank's part of a tensor, re-shard it and gather it (apply).
 
-One ``all_to_all_single`` per re-sharding, with the sizes that the ranks really hold: nothing is
-padded. Everything is computed on fake tensors as it is emitted, so that a size that does not fit
-shows at once.
+A re-sharding is one ``all_to_all_single``, with the sizes that the ranks really hold. Nothing is
+padded.
 """
 
 from __future__ import annotations
 
 import math
-import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from torch import fx
 
 from pab_compile.passes.graph import ir
 
+from .append import Appender
 from .shard import Ranks, Shard
 
 _aten = torch.ops.aten
@@ -30,8 +28,8 @@ class Exchange:
 
     Attributes:
         shape: of the full tensor.
-        source: how it is dealt out before; whole.
-        target: how it is dealt out after; None where every rank gets all of it.
+        source: how it is sharded before; whole.
+        target: how it is sharded after; None where every rank gets all of it.
     """
 
     shape: tuple[int, ...]
@@ -48,77 +46,17 @@ class Exchange:
         return mine * local // self.target.full
 
 
-class Emitter:
-    """Appends ops to a graph, with their fake values, for one rank.
+class Emitter(Appender):
+    """Appends the ops that slice, re-shard and gather tensors on one rank.
 
     Attributes:
-        made: the collectives so far, each with what it is for.
+        made: the collectives so far, each with its purpose.
     """
 
     def __init__(self, graph: fx.Graph, ranks: Ranks) -> None:
-        self.graph = graph
+        super().__init__(graph)
         self.ranks = ranks
         self.made: dict[fx.Node, Exchange] = {}
-
-    def call(self, target: Callable[..., Any], *args: Any, like: fx.Node, **kwargs: Any) -> fx.Node:
-        """Append one op; ``like`` is the node of the full graph that it serves."""
-        name = f"{like.name}_{ir.short_name(target)}"
-        return self._append(target, args, kwargs, name, like)
-
-    def stand_in(
-        self, node: fx.Node, target: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any]
-    ) -> fx.Node:
-        """Append an op of the full graph with local operands; it keeps its names."""
-        found = self._append(target, tuple(args), kwargs, node.name, node)
-        ir.copy_axis_names(found, node)
-        return found
-
-    def _append(
-        self,
-        target: Callable[..., Any],
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
-        name: str,
-        like: fx.Node,
-    ) -> fx.Node:
-        node = self.graph.create_node("call_function", target, args, kwargs, name)
-        ir.copy_facts(node, like)
-        times = [when for n in node.all_input_nodes if (when := ir.binding(n)) is not None]
-        ir.set_binding(node, max(times, default=ir.binding(like)))
-        ir.forget_axis_names(node)
-        ir.set_value(node, self.value(node))
-        return node
-
-    def value(self, node: fx.Node) -> Any:
-        """The fake value of a call on the fake values of its operands."""
-        args, kwargs = fx.map_arg((node.args, node.kwargs), ir.value)
-        assert callable(node.target)
-        with torch.no_grad():
-            return node.target(*args, **kwargs)
-
-    def reshape(self, x: fx.Node, shape: Sequence[int], like: fx.Node) -> fx.Node:
-        """Another view of the same elements; none where the shape is the same."""
-        if ir.shape(x) == tuple(shape):
-            return x
-        return self.call(_aten.reshape.default, x, list(shape), like=like)
-
-    def slice(self, x: fx.Node, dim: int, start: int, stop: int, like: fx.Node) -> fx.Node:
-        """A range of positions; none where it is all of them."""
-        if (start, stop) == (0, (ir.shape(x) or ())[dim]):
-            return x
-        return self.call(_aten.slice.Tensor, x, dim, start, stop, like=like)
-
-    def cat(self, parts: Sequence[fx.Node], dim: int, like: fx.Node) -> fx.Node:
-        """Concatenate; a single part stays as it is."""
-        if len(parts) == 1:
-            return parts[0]
-        return self.call(_aten.cat.default, list(parts), dim, like=like)
-
-    def permute(self, x: fx.Node, dims: Sequence[int], like: fx.Node) -> fx.Node:
-        """Reorder all dimensions; none where the order is the same."""
-        if list(dims) == sorted(dims):
-            return x
-        return self.call(_aten.permute.default, x, list(dims), like=like)
 
     def take(self, x: fx.Node, shard: Shard) -> fx.Node:
         """This rank's part of a tensor that every rank has."""
@@ -271,10 +209,6 @@ class Emitter:
             dim,
             like,
         )
-
-    def pick(self, several: fx.Node, index: int, like: fx.Node) -> fx.Node:
-        """One output of an op with several."""
-        return self.call(operator.getitem, several, index, like=like)
 
 
 def _factors(shape: Sequence[int], source: Shard, target: Shard) -> tuple[list[int], int, int]:

@@ -26,6 +26,8 @@ from torch import fx
 
 from pab_compile.passes.errors import InvariantError
 from pab_compile.passes.graph import ir
+from pab_compile.passes.graph.ops import is_collective, is_wait
+from pab_compile.passes.graph.walk import positions
 from pab_compile.passes.program import Program
 from pab_compile.passes.rewrite.broadcast import StepBranch
 from pab_compile.passes.rewrite.pieces import Piece
@@ -74,17 +76,12 @@ def in_flight(graph: fx.Graph) -> dict[fx.Node, int]:
         if is_collective(node):
             found[node] = 0
             flying[node] = None
-        elif ir.is_call(node, "wait_tensor"):
+        elif is_wait(node):
             flying.pop(node.all_input_nodes[0], None)
         elif node.op == "call_function" and not _is_free(node):
             for started in flying:
                 found[started] += 1
     return found
-
-
-def is_collective(node: fx.Node) -> bool:
-    """Whether the node starts an exchange."""
-    return ir.op_namespace(node) == "_c10d_functional" and not ir.is_call(node, "wait_tensor")
 
 
 def _is_free(node: fx.Node) -> bool:
@@ -104,11 +101,11 @@ def _pieces(graph_module: fx.GraphModule) -> Iterator[fx.GraphModule]:
 def _schedule(graph: fx.Graph) -> list[fx.Node]:
     """The new order: list scheduling, what the next collective needs first, waits last."""
     nodes = list(graph.nodes)
-    index = {node: number for number, node in enumerate(nodes)}
+    index = positions(graph)
     before: dict[fx.Node, list[fx.Node]] = {node: list(node.all_input_nodes) for node in nodes}
     last: fx.Node | None = None
     for node in nodes:
-        if is_collective(node) or (_must_keep_order(node) and not ir.is_call(node, "wait_tensor")):
+        if is_collective(node) or (_must_keep_order(node) and not is_wait(node)):
             if last is not None:
                 before[node].append(last)
             last = node
@@ -124,7 +121,7 @@ def _schedule(graph: fx.Graph) -> list[fx.Node]:
         # Inputs first and the output last, as a graph must; a collective as soon as it can start.
         ends = {"placeholder": -2, "get_attr": -2, "output": len(nodes) + 1}
         first = ends.get(node.op, -1 if is_collective(node) else goal[node])
-        waits = int(ir.is_call(node, "wait_tensor"))
+        waits = int(is_wait(node))
         heapq.heappush(ready, ((first, waits, index[node]), index[node]))
 
     for node in nodes:

@@ -10,7 +10,8 @@ from torch import fx
 
 from pab_compile.passes.axes.atoms import Atom, Dim, leaves, size
 from pab_compile.passes.axes.attention_call import attention_call
-from pab_compile.passes.axes.table import VIDEO, AxisTable
+from pab_compile.passes.axes.names import VIDEO
+from pab_compile.passes.axes.table import AxisTable
 from pab_compile.passes.graph import ir
 from pab_compile.passes.graph.contractions import contraction
 
@@ -21,7 +22,7 @@ HEADS = "heads"
 
 @dataclass(frozen=True, eq=False)
 class Axis:
-    """A product of atoms that can be dealt out to ranks.
+    """A product of atoms that can be sharded over ranks.
 
     Attributes:
         name: ``t``, ``h``, ``w``, ``s`` (packed tokens), a product such as ``h*w``, or ``heads``.

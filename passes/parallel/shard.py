@@ -1,7 +1,7 @@
 """Shards: which positions of a dimension one rank holds.
 
 A dimension of a full tensor is read as ``before + outer * size * inner + after`` positions. The
-factor ``size`` is the axis that is dealt out to the ranks in contiguous parts of nearly equal
+factor ``size`` is the axis that is sharded over the ranks in contiguous parts of nearly equal
 length; the other factors, and the positions before and after (prompt tokens in one sequence with
 video tokens), are on every rank.
 """
@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 
 @dataclass(frozen=True)
 class Shard:
-    """How one dimension of a tensor is dealt out.
+    """How one dimension of a tensor is sharded.
 
     Attributes:
         dim: the dimension.
@@ -40,7 +40,7 @@ class Shard:
 
     @property
     def sharded(self) -> int:
-        """Positions of the part of the dimension that is dealt out."""
+        """Positions of the part of the dimension that is sharded."""
         return self.outer * self.size * self.inner
 
     @property
@@ -61,7 +61,7 @@ class Shard:
         return (*shape[: self.dim], self.local(count), *shape[self.dim + 1 :])
 
     def fits(self, shape: Sequence[int]) -> bool:
-        """Whether a full tensor of this shape can be dealt out like this."""
+        """Whether a full tensor of this shape can be sharded like this."""
         return self.dim < len(shape) and shape[self.dim] == self.full
 
 

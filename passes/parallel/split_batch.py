@@ -8,7 +8,7 @@ two ranks can compute one, and nothing is exchanged before the end::
     return %out                           ...
                                           return all_gather(%out)
 
-That rows are kept apart is shown op by op, with the rules of any axis that is dealt out.
+That rows are kept apart is shown op by op, with the rules of any axis that is sharded.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _ADVICE = "Leave batch_mesh and batch_parallel out, and let the ranks share the 
 
 @dataclass(frozen=True)
 class SplitBatch:
-    """Deal the rows of the batch out; runs behind ``FindSites``, before ``ShardTokens``.
+    """Shard the rows of the batch; runs behind ``FindSites``, before ``ShardTokens``.
 
     Attributes:
         ranks: for which rank, in which group.
@@ -84,7 +84,7 @@ def first_part(program: Program, num_ranks: int) -> Program:
 
 
 def lay_out_batch(program: Program, num_ranks: int) -> Layout:
-    """Decide where the rows of the batch are dealt out and gathered.
+    """Decide where the rows of the batch are sharded and gathered.
 
     Args:
         program: a captured graph with its sites.
@@ -110,7 +110,7 @@ def lay_out_batch(program: Program, num_ranks: int) -> Layout:
 
 def describe_split(layout: Layout, ranks: Ranks) -> str:
     """In a line, which rows a rank computes and what it sends."""
-    num = sum(gathered_bytes(node, layout.held[node], ranks) for node in layout.gathers)
+    num = sum(gathered_bytes(node, layout.shards[node], ranks) for node in layout.gathers)
     counts = ranks.counts(layout.axis.size)
     return (
         f"batch: {max(counts)} of {layout.axis.size} rows per rank, over {ranks.size} ranks; "
@@ -130,7 +130,7 @@ def _rows_of(axes: AxisTable) -> Axis:
     if len(large) > 1:
         raise ShardingError(
             f"The model takes the batch of {ir.source(axes.latents)!r} apart, so that its rows "
-            f"cannot be dealt out to ranks. {_ADVICE}"
+            f"cannot be sharded over ranks. {_ADVICE}"
         )
 
     def holds(atom: Atom) -> bool:

@@ -1,6 +1,6 @@
 """What an op does to a shard of its operands: the form in which rules answer.
 
-A rule takes a node and how its sharded operands are dealt out, and answers with a ``Verdict`` where
+A rule takes a node and how its sharded operands are sharded, and answers with a ``Verdict`` where
 every rank can compute its part of the result from its parts of the operands, or else with the
 reason, in English, why it cannot.
 """
@@ -16,8 +16,8 @@ from pab_compile.passes.graph import ir
 
 from .shard import Shard
 
-Held = Mapping[fx.Node, Shard]
-"""How the operands that are dealt out are; the others are replicated."""
+Shards = Mapping[fx.Node, Shard]
+"""How the operands that are sharded are; the others are replicated."""
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class Verdict:
     """An op that every rank computes on its part.
 
     Attributes:
-        outputs: how each output is dealt out; None where it is replicated.
+        outputs: how each output is sharded; None where it is replicated.
         needs: replicated operands of which only a part is used, and which.
     """
 
@@ -37,7 +37,7 @@ Answer = Verdict | str
 
 
 def same(shard: Shard) -> Verdict:
-    """One output, dealt out like the only operand that counts."""
+    """One output, sharded like the only operand that counts."""
     return Verdict((shard,))
 
 
@@ -48,9 +48,9 @@ def first_operand(node: fx.Node) -> fx.Node:
     return found if isinstance(found, fx.Node) else node.all_input_nodes[0]
 
 
-def others(node: fx.Node, held: Held) -> list[fx.Node]:
+def others(node: fx.Node, shards: Shards) -> list[fx.Node]:
     """Sharded operands besides the one that the op works on."""
-    return [n for n in node.all_input_nodes if n in held and n is not first_operand(node)]
+    return [n for n in node.all_input_nodes if n in shards and n is not first_operand(node)]
 
 
 def shape_of(node: fx.Node) -> tuple[int, ...]:
@@ -64,27 +64,27 @@ def wrap(dim: int, rank: int) -> int:
 
 
 def meet(
-    operands: Iterable[fx.Node], held: Held, shard: Shard, rank: int
+    operands: Iterable[fx.Node], shards: Shards, shard: Shard, rank: int
 ) -> dict[fx.Node, Shard] | str:
     """What operands that broadcast against one another must bring for an output of this shard.
 
     Args:
         operands: the operands, aligned at their last dimension.
-        held: how they are dealt out.
+        shards: how they are sharded.
         shard: how the output is.
         rank: number of dimensions of the output.
 
     Returns:
         The part that is needed of every replicated operand that has the axis; a reason where two
-        operands are dealt out differently.
+        operands are sharded differently.
     """
     needs: dict[fx.Node, Shard] = {}
     for operand in operands:
         shape = shape_of(operand)
         at = shard.dim - rank + len(shape)
-        mine = held.get(operand)
+        mine = shards.get(operand)
         if mine is not None and mine != shard.at(at):
-            return f"its operands are dealt out differently ({operand.name})"
+            return f"its operands are sharded differently ({operand.name})"
         if mine is None and at >= 0 and shape[at] != 1:
             needs[operand] = shard.at(at)
     return needs

@@ -6,7 +6,7 @@ Before::
 
 After::
 
-    %o = branch o(%x, ...)      # reuse: load slot | otherwise: linear, ..., linear, and store
+    %o = branch o(%x, ...)      # reuse: load cache | otherwise: linear, ..., linear, and store
     %y = add(%x, %o)
 
 The branch itself always computes: the rewritten module is a plain ``fx.GraphModule`` that gives the

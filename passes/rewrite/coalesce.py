@@ -29,14 +29,16 @@ single.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from torch import fx
 
 from pab_compile.passes.errors import InvariantError
 from pab_compile.passes.graph import ir
+from pab_compile.passes.graph.groups import Groups
 from pab_compile.passes.graph.outline import copy_with_nodes
+from pab_compile.passes.graph.walk import results
 from pab_compile.passes.sites.find_sites import with_region
 from pab_compile.passes.sites.regions import dead_regions
 from pab_compile.passes.sites.site import Site
@@ -45,6 +47,7 @@ from .sums import add_sums, find_sums, live_nodes, may_carry
 
 Pattern = Callable[[Site], Hashable | None]
 _OWN_SUM = "its stretch would read its own sum, or nothing is saved"
+_READ_INSIDE = "what computes on its own reads the stream between the merged sites"
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,7 +85,7 @@ def coalesce(graph_module: fx.GraphModule, sites: Sequence[Site], pattern: Patte
         if known is not None:
             classes.setdefault(known, []).append(site.name)
     for names in classes.values():
-        refused: set[str] = set()
+        refused: dict[str, str] = {}
         while True:
             attempt = _Attempt(graph_module, sites, names, refused)
             bad = attempt.apply()
@@ -95,7 +98,7 @@ def coalesce(graph_module: fx.GraphModule, sites: Sequence[Site], pattern: Patte
         count += attempt.count
         for name in names:
             reason = attempt.reasons.get(name, "no other is added to it")
-            reasons[name] = _OWN_SUM if name in refused else reason
+            reasons[name] = refused.get(name, reason)
     single = Counter(
         reasons[site.name] for site in sites if site.name in reasons and not site.parts
     )
@@ -127,13 +130,25 @@ def verify_coalesced(after: fx.GraphModule, before: fx.GraphModule, sites: Seque
             added = left is after and ir.is_call(node, "sub")
             if node.name not in there and not (added or may_carry(node)):
                 raise InvariantError(f"{node.name} ({ir.op_name(node)}) is in one graph only")
-    given = [n for site in sites for n in site.cut if site.parts]
-    live = live_nodes(after.graph, frozenset(given))
+    live = _live_on_reuse(after.graph, sites)
     for site in sites:
-        for part in site.parts:
-            read = [n.name for n in part.cut if n in live and n not in given]
-            if read:
-                raise InvariantError(f"{part.name}: {read[0]} is read on a step that reuses it")
+        for part, node in _read_on_reuse(site, live):
+            raise InvariantError(f"{part.name}: {node.name} is read on a step that reuses it")
+
+
+def _live_on_reuse(graph: fx.Graph, sites: Sequence[Site]) -> frozenset[fx.Node]:
+    """What is computed on a step that reuses every merged site and no other."""
+    return live_nodes(graph, frozenset(n for site in sites if site.parts for n in site.cut))
+
+
+def _read_on_reuse(site: Site, live: frozenset[fx.Node]) -> list[tuple[Site, fx.Node]]:
+    """The parts of a merged site, with what they would cache, that a reuse reads nevertheless."""
+    return [
+        (part, node)
+        for part in site.parts
+        for node in part.cut
+        if node in live and node not in site.cut
+    ]
 
 
 class _Attempt:
@@ -143,7 +158,7 @@ class _Attempt:
         graph_module: the graph.
         sites: all its sites.
         members: names of the sites of the pattern.
-        refused: names of those among them that must stay single.
+        refused: names of those among them that must stay single, with the reason.
 
     Attributes:
         reasons: name of a site that stays single -> why.
@@ -154,7 +169,7 @@ class _Attempt:
         graph_module: fx.GraphModule,
         sites: Sequence[Site],
         members: Sequence[str],
-        refused: set[str],
+        refused: Mapping[str, str],
     ) -> None:
         self.graph_module, nodes = copy_with_nodes(graph_module)
         self.sites = [_moved(site, nodes) for site in sites]
@@ -168,8 +183,8 @@ class _Attempt:
         self._refused = refused
         self._groups = self._find_groups()
 
-    def apply(self) -> set[str]:
-        """Rewrite the graph; returns the names of sites that turn out not to be mergeable."""
+    def apply(self) -> dict[str, str]:
+        """Rewrite the graph; returns the sites that turn out not to be mergeable, with reasons."""
         merged = [node for node in self._sums.exits if self._is_merged(node)]
         loaded = add_sums(self._graph, self._sums, merged)
         cuts: dict[str, dict[fx.Node, None]] = {}
@@ -192,14 +207,8 @@ class _Attempt:
 
     def _find_groups(self) -> dict[str, str]:
         """Site -> the first site that it is merged with: itself where with none."""
-        order = {site.name: index for index, site in enumerate(self._members)}
-        leader = {name: name for name in order}
+        groups = Groups(site.name for site in self._members)
         region_of = {node: site.name for site in self._members for node in site.region}
-
-        def find(name: str) -> str:
-            while leader[name] != name:
-                name = leader[name]
-            return name
 
         for node in self._sums.carried:
             names = [self._owner[term] for term in self._sums.terms[node]]
@@ -207,19 +216,17 @@ class _Attempt:
                 node not in self._sums.exits
             ):  # what reads a sum in between dies with it, or not at all
                 names += [region_of[user] for user in node.users if names and user in region_of]
-            if self._refused.isdisjoint(names):
-                roots = sorted({find(name) for name in names}, key=order.__getitem__)
-                leader.update(dict.fromkeys(roots, roots[0]) if roots else {})
-        return {name: find(name) for name in order}
+            if not any(name in self._refused for name in names):
+                groups.merge(names)
+        return {site.name: groups.leader(site.name) for site in self._members}
 
     def _is_merged(self, exit_: fx.Node) -> bool:
         names = {self._owner[term] for term in self._sums.terms[exit_]}
-        return (
-            len(self._sums.terms[exit_]) > 1 and len(names) > 1 and self._refused.isdisjoint(names)
-        )
+        is_refused = any(name in self._refused for name in names)
+        return len(self._sums.terms[exit_]) > 1 and len(names) > 1 and not is_refused
 
-    def _replace_sites(self, cuts: dict[str, tuple[fx.Node, ...]]) -> set[str]:
-        """Put merged sites in the place of their first; returns the names of those that fail."""
+    def _replace_sites(self, cuts: dict[str, tuple[fx.Node, ...]]) -> dict[str, str]:
+        """Put merged sites in the place of their first; returns those that fail, with reasons."""
         parts = {
             name: tuple(site for site in self._members if self._groups[site.name] == name)
             for name in cuts
@@ -234,13 +241,17 @@ class _Attempt:
         ]
         regions = dead_regions(self._graph, {site.name: site.cut for site in kept if site.cut})
         self.sites = [with_region(site, regions.get(site.name, ())) for site in kept]
-        bad: set[str] = set()
+        bad: dict[str, str] = {}
+        live = _live_on_reuse(self._graph, self.sites)
         for site in self.sites:
             if site.name not in cuts:
                 continue
+            names_of_parts = [part.name for part in parts[site.name]]
             before = sum(part.cache_bytes for part in site.parts)
             if not site.can_broadcast or _leaks(site) or site.cache_bytes >= before:
-                bad |= {part.name for part in parts[site.name]}
+                bad |= dict.fromkeys(names_of_parts, _OWN_SUM)
+            elif _read_on_reuse(site, live):
+                bad |= dict.fromkeys(names_of_parts, _READ_INSIDE)
             tensors = sum(len(part.cut) for part in site.parts)
             names = f"{site.parts[0].name} to {site.parts[-1].name}"
             self.lines.append(
@@ -263,5 +274,4 @@ def _moved(site: Site, nodes: dict[fx.Node, fx.Node]) -> Site:
 
 def _leaks(site: Site) -> bool:
     """Whether a value of the region other than the cut is read outside of it."""
-    inside, cut = set(site.region), set(site.cut)
-    return any(user not in inside for node in site.region if node not in cut for user in node.users)
+    return not set(results(site.region)) <= set(site.cut)

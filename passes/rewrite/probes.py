@@ -32,6 +32,7 @@ from torch import fx
 from pab_compile.passes.errors import InvariantError
 from pab_compile.passes.graph import ir
 from pab_compile.passes.graph.outline import copy_graph
+from pab_compile.passes.graph.walk import picks
 from pab_compile.passes.sites.binding import Binding
 
 from .broadcast import branches
@@ -80,7 +81,7 @@ def insert_probes(graph_module: fx.GraphModule, num_samples: int) -> tuple[fx.Gr
         return _call(probed.graph, _ATEN._to_copy.default, taken, dtype=torch.float32)
 
     probes = []
-    cached = [[n for n in ir.users(call) if ir.is_getitem(n)] for call, _ in branches(probed)]
+    cached = [picks(call) for call, _ in branches(probed)]
     returned = [node for node in ir.outputs(probed.graph) if _is_floating(node)]
     for values in (*cached, *([returned] if cached and returned else [])):
         with probed.graph.inserting_before(output):

@@ -9,6 +9,7 @@ up, and what comes behind starts anew with the result.
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -16,12 +17,11 @@ import torch
 from torch import fx
 
 from pab_compile.passes.graph import ir
+from pab_compile.passes.graph.ops import CASTS, COPIES, PARTS, VIEWS
+from pab_compile.passes.graph.walk import chain
+from pab_compile.passes.sites.adds import is_add, is_plain_add
 
-_VIEWS = frozenset(
-    {"view", "reshape", "_unsafe_view", "flatten", "unflatten", "unsqueeze", "squeeze", "permute"}
-    | {"transpose", "t", "slice", "select", "narrow", "contiguous", "clone", "alias"}
-)
-_CASTS = ("_to_copy", "to")
+_VIEWS = VIEWS | PARTS | COPIES
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,7 +62,7 @@ def live_nodes(graph: fx.Graph, given: frozenset[fx.Node]) -> frozenset[fx.Node]
 
 def may_carry(node: fx.Node) -> bool:
     """Whether the op can be applied to the parts of a sum one by one."""
-    return ir.is_call(node, "add", "cat", *_VIEWS, *_CASTS)
+    return is_add(node) or ir.is_call(node, "cat", *_VIEWS, *CASTS)
 
 
 def find_sums(graph: fx.Graph, given: frozenset[fx.Node]) -> Sums:
@@ -156,10 +156,13 @@ def _loaded(
     differences: dict[fx.Node, fx.Node],
 ) -> fx.Node:
     """The loaded part of an exit: the difference behind the last term, and what follows that."""
-    last, behind = exit_, []
-    while len(inside := [n for n in last.all_input_nodes if sums.is_inside(n)]) == 1:
-        behind.append((last, inside[0]))
-        last = inside[0]
+
+    def only_inside(node: fx.Node) -> fx.Node | None:
+        inside = [n for n in node.all_input_nodes if sums.is_inside(n)]
+        return inside[0] if len(inside) == 1 else None
+
+    path = list(chain(exit_, only_inside))
+    last = path[-1]
     base = computed[last]
     if base is None:
         differences[last] = last
@@ -168,7 +171,7 @@ def _loaded(
         _stands_for(made, last, "delta")
         differences[last] = _narrowed(graph, made, base, sums.terms[last])
     made = differences[last]
-    for node, source in reversed(behind):
+    for node, source in reversed(list(itertools.pairwise(path))):
         made = _apply(graph, node, {source: made}, "delta")
     return made
 
@@ -194,7 +197,7 @@ def _apply(
     graph: fx.Graph, node: fx.Node, values: Mapping[fx.Node, fx.Node], suffix: str
 ) -> fx.Node:
     """Apply an op to other values; an addition of one value is that value."""
-    if ir.is_call(node, "add") and len(values) == 1:
+    if is_add(node) and len(values) == 1:
         (value,) = values.values()
         return value
     applied = graph.node_copy(node, values.__getitem__)
@@ -212,15 +215,14 @@ def _is_sum(node: fx.Node, carried: Mapping[fx.Node, None]) -> bool:
     found = [n for n in sources if n in carried]
     if not found or node.op != "call_function" or ir.tensor(node) is None:
         return False
-    if ir.is_call(node, "add"):
-        is_plain = len(node.args) == len(sources) == 2 and not node.kwargs
-        return is_plain and all(ir.shape(n) == ir.shape(node) for n in found)
+    if is_add(node):
+        return is_plain_add(node) and all(ir.shape(n) == ir.shape(node) for n in found)
     if ir.is_call(node, "cat"):
         listed = node.args[0]
         return isinstance(listed, (list, tuple)) and len(found) == len(listed)
     if len(sources) != 1:
         return False
-    if ir.is_call(node, *_CASTS):
+    if ir.is_call(node, *CASTS):
         return all(_is_real(n) for n in (node, *sources))
     return ir.is_call(node, *_VIEWS) and _num_elements(node) == _num_elements(sources[0])
 

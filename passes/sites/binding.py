@@ -14,9 +14,10 @@ from torch import fx
 
 from pab_compile.passes.errors import UnsupportedModelError
 from pab_compile.passes.graph import ir
+from pab_compile.passes.graph.walk import reached
 
 STATED_STEP = "step"
-STATED_HELD = "held"
+STATED_PROMPT = ("prompt", "held")  # "held" is the older word
 _CLOCK_OPS = ("sin", "cos", "embedding")
 _CLOCK_WORDS = (
     "timestep",
@@ -102,7 +103,7 @@ def find_clock(graph: fx.Graph, latents: fx.Node, stated: Mapping[str, str]) -> 
         [n for n in embedded if ir.source(n).startswith(ir.source(latents))],
         embedded,
         timely,
-        [n for n in scalars if _reaches(n, _CLOCK_OPS) and stated.get(ir.source(n)) != STATED_HELD],
+        [n for n in scalars if _reaches(n, _CLOCK_OPS) and not _is_stated_prompt(n, stated)],
     ):
         if len(candidates) == 1:
             return candidates[0]
@@ -135,9 +136,14 @@ def step_inputs(graph: fx.Graph, clock: fx.Node, stated: Mapping[str, str]) -> f
         for n in inputs
         if ir.shape(n) == ir.shape(clock)
         and _sounds_like_time(n)
-        and stated.get(ir.source(n)) != STATED_HELD
+        and not _is_stated_prompt(n, stated)
     ]
     return frozenset([clock, *declared, *timely])
+
+
+def _is_stated_prompt(node: fx.Node, stated: Mapping[str, str]) -> bool:
+    """Whether the user says that an input is the same at every step."""
+    return stated.get(ir.source(node)) in STATED_PROMPT
 
 
 def _is_scalar_per_row(node: fx.Node, latents: fx.Node) -> bool:
@@ -158,13 +164,9 @@ def _sounds_like_time(node: fx.Node) -> bool:
 
 def _reaches(node: fx.Node, op_names: tuple[str, ...]) -> bool:
     """Whether an op of these names follows, without leaving tensors of at most three dims."""
-    pending, seen = [node], {node}
-    while pending:
-        for user in pending.pop().users:
-            if user in seen or user.op != "call_function" or len(ir.shape(user) or ()) > 3:
-                continue
-            if ir.is_call(user, *op_names):
-                return True
-            seen.add(user)
-            pending.append(user)
-    return False
+
+    def readers(node: fx.Node) -> list[fx.Node]:
+        calls = [user for user in node.users if user.op == "call_function"]
+        return [call for call in calls if len(ir.shape(call) or ()) <= 3]
+
+    return any(ir.is_call(found, *op_names) for found in reached([node], readers))

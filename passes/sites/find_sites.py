@@ -11,9 +11,10 @@ from torch import fx
 from pab_compile.passes.axes.table import AxisTable
 from pab_compile.passes.graph import ir
 from pab_compile.passes.graph.flops import count_flops
+from pab_compile.passes.graph.walk import positions
 
 from .binding import Binding
-from .classify import Mixer
+from .mixer import Mixer
 from .regions import Growth, RegionFinder, cheapest_cut, dead_regions
 from .residual import Branch, cut_of, find_branches
 from .site import Site
@@ -41,7 +42,7 @@ def find_sites(
     drafts += [_bound_early_site(m) for m in mixers if m not in latent]
     mixer_nodes = frozenset(node for mixer in mixers for node in mixer.nodes)
     drafts += [_mlp_site(b, axes, cut) for b in find_branches(graph, mixer_nodes)]
-    order = {node: index for index, node in enumerate(graph.nodes)}
+    order = positions(graph)
     anchored = sorted(drafts, key=lambda draft: order[draft.region[-1]])
     named = _with_unique_names(anchored)
     regions = dead_regions(graph, {site.name: site.cut for site in named if site.cut})

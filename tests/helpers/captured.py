@@ -6,6 +6,7 @@ A model is a plain function of named tensors; parameters are its weights. It is 
 
 from __future__ import annotations
 
+import functools
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ import torch
 from torch import fx
 from torch.nn.functional import gelu, linear, scaled_dot_product_attention, silu
 
+import helpers.latte as latte
 from pab_compile.dynamo import trace_once
 from pab_compile.passes.graph import ir
 from pab_compile.passes.graph.capture import capture
@@ -356,8 +358,21 @@ class SmallDiT(torch.nn.Module):
         return latents_of(self.last(x))
 
 
+@functools.cache
 def small_dit(depth: int) -> Captured:
-    """A captured ``SmallDiT``."""
+    """A captured ``SmallDiT``. Tests share it: passes leave the graph that they are given."""
     torch.manual_seed(0)
     inputs = {name: _usual(name) for name in ("latents", "timestep", "prompt")}
     return captured_module(SmallDiT(depth).requires_grad_(False), **inputs)
+
+
+@functools.cache
+def small_latte(depth: int = 1, batch: int = 1) -> Captured:
+    """A captured Latte of diffusers, shared like ``small_dit``."""
+    return captured_module(
+        latte.tiny_latte(depth),
+        hidden_states=latte.draw_latents(batch=batch),
+        timestep=torch.tensor([500] * batch),
+        encoder_hidden_states=latte.draw_prompt(batch=batch),
+        return_dict=False,
+    )

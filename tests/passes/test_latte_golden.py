@@ -6,8 +6,7 @@ from collections import Counter
 
 import pytest
 
-import helpers.latte as latte
-from helpers.captured import Captured, analysed, captured_module
+from helpers.captured import Captured, analysed, small_latte
 from helpers.golden import check_golden
 from pab_compile.passes.graph import ir
 from pab_compile.passes.program import Program
@@ -15,19 +14,9 @@ from pab_compile.passes.rewrite.broadcast import branches, broadcast
 from pab_compile.passes.rewrite.pieces import cut_into_pieces
 
 
-def tiny_latte() -> Captured:
-    return captured_module(
-        latte.tiny_latte(depth=1),
-        hidden_states=latte.draw_latents(),
-        timestep=latte.ddim_timesteps(4)[:1],
-        encoder_hidden_states=latte.draw_prompt(),
-        return_dict=False,
-    )
-
-
-@pytest.fixture(scope="module")
+@pytest.fixture
 def model() -> Captured:
-    return tiny_latte()
+    return small_latte()
 
 
 def sites_table(program: Program) -> str:

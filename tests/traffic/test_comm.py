@@ -44,9 +44,9 @@ def open_sora_report(num_ranks: int, depth: int) -> CommReport:
     )
 
 
-@pytest.mark.parametrize("depth", [2, pytest.param(28, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("depth", [1, 2])
 def test_bytes_of_open_sora_on_eight_ranks_are_the_published_ones(depth: int) -> None:
-    """Blocks at their real size exchange alike, so two of them tell about all 28."""
+    """Blocks at their real size exchange alike, so one or two of them tell about all 28."""
     found = open_sora_report(8, depth)
     assert found.axis == "t"
     (row,) = (row for row in found.rows if row.what == "temporal")

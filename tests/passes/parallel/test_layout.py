@@ -1,8 +1,7 @@
-"""How whole graphs are dealt out, and that their ranks compute what one device computes."""
+"""How whole graphs are sharded, and that their ranks compute what one device computes."""
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Mapping
 
 import pytest
@@ -18,15 +17,15 @@ from helpers.captured import (
     analysed,
     attend,
     captured,
-    captured_module,
     joint_attention,
     latents_of,
     lines,
+    small_latte,
     time_embedding,
     tokens_of,
 )
 from helpers.golden import check_golden
-from helpers.latte import assert_same, draw_latents, draw_prompt, tiny_latte
+from helpers.latte import assert_same
 from helpers.lockstep import run_ranks
 from pab_compile.passes.errors import ShardingError
 from pab_compile.passes.graph import ir
@@ -74,25 +73,14 @@ def check_ranks(model: Captured, layout: Layout) -> None:
                 assert_same(got, expected)
 
 
-@functools.cache
-def latte() -> Captured:
-    return captured_module(
-        tiny_latte(depth=1),
-        hidden_states=draw_latents(batch=2),
-        timestep=torch.tensor([500, 500]),
-        encoder_hidden_states=draw_prompt(batch=2),
-        return_dict=False,
-    )
-
-
 @pytest.mark.parametrize("axis", ["t", "h", "w"])
 def test_ranks_compute_together_what_one_device_computes(axis: str) -> None:
-    _, layout = laid_out(latte(), axis, 3)
-    check_ranks(latte(), layout)
+    _, layout = laid_out(small_latte(batch=2), axis, 3)
+    check_ranks(small_latte(batch=2), layout)
 
 
 def test_frames_are_switched_to_places_around_temporal_attention_only() -> None:
-    program, layout = laid_out(latte(), "t", 2)
+    program, layout = laid_out(small_latte(batch=2), "t", 2)
     (detour,) = layout.detours
     kinds = {m.kind for m in program.mixers if m.nodes[0] in detour.verdicts}
     assert kinds == {"temporal"} and detour.axis.name == "h*w"
@@ -174,7 +162,9 @@ def test_an_op_without_a_rule_is_named_with_its_line() -> None:
 
 
 def chosen(shares: Mapping[str, float], num_ranks: int = 2, axis: str | None = None) -> Choice:
-    return choose(analysed(latte()), num_ranks, lambda site: shares.get(site.kind, 1.0), axis)
+    return choose(
+        analysed(small_latte(batch=2)), num_ranks, lambda site: shares.get(site.kind, 1.0), axis
+    )
 
 
 def test_the_axis_is_that_whose_attention_is_computed_less_often() -> None:

@@ -6,10 +6,8 @@ import itertools
 from dataclasses import replace
 
 import pytest
-import torch
 
-from helpers.captured import Captured, analysed, captured_module
-from helpers.latte import draw_latents, draw_prompt, tiny_latte
+from helpers.captured import Captured, analysed, small_latte
 from pab_compile.passes.errors import InvariantError
 from pab_compile.passes.graph import ir
 from pab_compile.passes.parallel.check import (
@@ -31,15 +29,9 @@ from pab_compile.passes.rewrite.broadcast import branches
 RANKS = Ranks(3, 1, "ranks")
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def latte() -> Captured:
-    return captured_module(
-        tiny_latte(depth=1),
-        hidden_states=draw_latents(batch=2),
-        timestep=torch.tensor([500, 500]),
-        encoder_hidden_states=draw_prompt(batch=2),
-        return_dict=False,
-    )
+    return small_latte(batch=2)
 
 
 def sharded(model: Captured, cut: str = "attention") -> Program:
@@ -85,7 +77,7 @@ def localised(model: Captured, num_ranks: int, axis: str = "t") -> list[Localise
 def test_what_a_rank_sends_is_what_the_other_awaits(
     latte: Captured, num_ranks: int, axis: str
 ) -> None:
-    """Held pair by pair on the graphs of all ranks, and as the check holds each alone."""
+    """Shards pair by pair on the graphs of all ranks, and as the check holds each alone."""
     ranks = localised(latte, num_ranks, axis)
     everyone = [collectives(list(local.graph_module.graph.nodes)) for local in ranks]
     for same in zip(*everyone, strict=True):

@@ -9,14 +9,13 @@ import torch
 from torch import fx
 
 import helpers.captured as models
-import helpers.latte as latte
 from helpers.captured import (
     Captured,
     analysed,
     captured,
-    captured_module,
     latents_of,
     small_dit,
+    small_latte,
     tokens_of,
 )
 from helpers.golden import check_inline
@@ -71,16 +70,6 @@ def num_distinct(graph_module: fx.GraphModule) -> int:
     return len({structure_key(module.compute) for module in submodules(graph_module).values()})
 
 
-def tiny_latte(depth: int) -> Captured:
-    return captured_module(
-        latte.tiny_latte(depth),
-        hidden_states=latte.draw_latents(),
-        timestep=latte.ddim_timesteps(4)[:1],
-        encoder_hidden_states=latte.draw_prompt(),
-        return_dict=False,
-    )
-
-
 def test_a_model_becomes_preludes_glue_and_branches_in_the_order_in_which_they_run() -> None:
     model = cut(captured(models.cross_attention))
     check_inline(
@@ -98,7 +87,7 @@ def test_a_model_becomes_preludes_glue_and_branches_in_the_order_in_which_they_r
         %prelude_cross_0 = prelude prelude_cross_0(%prompt, %w_k, %w_v) : 2 x f32[2, 7, 4]  # once per generation and lane
         %linear_3 = %prelude_cross_0[0] : f32[2, 7, 4]
         %linear_4 = %prelude_cross_0[1] : f32[2, 7, 4]
-        %cross_0 = branch cross_0(%add, %w_q, %linear_3, %linear_4, %w_out) : (f32[2, 30, 4])  # reuse: load slot | otherwise:
+        %cross_0 = branch cross_0(%add, %w_q, %linear_3, %linear_4, %w_out) : (f32[2, 30, 4])  # reuse: load cache | otherwise:
         %linear_5 = %cross_0[0] : f32[2, 30, 4]
         %glue_1 = glue glue_1(%add, %linear_5) : (f32[2, 4, 3, 2, 5])  # at every step
         %permute_1 = %glue_1[0] : f32[2, 4, 3, 2, 5]
@@ -132,7 +121,9 @@ def test_the_graph_that_is_cut_is_not_changed() -> None:
 
 
 @pytest.mark.parametrize(
-    "build", [small_dit, pytest.param(tiny_latte, marks=pytest.mark.slow)], ids=["own", "latte"]
+    "build",
+    [small_dit, pytest.param(small_latte, marks=pytest.mark.xdist_group("deep latte"))],
+    ids=["own", "latte"],
 )
 def test_the_number_of_distinct_pieces_does_not_depend_on_depth(
     build: Callable[[int], Captured],
