@@ -105,7 +105,7 @@ def run(
             return time.perf_counter() - start
 
     for variant in variants:
-        variant.first_seconds = generate(variant, "first generation, with compilation")
+        variant.first_seconds = generate(variant, "first generation")
     for turn in range(args.rounds):
         for variant in variants:
             variant.seconds.append(generate(variant, f"round {turn + 1} of {args.rounds}"))

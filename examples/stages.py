@@ -2,13 +2,28 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
 from types import TracebackType
+from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+
+class NoTerminal:
+    """A stream that says it is no terminal: two bars on one terminal would disturb each other."""
+
+    def __init__(self, stream: Any) -> None:
+        self.stream = stream
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.stream, name)
+
+    def isatty(self) -> bool:
+        return False
 
 
 class Stages:
@@ -36,6 +51,8 @@ class Stages:
 
     def __enter__(self) -> Stages:
         self.bar.start()
+        self.other_bars = redirect_stderr(NoTerminal(sys.stderr))
+        self.other_bars.__enter__()
         return self
 
     def __exit__(
@@ -44,6 +61,7 @@ class Stages:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        self.other_bars.__exit__(kind, error, trace)
         self.bar.stop()
 
     @contextmanager
