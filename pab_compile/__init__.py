@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from .runtime.last_runs import stats
     from .runtime.scope import generation, reset, step
     from .runtime.stats import RunStats
+    from .runtime.weights import weights_changed
     from .traffic.comm import comm
     from .traffic.comm_report import CommReport
     from .traffic.least_traffic import least_traffic
@@ -58,6 +59,7 @@ _MODULES = {
     "generation": "runtime.scope",
     "step": "runtime.scope",
     "reset": "runtime.scope",
+    "weights_changed": "runtime.weights",
     "Options": "options",
     "Explanation": "report.explanation",
     "SiteReport": "report.explanation",
@@ -100,6 +102,7 @@ __all__ = [
     "generation",
     "step",
     "reset",
+    "weights_changed",
     "Options",
     "Explanation",
     "SiteReport",

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from pab_compile.errors import UnsupportedModelError
+from pab_compile.errors import InvariantError, PabError, UnsupportedModelError
 from pab_compile.passes.graph.capture import break_reason
 from pab_compile.passes.graph.inputs import Inputs
 from pab_compile.passes.graph.measured import measure
@@ -31,6 +31,7 @@ from .ranks.agreement import Agreement
 from .ranks.mesh import fingerprint, peers_of
 from .runtime.forward import Forward
 from .runtime.scope import current_scope
+from .runtime.weights import watch_hotswap
 
 
 def pab(
@@ -139,11 +140,18 @@ class CompiledGraph:
         )
         _check_gradients(request.args)
         settings.compiler.warm_up(request.args)
+        watch_hotswap()
         try:
             return compile_program(replace(request, grid=grid), settings)
-        except UnsupportedModelError as error:
-            self._refuse(error, stacklevel=6)
-            return plain_program(request, settings, str(error))
+        except (UnsupportedModelError, InvariantError) as error:
+            refused: UnsupportedModelError | InvariantError = error
+        except PabError:
+            raise
+        except Exception as error:
+            refused = _defect(error)
+            refused.__cause__ = error
+        self._refuse(refused, stacklevel=6)
+        return plain_program(request, settings, str(refused))
 
     def _fingerprint(self, program: Runnable, exchanges: bool) -> str:
         """Hash of what must be the same on all ranks.
@@ -170,7 +178,7 @@ class CompiledGraph:
         finally:
             self._progress.stop()
 
-    def _refuse(self, error: UnsupportedModelError, stacklevel: int) -> None:
+    def _refuse(self, error: PabError, stacklevel: int) -> None:
         """Raise an error, or warn, as the option ``on_unsupported`` says."""
         if self._settings.options.on_unsupported == "raise":
             raise error
@@ -182,6 +190,15 @@ class CompiledGraph:
         options = parse_options(*self._given)
         compiler = PieceCompiler(options.inner, options.mode, self._progress)
         return Settings(options, options.make_plan(), compiler, self._given[0])
+
+
+def _defect(error: Exception) -> InvariantError:
+    """The error for a failure that this library did not foresee."""
+    words = f"{type(error).__name__}: {error}".strip().splitlines()[0]
+    return InvariantError(
+        f"The compilation failed ({words}). This is a defect of pab_compile, not of the model. "
+        'options={"on_unsupported": "passthrough"} compiles the model without reuse.'
+    )
 
 
 def _check_gradients(args: Sequence[Any]) -> None:

@@ -164,11 +164,12 @@ class InsertProbes:
 class CutIntoPieces:
     """Cut the rewritten graph for the inner compiler."""
 
+    hoist: bool = True
     name: str = "pieces"
 
     def __call__(self, program: Program) -> int:
         """Group everything outside the branches."""
-        program.graph_module = cut_into_pieces(program.graph_module)
+        program.graph_module = cut_into_pieces(program.graph_module, self.hoist)
         return len(list(program.graph_module.graph.find_nodes(op="call_module")))
 
 
@@ -182,7 +183,15 @@ def recognition(axes: Mapping[str, str]) -> tuple[Pass, ...]:
     return (InferAxes(axes), BindTimes(axes), Classify())
 
 
-def rewriting(wanted: Callable[[Site], bool], num_samples: int | None = None) -> tuple[Pass, ...]:
-    """The passes that rewrite: branches, probes if ``num_samples`` is given, pieces."""
+def rewriting(
+    wanted: Callable[[Site], bool], num_samples: int | None = None, hoist: bool = True
+) -> tuple[Pass, ...]:
+    """The passes that rewrite: branches, probes of so many samples where asked for, pieces.
+
+    Args:
+        wanted: which sites become branches.
+        num_samples: elements to sample of every output; None inserts no probes.
+        hoist: whether what is the same at every step runs once per generation.
+    """
     probes = () if num_samples is None else (InsertProbes(num_samples),)
-    return (Broadcast(wanted), *probes, CutIntoPieces())
+    return (Broadcast(wanted), *probes, CutIntoPieces(hoist))

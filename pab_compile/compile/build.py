@@ -199,6 +199,7 @@ def _analysed(
 def _roles_of(program: Program, part: Part, request: Request, options: Options) -> InputRoles:
     """What the inputs are; asked before the rewrite, which changes the graph."""
     inputs = ir.placeholders(part.graph_module.graph)
+    written = ir.mutated_inputs(part.graph_module)
     stated = (name for name, role in options.axes.items() if role == "step")
     return InputRoles(
         latents=ir.source(program.inferred_axes.latents),
@@ -207,7 +208,11 @@ def _roles_of(program: Program, part: Part, request: Request, options: Options) 
         stepping=(*program.stepping, *stated),
         sees_all=request.alone,
         is_blind=program.has_eager_inputs and not request.alone,
-        weights=tuple(i for i, node in enumerate(inputs) if ir.is_constant_input(node)),
+        weights=tuple(
+            number
+            for number, node in enumerate(inputs)
+            if ir.is_constant_input(node) and number not in written
+        ),
     )
 
 
@@ -237,7 +242,8 @@ def _rewrite(
         # pieces at their attentions. If nothing is reused, cuts would only prevent fusion.
         return request.is_observed or (reuses and (site.kind != "mlp" or plan.may_reuse(site)))
 
-    run_passes(program, rewriting(wanted, request.num_samples), dumper.watch)
+    passes = rewriting(wanted, request.num_samples, hoist=reuses or request.is_observed)
+    run_passes(program, passes, dumper.watch)
     if grid is not None:
         run_passes(program, (Overlap(),), dumper.watch)
 

@@ -26,6 +26,10 @@ from pab_compile.runtime.tracker import Tracker
 
 from .executor import Executor
 
+_OTHER_WEIGHTS = (
+    "weights or buffers changed during the generation, so what was computed from them before was "
+    "not reused"
+)
 _REPEATED = (
     "a graph ran twice in one forward, or with other weights than at the step before, so its "
     "outputs were not reused: it is unknown which of them belong together"
@@ -136,24 +140,27 @@ class CompiledProgram:
         self, forward: Forward, args: Sequence[Any], tensors: Sequence[torch.Tensor]
     ) -> Any:
         """Run one call of the model with the inputs of the captured graph."""
-        weights = self._weights(forward, tensors)
-        tracker = self._tracker(forward, weights)
+        weights = [tensors[position] for position in self._roles.weights]
+        identity = weights or [forward.inputs[self._roles.latents]]
+        tracker = self._tracker(forward, identity)
         is_first = not forward.is_placed
         place = self._place(forward, tracker, weights)
+        if place is not None:
+            self._drop_outdated(place, weights)
         outputs = self._executor.run(tensors, place)
-        outputs = self._without_samples(outputs, place, weights)
+        outputs = self._without_samples(outputs, place, identity)
         outputs = _written_back(self.part, tensors, outputs)
         if place is not None:
             self._executor.report(place.generation)
             if is_first:
-                last_runs.publish(weights, self._compilation, place.generation, forward)
+                last_runs.publish(identity, self._compilation, place.generation, forward)
         forward.finish(self, tensors, outputs)
         return outputs
 
-    def _weights(self, forward: Forward, tensors: Sequence[torch.Tensor]) -> Sequence[torch.Tensor]:
-        """What distinguishes the model from others; its latents if the graph has no weights."""
-        weights = [tensors[position] for position in self._roles.weights]
-        return weights or [forward.inputs[self._roles.latents]]
+    def _drop_outdated(self, place: Place, weights: Sequence[torch.Tensor]) -> None:
+        """Free what this graph cached from weights that have other values now."""
+        if place.lane.drop_outdated(self._executor.identity, weights):
+            place.generation.note(_OTHER_WEIGHTS)
 
     def _tracker(self, forward: Forward, weights: Sequence[torch.Tensor]) -> Tracker:
         """The tracker of the forward, which its first graph with sites looks up."""
@@ -174,7 +181,6 @@ class CompiledProgram:
             return None
         generation, lane = found
         forward.place = Place(generation, lane, StepRecord(generation.step, started=now()))
-        lane.has_weights(self._executor.identity, weights)
         for reason in filter(None, (ran.reason for ran in forward.findings)):
             generation.note(reason)
         return forward.place

@@ -6,7 +6,6 @@ mix lanes if guidance is switched off in the middle of a generation.
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -17,6 +16,7 @@ from pab_compile.plans.schedule import Schedule
 from .cache_entry import CacheEntry
 from .clock import Reading
 from .identity import Identity
+from .weights import WeightMarks
 
 _MAX_LANES = 8
 
@@ -57,7 +57,7 @@ class Lane:
         step: the step of its last call.
         cache: (graph, site) -> cache entry.
         prelude: (graph, piece) -> values that are computed once for this lane.
-        weights: graph -> the weights that it ran with.
+        weights: graph -> the weights that it ran with, as they were.
     """
 
     name: str | None
@@ -66,14 +66,29 @@ class Lane:
     step: int
     cache: dict[tuple[str, int], CacheEntry] = field(default_factory=dict)
     prelude: dict[tuple[str, int], tuple[torch.Tensor | None, ...]] = field(default_factory=dict)
-    weights: dict[str, tuple[weakref.ref[torch.Tensor], ...]] = field(default_factory=dict)
+    weights: dict[str, WeightMarks] = field(default_factory=dict)
 
     def has_weights(self, graph: str, weights: Sequence[torch.Tensor]) -> bool:
-        """Whether a graph runs with the weights of its first run in this lane."""
+        """Whether a graph runs with the tensors of its first run in this lane as weights."""
         if graph not in self.weights:
-            self.weights[graph] = tuple(map(weakref.ref, weights))
-        pairs = zip(self.weights[graph], weights, strict=True)
-        return all(mine() is weight for mine, weight in pairs)
+            self.weights[graph] = WeightMarks(weights)
+        return self.weights[graph].are_same(weights)
+
+    def drop_outdated(self, graph: str, weights: Sequence[torch.Tensor]) -> bool:
+        """Free what a graph computed if its weights changed since.
+
+        Returns:
+            Whether there was something to free.
+        """
+        known = self.weights.get(graph)
+        if known is not None and known.are_unchanged(weights):
+            return False
+        self.weights[graph] = WeightMarks(weights)
+        outdated = known is not None and any(
+            key[0] == graph for part in (self.cache, self.prelude) for key in part
+        )
+        self.free(graph)
+        return outdated
 
     def carries_memory(
         self, prompts: Mapping[str, torch.Tensor], names: Iterable[str] | None = None

@@ -60,16 +60,17 @@ class Piece(torch.nn.Module):
         return self.compute(*inputs)
 
 
-def cut_into_pieces(graph_module: fx.GraphModule) -> fx.GraphModule:
+def cut_into_pieces(graph_module: fx.GraphModule, hoist: bool = True) -> fx.GraphModule:
     """Group all nodes outside the branches into preludes and sections of glue.
 
     Args:
         graph_module: a graph with branches (``passes.rewrite.broadcast``); not modified.
+        hoist: whether to make preludes. Without, everything outside the branches is glue.
 
     Returns:
         A graph module with only placeholders, ``call_module`` nodes and ``getitem``.
     """
-    hoisted = hoisted_nodes(graph_module.graph)
+    hoisted = hoisted_nodes(graph_module.graph) if hoist else set()
     level = _levels(graph_module.graph, hoisted)
     groups: dict[fx.Node, str] = {
         node: f"{GLUE}_{level[node]}" for node in level if ir.is_plain_call(node)

@@ -6,7 +6,9 @@ file that pytest does not rewrite, so that their assertions reach Dynamo as they
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import nn
@@ -29,10 +31,10 @@ class Attention(nn.Module):
         self.memory: torch.Tensor | None = None
 
     def forward(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-        if self.step is None:
-            return self.compute(x, y)
-        if self.memory is None or self.step % self.every == 0:
+        if self.step is not None and self.step % self.every == 0:
             self.memory = self.compute(x, y)
+        if self.step is None or self.memory is None:
+            return self.compute(x, y)
         return self.memory
 
     def compute(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
@@ -121,6 +123,18 @@ class Checkpointed(Dit):
         return self.last(checkpoint(super().block, x, context, use_reentrant=False))
 
 
+class Controlled(Dit):
+    """A buffer that the caller writes between two calls."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.control = nn.Linear(WIDTH, WIDTH)
+        self.register_buffer("strength", torch.ones(WIDTH))
+
+    def block(self, x: torch.Tensor, context: torch.Tensor) -> torch.Tensor:
+        return super().block(x + self.control(self.strength), context)
+
+
 TRAITS: dict[str, Callable[[], Dit]] = {
     "plain": Dit,
     "an assertion about the prompt": ChecksPrompt,
@@ -130,3 +144,39 @@ TRAITS: dict[str, Callable[[], Dit]] = {
     "a packed weight": lambda: Dit(Packed),
     "a plain view of a weight": lambda: Dit(PlainView),
 }
+
+
+def make(trait: str, dtype: torch.dtype = torch.float32) -> Dit:
+    torch.manual_seed(0)
+    return TRAITS[trait]().eval().requires_grad_(False).to(dtype)
+
+
+def calls(dtype: torch.dtype = torch.float32) -> Iterator[tuple[torch.Tensor, ...]]:
+    """Latents, timestep and prompt of every step of one generation."""
+    table = torch.linspace(1000, 100, NUM_STEPS)
+    draw = torch.Generator().manual_seed(1)
+    context = torch.randn(2, TEXT, WIDTH, generator=draw).to(dtype)
+    for step in range(NUM_STEPS):
+        x = torch.randn(2, TOKENS, 4, generator=draw).to(dtype)
+        yield x, table[step : step + 1].expand(2), context
+
+
+@contextmanager
+def as_oracle(model: Dit, step: int) -> Iterator[None]:
+    """The model repeats outputs as the plan says."""
+    for attention in (model.full, model.cross):
+        attention.step = step
+    yield
+    for attention in (model.full, model.cross):
+        attention.step = None
+
+
+def forget(model: Dit) -> None:
+    """The oracle's cached outputs are void, as after a change of the weights."""
+    for attention in (model.full, model.cross):
+        attention.memory = None
+
+
+def compiled(model: Dit, ranges: dict[str, int], **options: Any) -> Any:
+    options = {"ranges": ranges, "window": (0.0, 1.0), "inner": "eager", **options}
+    return torch.compile(model, backend="pab", options=options)

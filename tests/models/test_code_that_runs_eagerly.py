@@ -2,48 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Any
-
 import pytest
 import torch
 
 import pab_compile
-from helpers.eager_code import NUM_STEPS, RANGES, TEXT, TOKENS, TRAITS, WIDTH, Dit
+from helpers.eager_code import RANGES, TRAITS, as_oracle, calls, compiled, make
 from helpers.latte import assert_same
 
 OTHER_KERNELS = "nn.MultiheadAttention"  # in eager mode it has a kernel of its own
-
-
-def make(trait: str, dtype: torch.dtype = torch.float32) -> Dit:
-    torch.manual_seed(0)
-    return TRAITS[trait]().eval().requires_grad_(False).to(dtype)
-
-
-def calls(dtype: torch.dtype = torch.float32) -> Iterator[tuple[torch.Tensor, ...]]:
-    """Latents, timestep and prompt of every step of one generation."""
-    table = torch.linspace(1000, 100, NUM_STEPS)
-    draw = torch.Generator().manual_seed(1)
-    context = torch.randn(2, TEXT, WIDTH, generator=draw).to(dtype)
-    for step in range(NUM_STEPS):
-        x = torch.randn(2, TOKENS, 4, generator=draw).to(dtype)
-        yield x, table[step : step + 1].expand(2), context
-
-
-@contextmanager
-def as_oracle(model: Dit, step: int) -> Iterator[None]:
-    """The model repeats outputs as the plan says."""
-    for attention in (model.full, model.cross):
-        attention.step = step
-    yield
-    for attention in (model.full, model.cross):
-        attention.step = None
-
-
-def compiled(model: Dit, ranges: dict[str, int], **options: Any) -> Any:
-    options = {"ranges": ranges, "window": (0.0, 1.0), "inner": "eager", **options}
-    return torch.compile(model, backend="pab", options=options)
 
 
 def check_eager(
