@@ -1,32 +1,38 @@
-# Every target works alone on a machine that has nothing but Python 3.11 and make.
-PYTHON ?= python3.11
+# Every target works alone on a machine that has nothing but make and Python 3.10 or newer.
+# PYTHON=python3.12 or PYTHON=3.12 chooses one; .ci/install says which is taken without it.
+PYTHON ?=
 PYTEST_ARGS ?=
 
 BIN := .venv/bin
-STAMP := .venv/.installed
-DEMO_STAMP := .venv/.demo
+PYTEST := $(BIN)/pytest -q -n 2 --dist loadgroup -p no:logging
 # Test files that hold golden text, inline or under tests/golden.
 GOLDEN_TESTS = $(shell grep -rlE 'check_golden|check_inline|expecttest' --include='test_*.py' tests)
 
-.PHONY: demo test goldens bench format clean
+.PHONY: demo check test goldens bench format clean static installed-demo installed-dev
 
-demo: $(DEMO_STAMP)
+demo: installed-demo
 	$(BIN)/python examples/demo.py
 
-test: $(STAMP)
+# The inner loop: format, lint, types and the tests of the passes, without the slow ones.
+check: static
+	$(PYTEST) -m "not slow" tests/passes
+
+test: static
+	$(PYTEST) --durations=15 $(PYTEST_ARGS)
+
+static: installed-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/pyright
-	$(BIN)/pytest -q -n 2 --dist loadgroup -p no:logging --durations=15 $(PYTEST_ARGS)
 
-goldens: $(STAMP)
+goldens: installed-dev
 	EXPECTTEST_ACCEPT=1 $(BIN)/pytest -q $(GOLDEN_TESTS)
 	find tests -name '*.py.bak' -delete # expecttest's copies of what it changed: git has them
 
-bench: $(STAMP)
+bench: installed-dev
 	$(BIN)/python -m benchmarks
 
-format: $(STAMP)
+format: installed-dev
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
@@ -34,15 +40,8 @@ clean:
 	rm -rf .venv build dist *.egg-info .hypothesis .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-$(DEMO_STAMP): pyproject.toml constraints.txt
-	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install -q -c constraints.txt -e ".[demo]"
-	touch $(DEMO_STAMP)
+installed-demo:
+	@sh .ci/install demo "$(PYTHON)"
 
-$(STAMP): pyproject.toml constraints.txt
-	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install -q -c constraints.txt -e ".[dev,demo]"
-	mkdir -p .venv/typing/pab_compile # what pyright reads (see pyproject.toml)
-	ln -sfn ../../../pab_compile/__init__.py .venv/typing/pab_compile/__init__.py
-	ln -sfn ../../../passes .venv/typing/pab_compile/passes
-	touch $(STAMP)
+installed-dev:
+	@sh .ci/install dev,demo "$(PYTHON)"

@@ -17,7 +17,7 @@ from rich.progress import Progress
 from torch import fx
 
 import pab_compile
-import pab_compile.compile.program
+import pab_compile.compile.build
 from pab_compile.passes.program import Program
 
 from .latte import CPU_SMALL, TINY, Size, make_inputs, make_model
@@ -157,9 +157,9 @@ def _work(rank: int, folder: str, size: Size, num_steps: int, rounds: int, answe
             for name, options in variants.items()
         }
         for name, compiled in runs.items():
-            shipped = pab_compile.compile.program.Overlap
+            shipped = pab_compile.compile.build.Overlap
             overlap = _InPlace if "in place" in name else shipped
-            with mock.patch.object(pab_compile.compile.program, "Overlap", overlap):
+            with mock.patch.object(pab_compile.compile.build, "Overlap", overlap):
                 _generate(compiled, size, num_steps)  # compiles
         for _ in range(rounds):
             for name, compiled in runs.items():

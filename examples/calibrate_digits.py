@@ -21,6 +21,7 @@ import torch
 from rich import box
 from rich.console import Console
 from rich.table import Table
+from stages import Stages
 
 import pab_compile
 from plans import ALL_KINDS, plans_of
@@ -34,51 +35,50 @@ def compiled(trained: digits.DigitsModel, **options: Any) -> Any:
     return torch.compile(trained.model, backend="pab", options={"inner": "eager", **options})
 
 
-def observe(trained: digits.DigitsModel, num_steps: int) -> pab_compile.Observation:
+def observe(trained: digits.DigitsModel, num_steps: int, stages: Stages) -> pab_compile.Observation:
     """Observes one video per digit."""
     prompts = torch.arange(digits.NUM_DIGITS)
     noise = digits.make_noise(len(prompts), seed=OBSERVED_SEED)
     model = compiled(trained, **SUMS)
-    return pab_compile.observe(
-        lambda: digits.generate(trained, prompts, noise, model=model, num_steps=num_steps)
-    )
+    with stages.stage(f"observe {num_steps} steps", num_steps) as advance:
+        return pab_compile.observe(
+            lambda: digits.generate(
+                trained, prompts, noise, model=model, num_steps=num_steps, on_step=advance
+            )
+        )
 
 
 def distances(
-    trained: digits.DigitsModel, models: list[Any], num_steps: int, num_videos: int
+    trained: digits.DigitsModel,
+    models: list[Any],
+    num_steps: int,
+    num_videos: int,
+    stages: Stages,
 ) -> list[float]:
     """Mean PSNR in dB of each model's videos against those without reuse."""
     prompts = torch.arange(num_videos) % digits.NUM_DIGITS
     noise = digits.make_noise(num_videos, seed=CHECKED_SEED)
-    plain = digits.generate(trained, prompts, noise, num_steps=num_steps)
     found = []
-    for model in models:
-        pab_compile.reset()
-        videos = digits.generate(trained, prompts, noise, model=model, num_steps=num_steps)
-        errors = ((videos - plain) / 2).square().mean((1, 2, 3, 4))
-        found.append(float(-10 * errors.log10().mean()))
+    with stages.stage(f"try {num_steps} steps", (1 + len(models)) * num_steps) as advance:
+        plain = digits.generate(trained, prompts, noise, num_steps=num_steps, on_step=advance)
+        for model in models:
+            pab_compile.reset()
+            videos = digits.generate(
+                trained, prompts, noise, model=model, num_steps=num_steps, on_step=advance
+            )
+            errors = ((videos - plain) / 2).square().mean((1, 2, 3, 4))
+            found.append(float(-10 * errors.log10().mean()))
     return found
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--model", choices=digits.FAMILIES, default="latte")
-    parser.add_argument("--steps", type=int, default=30)
-    parser.add_argument("--speedup", type=float, default=4.0, help="in FLOPs")
-    parser.add_argument("--max-order", type=int, default=1, help="0 repeats, 1 linear, 2 quadratic")
-    parser.add_argument("--videos", type=int, default=4, help="to try the plan on; 0: do not")
-    parser.add_argument("--tried", type=int, nargs="+", default=[20, 30, 50], help="steps")
-    parser.add_argument("--out", type=Path, help="the plan (default: beside the model)")
-    parser.add_argument("--plot", type=Path, default=Path("outputs/observed.png"))
-    args, console = parser.parse_args(), Console()
-    args.out = args.out or plans_of(args.model)["calibrated"]["plan"]
-    trained = digits.load(digits.find_folder(args.model))
-    seen = observe(trained, args.steps)
+def calibrate(trained: digits.DigitsModel, args: argparse.Namespace, stages: Stages) -> None:
+    """Saves the plan, and prints how it does on other videos."""
+    seen, console = observe(trained, args.steps, stages), stages.console
     args.plot.parent.mkdir(parents=True, exist_ok=True)
     seen.plot().savefig(args.plot, dpi=80)
     found = pab_compile.calibrate(seen, speedup=args.speedup, max_order=args.max_order)
     found.save(args.out)
-    entries = "".join("C" if entry < 0 else str(entry) for entry in found.row)
+    entries = "".join("C" if entry < 0 else str(entry) for entry in found.entries)
     console.print(
         f"{entries}: {found.speedup:.2f}x in FLOPs, predicted error {found.error:.4f}, at most "
         f"{found.cache_bytes / 2**20:.2f} MiB; wrote {args.out} and {args.plot}",
@@ -94,9 +94,26 @@ def main() -> None:
     ]
     table = Table("steps", "PSNR dB, plan", "PSNR dB, every 4th step, linear", box=box.SIMPLE)
     for num_steps in args.tried:
-        values = distances(trained, models, num_steps, args.videos)
+        values = distances(trained, models, num_steps, args.videos, stages)
         table.add_row(str(num_steps), *(f"{value:.1f}" for value in values))
     console.print(table)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--model", choices=digits.FAMILIES, default="latte")
+    parser.add_argument("--steps", type=int, default=30)
+    parser.add_argument("--speedup", type=float, default=4.0, help="in FLOPs")
+    parser.add_argument("--max-order", type=int, default=1, help="0 repeats, 1 linear, 2 quadratic")
+    parser.add_argument("--videos", type=int, default=4, help="to try the plan on; 0: do not")
+    parser.add_argument("--tried", type=int, nargs="+", default=[20, 30, 50], help="steps")
+    parser.add_argument("--out", type=Path, help="the plan (default: beside the model)")
+    parser.add_argument("--plot", type=Path, default=Path("outputs/observed.png"))
+    args, console = parser.parse_args(), Console()
+    args.out = args.out or plans_of(args.model)["calibrated"]["plan"]
+    trained = digits.load(digits.find_folder(args.model))
+    with Stages(console, 1 + len(args.tried) * bool(args.videos)) as stages:
+        calibrate(trained, args, stages)
 
 
 if __name__ == "__main__":

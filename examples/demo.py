@@ -29,16 +29,19 @@ import numpy as np
 import torch
 from rich import box
 from rich.console import Console
-from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
+from stages import Stages
 
 import pab_compile
 from plans import plans_of
 
 EAGER, STOCK = "eager", "compile"
 PLANS = {name: plans_of("latte")[name] for name in ("pab246", "calibrated")}
+LABELS = {EAGER: "eager", STOCK: "torch.compile", "pab246": "PAB246", "calibrated": "calibrated"}
+"""Labels in the film."""
 SAME_DB = 100.0
+DURATION = "The demo takes about 3 minutes on 2 CPU cores. Most of it is compilation."
 TIGHT: dict[str, Any] = {"pad_edge": False, "collapse_padding": True}
 
 
@@ -81,17 +84,14 @@ def make_variants(latte: digits.DigitsModel) -> list[Variant]:
 
 
 def run(
-    latte: digits.DigitsModel, variants: list[Variant], args: argparse.Namespace, console: Console
+    latte: digits.DigitsModel, variants: list[Variant], args: argparse.Namespace, stages: Stages
 ) -> None:
     """Generates once with each variant to compile, then in `args.rounds` alternating rounds."""
     prompts = torch.arange(args.videos) % digits.NUM_DIGITS
     noise = digits.make_noise(args.videos, seed=args.seed)
-    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(bar_width=30))
-    tail = (TextColumn("{task.completed:.0f}/{task.total:.0f} steps"), TimeElapsedColumn())
-    with Progress(*columns, *tail, console=console) as bar:
 
-        def generate(variant: Variant, label: str) -> float:
-            task = bar.add_task(f"{label}: {variant.name}", total=args.steps)
+    def generate(variant: Variant, label: str) -> float:
+        with stages.stage(f"{label}: {variant.name}", args.steps) as advance:
             start = time.perf_counter()
             variant.videos = digits.generate(
                 latte,
@@ -100,18 +100,15 @@ def run(
                 model=variant.model,
                 num_steps=args.steps,
                 guidance=args.guidance,
-                on_step=lambda: bar.advance(task),
+                on_step=advance,
             )
-            seconds = time.perf_counter() - start
-            bar.remove_task(task)
-            return seconds
+            return time.perf_counter() - start
 
+    for variant in variants:
+        variant.first_seconds = generate(variant, "first generation")
+    for turn in range(args.rounds):
         for variant in variants:
-            variant.first_seconds = generate(variant, "first generation (compiles)")
-            bar.console.print(f"first generation, {variant.name}: {variant.first_seconds:.1f} s")
-        for turn in range(args.rounds):
-            for variant in variants:
-                variant.seconds.append(generate(variant, f"round {turn + 1} of {args.rounds}"))
+            variant.seconds.append(generate(variant, f"round {turn + 1} of {args.rounds}"))
     for variant in variants:
         if variant.name in PLANS:
             variant.stats = pab_compile.stats(variant.model)
@@ -208,20 +205,48 @@ def parse_args() -> argparse.Namespace:
     return args
 
 
+def film_labels(records: list[dict[str, Any]]) -> list[str]:
+    """Returns the film's label of each variant: its name, and its speed over stock compile."""
+    return [f"{LABELS[r['variant']]}\n{r['speedup_over_compile']:.2f}x" for r in records]
+
+
+def write(
+    variants: list[Variant], records: list[dict[str, Any]], args: argparse.Namespace
+) -> list[Path]:
+    """Writes the films and the records; returns the files."""
+    args.out.mkdir(parents=True, exist_ok=True)
+    gif, mp4, table = (args.out / f"demo.{ending}" for ending in ("gif", "mp4", "json"))
+    rows = [str(video % digits.NUM_DIGITS) for video in range(args.videos)]
+    videos = dict(zip(film_labels(records), (v.videos for v in variants), strict=True))
+    frames = film.side_by_side(videos, rows)
+    film.write_gif(gif, frames)
+    film.write_mp4(mp4, frames)
+    table.write_text(json.dumps(records, indent=1) + "\n")
+    return [gif, mp4, table]
+
+
 def main() -> None:
     args, console = parse_args(), Console()
     if args.threads:
         torch.set_num_threads(args.threads)
-    latte, reader = digits.load(args.model), digits.train_reader()
-    for name, plan in PLANS.items():
-        with torch.no_grad(), console.status(f"planning {name}"):
-            inputs = latte.example_inputs(args.videos)
-            explanation = pab_compile.explain(latte.model, options=plan, **inputs)
-        console.print(f"[bold]{name}[/bold]")
-        console.print(str(explanation), markup=False, highlight=False, soft_wrap=True)
-    variants = make_variants(latte)
-    run(latte, variants, args, console)
-    records = summarize(variants, reader)
+    console.print(DURATION, highlight=False, soft_wrap=True)
+    num_variants = len(PLANS) + 2
+    num_stages = 3 + len(PLANS) + num_variants * (1 + args.rounds)
+    with Stages(console, num_stages) as stages:
+        with stages.stage("load the model, train the reader"):
+            latte, reader = digits.load(args.model), digits.train_reader()
+        for name, plan in PLANS.items():
+            with torch.no_grad(), stages.stage(f"explain {name}"):
+                inputs = latte.example_inputs(args.videos)
+                explanation = pab_compile.explain(latte.model, options=plan, **inputs)
+            console.print(f"[bold]{name}[/bold]")
+            console.print(str(explanation), markup=False, highlight=False, soft_wrap=True)
+        variants = make_variants(latte)
+        run(latte, variants, args, stages)
+        with stages.stage("compare the videos"):
+            records = summarize(variants, reader)
+        with stages.stage("write the films"):
+            files = write(variants, records, args)
     console.print(make_time_table(records, args.videos))
     console.print(make_reuse_table(records))
     console.print(
@@ -230,13 +255,7 @@ def main() -> None:
         f"The reader reads {reader.held_out_accuracy:.1%} of clean held-out videos.",
         highlight=False,
     )
-    args.out.mkdir(parents=True, exist_ok=True)
-    rows = [str(video % digits.NUM_DIGITS) for video in range(args.videos)]
-    frames = film.side_by_side({v.name: v.videos for v in variants}, rows)
-    film.write_gif(args.out / "demo.gif", frames)
-    film.write_mp4(args.out / "demo.mp4", frames)
-    (args.out / "demo.json").write_text(json.dumps(records, indent=1) + "\n")
-    console.print(f"wrote {', '.join(str(args.out / f'demo.{e}') for e in ('gif', 'mp4', 'json'))}")
+    console.print(f"wrote {', '.join(map(str, files))}")
 
 
 if __name__ == "__main__":

@@ -17,7 +17,8 @@ def side_by_side(columns: dict[str, torch.Tensor], rows: list[str], zoom: int = 
     """Lays videos out in a labelled grid.
 
     Args:
-        columns: label -> videos `[n, 1, frames, height, width]` between -1 and 1.
+        columns: label, of one or more lines -> videos `[n, 1, frames, height, width]` between -1
+            and 1.
         rows: the n labels of the rows.
         zoom: size of a video's pixel in the picture; neighbours are not blended.
 
@@ -27,15 +28,17 @@ def side_by_side(columns: dict[str, torch.Tensor], rows: list[str], zoom: int = 
     videos = [((video[:, 0] + 1) * 127.5).round().byte().numpy() for video in columns.values()]
     num_videos, num_frames, height, width = videos[0].shape
     font = ImageFont.load_default(size=14)
-    gap, top, left = 6, 26, 26
-    step = max(width * zoom, int(max(font.getlength(label) for label in columns))) + 2 * gap
+    lines = [line for label in columns for line in label.split("\n")]
+    gap, left = 6, 26
+    top = 8 + 18 * max(len(label.split("\n")) for label in columns)
+    step = max(width * zoom, int(max(font.getlength(line) for line in lines))) + 2 * gap
     total_width = -(-(left + step * len(columns)) // BLOCK) * BLOCK
     total_height = -(-(top + (height * zoom + gap) * num_videos) // BLOCK) * BLOCK
     page = Image.new("L", (total_width, total_height), BACKGROUND)
     draw = ImageDraw.Draw(page)
     for column, label in enumerate(columns):
         middle = left + column * step + step // 2
-        draw.text((middle, top // 2), label, fill=INK, font=font, anchor="mm")
+        draw.text((middle, top // 2), label, fill=INK, font=font, anchor="mm", align="center")
     for row, label in enumerate(rows):
         middle = top + row * (height * zoom + gap) + height * zoom // 2
         draw.text((left // 2, middle), label, fill=INK, font=font, anchor="mm")

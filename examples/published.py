@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from stages import Stages
 
 import pab_compile
 
@@ -67,11 +67,9 @@ def parser(doc: str, setting: Setting) -> argparse.ArgumentParser:
 
 @contextmanager
 def progress(label: str, total: int) -> Iterator[Callable[[], None]]:
-    """A progress bar; yields what advances it by a call of the model."""
-    columns = (TextColumn("{task.description}"), BarColumn(bar_width=30), MofNCompleteColumn())
-    with Progress(*columns, TimeElapsedColumn()) as bar:
-        task = bar.add_task(label, total=total)
-        yield lambda: bar.advance(task)
+    """Says that a generation runs; yields what to call after every call of the model."""
+    with Stages(Console(), 1) as stages, stages.stage(f"{label}, {total} calls", total) as advance:
+        yield advance
 
 
 def report(compiled: Any, setting: Setting, timesteps: Sequence[float]) -> int:

@@ -21,8 +21,8 @@ import digits
 import torch
 from rich import box
 from rich.console import Console
-from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
+from stages import Stages
 
 from plans import NONE, plans_of
 
@@ -67,26 +67,26 @@ def measure(
     reader: digits.Reader,
     plan: str,
     args: argparse.Namespace,
-    bar: Progress,
+    stages: Stages,
 ) -> Score:
     """Generates `args.videos` videos per digit in batches and reads them."""
     model = compile_plan(trained, plan, args.model)
     prompts = torch.arange(digits.NUM_DIGITS).repeat(args.videos)
     noise = digits.make_noise(len(prompts), seed=args.seed)
     batches = list(zip(prompts.split(args.batch_size), noise.split(args.batch_size), strict=True))
-    task = bar.add_task(plan, total=len(batches) * args.steps)
     read = []
-    for prompt, start in batches:
-        videos = digits.generate(
-            trained,
-            prompt,
-            start,
-            model=model,
-            num_steps=args.steps,
-            guidance=args.guidance,
-            on_step=lambda: bar.advance(task),
-        )
-        read.append(reader.read(videos))
+    with stages.stage(plan, len(batches) * args.steps) as advance:
+        for prompt, start in batches:
+            videos = digits.generate(
+                trained,
+                prompt,
+                start,
+                model=model,
+                num_steps=args.steps,
+                guidance=args.guidance,
+                on_step=advance,
+            )
+            read.append(reader.read(videos))
     correct = torch.cat(read) == prompts
     per_digit = correct.view(args.videos, digits.NUM_DIGITS).double().mean(dim=0)
     return Score(plan, len(prompts), int(correct.sum()), per_digit.tolist())
@@ -142,9 +142,8 @@ def main() -> None:
         f"The reader reads {reader.held_out_accuracy:.1%} of clean videos of held-out digits; "
         "chance is 10 %."
     )
-    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn())
-    with Progress(*columns, TimeElapsedColumn(), console=console) as bar:
-        scores = [measure(trained, reader, plan, args, bar) for plan in args.plan]
+    with Stages(console, len(args.plan)) as stages:
+        scores = [measure(trained, reader, plan, args, stages) for plan in args.plan]
     console.print(make_table(scores))
     if args.json:
         result = {

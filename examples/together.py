@@ -69,13 +69,15 @@ def compare(
     def video_of(name: str, label: str, **parallel: int) -> torch.Tensor:
         options = {**variants[name], "inner": inner, **parallel}
         compiled = torch.compile(model, backend="pab", options=options)
-        generate(compiled)  # compiles
+        if is_first:
+            print(f"{name}, {label}: two generations, the first compiles", flush=True)
+        generate(compiled)
         start = time.perf_counter()
         video = generate(compiled)
         seconds = time.perf_counter() - start
         if is_first:
             computed = pab_compile.stats(compiled).computed_steps
-            print(f"{name}, {label}: {seconds:.2f} s, computed steps {computed}")
+            print(f"{name}, {label}: {seconds:.2f} s, computed steps {computed}", flush=True)
         return video
 
     agree = True
@@ -86,7 +88,7 @@ def compare(
         error = ((alone - together).abs().max() / alone.abs().max()).item()
         agree &= error <= TOLERANCE
         if is_first:
-            print(f"{name}: largest difference {error:.1e} of the largest value")
+            print(f"{name}: largest difference {error:.1e} of the largest value", flush=True)
     if is_first:
         name, variant = list(variants.items())[-1]
         foretold = pab_compile.comm(

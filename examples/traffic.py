@@ -71,7 +71,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--depth", type=int, default=1, help="pairs of blocks to look at, of 28")
     args = parser.parse_args(arguments)
     times = open_sora.XL_2.depth / args.depth
-    print("ranks  axis  GB without reuse  GB with PAB246  GB on the wire with PAB246")
+    print("ranks  axis  GB without reuse  GB with PAB246  GB on the wire with PAB246", flush=True)
     for num_ranks in args.ranks:
         found = foretell(num_ranks, args.depth)
         gather = sum(row.wire_bytes for row in found.rows if row.what == "gather at the end")
@@ -79,7 +79,8 @@ def main(arguments: list[str] | None = None) -> None:
         print(
             f"{num_ranks:5}  {found.axis:>4}"
             f"  {times * found.convention_bytes_without_reuse / 1e9:16.3f}"
-            f"  {times * found.convention_bytes / 1e9:14.3f}  {wire / 1e9:26.3f}"
+            f"  {times * found.convention_bytes / 1e9:14.3f}  {wire / 1e9:26.3f}",
+            flush=True,
         )
 
 

@@ -13,7 +13,8 @@ import argparse
 import time
 
 import torch
-from rich.progress import track
+from rich.console import Console
+from stages import Stages
 from torch import nn
 
 import pab_compile
@@ -125,13 +126,19 @@ def main() -> None:
     fast = torch.compile(model, backend="pab")  # the one line
 
     variants = {"eager": model, "torch.compile": torch.compile(model), 'backend="pab"': fast}
-    results = {name: generate(call) for name, call in variants.items()}  # compiles
+    results: dict[str, torch.Tensor] = {}
     seconds: dict[str, list[float]] = {name: [] for name in variants}
-    for _ in track(range(args.rounds), "generating in turns", transient=True):
+    with Stages(Console(), len(variants) + args.rounds) as stages:
         for name, call in variants.items():
-            start = time.perf_counter()
-            generate(call)
-            seconds[name].append(time.perf_counter() - start)
+            with stages.stage(f"first generation: {name}"):
+                results[name] = generate(call)
+        for turn in range(args.rounds):
+            with stages.stage(f"round {turn + 1} of {args.rounds}", len(variants)) as advance:
+                for name, call in variants.items():
+                    start = time.perf_counter()
+                    generate(call)
+                    seconds[name].append(time.perf_counter() - start)
+                    advance()
     print(pab_compile.stats(fast))
     for name, result in results.items():
         speed = sorted(a / b for a, b in zip(seconds["eager"], seconds[name], strict=True))

@@ -11,7 +11,7 @@ The public names fall into three groups:
   ``measure_cost`` measures what steps cost.
 - **ranks**: ``comm``, ``scaling`` and ``least_traffic`` predict what several processes exchange.
 
-Every name is imported from its module at its first use, so that the import costs little.
+Every name is imported from its module at its first use, so ``import pab_compile`` is fast.
 """
 
 from __future__ import annotations
@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from .runtime.last_runs import stats
     from .runtime.scope import generation, reset, step
     from .runtime.stats import RunStats
+    from .runtime.weights import weights_changed
     from .traffic.comm import comm
     from .traffic.comm_report import CommReport
     from .traffic.least_traffic import least_traffic
@@ -58,6 +59,7 @@ _MODULES = {
     "generation": "runtime.scope",
     "step": "runtime.scope",
     "reset": "runtime.scope",
+    "weights_changed": "runtime.weights",
     "Options": "options",
     "Explanation": "report.explanation",
     "SiteReport": "report.explanation",
@@ -100,6 +102,7 @@ __all__ = [
     "generation",
     "step",
     "reset",
+    "weights_changed",
     "Options",
     "Explanation",
     "SiteReport",

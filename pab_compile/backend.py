@@ -2,34 +2,36 @@
 
 from __future__ import annotations
 
+import functools
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import fx
 
-from pab_compile.errors import UnsupportedModelError
+from pab_compile.errors import InvariantError, PabError, UnsupportedModelError
 from pab_compile.passes.graph.capture import break_reason
 from pab_compile.passes.graph.inputs import Inputs
-from pab_compile.passes.graph.join import Origin
 from pab_compile.passes.graph.measured import measure
 from pab_compile.passes.graph.printer import format_graph
+from pab_compile.passes.parallel.shard import Grid
 
 from .calibration.observe import current_observer
-from .compile.analysis import nothing_found
+from .compile.build import Request, Settings, compile_program, plain_program
 from .compile.lower import PieceCompiler
-from .compile.program import PlainProgram, Runnable, compile_program
+from .compile.program import Runnable
 from .compile.progress import CompileProgress
+from .compile.whole_forward import WholeForward
 from .dynamo import compiling
 from .errors import GradModeError
-from .options import Options, parse_options
-from .plans.plan import Plan
-from .ranks.mesh import fingerprint, named_peers, own_peers, peers_of
-from .ranks.team import Team, team_of
-from .report.explanation import Finding
+from .options import parse_options
+from .ranks.agreement import Agreement
+from .ranks.mesh import fingerprint, peers_of
 from .runtime.forward import Forward
 from .runtime.scope import current_scope
+from .runtime.weights import watch_hotswap
 
 
 def pab(
@@ -43,19 +45,22 @@ def pab(
 
     Args:
         graph_module: Dynamo's graph.
-        example_inputs: tell numbers from tensors; the graph is captured at its first call.
+        example_inputs: show which inputs are numbers. The graph is captured at its first call.
         options: see ``pab_compile.Options``.
-        mode: torch.compile's mode, handed to Inductor.
+        mode: the ``mode`` of ``torch.compile``, for Inductor.
 
     Returns:
-        A function of Dynamo's inputs. Errors about the model or the options are raised by its first
-        call, so that they reach the user as they are.
+        A function of Dynamo's inputs. Its first call raises errors about the model or the options,
+        so that they reach the user unchanged.
     """
     return CompiledGraph(graph_module, example_inputs, options, mode)
 
 
 class CompiledGraph:
-    """One Dynamo graph, specialised to the sizes and the place in a forward of its calls."""
+    """One Dynamo graph: finds or compiles the program of each call, and runs it.
+
+    There is one program per set of input sizes and per place in a forward.
+    """
 
     def __init__(
         self,
@@ -68,150 +73,140 @@ class CompiledGraph:
         self._graph_module = self._measured.rest
         examples = (*example_inputs, *self._measured.examples)
         self._inputs = Inputs.of(self._graph_module, examples)
-        self._given = (options, mode)
         self._break_reason = break_reason(graph_module)
+        self._given = (options, mode)
         self._programs: dict[tuple[Any, ...], Runnable] = {}
-        self._prepared: tuple[Options, Plan, PieceCompiler] | None = None
-        self._is_checked = False
-        self._team: Team | None = None
-        self.progress = CompileProgress()
+        self._progress = CompileProgress()
+        self._agreement = Agreement(self._graph_module, options)
+        self._whole_forward = WholeForward()
 
     def __call__(self, *args: Any) -> Any:
         """Run the graph in the forward that calls it."""
         forwards = current_scope().forwards
         forward = forwards.current()
-        args = self._extended(forward, args)
-        tensors = self._inputs.tensors(args)
-        origins = forward.origins(self._inputs, tensors)
-        alone = not forward.visited and forward.starts_at_root and not self._break_reason
-        if self._team is not None:
-            self._team.begin()
-        observer = current_observer()
-        num_samples = None if observer is None else observer.num_samples
-        key = (alone, origins, num_samples, self._inputs.specialisation(args))
-        if key not in self._programs:
-            with compiling():
-                if key not in self._programs:
-                    self._programs[key] = self._compile(args, origins, alone, num_samples)
-        program = self._programs[key]
-        if not forward.visited and not alone:
-            self._check_before(forwards.before(forward), program)
+        request = self._request(forward, args)
+        self._agreement.begin()
+        program = self._program(request)
+        if not forward.visited and not request.alone:
+            before, plan = forwards.before(forward), self._settings.plan
+            error = self._whole_forward.check(before, program, plan)
+            if error is not None:
+                self._refuse(error, stacklevel=3)
         forward.breaks.append(self._break_reason)
-        self.progress.start()
         try:
-            return program(forward, args, tensors)
-        except BaseException as error:
-            forward.fail()
-            if self._team is not None:
-                self._team.fail(error)
-            raise
+            return self._run(program, forward, request)
         finally:
-            if alone:
+            if request.alone:
                 forwards.end(forward)
-            self.progress.stop()
 
-    def _extended(self, forward: Forward, args: tuple[Any, ...]) -> tuple[Any, ...]:
-        """Dynamo's inputs, with the values that sizes depend on."""
+    def _request(self, forward: Forward, args: tuple[Any, ...]) -> Request:
+        """The graph, with its inputs and their origins in the forward."""
         try:
-            return self._measured.extend(args)
+            args = self._measured.extend(args)
         except BaseException:
             forward.fail()
             raise
+        tensors = self._inputs.tensors(args)
+        origins, volatile = forward.origins(self._inputs, tensors)
+        alone = not forward.visited and forward.starts_at_root and not self._break_reason
+        observer = current_observer()
+        num_samples = None if observer is None else observer.num_samples
+        return Request(
+            self._graph_module, args, tensors, origins, volatile, alone, num_samples=num_samples
+        )
 
-    def _compile(
-        self,
-        args: Sequence[Any],
-        origins: tuple[tuple[Origin | None, ...], frozenset[int]],
-        alone: bool,
-        num_samples: int | None,
-    ) -> Runnable:
-        """Compile; where several ranks share the model, only what all of them compile alike."""
-        if self._team is None:
-            self._team = team_of(named_peers(self._given[0])) or team_of(
-                own_peers(self._graph_module), exchanges=False
-            )
-        team = self._team
-        if team is not None and not team.exchanges and not team.is_first(self._given[0]):
-            return self._compile_alone(args, origins, alone, num_samples)
-        try:
-            program = self._compile_alone(args, origins, alone, num_samples)
-        except Exception as error:
-            if team is not None:
-                team.agree("", error)
-            raise
-        if team is not None:
-            options, plan, _ = self._options_plan_compiler()
-            # In print, since a structure key holds addresses, which differ between processes.
-            graph = format_graph(program.part.graph_module) if program.part else ""
-            if not team.exchanges:  # graphs of a model's own ranks may name the rank
-                graph = repr([(site.kind, site.can_broadcast) for site in program.sites])
-            team.agree(fingerprint(options, plan, graph))
-        return program
+    def _program(self, request: Request) -> Runnable:
+        """The program for a request; the first such request compiles it."""
+        key = (
+            request.alone,
+            request.origins,
+            request.volatile,
+            request.num_samples,
+            self._inputs.specialisation(request.args),
+        )
+        if key not in self._programs:
+            with compiling():
+                if key not in self._programs:
+                    self._programs[key] = self._agreement.compiled(
+                        functools.partial(self._compile, request), self._fingerprint
+                    )
+        return self._programs[key]
 
-    def _compile_alone(
-        self,
-        args: Sequence[Any],
-        origins: tuple[tuple[Origin | None, ...], frozenset[int]],
-        alone: bool,
-        num_samples: int | None,
-    ) -> Runnable:
-        options, plan, compiler = self._options_plan_compiler()
-        peers_of(  # raises where there are none
+    def _compile(self, request: Request, grid: Grid | None) -> Runnable:
+        """Compile the program on this rank."""
+        settings, options = self._settings, self._settings.options
+        peers_of(  # raises if they are not there
             options.mesh, options.sequence_parallel, options.batch_mesh, options.batch_parallel
         )
-        team = self._team
-        grid = team.grid if team is not None and team.exchanges else None
-        if torch.is_grad_enabled() and any(
-            isinstance(arg, torch.Tensor) and arg.requires_grad for arg in args
-        ):
-            raise GradModeError(
-                "The model was called with gradients enabled and inputs or weights that require "
-                "them, but outputs of earlier steps have no gradient. Call it under "
-                "torch.no_grad() or torch.inference_mode(), or freeze the weights with "
-                "model.requires_grad_(False)."
-            )
-        compiler.warm_up(args)
-        graph, whole = self._graph_module, self._given[0]
+        _check_gradients(request.args)
+        settings.compiler.warm_up(request.args)
+        watch_hotswap()
         try:
-            return compile_program(
-                graph, args, origins, options, plan, compiler, whole, alone, grid, num_samples
-            )
-        except UnsupportedModelError as error:
-            self._refuse(error)
-            whole = compiler.compile_whole(self._graph_module, args)
-            return PlainProgram(None, whole, Finding(reason=str(error)))
+            return compile_program(replace(request, grid=grid), settings)
+        except (UnsupportedModelError, InvariantError) as error:
+            refused: UnsupportedModelError | InvariantError = error
+        except PabError:
+            raise
+        except Exception as error:
+            refused = _defect(error)
+            refused.__cause__ = error
+        self._refuse(refused, stacklevel=6)
+        return plain_program(request, settings, str(refused))
 
-    def _check_before(self, before: Iterable[Forward], program: Runnable) -> None:
-        """Look at the last forward that began like this one: what it is shows only now."""
-        alike = [other for other in before if other.visited[:1] == [program]]
-        if not alike or alike[0].failed:
-            return
-        last, length = alike[0], len(alike[0].visited)
-        if any(other.visited[:length] == last.visited != other.visited for other in alike[1:]):
-            last.fail()  # broken off: others went on from there
-        elif not self._is_checked and (
-            not last.breaks[-1] or any(other.visited == last.visited for other in alike[1:])
-        ):
-            self._is_checked = True
-            self._check_whole(last)
+    def _fingerprint(self, program: Runnable, exchanges: bool) -> str:
+        """Hash of what must be the same on all ranks.
 
-    def _check_whole(self, forward: Forward) -> None:
-        """Look once at all graphs of a forward that is over."""
-        sites = [site for ran in forward.visited for site in ran.sites]
-        if sites:
-            self._options_plan_compiler()[1].check(sites)
+        The graph enters as text, since a structure key holds addresses, which differ between
+        processes. The graph of a model that is parallel by itself may hold the rank, so only its
+        sites enter.
+        """
+        if exchanges:
+            graph = format_graph(program.part.graph_module) if program.part else ""
         else:
-            self._refuse(nothing_found(forward.findings, forward.breaks))
+            graph = repr([(site.kind, site.can_broadcast) for site in program.sites])
+        return fingerprint(self._settings.options, self._settings.plan, graph)
 
-    def _refuse(self, error: UnsupportedModelError) -> None:
-        """Raise, or warn, as the user wants it."""
-        if self._options_plan_compiler()[0].on_unsupported == "raise":
+    def _run(self, program: Runnable, forward: Forward, request: Request) -> Any:
+        """Run a program. An error drops the cache of the generation and reaches other ranks."""
+        self._progress.start()
+        try:
+            return program(forward, request.args, request.tensors)
+        except BaseException as error:
+            forward.fail()
+            self._agreement.fail(error)
+            raise
+        finally:
+            self._progress.stop()
+
+    def _refuse(self, error: PabError, stacklevel: int) -> None:
+        """Raise an error, or warn, as the option ``on_unsupported`` says."""
+        if self._settings.options.on_unsupported == "raise":
             raise error
-        warnings.warn(f"pab: compiled without reuse. {error}", stacklevel=5)
+        warnings.warn(f"pab: compiled without reuse. {error}", stacklevel=stacklevel)
 
-    def _options_plan_compiler(self) -> tuple[Options, Plan, PieceCompiler]:
-        if self._prepared is None:
-            options = parse_options(*self._given)
-            compiler = PieceCompiler(options.inner, options.mode, self.progress)
-            self._prepared = (options, options.make_plan(), compiler)
-        return self._prepared
+    @functools.cached_property
+    def _settings(self) -> Settings:
+        """The options, validated at the first call."""
+        options = parse_options(*self._given)
+        compiler = PieceCompiler(options.inner, options.mode, self._progress)
+        return Settings(options, options.make_plan(), compiler, self._given[0])
+
+
+def _defect(error: Exception) -> InvariantError:
+    """The error for a failure that this library did not foresee."""
+    words = f"{type(error).__name__}: {error}".strip().splitlines()[0]
+    return InvariantError(
+        f"The compilation failed ({words}). This is a defect of pab_compile, not of the model. "
+        'options={"on_unsupported": "passthrough"} compiles the model without reuse.'
+    )
+
+
+def _check_gradients(args: Sequence[Any]) -> None:
+    """Refuse a call that needs gradients."""
+    tensors = (arg for arg in args if isinstance(arg, torch.Tensor))
+    if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors):
+        raise GradModeError(
+            "The model was called with gradients enabled, and inputs or weights require them. "
+            "Reused outputs have no gradient. Call the model under torch.no_grad() or "
+            "torch.inference_mode(), or freeze the weights with model.requires_grad_(False)."
+        )

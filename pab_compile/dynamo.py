@@ -1,7 +1,7 @@
-"""What is asked of Dynamo and Inductor besides compiling: their locks, their stack, their caches.
+"""What this library needs of Dynamo and Inductor besides compiling: locks, stack and caches.
 
-One of the three files that may use private torch APIs. The others are ``passes/graph/tracing.py``
-and ``compile/lower.py``.
+Three files may use private torch APIs: this one, ``passes/graph/tracing.py`` and
+``compile/lower.py``.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ _MODULE_FILE = torch.nn.modules.module.__file__
 
 @contextmanager
 def compiling() -> Iterator[None]:
-    """Trace and compile in one thread at a time: torch's tracers are not safe in several.
+    """Trace and compile in one thread at a time, since torch's tracers are not thread-safe.
 
-    Takes Dynamo's own lock, since Dynamo must not trace in another thread meanwhile, and says that
-    it compiles as Dynamo does: compiled models that run in other threads would otherwise be taken
-    for a part of what is being traced, and refuse.
+    It takes Dynamo's own lock, so that Dynamo does not trace in another thread meanwhile. It also
+    sets Dynamo's flag for compiling. Without the flag, a compiled model that runs in another thread
+    would count as a part of the traced function, and fail.
     """
     from torch._dynamo.convert_frame import compile_lock
 
@@ -51,9 +51,9 @@ def trace_once(
     kwargs: dict[str, Any],
     look: Callable[[fx.GraphModule, Sequence[Any]], Any],
 ) -> None:
-    """Trace a function with Dynamo and let ``look`` run every graph, given its inputs.
+    """Trace a function with Dynamo. ``look`` gets every graph with its inputs, and runs it.
 
-    Nothing of it stays in Dynamo's caches, so an existing compilation of the model is untouched.
+    The trace is removed from Dynamo's caches, so an existing compilation of the model stays valid.
     """
     from torch._dynamo.eval_frame import reset_code
 
@@ -67,7 +67,7 @@ def trace_once(
         return forward(*args, **kwargs)
 
     try:
-        # Static: sizes that earlier calls made dynamic would reach the passes as symbols.
+        # Static, since sizes that earlier calls made dynamic would be symbols.
         torch.compile(traced, backend=backend, dynamic=False)(*args, **kwargs)
     finally:
         reset_code(traced.__code__)
@@ -75,15 +75,15 @@ def trace_once(
 
 @dataclass(frozen=True, eq=False)
 class ModelCall:
-    """The call of a compiled model that the running code is a part of.
+    """The call of a compiled model to which the running code belongs.
 
     Attributes:
-        token: an object that belongs to this one call.
+        token: an object that only this call has.
         args: positional arguments.
         keywords: keyword arguments.
-        function: what was called: a function, or the method of a module.
-        is_root: whether the running graph belongs to the model's own ``forward``, not to a function
-            that it calls.
+        function: the function, or the method of a module, that was called.
+        is_root: whether the running graph belongs to the model's own ``forward``. If not, it
+            belongs to a function that ``forward`` calls.
     """
 
     token: object
@@ -93,7 +93,7 @@ class ModelCall:
     is_root: bool
 
     def names(self) -> tuple[str, ...]:
-        """Names of the positional arguments, as far as they are known."""
+        """Names of the positional arguments; ``()`` if they are unknown."""
         owner = getattr(self.function, "__self__", None)
         function = owner.forward if isinstance(owner, torch.nn.Module) else self.function
         try:
@@ -108,9 +108,9 @@ class ModelCall:
 def model_calls() -> list[ModelCall]:
     """Find the calls of compiled models on Python's stack, the innermost first.
 
-    Dynamo enters every such call through one wrapper, which stays on the stack until the call is
-    over: its arguments are the caller's, and its dict of keyword arguments is made anew each time.
-    Empty where there is no such wrapper.
+    Dynamo starts every such call in a wrapper, which stays on the stack until the call is over. The
+    wrapper has the caller's arguments. Its dict of keyword arguments is a new one in each call. The
+    list is empty if there is no wrapper.
     """
     from torch._dynamo import eval_frame
 
@@ -121,8 +121,8 @@ def model_calls() -> list[ModelCall]:
         if code.co_filename == eval_frame.__file__:
             if code.co_name == "compile_wrapper":
                 found += _model_call(frame.f_locals, num_frames)
-            num_frames = 0  # those before are ours: Dynamo calls graphs through a function
-        elif code.co_filename not in (_MODULE_FILE, __file__):  # calls through to the model's own
+            num_frames = 0  # the frames so far are of this library
+        elif code.co_filename not in (_MODULE_FILE, __file__):  # these only call the model's
             num_frames += 1
         frame = frame.f_back
     return found
@@ -137,13 +137,13 @@ def _model_call(variables: Mapping[str, Any], num_frames: int) -> list[ModelCall
 
 @dataclass(frozen=True)
 class Compilation:
-    """What a compiled module was compiled with: the ``options`` object of that call."""
+    """How a module was compiled: the ``options`` object of the ``torch.compile`` call."""
 
     options: dict[str, Any] | None
 
 
 def compilation_of(model: Any) -> Compilation | None:
-    """How a module was compiled, with ``torch.compile`` or in place; None where it was not."""
+    """How a module was compiled, by ``torch.compile`` or in place; None if it was not."""
     for candidate in _compile_contexts(model):
         backend = getattr(candidate, "callback", None)
         while backend is not None and not hasattr(backend, "kwargs"):
@@ -154,7 +154,7 @@ def compilation_of(model: Any) -> Compilation | None:
 
 
 def _compile_contexts(model: Any) -> Iterator[Any]:
-    """Where Dynamo keeps the backend: on the wrapper module, or in the closure of the call."""
+    """Where Dynamo stores the backend: on the wrapper module, or in the closure of the call."""
     yield getattr(model, "dynamo_ctx", None)
     in_place = getattr(model, "_compiled_call_impl", None)
     for cell in getattr(in_place, "__closure__", None) or ():

@@ -1,4 +1,4 @@
-"""Errors that users can meet; all derive from ``PabError``."""
+"""The errors that this library raises. All derive from ``PabError``."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class GradModeError(PabError, RuntimeError):
 
 
 class PlanError(PabError, ValueError):
-    """A plan that cannot be used, with what was found in it."""
+    """A plan cannot be used. The message says what was found in it."""
 
 
 class RanksError(PabError, RuntimeError):
@@ -31,12 +31,12 @@ class RanksError(PabError, RuntimeError):
 
 
 class CalibrationError(PabError, ValueError):
-    """No plan does what is asked, or there is nothing to choose by, with what was found."""
+    """No plan meets the request, or the measurements do not allow a choice."""
 
 
 class ObservationError(PabError, ValueError):
-    """An observation that cannot be made or read, with what was found."""
+    """An observation cannot be made or read. The message says what was found."""
 
 
 class OptionError(PabError, ValueError):
-    """An option that is unknown or has a value outside its domain."""
+    """An option is unknown, or its value is not accepted."""

@@ -1,4 +1,4 @@
-"""Options of the backend: parsed and validated once, immutable afterwards."""
+"""Options of the backend. They are validated once and never change afterwards."""
 
 from __future__ import annotations
 
@@ -26,28 +26,36 @@ class Options:
     """What ``torch.compile(model, backend="pab", options={...})`` accepts.
 
     Attributes:
-        ranges: kind -> compute every so many steps; or the name of a preset, which brings its own
-            window, predict, cut and coalesce unless they are given.
-        window: (low, high) in which reuse is allowed; floats are fractions of the steps, integers
-            timestep values. None: (0.15, 0.85).
-        predict: order of the reuse: 0 repeats, 1 and 2 extrapolate linearly and quadratically; an
-            integer, or per kind.
-        predict_in: what orders 1 and 2 extrapolate in, ``step`` or ``timestep``.
+        ranges: kind -> compute at every n-th step; or the name of a preset. A preset also sets
+            window, predict, cut and coalesce. Each of them can be given to replace its value.
+        window: (low, high), the part of the generation in which reuse is allowed. Float bounds are
+            fractions of the steps; low belongs to the window, high does not. Integer bounds are
+            timestep values, and neither belongs to it. None: (0.15, 0.85).
+        predict: order of the reuse: 0 repeats, 1 extrapolates linearly, 2 quadratically. An
+            integer, or a mapping from kind to integer.
+        predict_in: orders 1 and 2 extrapolate in the ``step`` or in the ``timestep``.
         cut: ``attention`` caches before the gate, ``gated`` after it.
-        coalesce: let sites that the plan always reuses together cache the sum of their outputs.
-        plan: a callable or the path of a plan file instead of ranges, window and predict.
-        inner: compiler of the pieces: ``inductor``, ``eager``, or any registered backend.
-        mode: torch.compile's mode, handed to Inductor.
-        axes: input name -> its axes, where they cannot be inferred; ``"step"`` marks the timestep.
-        mesh: an axis of a ``DeviceMesh`` (``mesh["sp"]``), over whose ranks tokens are sharded.
-        sequence_parallel: instead the number of ranks, where these are all that run.
-        batch_mesh: an axis of a ``DeviceMesh`` (``mesh["cfg"]``) whose ranks share the rows of the
-            batch, as both prompts of guidance in one call.
-        batch_parallel: instead the number of ranks that do; with ``sequence_parallel``, ranks next
-            to one another share tokens.
-        shard: the axis of the tokens to shard (``t``, ``h``, ``w``, or ``s`` for all in one). None:
-            the one over which the ranks exchange the least bytes.
-        dump: directory for dumps of every pass.
+        coalesce: sites that the plan always reuses together cache the sum of their outputs.
+        plan: a function, or the path of a plan file. It replaces ranges, window and predict.
+        inner: compiler of the pieces: ``inductor``, ``eager``, a registered backend, or a function
+            like a backend.
+        mode: the ``mode`` of ``torch.compile``, for Inductor: ``default``, ``reduce-overhead``,
+            ``max-autotune`` or ``max-autotune-no-cudagraphs``. The installed Inductor may have
+            more. None: as ``default``.
+        axes: input name -> its axes, such as ``"b c t h w"``, if they cannot be inferred.
+            ``"step"`` marks the timestep, or another input that changes at every step.
+            ``"prompt"`` marks an input that stays the same for a whole generation.
+        mesh: an axis of a ``DeviceMesh`` (``mesh["sp"]``). Its ranks share the tokens.
+        sequence_parallel: the number of ranks that share the tokens. It replaces mesh if all ranks
+            run this model.
+        batch_mesh: an axis of a ``DeviceMesh`` (``mesh["cfg"]``). Its ranks share the rows of the
+            batch, such as the two prompts of guidance in one call.
+        batch_parallel: the number of ranks that share the rows of the batch. It replaces
+            batch_mesh. With ``sequence_parallel``, successive ranks share tokens.
+        shard: the axis of the tokens to shard: ``t``, ``h``, ``w``, or ``s`` for all in one. None:
+            the axis for which the ranks exchange the fewest bytes.
+        dump: directory for dumps of every pass. If it is not given, the environment variable
+            ``PAB_DUMP`` names the directory.
         on_unsupported: ``raise``, or ``passthrough`` to compile without reuse after one warning.
     """
 
@@ -98,7 +106,7 @@ def parse_options(options: Mapping[str, Any] | None, mode: str | None = None) ->
 
     Args:
         options: as the user gave them.
-        mode: torch.compile's ``mode``; ``options["mode"]`` does the same.
+        mode: the ``mode`` of ``torch.compile``; ``options["mode"]`` does the same.
 
     Raises:
         OptionError: names the option, what was found and what is accepted.
@@ -134,7 +142,7 @@ def parse_options(options: Mapping[str, Any] | None, mode: str | None = None) ->
 
 
 def near_miss(name: str, known: Iterable[str]) -> str:
-    """A hint for a misspelt name, and the list of the right ones."""
+    """A hint for a misspelt name, and the list of the known names."""
     names = sorted(known)
     close = difflib.get_close_matches(str(name), names, n=1)
     hint = f" Did you mean {close[0]!r}?" if close else ""
@@ -219,21 +227,22 @@ def _check_parallel(parsed: Options) -> None:
     given = [name for name, value in (*meshes.items(), *numbers.items()) if value is not None]
     if any(name in meshes for name in given) and any(name in numbers for name in given):
         raise OptionError(
-            f"{' and '.join(given)} were given: ranks are either those of mesh and batch_mesh, or "
-            "counted by sequence_parallel and batch_parallel. Leave the ones or the others out."
+            f"{' and '.join(given)} were given together. Give mesh and batch_mesh, or "
+            "sequence_parallel and batch_parallel, but not one of each pair."
         )
     for name, mesh in meshes.items():
         if mesh is not None and not hasattr(mesh, "get_group"):
             raise OptionError(
-                f"{name}={mesh!r} is no DeviceMesh; make one with "
+                f"{name}={mesh!r} is no DeviceMesh. Make one with "
                 'torch.distributed.device_mesh.init_device_mesh("cuda", (N,)).'
             )
     if parsed.shard is not None:
         _check_choice("shard", parsed.shard, SHARDED_AXES)
         if "mesh" not in given and "sequence_parallel" not in given:
             raise OptionError(
-                f"shard={parsed.shard!r} names an axis of the tokens, but nothing says which ranks "
-                "share them: give mesh or sequence_parallel; to comm, num_ranks; to scaling, ranks."
+                f"shard={parsed.shard!r} names an axis of the tokens, but no option says "
+                "which ranks share them: give mesh or sequence_parallel; to comm, num_ranks; to "
+                "scaling, ranks."
             )
 
 
@@ -248,7 +257,7 @@ def _check_plan(parsed: Options, given: Mapping[str, Any]) -> None:
 
 
 def _as_preset(parsed: Options, given: Mapping[str, Any]) -> Options:
-    """With what belongs to the preset, where one is named."""
+    """The options with those of the preset, if one is named."""
     if not isinstance(parsed.ranges, str):
         return parsed
     preset = PRESETS[parsed.ranges]
@@ -257,17 +266,17 @@ def _as_preset(parsed: Options, given: Mapping[str, Any]) -> Options:
 
 
 def _as_calibrated(parsed: Options, given: Mapping[str, Any]) -> Options:
-    """With the options that a calibrated plan holds for."""
+    """The options with those that a calibrated plan needs."""
     if not isinstance(parsed.plan, (str, Path)):
         return parsed
     calibrated = load_plan(parsed.plan).calibrated
     if calibrated is None:
         return parsed
-    held = {name: getattr(calibrated, name) for name in ("cut", "coalesce", "predict_in")}
-    for name, wanted in held.items():
+    needed = {name: getattr(calibrated, name) for name in ("cut", "coalesce", "predict_in")}
+    for name, wanted in needed.items():
         if given.get(name, wanted) != wanted:
             raise OptionError(
                 f"{name}={given[name]!r}, but the plan {str(parsed.plan)!r} was calibrated with "
-                f"{wanted!r}: leave the option out, or calibrate with it."
+                f"{wanted!r}. Leave the option out, or calibrate with it."
             )
-    return replace(parsed, **held)
+    return replace(parsed, **needed)

@@ -10,11 +10,11 @@ class UnsupportedModelError(PabError):
 
 
 class InvariantError(PabError):
-    """A pass broke an invariant of the graph: a defect of this library, never of the model."""
+    """A pass broke an invariant of the graph. This is a defect of the library, not of the model."""
 
 
 class ShardingError(PabError):
-    """A graph that cannot be sharded along an axis, with the op that stands in the way."""
+    """A graph cannot be sharded along an axis. The message names the op that prevents it."""
 
 
 class StatedAxesError(PabError, ValueError):

@@ -1,8 +1,4 @@
-"""The pipeline: the passes in order, and the loop that runs them.
-
-A pass is a small frozen dataclass with a ``name``, its options as fields, and one call that changes
-the program and returns how much it changed. Timing, verifying and dumping belong to the loop.
-"""
+"""The pipeline: the passes and their order (``passes.program`` runs them)."""
 
 from __future__ import annotations
 
@@ -11,7 +7,7 @@ from dataclasses import dataclass
 
 from torch import fx
 
-from pab_compile.passes.axes.table import infer_axes
+from pab_compile.passes.axes.infer import infer_axes
 from pab_compile.passes.errors import UnsupportedModelError
 from pab_compile.passes.graph import ir
 from pab_compile.passes.program import Pass, Program
@@ -20,7 +16,7 @@ from pab_compile.passes.rewrite.coalesce import Pattern, coalesce, verify_coales
 from pab_compile.passes.rewrite.pieces import cut_into_pieces
 from pab_compile.passes.rewrite.probes import insert_probes, verify_probes
 from pab_compile.passes.sites.binding import (
-    STATED_HELD,
+    STATED_PROMPT,
     STATED_STEP,
     Binding,
     bind,
@@ -41,7 +37,7 @@ class InferAxes:
 
     def __call__(self, program: Program) -> int:
         """Infer the axes of a captured graph."""
-        roles = (STATED_STEP, STATED_HELD)
+        roles = {STATED_STEP, *STATED_PROMPT}
         stated = {k: v for k, v in self.stated.items() if v not in roles}
         program.axes = infer_axes(program.graph_module, stated)
         single = [node for node in program.graph_module.graph.nodes if ir.tensor(node) is not None]
@@ -68,7 +64,9 @@ class BindTimes:
         program.clock = ir.source(clock)
         inputs = [n for n in ir.placeholders(graph) if not ir.is_constant_input(n)]
         given = [n for n in inputs if not ir.is_eager(n) and n is not latents and n is not clock]
-        program.held = tuple(ir.source(n) for n in given if ir.binding(n) == Binding.PROMPT)
+        program.prompt_inputs = tuple(
+            ir.source(n) for n in given if ir.binding(n) == Binding.PROMPT
+        )
         program.stepping = tuple(ir.source(n) for n in given if ir.binding(n) != Binding.PROMPT)
         program.has_eager_inputs = any(ir.is_eager(n) for n in inputs)
         return changed
@@ -127,7 +125,7 @@ class Coalesce:
         return done.count
 
     def verify(self, after: fx.GraphModule, before: fx.GraphModule) -> None:
-        """Verified with the sites, which the graph alone does not show."""
+        """Do nothing: the call has verified the graph together with the sites."""
 
 
 @dataclass(frozen=True)
@@ -166,25 +164,34 @@ class InsertProbes:
 class CutIntoPieces:
     """Cut the rewritten graph for the inner compiler."""
 
+    hoist: bool = True
     name: str = "pieces"
 
     def __call__(self, program: Program) -> int:
         """Group everything outside the branches."""
-        program.graph_module = cut_into_pieces(program.graph_module)
+        program.graph_module = cut_into_pieces(program.graph_module, self.hoist)
         return len(list(program.graph_module.graph.find_nodes(op="call_module")))
 
 
 def analysis(axes: Mapping[str, str], cut: str) -> tuple[Pass, ...]:
-    """The passes that only look: axes, binding times, mixers, sites."""
+    """The passes that only analyse: axes, binding times, mixers, sites."""
     return (*recognition(axes), FindSites(cut))
 
 
 def recognition(axes: Mapping[str, str]) -> tuple[Pass, ...]:
-    """The passes that find out what is what, on a graph behind those that feed it."""
+    """The passes that analyse a graph together with the graphs that feed it."""
     return (InferAxes(axes), BindTimes(axes), Classify())
 
 
-def rewriting(wanted: Callable[[Site], bool], num_samples: int | None = None) -> tuple[Pass, ...]:
-    """The passes that rewrite: branches, probes of so many samples where asked for, pieces."""
+def rewriting(
+    wanted: Callable[[Site], bool], num_samples: int | None = None, hoist: bool = True
+) -> tuple[Pass, ...]:
+    """The passes that rewrite: branches, probes of so many samples where asked for, pieces.
+
+    Args:
+        wanted: which sites become branches.
+        num_samples: elements to sample of every output; None inserts no probes.
+        hoist: whether what is the same at every step runs once per generation.
+    """
     probes = () if num_samples is None else (InsertProbes(num_samples),)
-    return (Broadcast(wanted), *probes, CutIntoPieces())
+    return (Broadcast(wanted), *probes, CutIntoPieces(hoist))

@@ -1,7 +1,7 @@
-"""The program: a graph on its way through the passes, and the loop that runs them.
+"""The program: a graph with what the passes found in it, and the loop that runs the passes.
 
-A pass is a small frozen dataclass with a ``name``, its options as fields, and one call that changes
-the program and returns how much it changed. Timing, verifying and dumping belong to the loop.
+A pass is a small frozen dataclass. It has a ``name``, its options as fields, and one call. The call
+changes the program and returns the number of changes. The loop does timing, verifying and dumping.
 """
 
 from __future__ import annotations
@@ -19,26 +19,29 @@ from pab_compile.passes.graph import ir
 from pab_compile.passes.graph.join import Joined
 from pab_compile.passes.graph.printer import format_graph
 from pab_compile.passes.rewrite.verify import verify
-from pab_compile.passes.sites.classify import Mixer
+from pab_compile.passes.sites.mixer import Mixer
 from pab_compile.passes.sites.site import Site
 
 
 @dataclass
 class Program:
-    """A graph on its way through the passes, with what they found.
+    """A graph that passes work on, with what they found in it.
 
     Attributes:
         graph_module: the graph as it is now.
         axes: named axes of every tensor (after ``InferAxes``).
         clock: the caller's name of the timestep (after ``BindTimes``).
-        held: the caller's names of the per-prompt inputs (after ``BindTimes``).
-        stepping: the caller's names of the other inputs that change at every step, likewise.
-        has_eager_inputs: whether Python code made some input between two graphs, likewise.
+        prompt_inputs: the caller's names of the per-prompt inputs (after ``BindTimes``).
+        stepping: the caller's names of the other inputs that change at every step (after
+            ``BindTimes``).
+        has_eager_inputs: whether Python code made some input between two graphs (after
+            ``BindTimes``).
         mixers: token mixers (after ``Classify``).
         sites: sites in model order (after ``FindSites``).
         probed: sites whose samples are among the graph's last outputs (after ``InsertProbes``).
-        num_probes: how many of the last outputs are samples, likewise.
-        coalesced: which sites cache one sum, and why others do not, in lines (after ``Coalesce``).
+        num_probes: how many of the last outputs are samples (after ``InsertProbes``).
+        coalesced: which sites cache one sum, and why others do not, one line each (after
+            ``Coalesce``).
         sharding: the axis that is sharded over ranks, and why, in lines (after ``ShardTokens``).
         seconds: pass name -> seconds it took.
     """
@@ -46,7 +49,7 @@ class Program:
     graph_module: fx.GraphModule
     axes: AxisTable | None = None
     clock: str = ""
-    held: tuple[str, ...] = ()
+    prompt_inputs: tuple[str, ...] = ()
     stepping: tuple[str, ...] = ()
     has_eager_inputs: bool = False
     mixers: tuple[Mixer, ...] = ()
@@ -87,7 +90,7 @@ class Verified(Protocol):
 
 
 def narrow(program: Program, joined: Joined, graph_module: fx.GraphModule) -> Program:
-    """Take what was found in joined graphs back to the last of them."""
+    """Transfer what was found in joined graphs to the last of them."""
     if joined.graph_module is graph_module:
         return program
     for node, stand_in in joined.nodes.items():
@@ -104,7 +107,7 @@ def narrow(program: Program, joined: Joined, graph_module: fx.GraphModule) -> Pr
 
 
 class Watch(Protocol):
-    """Told about every pass: its name, and how to print the graph as it is at that moment."""
+    """Observes every pass. It gets the name and a function that prints the current graph."""
 
     def __call__(self, pass_name: str, text: Callable[[], str]) -> AbstractContextManager[None]:
         """A context that the pass runs in."""

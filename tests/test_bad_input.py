@@ -237,7 +237,7 @@ UNSUPPORTED: dict[str, tuple[torch.nn.Module, tuple[torch.Tensor, ...], list[str
         WithoutLayout().requires_grad_(False),
         (torch.randn(2, 6, 4, 6), torch.rand(2)),
         [
-            "the layout of the latents 'latents' [2, 6, 4, 6] cannot be told",
+            "the layout of the latents 'latents' [2, 6, 4, 6] is not known",
             "with the usual 'b channel h w' a view cuts across channel*h*w (test_bad_input.py",
             'options={"axes": {"latents": "b c h w"}}',
         ],

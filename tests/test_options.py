@@ -101,7 +101,7 @@ def test_a_file_is_a_plan(tmp_path: Path) -> None:
     for given in (path, str(path)):
         plan = parse_options({"plan": given}).make_plan()
         assert isinstance(plan, TablePlan)
-        assert plan.rows == {"a": (COMPUTE, 0)}
+        assert plan.entries == {"a": (COMPUTE, 0)}
 
 
 def test_what_was_given_is_not_changed_and_changes_nothing_later() -> None:

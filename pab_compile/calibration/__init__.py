@@ -1,1 +1,1 @@
-"""Calibration: plans that are measured on the model that they are for."""
+"""Calibration: plans that follow from measurements of the model."""

@@ -1,6 +1,7 @@
-"""``calibrate``: the best row for all sites of a model, from an observation of it.
+"""``calibrate``: the best plan for a model, from an observation of it.
 
-The error of a row is how far it leads the latents away (``drift``); ``search`` finds the best one.
+All sites of the plan have the same entries. ``drift`` gives the error of a plan: how far it moves
+the latents. ``search`` finds the plan of least error.
 """
 
 from __future__ import annotations
@@ -22,10 +23,10 @@ from pab_compile.plans.plan_file import plan_to_json
 from .cost import Cost, flops_cost
 from .drift import observed_drift
 from .observation import Observation
-from .search import Found, best_rows
+from .search import Found, best_entries
 
 _FEWER = 2
-"""A search for at most so many computed steps starts from so many fewer."""
+"""A search for a number of computed steps starts with this many fewer."""
 
 
 @dataclass(frozen=True)
@@ -33,20 +34,20 @@ class Calibration:
     """A plan chosen by measurement.
 
     Attributes:
-        row: ``COMPUTE`` or the order of the reuse, one entry per step, for every site.
+        entries: one per step, for every site: ``COMPUTE`` or the order of the reuse.
         sites: names of the sites.
         speedup: cost without reuse / cost of the plan.
-        error: predicted: how far the latents are from where they would be without reuse (root mean
-            square over the steps), relative to the distance from the first to the last.
-        cache_bytes: most bytes kept in one lane.
+        error: the predicted distance of the latents to those without reuse. It is the root mean
+            square over the steps, relative to the distance from the first to the last latents.
+        cache_bytes: most bytes in the cache of one lane.
         fingerprint: of the model.
-        cut: the option ``cut`` that it holds for.
-        coalesce: the option ``coalesce``, likewise.
-        predict_in: the option ``predict_in``, likewise.
-        cost: what steps were taken to cost.
+        cut: the value of the option ``cut`` that the plan needs.
+        coalesce: the value of the option ``coalesce``, likewise.
+        predict_in: the value of the option ``predict_in``, likewise.
+        cost: the cost of the steps that was used.
     """
 
-    row: tuple[int, ...]
+    entries: tuple[int, ...]
     sites: tuple[str, ...]
     speedup: float
     error: float
@@ -60,12 +61,12 @@ class Calibration:
     @property
     def num_steps(self) -> int:
         """Steps of the observed generations."""
-        return len(self.row)
+        return len(self.entries)
 
     def to_json(self) -> dict[str, Any]:
         """The content of a plan file; see ``load_plan``."""
         return {
-            **plan_to_json(dict.fromkeys(self.sites, self.row), self.num_steps),
+            **plan_to_json(dict.fromkeys(self.sites, self.entries), self.num_steps),
             "fingerprint": self.fingerprint,
             "cut": self.cut,
             "coalesce": self.coalesce,
@@ -98,24 +99,25 @@ def calibrate(
     """Choose the plan of least error at a speed-up, or of most speed-up at an error.
 
     Args:
-        observation: what ``observe`` returned; for sums (``coalesce``) of a model compiled so.
-        speedup: the generation costs at least this many times less than without reuse.
-        max_error: at most this error (``Calibration.error``). Give this or ``speedup``.
-        max_cache_bytes: most bytes to keep in one lane.
+        observation: what ``observe`` returned. For a plan of sums, observe with ``coalesce``.
+        speedup: smallest ratio of the costs without reuse and with the plan.
+        max_error: largest error (``Calibration.error``). Give this or ``speedup``.
+        max_cache_bytes: most bytes in the cache of one lane.
         max_order: highest order of the reuse.
-        max_distance: most steps between a reused step and the computed one before it.
-        predict_in: what predictions are polynomials of: the option of that name.
-        cost: what the steps cost: ``measure_cost``, ``wire_cost`` or your own. None counts FLOPs.
+        max_distance: most steps between a reused step and the computed step before it.
+        predict_in: the option ``predict_in``: predictions are polynomials of this.
+        cost: the cost of the steps: from ``measure_cost``, from ``wire_cost`` or your own. None
+            counts FLOPs.
 
     Raises:
-        CalibrationError: no plan does it; the message says what the best ones do.
+        CalibrationError: no plan meets the request. The message says what the best plans do.
     """
     if (speedup is None) == (max_error is None):
-        raise CalibrationError("Give either speedup or max_error, so that one of them is sought.")
+        raise CalibrationError("Give either speedup or max_error: the other one is optimised.")
     num_steps = observation.num_steps
     cost = flops_cost(observation) if cost is None else cost
     limit = math.inf if max_cache_bytes is None else max_cache_bytes
-    # COMPUTE is -1 and keeps nothing.
+    # COMPUTE is -1 and caches nothing.
     orders = [o for o in range(max_order + 1) if (o + 1) * observation.kept_bytes <= limit]
     fewest = math.ceil(num_steps / (max_distance + 1)) if orders else num_steps
     if speedup is not None:
@@ -125,23 +127,23 @@ def calibrate(
         counts = range(fewest, num_steps + 1)
     measure = observed_drift(observation, _positions(observation, predict_in), max_distance)
     best = Found(math.inf, ())
-    for found in best_rows(measure, num_steps, counts, max(orders, default=0)):
+    for found in best_entries(measure, num_steps, counts, max(orders, default=0)):
         best = min(found, best, key=lambda one: one.error)
         if max_error is not None and math.sqrt(best.error) <= max_error:
             break
     if math.isinf(best.error):
         raise CalibrationError(
-            f"No plan reaches speedup={speedup}, max_error={max_error} within {limit} bytes: the "
-            f"fastest within them saves to {cost.speedup(fewest, num_steps):.2f}x (reuse can spare "
-            f"{cost.spared:.0%} of the {cost.unit} of a step, and at most {max_distance} steps in "
-            "a row, all of them observed). Ask for less, or raise max_distance."
+            f"No plan reaches speedup={speedup}, max_error={max_error} within {limit} bytes. The "
+            f"largest speed-up within them is {cost.speedup(fewest, num_steps):.2f}x: reuse saves "
+            f"{cost.spared:.0%} of the {cost.unit} of a step, at most {max_distance} successive "
+            "steps reuse, and all of them were observed. Ask for less, or raise max_distance."
         )
     return Calibration(
-        best.row,
+        best.entries,
         tuple(site.name for site in observation.sites),
-        cost.speedup(best.row.count(COMPUTE), num_steps),
+        cost.speedup(best.entries.count(COMPUTE), num_steps),
         math.sqrt(best.error),
-        observation.kept_bytes * (max(best.row) + 1),
+        observation.kept_bytes * (max(best.entries) + 1),
         observation.fingerprint,
         observation.cut,
         observation.coalesce,
@@ -152,23 +154,26 @@ def calibrate(
 
 def predicted_error(
     observation: Observation,
-    row: Sequence[int],
+    entries: Sequence[int],
     predict_in: Literal["step", "timestep"] = "step",
 ) -> float:
-    """``Calibration.error`` of any row: infinite where it reuses what was not observed.
+    """``Calibration.error`` of any entries; infinite if they reuse what was not observed.
 
     Args:
         observation: of the model.
-        row: what every site does: ``COMPUTE`` or an order, one entry per step.
-        predict_in: what predictions are polynomials of.
+        entries: one per step, for every site: ``COMPUTE`` or the order of the reuse.
+        predict_in: predictions are polynomials of the ``step`` or of the ``timestep``.
+
+    Raises:
+        CalibrationError: the number of entries is wrong, or the first one reuses.
     """
-    entries = torch.tensor([row], dtype=torch.long)
-    if entries.shape[1] != observation.num_steps or entries[0, 0] != COMPUTE:
+    candidate = torch.tensor([entries], dtype=torch.long)
+    if candidate.shape[1] != observation.num_steps or candidate[0, 0] != COMPUTE:
         raise CalibrationError(
-            f"A row has one entry for each of the {observation.num_steps} observed steps, the "
-            f"first of them {COMPUTE} (compute); found {list(row)}."
+            f"There must be one entry for each of the {observation.num_steps} observed steps, and "
+            f"the first one must be {COMPUTE} (compute); found {list(entries)}."
         )
-    return math.sqrt(observed_drift(observation, _positions(observation, predict_in))(entries)[0])
+    return math.sqrt(observed_drift(observation, _positions(observation, predict_in))(candidate)[0])
 
 
 def _positions(observation: Observation, predict_in: str) -> list[float]:
@@ -177,8 +182,8 @@ def _positions(observation: Observation, predict_in: str) -> list[float]:
     known = [t for t in observation.timesteps if t is not None]
     if len(known) < observation.num_steps or len(set(known)) < len(known):
         raise CalibrationError(
-            "predict_in='timestep' needs a timestep of its own for every step; observed were "
-            f"{observation.timesteps}."
+            "predict_in='timestep' needs a known and distinct timestep for every step; the "
+            f"observation has {observation.timesteps}."
         )
     return known
 

@@ -1,7 +1,7 @@
-"""Cost: what steps take, in the unit that a plan's speed-up is counted in.
+"""Cost: the cost of steps, in the unit in which a plan's speed-up is counted.
 
-Where all sites do the same at a step there are two sorts of steps: those that compute, and those
-that reuse. The latter are not free: embeddings, predictions, the last layer and the sampler remain.
+If all sites do the same at a step, there are two sorts of steps: those that compute and those that
+reuse. A step that reuses still costs embeddings, predictions, the last layer and the sampler.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ from .stopwatch import now, waiting_for_the_device
 
 @dataclass(frozen=True)
 class Cost:
-    """What the two sorts of steps of a generation take.
+    """The cost of the two sorts of steps of a generation.
 
     Attributes:
-        computed: a step at which all sites compute.
-        reused: a step at which all of them reuse.
-        unit: what both are counted in, for messages and files.
-        num_computed: of how many steps ``computed`` is the median, 0 where it was not measured.
-        num_reused: likewise ``reused``.
+        computed: cost of a step at which all sites compute.
+        reused: cost of a step at which all sites reuse.
+        unit: the unit of both, for messages and files.
+        num_computed: ``computed`` is the median of this many steps; 0 if it was not measured.
+        num_reused: ``reused`` is the median of this many steps; 0 if it was not measured.
     """
 
     computed: float
@@ -42,26 +42,26 @@ class Cost:
     num_reused: int = 0
 
     def __post_init__(self) -> None:
-        """Raise ``CalibrationError`` where reuse costs as much as computing."""
+        """Raise ``CalibrationError`` if reuse costs as much as computing."""
         if not 0 <= self.reused < self.computed < math.inf:
             raise CalibrationError(
                 f"A step that computes takes {self.computed:g} {self.unit} and one that reuses "
-                f"{self.reused:g}: reuse spares something only where the first is more."
+                f"{self.reused:g}. Reuse saves nothing unless the first one takes more."
             )
 
     @property
     def spared(self) -> float:
-        """The share of a step that reuse spares."""
+        """The share of the cost of a step that reuse saves."""
         return 1 - self.reused / self.computed
 
     def speedup(self, num_computed: int, num_steps: int) -> float:
-        """Cost of a generation without reuse / with so many computed steps."""
+        """Cost of a generation without reuse, divided by the cost with this many computed steps."""
         spent = num_computed * self.computed + (num_steps - num_computed) * self.reused
         return num_steps * self.computed / spent
 
 
 def flops_cost(observation: Observation) -> Cost:
-    """Floating point operations of the observed model, contractions only."""
+    """Floating point operations of the observed model. Only contractions count."""
     spared = sum(site.flops for site in observation.sites)
     total = max(observation.total_flops, spared)
     return Cost(total, total - spared)
@@ -70,23 +70,25 @@ def flops_cost(observation: Observation) -> Cost:
 def measure_cost(call: Callable[[], Any], observation: Observation, model: torch.nn.Module) -> Cost:
     """Median seconds of the steps that compute, and of those that reuse.
 
-    A step lasts until the next one starts, so all calls of the model and what the pipeline does in
-    between are in it. At the start of each the host waits for the accelerator. The first step is
-    left out, since it may compile, and the last.
+    A step lasts until the next one starts. So it contains all calls of the model, and what the
+    pipeline does between them. The host waits for the accelerator at the start of every call. The
+    first step does not count, since it may compile. The last step does not count, since it has no
+    next one.
 
     Args:
-        call: runs a generation with a plan that reuses all sites at some steps: ``linear3``, or one
-            that was calibrated in FLOPs. Of several generations the last one counts.
-        observation: of the model: says which sites all are.
+        call: runs a generation with a plan that reuses all sites at some steps. Such plans are
+            ``linear3``, or a plan that was calibrated in FLOPs. Of several generations the last one
+            counts.
+        observation: of the model. It says which sites the model has.
         model: the compiled model.
 
     Raises:
-        CalibrationError: no step that computed everything was timed, or none that reused it.
+        CalibrationError: no step that computed all sites was timed, or none that reused them.
     """
     begin = now()
     with waiting_for_the_device():
         call()
-    records = last_generation(model, "No step was timed").running.records
+    records = last_generation(model, "No step was timed").running.record.calls
     return _medians([record for record in records if record.started >= begin], observation)
 
 
@@ -101,10 +103,10 @@ def _medians(records: Sequence[StepRecord], observation: Observation) -> Cost:
             reused.append(seconds)
     if not computed or not reused:
         raise CalibrationError(
-            f"Of the steps between the first and the last {len(computed)} computed all and "
-            f"{len(reused)} reused all of the {len(observation.sites)} observed sites, so there is "
-            "nothing to compare. Run a whole generation of several steps with a plan that does "
-            'both, such as options={"ranges": "linear3"}, or a calibrated one.'
+            f"Of the steps between the first and the last, {len(computed)} computed all and "
+            f"{len(reused)} reused all of the {len(observation.sites)} observed sites. Both sorts "
+            "are needed. Run a whole generation of several steps with a plan that does both, such "
+            'as options={"ranges": "linear3"}, or a calibrated plan.'
         )
     medians = statistics.median(computed), statistics.median(reused)
     return Cost(*medians, "seconds", len(computed), len(reused))

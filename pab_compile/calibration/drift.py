@@ -1,16 +1,18 @@
-"""How far a row leads the latents away, to first order, from an observation.
+"""Drift: how far reuse moves the latents, to first order, from an observation.
 
-A *row* says for all sites alike what they do at each step: ``COMPUTE``, or the order of the reuse.
-On a step that reuses, the model's output ``v[s]`` becomes the prediction from the outputs at the
-steps computed last, and the sampler adds ``b[s]`` times as much of it to the latents. So after step
-``s`` they are off by the sum, over the steps up to there that reuse, of::
+A candidate plan has one entry per step, which holds for all sites: ``COMPUTE`` or the order of the
+reuse. At a step that reuses, a prediction replaces the model's output ``v[s]``. The prediction is
+made from the outputs of the last computed steps. The sampler multiplies it by ``b[s]`` and adds it
+to the latents. So the error of the latents after a step is a sum over the steps so far that reuse.
+The terms of the sum are::
 
     u[s] = b[s] * (v[s] - sum over j of w[j] * v[p[j]])
 
-where outputs are those of the run without reuse, whose products are known. Errors of neighbouring
-steps add up where they point the same way and cancel where they do not. The error of the row is the
-root of the mean over all steps of the squared distance: what has drifted away early leads to other
-inputs of the model at all steps after, even if the error cancels in the end.
+The outputs here are those of the run without reuse. Their products are known. Errors of
+neighbouring steps add up if they have the same direction, and cancel if they have opposite ones.
+
+The error of a candidate is the mean over all steps of the squared distance. All steps count, since
+an early error changes the inputs of the model at all later steps, even if it cancels in the end.
 """
 
 from __future__ import annotations
@@ -27,16 +29,16 @@ from .observation import Observation
 
 _CHUNK = 2**21
 _RELEVANT = 1e-10
-"""Of the products' largest eigenvalue: directions in which outputs vary less are left out."""
+"""Directions with a smaller eigenvalue, relative to the largest one, are left out."""
 
 
 class Drift:
-    """Errors of rows, many at once.
+    """Errors of many candidates at once.
 
     Args:
-        products: float64 ``[steps, steps]``, of the outputs; NaN where one is not known.
+        products: of the outputs, float64 ``[steps, steps]``; NaN where an output is not known.
         step_sizes: ``b``, one per step.
-        positions: what predictions are polynomials of, one per step.
+        positions: one per step; predictions are polynomials of these numbers.
         max_distance: most steps between a reused step and the computed one before it.
     """
 
@@ -52,29 +54,30 @@ class Drift:
         self._positions = torch.tensor(positions, dtype=torch.float64)
         self._max_distance = self.num_steps if max_distance is None else max_distance
         self._sizes = torch.tensor(step_sizes, dtype=torch.float64)
-        # Vectors that have these products stand for the outputs.
+        # Any vectors with these products can replace the outputs.
         values, vectors = torch.linalg.eigh(products.nan_to_num(0.0))
         kept = values > _RELEVANT * values[-1].clamp(min=0)
         self._outputs = vectors[:, kept] * values[kept].sqrt()
         path = (self._sizes[:, None] * self._outputs).sum(0).square().sum()
         self._scale = 1 / path if path > 0 else math.inf
 
-    def __call__(self, rows: torch.Tensor) -> torch.Tensor:
-        """Mean squared distances, relative to that from first to last latents: ``[rows]``.
+    def __call__(self, entries: torch.Tensor) -> torch.Tensor:
+        """Mean squared distances, relative to that from first to last latents: ``[candidates]``.
+
+        An error is infinite if a reuse needs an unknown output, or is too far from the computed
+        step before it. The order of a reuse is limited by the number of computed steps before it.
 
         Args:
-            rows: int64 ``[rows, steps]``; the first step computes. A reuse takes the order that the
-                computed steps before it allow. Infinite where it needs what is not known, or lies
-                too far from the computed step before it.
+            entries: int64 ``[candidates, steps]``; the first step computes.
         """
         size = max(1, _CHUNK // max(1, self._outputs.numel()))
-        return torch.cat([self._errors(chunk) for chunk in rows.split(size)])
+        return torch.cat([self._errors(chunk) for chunk in entries.split(size)])
 
-    def _errors(self, rows: torch.Tensor) -> torch.Tensor:
-        reused = rows != COMPUTE
+    def _errors(self, entries: torch.Tensor) -> torch.Tensor:
+        reused = entries != COMPUTE
         sources = self._sources(reused)
-        weights = self._weights(rows, sources)
-        missed = self._outputs.expand(len(rows), -1, -1).clone()
+        weights = self._weights(entries, sources)
+        missed = self._outputs.expand(len(entries), -1, -1).clone()
         for source, weight in zip(sources, weights, strict=True):
             missed -= weight[..., None] * self._outputs[source.clamp(min=0)]
         steps = missed * (self._sizes * reused)[..., None]
@@ -96,9 +99,9 @@ class Drift:
             sources.append(older.masked_fill(sources[-1] < 0, -1))
         return sources
 
-    def _weights(self, rows: torch.Tensor, sources: list[torch.Tensor]) -> list[torch.Tensor]:
-        """Weight of each source in the prediction, as ``lagrange`` has it; 0 beyond the order."""
-        order = torch.minimum(rows, (torch.stack(sources) >= 0).sum(0) - 1)
+    def _weights(self, entries: torch.Tensor, sources: list[torch.Tensor]) -> list[torch.Tensor]:
+        """Weight of each source in the prediction, as in ``lagrange``; 0 beyond the order."""
+        order = torch.minimum(entries, (torch.stack(sources) >= 0).sum(0) - 1)
         at = [self._positions[source.clamp(min=0)] for source in sources]
         weights = []
         for i in range(len(sources)):
@@ -115,10 +118,9 @@ class Drift:
 def observed_drift(
     observation: Observation, positions: Sequence[float], max_distance: int | None = None
 ) -> Drift:
-    """The drift of rows for the model and the sampler that were observed.
+    """The drift for the model and the sampler that were observed.
 
-    Lanes and generations count as one long output each: the errors of both halves of a guided
-    output stay in it.
+    The products are means over lanes and generations, so the errors of all of them count.
     """
     missing = observation.mean_square().isnan().any(1).any(0)  # a site did not run
     products = observation.outputs.mean(0)  # NaN where any run lacks a step
@@ -129,8 +131,9 @@ def observed_drift(
 def step_sizes(observation: Observation) -> list[float]:
     """How far the sampler goes at each step, up to a factor.
 
-    The distance to the next timestep, from the last one to 0; all alike where timesteps are not
-    known or go back and forth, and the last like the one before where they go up.
+    This is the distance to the next timestep. For falling timesteps the last step goes to 0. For
+    rising ones it is as long as the step before. All are 1 if a timestep is unknown or their
+    direction changes.
     """
     known = [t for t in observation.timesteps if t is not None]
     steps = [b - a for a, b in itertools.pairwise(known)]

@@ -1,16 +1,16 @@
-"""Observations: how much outputs change from step to step, and what predicts them.
+"""Observations: how much outputs change from step to step, and how well they can be predicted.
 
-What is kept of a site are the mean products of its outputs at two steps, up to ``MAX_LAG`` steps
+For every site, the mean products of its outputs at two steps are stored, up to ``MAX_LAG`` steps
 apart::
 
     products[run, site, step, lag] = mean over the sampled elements of x[step] * x[step - lag]
 
-From these follow, exactly, the distance of any two steps and the error of any prediction that is a
-weighted sum of outputs, since ``|x - sum w_i x_i|^2`` is a quadratic form in them. ``MAX_LAG`` is
-24, so that a parabola through the outputs 8, 16 and 24 steps before can be judged. Of the model's
-own outputs the products of every two steps are kept: what ``calibrate`` goes by.
+The error of any prediction that is a weighted sum of outputs follows from these numbers exactly,
+since ``|x - sum w_i x_i|^2`` is a quadratic form in them. ``MAX_LAG`` is 24, which is enough for a
+parabola through the outputs 8, 16 and 24 steps before. For the outputs of the model, the products
+of every two steps are stored. ``calibrate`` uses these.
 
-An observation file is JSON: readable, and nothing in it is run when it is read.
+An observation file is JSON. Reading it never runs code from it.
 """
 
 from __future__ import annotations
@@ -83,16 +83,16 @@ class Observation:
     Attributes:
         sites: in model order.
         runs: lanes of generations.
-        timesteps: timestep of every step, None where it was not known.
-        cut: where the outputs were taken: the option ``cut``.
+        timesteps: timestep of every step; None if it is unknown.
+        cut: the option ``cut``, which says where the outputs were taken.
         coalesce: the option ``coalesce``.
-        kept_bytes: of one output of everything that is cached, where all sites are reused together.
+        kept_bytes: bytes in the cache of a lane if all sites are reused together with order 0.
         total_flops: floating point operations of one call of the model.
         num_samples: most elements that were compared per site (``passes.rewrite.probes``).
-        products: float64 of shape ``[runs, sites, steps, 1 + MAX_LAG]``; NaN where a step before
-            does not exist or was not run.
-        outputs: mean products of the model's outputs at two steps: float64 of shape
-            ``[runs, steps, steps]``; NaN where one was not run.
+        products: float64 of shape ``[runs, sites, steps, 1 + MAX_LAG]``; NaN if the earlier step
+            does not exist or did not run.
+        outputs: mean products of the model's outputs at two steps. Float64 of shape
+            ``[runs, steps, steps]``; NaN if one of the steps did not run.
     """
 
     sites: tuple[ObservedSite, ...]
@@ -108,7 +108,7 @@ class Observation:
 
     @property
     def fingerprint(self) -> str:
-        """Of the model: its sites' names, kinds and modules, and where their outputs were cut."""
+        """Hash of the names, kinds and modules of the sites, and of the cut."""
         return model_fingerprint(self.sites, self.cut)
 
     @property
@@ -125,7 +125,7 @@ class Observation:
         return self._squared_errors((1,), (1.0,))
 
     def relative_norm(self) -> torch.Tensor:
-        """Norm relative to that of the step before: ``[runs, sites, steps]``."""
+        """Norm relative to the norm of the step before: ``[runs, sites, steps]``."""
         return (self.mean_square() / self._shifted(self.mean_square(), 1)).sqrt()
 
     def cosine(self) -> torch.Tensor:
@@ -136,23 +136,23 @@ class Observation:
     def relative_error(self, order: int, distance: int, spacing: int | None = None) -> torch.Tensor:
         """Error of a prediction relative to the norm of the output: ``[runs, sites, steps]``.
 
-        The outputs at ``step - distance``, ``step - distance - spacing`` and so on, ``order + 1``
-        of them, predict that at ``step``.
+        ``order + 1`` outputs predict the output at ``step``. They are those at ``step - distance``,
+        ``step - distance - spacing`` and so on.
 
         Args:
-            order: 0 repeats, 1 and 2 follow a line and a parabola in the step.
+            order: 0 repeats; 1 follows a line and 2 a parabola in the step.
             distance: steps between the newest output and the predicted one.
-            spacing: steps between the outputs; the distance where it is not given.
+            spacing: steps between the outputs. None: the distance.
 
         Raises:
-            ObservationError: the outputs lie further apart than what was observed.
+            ObservationError: the outputs are further apart than the observation allows.
         """
         gap = distance if spacing is None else spacing
         lags = tuple(distance + gap * i for i in range(order + 1))
         if distance < 1 or gap < 1 or lags[-1] > MAX_LAG:
             raise ObservationError(
-                f"distance={distance}, spacing={gap}: from 1 on, and the oldest of the outputs at "
-                f"most {MAX_LAG} steps back; here {lags[-1]}."
+                f"distance={distance}, spacing={gap}: both must be at least 1, and the oldest "
+                f"output at most {MAX_LAG} steps back; here {lags[-1]}."
             )
         weights = lagrange([-float(lag) for lag in lags], 0.0)
         return (self._squared_errors(lags, weights) / self.mean_square()).sqrt()
@@ -164,16 +164,16 @@ class Observation:
 
         Args:
             step: the step to predict.
-            sources: steps whose outputs a polynomial goes through.
-            positions: per step of the generation, what it is a polynomial of; the step itself
-                where it is not given.
+            sources: steps whose outputs the polynomial goes through.
+            positions: one number per step; the polynomial is one of these numbers. None: the step.
 
         Raises:
-            ObservationError: a source does not lie before the step, within what was observed.
+            ObservationError: a source is not an earlier step, or is too far from the step.
         """
         if not sources or not all(0 < step - source <= MAX_LAG for source in sources):
             raise ObservationError(
-                f"sources={list(sources)} of step {step}: they lie 1 to {MAX_LAG} steps before it."
+                f"sources={list(sources)} of step {step}: they must be 1 to {MAX_LAG} steps before "
+                "it."
             )
         at = [float(i) for i in range(self.num_steps)] if positions is None else positions
         weights = lagrange([at[source] for source in sources], at[step])
@@ -194,7 +194,7 @@ class Observation:
         return total if step is None else total[..., step]
 
     def _shifted(self, values: torch.Tensor, lag: int) -> torch.Tensor:
-        """Values of so many steps before; NaN where there are none."""
+        """The values of ``lag`` steps before; NaN if there are none."""
         shifted = torch.full_like(values, math.nan)
         if lag < values.shape[-1]:
             shifted[..., lag:] = values[..., : values.shape[-1] - lag]
@@ -205,7 +205,7 @@ class Observation:
         Path(path).write_text(json.dumps(observation_to_json(self)), encoding="utf-8")
 
     def plot(self) -> Any:
-        """Draw it (``observation_plot``); a ``matplotlib.figure.Figure``."""
+        """Draw the changes (``observation_plot``), as a ``matplotlib.figure.Figure``."""
         difference = self.difference().nanmean(0)
         change = self.relative_error(order=0, distance=1).nanmean(0)
         names, kinds = zip(*((site.name, site.kind) for site in self.sites), strict=True)
@@ -213,7 +213,7 @@ class Observation:
 
 
 def lagrange(positions: Sequence[float], at: float) -> tuple[float, ...]:
-    """Weights of values at some positions in their polynomial's value at another one."""
+    """Weights of the values at some positions in the value of their polynomial at another."""
     return tuple(
         math.prod((at - b) / (a - b) for j, b in enumerate(positions) if j != i)
         for i, a in enumerate(positions)
@@ -239,7 +239,7 @@ def load_observation(path: str | Path) -> Observation:
     """Read an observation file.
 
     Raises:
-        ObservationError: it cannot be read, is too large, or is not what ``save`` wrote.
+        ObservationError: the file cannot be read, is too large, or ``save`` did not write it.
     """
     origin = f"The observation file {str(path)!r}"
     try:
@@ -265,7 +265,7 @@ def observation_from_json(content: Any, origin: str) -> Observation:
     try:
         found = _digest({key: value for key, value in content.items() if key != "digest"})
         if content.get("digest") != found:
-            raise ValueError("it was changed after it was written (its digest is that of another)")
+            raise ValueError("it was changed after it was written (its digest does not fit)")
         observation = _parse(content)
     except (KeyError, TypeError, ValueError, OverflowError, RecursionError) as error:
         raise ObservationError(f"{origin} is malformed: {error!r}.") from error

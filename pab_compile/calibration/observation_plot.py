@@ -18,8 +18,9 @@ def plot_changes(
 ) -> Any:
     """Draw how much outputs change from step to step.
 
-    Left the mean squared difference to the step before, averaged over the sites of each kind (the
-    curve of the paper's figure 2); right its root relative to the norm of the output, site by site.
+    The left plot has the mean squared difference to the step before. It is averaged over the sites
+    of each kind, as in figure 2 of the paper. The right plot has its root relative to the norm of
+    the output, for every site.
 
     Args:
         difference: mean squared difference to the step before, ``[sites, steps]``.
@@ -28,7 +29,7 @@ def plot_changes(
         kinds: kind per site.
 
     Returns:
-        A ``matplotlib.figure.Figure``; ``savefig`` writes it.
+        A ``matplotlib.figure.Figure``. Its ``savefig`` writes a file.
 
     Raises:
         PabError: matplotlib is not installed.

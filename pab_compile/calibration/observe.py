@@ -1,12 +1,11 @@
-"""``observe``: run a model as it is and take note of how its and its sites' outputs change.
+"""``observe``: run a model without reuse, and record how the outputs of its sites change.
 
-While it runs, every graph computes everything, and has a probe at every site and at its outputs
-(``passes.rewrite.probes``). What the device holds does not depend on the size of the video. Per
-lane it holds the samples of every site at the last ``MAX_LAG`` steps and those of the outputs at
-all steps. Per step it holds 25 numbers of every site. Nothing is read
-from the device before the end.
+Meanwhile every graph computes everything. It has a probe at every site and at its outputs
+(``passes.rewrite.probes``). The memory on the device does not depend on the size of the video. Per
+lane there are samples of every site at the last ``MAX_LAG`` steps, and of the outputs at all steps.
+Per step there are 25 numbers per site. Nothing is read from the device before the end.
 
-The outputs of the model are those of the graph that ran last, where Python breaks it into several.
+If the forward breaks into several graphs, the outputs of the last graph count as the model's.
 """
 
 from __future__ import annotations
@@ -23,12 +22,13 @@ import torch
 from pab_compile.errors import ObservationError
 from pab_compile.passes.graph.wrapped import plain_tensors
 from pab_compile.passes.sites.site import Site
-from pab_compile.runtime.generation import Lane, Place
+from pab_compile.runtime.generation import Place
+from pab_compile.runtime.lane import Lane
 
 from .observation import MAX_LAG, Observation, ObservedRun, ObservedSite
 
 _SEVERAL = (
-    "Several models ran in the call: say which one to observe, as in "
+    "Several models ran in the call. Say which one to observe, as in "
     "pab_compile.observe(call, model=pipe.transformer)."
 )
 
@@ -39,21 +39,21 @@ def observe(
     """Run whole generations without reuse and compare all outputs between the steps.
 
     Args:
-        call: runs one or several generations of equally many steps, with a model that was compiled
-            with ``backend="pab"``: ``lambda: pipe(prompt)``. Its result is dropped.
-        model: the compiled model to observe, where several run.
-        num_samples: most elements that are compared, of a site's output and of the model's. Of
-            smaller ones all are, and the numbers are exact; otherwise they are estimates (see
-            ``passes.rewrite.probes``).
+        call: runs one or more generations with the same number of steps, as in
+            ``lambda: pipe(prompt)``. The model is compiled with ``backend="pab"``. The result of
+            the call is not used.
+        model: the compiled model to observe, if several run.
+        num_samples: most elements to compare, of the output of a site and of the model. For larger
+            outputs the numbers are estimates (see ``passes.rewrite.probes``).
 
     Returns:
-        The observation; over all generations and lanes.
+        The observation of all generations and lanes.
 
     Raises:
-        ObservationError: nothing ran that could be observed, or what ran does not belong together.
+        ObservationError: nothing ran that can be observed, or several models or numbers of steps.
     """
     if isinstance(num_samples, bool) or not isinstance(num_samples, int) or num_samples < 1:
-        raise ObservationError(f"num_samples={num_samples!r}: an integer of at least 1.")
+        raise ObservationError(f"num_samples={num_samples!r} is not an integer of at least 1.")
     observer = Observer(num_samples, model)
     token = _current.set(observer)
     try:
@@ -65,15 +65,15 @@ def observe(
 
 @dataclass(frozen=True)
 class Probed:
-    """What the last outputs of a graph are samples of, and what reuse costs and spares in it.
+    """What the last outputs of a graph are samples of.
 
     Attributes:
         graph: hash of the graph.
-        sites: one per probe, in order; a probe more is that of the graph's outputs.
-        num_probes: how many of the last outputs are samples.
+        sites: one per probe, in order. One more probe is that of the graph's outputs.
+        num_probes: number of last outputs that are samples.
         cut: the option ``cut``.
         coalesce: the option ``coalesce``.
-        kept_bytes: of one output of everything that is cached, where all sites are reused together.
+        kept_bytes: bytes in the cache if all sites are reused together with order 0.
         total_flops: floating point operations of the graph.
     """
 
@@ -91,11 +91,12 @@ class _Track:
     """Samples and products of one graph in one lane.
 
     Attributes:
-        ring: samples of the last steps, step ``s`` in row ``s % len(ring)``; freed with the lane.
-        steps: the step that each row is of.
+        ring: samples of the last steps. Step ``s`` is at ``s % len(ring)``. None after the lane.
+        counts: number of samples per site.
+        steps: the step of each position in the ring.
         products: step -> ``[sites, 1 + MAX_LAG]`` on the device.
-        outputs: step -> samples of the graph's outputs; replaced by ``gram`` with the lane.
-        gram: mean products of them, in order of the steps in ``products``.
+        outputs: step -> samples of the graph's outputs; empty after the lane.
+        gram: mean products of the outputs, in order of the steps; None before the end of the lane.
     """
 
     ring: torch.Tensor | None
@@ -110,12 +111,12 @@ class _Track:
         assert self.ring is not None
         if outputs is not None:
             self.outputs[step] = outputs
-        row = step % len(self.ring)
-        self.steps[row] = step
+        place = step % len(self.ring)
+        self.steps[place] = step
         for site, sample in enumerate(samples):
-            self.ring[row, site, : len(sample)] = sample
-        # In double precision: errors are small differences of large products.
-        now = self.ring[row].double()
+            self.ring[place, site, : len(sample)] = sample
+        # In double precision, since errors are small differences of large products.
+        now = self.ring[place].double()
         lagged = []
         for lag in range(len(self.ring)):
             other = (step - lag) % len(self.ring)
@@ -126,16 +127,16 @@ class _Track:
         self.products[step] = torch.stack(lagged, dim=-1)
 
     def finish(self) -> None:
-        """Nothing will be added: keep products only."""
+        """Nothing will be added: free the samples."""
         self.ring = None
         if self.outputs:
             values = torch.stack([self.outputs[step] for step in sorted(self.outputs)]).double()
             gram = values @ values.T / values.shape[1]
-            self.gram = (gram + gram.T) / 2  # the same to the last bit on both sides
+            self.gram = (gram + gram.T) / 2  # symmetric to the last bit
             self.outputs.clear()
 
     def output_products(self, num_steps: int) -> torch.Tensor:
-        """``[steps, steps]`` on the CPU, NaN where the outputs of a step are not known."""
+        """``[steps, steps]`` on the CPU; NaN where the outputs of a step are unknown."""
         found = torch.full((num_steps, num_steps), math.nan, dtype=torch.float64)
         if self.gram is not None:
             known = torch.tensor(sorted(self.products))
@@ -154,7 +155,7 @@ class _Run:
     timesteps: dict[int, float | None] = field(default_factory=dict)
 
     def finish(self) -> None:
-        """The generation is over: keep products only."""
+        """The lane is over: free the samples."""
         for track in self.tracks.values():
             track.finish()
 
@@ -170,8 +171,8 @@ class Observer:
         self.num_samples = num_samples
         self._own: set[int] | None = None
         if model is not None:
-            held = (*model.parameters(), *model.buffers())
-            self._own = {id(plain) for tensor in held for _, plain in plain_tensors(tensor)}
+            weights = (*model.parameters(), *model.buffers())
+            self._own = {id(plain) for tensor in weights for _, plain in plain_tensors(tensor)}
         self._graphs: dict[str, Probed] = {}
         self._weights: dict[str, int] = {}
         self._runs: list[_Run] = []
@@ -185,19 +186,19 @@ class Observer:
         weights: Sequence[torch.Tensor],
         samples: Sequence[torch.Tensor],
     ) -> None:
-        """Take note of what the probes of one graph returned in one call.
+        """Record what the probes of one graph returned in one call.
 
         Args:
             probed: what they are samples of.
-            place: where the call belongs; a call that belongs nowhere is left out.
-            weights: of the graph, to tell models apart.
+            place: where the call belongs. A call without a place is left out.
+            weights: of the graph; they identify the model.
             samples: float32, one tensor of shape ``[samples]`` per probe.
         """
         samples, rest = samples[: len(probed.sites)], samples[len(probed.sites) :]
         if self._own is not None and not self._own.issuperset(map(id, weights)):
             return
         if place is None or not place.generation.trusted:
-            notes = place.generation.notes if place is not None else ()
+            notes = place.generation.record.notes if place is not None else ()
             self._unplaced |= dict.fromkeys(notes or ["a call has no place in a generation"])
             return
         self._graphs.setdefault(probed.graph, probed)
@@ -217,7 +218,7 @@ class Observer:
         """The observation, moved to the CPU.
 
         Raises:
-            ObservationError: nothing ran, or what ran does not belong together.
+            ObservationError: nothing ran, or several models or numbers of steps.
         """
         if not self._runs:
             why = "; ".join(self._unplaced) or "no step of a model compiled with backend='pab' ran"
@@ -231,7 +232,7 @@ class Observer:
         ]
         if len(set(lengths)) > 1:
             raise ObservationError(
-                f"The generations have {sorted(set(lengths))} steps: observe one number at a time."
+                f"The generations have {sorted(set(lengths))} steps. Observe one number of steps."
             )
         num_steps = lengths[0]
         first = {k: v for run in reversed(self._runs) for k, v in run.timesteps.items()}
@@ -258,13 +259,13 @@ class Observer:
         )
 
     def _products(self, run: _Run, num_steps: int) -> torch.Tensor:
-        """``[sites, steps, 1 + MAX_LAG]`` of one run, NaN at steps at which it was not called."""
+        """``[sites, steps, 1 + MAX_LAG]`` of one run; NaN at steps without a call."""
         parts = []
         for graph in self._graphs:
             products = run.tracks[graph].products
             missing = torch.full_like(next(iter(products.values())), math.nan)
-            rows = [products.get(step, missing) for step in range(num_steps)]
-            parts.append(torch.stack(rows, dim=1).cpu())
+            known = [products.get(step, missing) for step in range(num_steps)]
+            parts.append(torch.stack(known, dim=1).cpu())
         return torch.cat(parts)
 
     def _run_of(self, place: Place) -> _Run:

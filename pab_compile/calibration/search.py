@@ -1,21 +1,23 @@
-"""The search for the row of least error, for a given number of computed steps.
+"""The search for the plan of least error, for a given number of computed steps.
 
-The problem. All sites compute at ``count`` of the ``S`` steps, the first among them, and reuse in
-the gaps between, each gap with an order of its own. Wanted is the row of least error, where the
-error is a sum over pairs of steps (``drift``): it does not split into parts, one for each gap, so
-that dynamic programming does not apply, and there are ``binomial(S - 1, count - 1)`` times up to
-``orders ** count`` rows.
+All sites compute at ``count`` of the ``S`` steps. The first step is one of them. They reuse in the
+gaps between, and each gap has its own order. A candidate has one entry per step. The error is a sum
+over pairs of steps (``drift``), so it does not split into one part per gap, and dynamic programming
+does not apply. There are ``binomial(S - 1, count - 1)`` times up to ``orders ** count`` candidates.
 
-The search is local, from several starts: computed steps as even as they can be, after one to three
-at the beginning, for every order, and the best row of one computed step less with the best step
-added. From each it takes the best of all neighbours while that is better:
+The search is local and has several starts:
 
-- a gap of another order, or all gaps of it;
-- a run of successive computed steps a step or two earlier or later;
-- a computed step anywhere else.
+- for every order, evenly spaced computed steps after one to three computed steps at the beginning;
+- the best candidate with one computed step less, with the best step added.
 
-Ties go to the first in a fixed order, so that the result is always the same. It need not be the
-optimum; ``tests/test_search.py`` says in how many of its instances it is, against brute force.
+From each start it moves to the best neighbour while that one is better. Neighbours are:
+
+- another order in one gap, or in all gaps;
+- successive computed steps that move one or two steps earlier or later;
+- one computed step at any other place.
+
+Ties go to the first candidate in a fixed order, so the result is always the same. It may not be
+the optimum. ``tests/calibration/test_search.py`` compares it with brute force.
 """
 
 from __future__ import annotations
@@ -37,23 +39,23 @@ Errors = Callable[[torch.Tensor], torch.Tensor]
 
 @dataclass(frozen=True)
 class Found:
-    """A row and its error.
+    """A candidate and its error.
 
     Attributes:
-        error: as the measure gives it.
-        row: ``COMPUTE`` or the order of the reuse, one entry per step.
+        error: as ``errors`` gives it.
+        entries: one per step: ``COMPUTE`` or the order of the reuse.
     """
 
     error: float
-    row: tuple[int, ...]
+    entries: tuple[int, ...]
 
 
-def best_rows(errors: Errors, num_steps: int, counts: range, max_order: int) -> Iterator[Found]:
-    """For each number of computed steps the best row that is found.
+def best_entries(errors: Errors, num_steps: int, counts: range, max_order: int) -> Iterator[Found]:
+    """The best candidate that is found, for each number of computed steps.
 
     Args:
-        errors: ``[rows, steps] -> [rows]``; infinite for rows that cannot be.
-        num_steps: of a generation.
+        errors: ``[candidates, steps] -> [candidates]``; infinite for impossible candidates.
+        num_steps: number of steps of a generation.
         counts: numbers of computed steps, ascending.
         max_order: highest order of the reuse.
     """
@@ -65,7 +67,7 @@ def best_rows(errors: Errors, num_steps: int, counts: range, max_order: int) -> 
 
 
 class _Search:
-    """One search; where all rows of a count are impossible, it finds one of infinite error."""
+    """One search. If all candidates of a count are impossible, the error is infinite."""
 
     def __init__(self, errors: Errors, num_steps: int, max_order: int) -> None:
         self._errors = errors
@@ -74,93 +76,96 @@ class _Search:
 
     def best(self, count: int, smaller: Found | None) -> Found:
         starts = self._even(count)
-        if smaller is not None and smaller.row.count(COMPUTE) == count - 1:
+        if smaller is not None and smaller.entries.count(COMPUTE) == count - 1:
             starts = torch.cat(
-                [starts, self._best_of(self._with_one_more(_tensor(smaller.row)))[1]]
+                [starts, self._best_of(self._with_one_more(_tensor(smaller.entries)))[1]]
             )
         found = [self._descend(start[None]) for start in starts.unique(dim=0)]
-        return min(found, key=lambda one: (one.error, one.row))
+        return min(found, key=lambda one: (one.error, one.entries))
 
-    def _descend(self, row: torch.Tensor) -> Found:
-        error = float(self._errors(row))
+    def _descend(self, start: torch.Tensor) -> Found:
+        entries = start
+        error = float(self._errors(entries))
         neighbourhoods = (self._other_orders, self._shifted, self._moved)
         at = 0
         while at < len(neighbourhoods):
-            others = neighbourhoods[at](row[0])
-            best, new = self._best_of(others) if len(others) else (math.inf, row)
-            # From an impossible row any possible one is better.
+            others = neighbourhoods[at](entries[0])
+            best, new = self._best_of(others) if len(others) else (math.inf, entries)
+            # Any possible candidate is better than an impossible one.
             if best < error * _BETTER:
-                error, row, at = best, new, 0
+                error, entries, at = best, new, 0
             else:
                 at += 1
-        return Found(error, tuple(row[0].tolist()))
+        return Found(error, tuple(entries[0].tolist()))
 
-    def _best_of(self, rows: torch.Tensor) -> tuple[float, torch.Tensor]:
-        values = self._errors(rows)
+    def _best_of(self, candidates: torch.Tensor) -> tuple[float, torch.Tensor]:
+        values = self._errors(candidates)
         best = int(values.argmin())
-        return float(values[best]), rows[best : best + 1]
+        return float(values[best]), candidates[best : best + 1]
 
     def _even(self, count: int) -> torch.Tensor:
-        """Evenly spaced rows, after some computed steps at the beginning."""
-        rows = []
+        """Evenly spaced computed steps, after some at the beginning."""
+        candidates = []
         for warm in (w for w in _WARM if w <= count):
             rest = count - warm
             gap = (self._num_steps - warm) / (rest + 1) if rest else 0.0
             steps = [*range(warm), *(round(warm - 1 + gap * (i + 1)) for i in range(rest))]
             if len(set(steps)) == count and max(steps) < self._num_steps:
                 for order in range(self._max_order + 1):
-                    row = torch.full((self._num_steps,), order)
-                    row[steps] = COMPUTE
-                    rows.append(row)
-        if not rows:
-            row = torch.zeros(self._num_steps, dtype=torch.long)
-            row[:count] = COMPUTE
-            rows.append(row)
-        return torch.stack(rows)
+                    entries = torch.full((self._num_steps,), order)
+                    entries[steps] = COMPUTE
+                    candidates.append(entries)
+        if not candidates:
+            entries = torch.zeros(self._num_steps, dtype=torch.long)
+            entries[:count] = COMPUTE
+            candidates.append(entries)
+        return torch.stack(candidates)
 
-    def _computed(self, row: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def _computed(self, entries: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Computed steps, and the order of the gap after each.
 
-        A gap without a reuse has that of the gap before, or of the first that has one.
+        A gap without a reuse gets the order of the gap before it, or of the first with a reuse.
         """
         orders: list[int] = []
-        order = next((entry for entry in row.tolist() if entry != COMPUTE), 0)
-        for entry in row.tolist():
+        order = next((entry for entry in entries.tolist() if entry != COMPUTE), 0)
+        for entry in entries.tolist():
             if entry == COMPUTE:
                 orders.append(order)
             else:
                 orders[-1] = order = entry
-        return (row == COMPUTE).nonzero()[:, 0], torch.tensor(orders)
+        return (entries == COMPUTE).nonzero()[:, 0], torch.tensor(orders)
 
-    def _other_orders(self, row: torch.Tensor) -> torch.Tensor:
-        gaps, reused = (row == COMPUTE).cumsum(0), row != COMPUTE
+    def _other_orders(self, entries: torch.Tensor) -> torch.Tensor:
+        gaps, reused = (entries == COMPUTE).cumsum(0), entries != COMPUTE
         masks = [reused, *(reused & (gaps == gap) for gap in gaps[reused].unique())]
         others = [
-            torch.where(mask, order, row) for mask in masks for order in range(self._max_order + 1)
+            torch.where(mask, order, entries)
+            for mask in masks
+            for order in range(self._max_order + 1)
         ]
         return torch.stack(others)
 
-    def _shifted(self, row: torch.Tensor) -> torch.Tensor:
-        """Successive computed steps, all but the first, earlier or later."""
-        steps, orders = self._computed(row)
+    def _shifted(self, entries: torch.Tensor) -> torch.Tensor:
+        """Move successive computed steps, but not the first step, earlier or later."""
+        steps, orders = self._computed(entries)
         count = len(steps)
-        rows = [
+        candidates = [
             torch.cat([steps[:first], steps[first:end] + shift, steps[end:]])
             for shift in _SHIFTS
             for first in range(1, count)
             for end in range(first + 1, count + 1)
         ]
-        if not rows:
-            return row[None][:0]
-        moved = torch.stack(rows)
+        if not candidates:
+            return entries[None][:0]
+        moved = torch.stack(candidates)
         fits = (moved.diff(dim=1) > 0).all(1) & (moved[:, -1] < self._num_steps)
         moved = moved[fits]
         return _filled(moved, orders.expand_as(moved), self._num_steps)
 
-    def _moved(self, row: torch.Tensor) -> torch.Tensor:
-        """One computed step, not the first, elsewhere; it takes the order of its gap along."""
-        steps, orders = self._computed(row)
-        free = (row != COMPUTE).nonzero()[:, 0]
+    def _moved(self, entries: torch.Tensor) -> torch.Tensor:
+        """Move one computed step, but not the first, together with the order of its gap."""
+        steps, orders = self._computed(entries)
+        free = (entries != COMPUTE).nonzero()[:, 0]
         which, where = (
             torch.cartesian_prod(torch.arange(1, len(steps)), torch.arange(len(free))).T
             if len(steps) > 1 and len(free)
@@ -171,19 +176,19 @@ class _Search:
         moved, index = moved.sort(dim=1)
         return _filled(moved, orders[index], self._num_steps)
 
-    def _with_one_more(self, row: torch.Tensor) -> torch.Tensor:
-        free = (row != COMPUTE).nonzero()[:, 0]
-        rows = row.repeat(len(free), 1)
-        rows[torch.arange(len(free)), free] = COMPUTE
-        return rows
+    def _with_one_more(self, entries: torch.Tensor) -> torch.Tensor:
+        free = (entries != COMPUTE).nonzero()[:, 0]
+        candidates = entries.repeat(len(free), 1)
+        candidates[torch.arange(len(free)), free] = COMPUTE
+        return candidates
 
 
 def _filled(computed: torch.Tensor, orders: torch.Tensor, num_steps: int) -> torch.Tensor:
-    """Rows with these computed steps, ascending, and these orders in the gaps after them."""
+    """Candidates with these computed steps, ascending, and these orders in the gaps after them."""
     here = torch.arange(num_steps).repeat(len(computed), 1)
     gaps = torch.searchsorted(computed.contiguous(), here, right=True) - 1
     return orders.gather(1, gaps).scatter(1, computed, COMPUTE)
 
 
-def _tensor(row: tuple[int, ...]) -> torch.Tensor:
-    return torch.tensor(row, dtype=torch.long)
+def _tensor(entries: tuple[int, ...]) -> torch.Tensor:
+    return torch.tensor(entries, dtype=torch.long)

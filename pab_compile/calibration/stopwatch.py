@@ -1,4 +1,4 @@
-"""The stopwatch: when a step starts, by the host's clock or by when the device gets there."""
+"""The stopwatch: when a step starts, by the host's clock."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _waits: contextvars.ContextVar[bool] = contextvars.ContextVar("waits", default=F
 
 @contextlib.contextmanager
 def waiting_for_the_device() -> Iterator[None]:
-    """Inside, ``now`` lets the accelerator finish what came before, at the cost of waiting."""
+    """Inside the block, ``now`` first waits until the accelerator has finished its work."""
     token = _waits.set(True)
     try:
         yield

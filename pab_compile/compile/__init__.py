@@ -1,1 +1,1 @@
-"""Compilation: from one Dynamo graph to something that runs."""
+"""Compilation: from one Dynamo graph to a program that runs."""

@@ -1,4 +1,4 @@
-"""Analysis: what a captured graph holds, before anything is rewritten or lowered."""
+"""Analysis: finds the sites of a captured graph, before anything is rewritten or lowered."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from pab_compile.report.explanation import Finding, cache_bytes, describe_site, 
 
 
 class NoAttentionError(UnsupportedModelError):
-    """A graph without attention, which is no error where it is one of several."""
+    """A graph has no attention. This is no error if it is one of several graphs."""
 
 
 def analyse(
@@ -27,14 +27,14 @@ def analyse(
     """Find the sites of a captured graph, without rewriting anything.
 
     Args:
-        part: the graph, with where its inputs come from.
+        part: the graph, with the origins of its inputs.
         options: how to compile it.
         plan: the plan that the options describe.
         dumper: writes what the passes do.
         alone: whether the graph is the whole forward.
 
     Raises:
-        UnsupportedModelError: it has no latents, no clock, or no attention that can be broadcast.
+        UnsupportedModelError: the graph has no latents, no clock, or nothing to reuse.
     """
     if not alone and not has_mixer_ops(part.graph_module.graph):
         raise NoAttentionError("No attention was found in this graph.")
@@ -64,8 +64,8 @@ def finding(part: Part | None, program: Program | None, plan: Plan, reason: str 
     """What ``explain`` says of a graph, before its sites are rewritten.
 
     Args:
-        part: the graph as it was captured, if it could be.
-        program: what was found in it; None where nothing can be broadcast.
+        part: the captured graph; None if it could not be captured.
+        program: what was found in it; None if nothing can be broadcast.
         plan: the plan that the options describe.
         reason: why it is computed at every step.
     """
@@ -87,22 +87,22 @@ def finding(part: Part | None, program: Program | None, plan: Plan, reason: str 
 
 
 def reason_of(error: UnsupportedModelError, part: Part | None) -> str:
-    """Why a graph of several is computed at every step; ``""`` where it holds no attention."""
+    """Why a graph of several is computed at every step; ``""`` if it has no attention."""
     if isinstance(error, NoAttentionError):
         return ""
     inputs = ir.placeholders(part.graph_module.graph) if part else []
     made = ", ".join(repr(ir.source(node)) for node in inputs if ir.is_eager(node))
     if not made:
         return str(error)
-    return f"{error} ({made}: made by Python code between two graphs, so what it is is unknown)"
+    return f"{error} ({made}: made by Python code between two graphs, so its meaning is unknown)"
 
 
 def nothing_found(findings: Sequence[Finding], breaks: Sequence[str]) -> UnsupportedModelError:
     """The error for a forward of several graphs in which nothing can be broadcast.
 
     Args:
-        findings: of every graph; their reasons are ``""`` where it holds no attention.
-        breaks: per graph, why Dynamo broke the forward after it; ``""`` where it did not.
+        findings: one per graph. The reason is ``""`` for a graph without attention.
+        breaks: per graph, why Dynamo broke the forward after it; ``""`` if it did not.
     """
     reasons = dict.fromkeys(finding.reason for finding in findings if finding.reason)
     found = "; ".join(reasons) or "none of them holds an attention"

@@ -1,10 +1,11 @@
-"""Lowering: every distinct piece is handed to the inner compiler once.
+"""Lowering: the inner compiler compiles every distinct piece once.
 
-Pieces with the same structure, shapes, strides and dtypes share one compiled function; weights are
-inputs. The graphs are plain ``fx.GraphModule``s by the time the inner compiler sees them, so its
-caches on disk hold nothing of ours. One of the three files that may use private torch APIs. The
-others are ``dynamo.py`` and ``passes/graph/tracing.py``. They import them when they need them, so
-that ``import pab_compile`` costs little.
+Pieces with the same structure, shapes, strides and dtypes share one compiled function. Weights are
+inputs. The inner compiler gets plain ``fx.GraphModule``s, so its caches on disk do not depend on
+this library.
+
+Three files may use private torch APIs: this one, ``dynamo.py`` and ``passes/graph/tracing.py``.
+They import them when they need them, so that ``import pab_compile`` is fast.
 """
 
 from __future__ import annotations
@@ -25,12 +26,12 @@ Function = Callable[..., Sequence[torch.Tensor]]
 
 
 class PieceCompiler:
-    """Compiles graph modules that return tuples; equal ones only once, and only when called.
+    """Compiles graph modules that return tuples: equal ones once, each at its first call.
 
     Args:
         inner: ``inductor``, ``eager``, the name of a registered backend, or a backend.
         mode: torch.compile's mode, for Inductor.
-        progress: told when a piece starts and ends compiling.
+        progress: counts the pieces.
     """
 
     def __init__(
@@ -45,7 +46,7 @@ class PieceCompiler:
 
     @property
     def reuses_output_memory(self) -> bool:
-        """Whether a piece's next call may overwrite its last outputs, as CUDA graphs do."""
+        """Whether the next call of a piece may overwrite its last outputs, as with CUDA graphs."""
         return self._inner == "inductor" and bool(self._patches().get("triton.cudagraphs"))
 
     @property
@@ -54,9 +55,9 @@ class PieceCompiler:
         return len(self._compiled)
 
     def warm_up(self, args: Sequence[Any]) -> None:
-        """Begin, beside the passes, what Inductor does once per process.
+        """Start, in a thread, what Inductor does once per process.
 
-        On a CPU it asks the C++ compiler which vector instructions there are, which takes seconds.
+        On a CPU it asks the C++ compiler for the vector instructions, which takes seconds.
         """
         from torch._inductor.cpu_vec_isa import pick_vec_isa
 
@@ -66,7 +67,7 @@ class PieceCompiler:
             self._warming.start()
 
     def compile(self, graph_module: fx.GraphModule, key: str) -> Function:
-        """The compiled function of a piece; the inner compiler runs at its first call.
+        """The compiled function of a piece. Its first call runs the inner compiler.
 
         Args:
             graph_module: the piece.
@@ -80,7 +81,7 @@ class PieceCompiler:
     def compile_whole(
         self, graph_module: fx.GraphModule, args: Sequence[Any]
     ) -> Callable[..., Any]:
-        """Hand a whole Dynamo graph to the inner compiler as it is."""
+        """Compile a whole Dynamo graph with the inner compiler."""
         return self._run_inner(graph_module, args)
 
     def _lazily(self, graph_module: fx.GraphModule) -> Function:
@@ -121,7 +122,7 @@ class PieceCompiler:
 
         if self._warming is not None:
             self._warming.join()
-        # Inductor's caches on disk take only graphs with a shape environment, if an empty one.
+        # Inductor caches only graphs with a shape environment on disk. It may be empty.
         mode = FakeTensorMode(shape_env=ShapeEnv())
         fakes = [
             mode.from_tensor(arg, static_shapes=True) if isinstance(arg, torch.Tensor) else arg

@@ -1,4 +1,4 @@
-"""Stretch: the branch of merged sites, which runs piece by piece."""
+"""Merged branch: the branch of sites that cache one sum. It runs piece by piece."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ class _Op:
     frees: tuple[int, ...]
 
 
-class Stretch:
-    """A graph of pieces as a function; equal pieces are compiled once, here as everywhere.
+class MergedBranch:
+    """A graph of pieces as a function. Equal pieces are compiled once.
 
     Args:
         cut_graph: a graph of pieces only, which returns a tuple.
-        compiler: compiles them.
+        compiler: compiles the pieces.
     """
 
     def __init__(self, cut_graph: fx.GraphModule, compiler: PieceCompiler) -> None:

@@ -1,4 +1,4 @@
-"""Progress of compilation: a bar on a terminal, silent elsewhere."""
+"""Progress of compilation: a bar on a terminal, nothing elsewhere."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
 
 class CompileProgress:
-    """Counts pieces; draws a bar on standard error while some of them are being compiled."""
+    """Counts pieces, and draws a bar on standard error while some of them are compiled."""
 
     def __init__(self) -> None:
         self.num_pieces = 0
@@ -18,11 +18,11 @@ class CompileProgress:
         self._bar: Progress | None = None
 
     def add_pieces(self, count: int) -> None:
-        """More pieces are to be compiled."""
+        """Count pieces that will be compiled."""
         self.num_pieces += count
 
     def start(self) -> None:
-        """Begin drawing, if there is anything to compile and somebody to see it."""
+        """Begin to draw, if there is something to compile and standard error is a terminal."""
         if self.num_finished < self.num_pieces and self._bar is None and sys.stderr.isatty():
             from rich import progress
             from rich.console import Console
@@ -40,14 +40,14 @@ class CompileProgress:
             self._bar = bar
 
     def finish_piece(self) -> None:
-        """One piece is compiled."""
+        """Count a piece that was compiled."""
         self.num_finished += 1
         bar = self._bar  # another thread may be stopping it
         if bar is not None:
             bar.update(bar.task_ids[0], completed=self.num_finished)
 
     def stop(self) -> None:
-        """Stop drawing."""
+        """Stop to draw."""
         bar, self._bar = self._bar, None
         if bar is not None:
             bar.stop()

@@ -41,17 +41,17 @@ def explain(
 ) -> Explanation:
     """Trace a model and report every site, without running the inner compiler.
 
-    Without inputs: what was found in a compiled model when it ran last, without tracing it again.
+    Without inputs, it reports what was found in a compiled model at its last run.
 
-    Works on real, ``meta`` and fake tensors, so that a model too large for the machine can be
-    explained where it is only described. A forward that breaks into several graphs gives one
-    report; the model then runs, graph by graph.
+    Inputs may be real, ``meta`` or fake tensors, so a model may be too large for the machine. A
+    forward of several graphs gives one report. Then the model also runs, graph by graph.
 
     Args:
-        model: a module, compiled or not. Of a compiled one the options are taken, unless given.
-        *args: inputs as the model is called; none for a compiled model that has run.
-        options: options of the backend; see ``pab_compile.Options``.
-        **kwargs: inputs as the model is called.
+        model: a module, compiled or not.
+        *args: inputs of the model; none for a compiled model that has run.
+        options: options of the backend; see ``pab_compile.Options``. None: those of the compiled
+            model, or the defaults.
+        **kwargs: inputs of the model.
 
     Returns:
         The sites with kind, evidence, range, bytes and FLOPs.
@@ -85,7 +85,7 @@ class _Seen:
 
 
 class _Survey:
-    """Runs the graphs of a forward as they are and takes note of what is in them."""
+    """Runs the graphs of a forward unchanged, and analyses each of them."""
 
     def __init__(self, options: Options, plan: Plan) -> None:
         self._options = options
@@ -121,7 +121,7 @@ class _Survey:
         return outputs
 
     def _with_choices(self, found: Finding, program: Program) -> Finding:
-        """With what the rewrite would choose: how tokens are sharded, which sites are merged."""
+        """The finding, with what the rewrite would choose: shards and merged sites."""
         part = program
         if self._options.num_batch_ranks > 1:
             part = first_part(program, self._options.num_batch_ranks)
@@ -140,7 +140,7 @@ class _Survey:
         return found
 
     def explanation(self) -> Explanation:
-        """What was found in all graphs together."""
+        """What was found in all graphs."""
         if not self._findings:
             raise UnsupportedModelError("The model runs no tensor op.")
         if not any(found.sites for found in self._findings):
@@ -151,7 +151,7 @@ class _Survey:
 def by_name(
     forward: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]
 ) -> tuple[Sequence[Any], dict[str, Any]]:
-    """Arguments by keyword where the signature allows, so that the graph's inputs have names."""
+    """Arguments by keyword if the signature allows it, so that the graph's inputs have names."""
     parameters = inspect.signature(forward).parameters.values()
     named = [p.name for p in parameters if p.kind is inspect.Parameter.POSITIONAL_OR_KEYWORD]
     if len(args) > len(named):

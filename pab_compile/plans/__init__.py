@@ -1,1 +1,1 @@
-"""Plans: who computes when."""
+"""Plans: which site computes at which step."""

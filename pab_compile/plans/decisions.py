@@ -1,7 +1,7 @@
-"""Decisions: a plan applied to a schedule, with what must be stored and for how long.
+"""Decisions: a plan applied to a schedule. They also say which outputs to cache, and how long.
 
-Where the number of steps is known the whole table is made before the first step, so an output is
-stored only if a later step reuses it and freed right after its last use.
+If the number of steps is known, the whole table is made before the first step. Then an output is
+cached only if a later step reuses it, and freed after its last use.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ class Decision:
     Attributes:
         entry: ``COMPUTE`` or the order of the reuse.
         source: for a reuse, the step at which the reused output must have been computed.
-        history: number of outputs that must stay after this step; 0 frees the slot. None when the
-            future is unknown: keep what the order of the plan can need.
+        history: number of outputs that stay cached after this step; 0 frees the cache entry. None
+            if the later steps are unknown. Then as many stay as the plan can need.
     """
 
     entry: int
@@ -32,7 +32,7 @@ class Decision:
 
     @property
     def reuses(self) -> bool:
-        """Whether the site loads instead of computing."""
+        """Whether the site reuses instead of computing."""
         return self.entry != COMPUTE
 
 
@@ -40,7 +40,7 @@ class Decisions:
     """Entries of every site at every step of one generation, in order of the sites.
 
     Args:
-        plan: the plan; asked once per site and step.
+        plan: the plan. It is asked once per site and step.
         sites: the sites that have a branch.
         schedule: what is known of the steps.
         first_timestep: timestep value of the first step.
@@ -54,13 +54,13 @@ class Decisions:
         self._schedule = schedule
         self._first_timestep = first_timestep
         self._last_computed: dict[int, list[int | None]] = {}
-        self._rows: dict[int, tuple[Decision, ...]] = {}
+        self._decided: dict[int, tuple[Decision, ...]] = {}
         if schedule.num_steps is not None and _timesteps_known(schedule):
-            self._rows = self._table(schedule.num_steps)
+            self._decided = self._table(schedule.num_steps)
 
-    def row(self, step: int, timestep: float | None) -> tuple[Decision, ...]:
-        """The decisions of all sites at a step. Asking again gives the same answer."""
-        if step not in self._rows:
+    def at(self, step: int, timestep: float | None) -> tuple[Decision, ...]:
+        """The decisions of all sites at a step. They never change."""
+        if step not in self._decided:
             entries = self._entries(step, timestep)
             before = self._last_computed.get(step - 1, [None] * len(self._sites))
             entries = [
@@ -70,10 +70,10 @@ class Decisions:
                 step if entry == COMPUTE else last
                 for entry, last in zip(entries, before, strict=True)
             ]
-            self._rows[step] = tuple(
+            self._decided[step] = tuple(
                 Decision(entry, last) for entry, last in zip(entries, before, strict=True)
             )
-        return self._rows[step]
+        return self._decided[step]
 
     def _entries(self, step: int, timestep: float | None) -> list[int]:
         moment = Moment(step, timestep, self._first_timestep, self._schedule)
@@ -82,7 +82,7 @@ class Decisions:
     def _table(self, num_steps: int) -> dict[int, tuple[Decision, ...]]:
         timesteps = self._schedule.timesteps or (None,) * num_steps
         entries = [self._entries(step, timesteps[step]) for step in range(num_steps)]
-        columns = [_column([row[i] for row in entries]) for i in range(len(self._sites))]
+        columns = [_column([step[i] for step in entries]) for i in range(len(self._sites))]
         return {step: tuple(column[step] for column in columns) for step in range(num_steps)}
 
 
@@ -98,7 +98,7 @@ def _column(entries: Sequence[int]) -> list[Decision]:
     for step in range(len(entries)):
         sources.append(last)
         if last is None:
-            entries[step] = COMPUTE  # nothing to reuse yet, whatever the plan says
+            entries[step] = COMPUTE  # nothing is cached yet
         last = step if entries[step] == COMPUTE else last
     needed = 0
     history = [0] * len(entries)

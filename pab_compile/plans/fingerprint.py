@@ -1,4 +1,4 @@
-"""The fingerprint of a model: what a plan must know of it."""
+"""The fingerprint of a model: a hash of everything that a plan refers to."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from typing import Any
 
 
 def model_fingerprint(sites: Sequence[Any], cut: str) -> str:
-    """Hash of what a plan must know of a model: its sites, by name, kind and module, and the cut.
+    """Hash of the names, kinds and modules of the sites, and of the cut.
 
-    The same at every size of the inputs and for every set of weights.
+    It depends neither on the sizes of the inputs nor on the weights.
 
     Args:
         sites: sites that can be broadcast, in model order.

@@ -1,12 +1,12 @@
-"""Plans: who computes and who reuses, at which step.
+"""Plans: which site computes and which one reuses, at every step.
 
-An *entry* is ``COMPUTE`` or the order of the reuse: 0 repeats the last computed output (the paper's
-broadcast), 1 goes on along the line through the last two, 2 along the parabola through the last
-three. The rule of the paper (reference rule)::
+An *entry* is ``COMPUTE`` or the order of the reuse. Order 0 repeats the last computed output, as in
+the paper. Order 1 follows the line through the last two outputs. Order 2 follows the parabola
+through the last three. The rule of the paper is::
 
     reuse  <=>  range > 1  and  step % range != 0  and  the step lies inside the window
 
-The phase counts from the first step of the generation, not from the start of the window.
+Steps count from the first step of the generation, not from the start of the window.
 """
 
 from __future__ import annotations
@@ -26,18 +26,18 @@ MAX_ORDER = 2
 
 
 class Plan(Protocol):
-    """Decides one entry; must depend on its arguments only."""
+    """Decides every entry. The answers depend on the arguments only."""
 
     def entry(self, site: Site, moment: Moment) -> int:
         """``COMPUTE`` or the order of the reuse for this site at this moment."""
         ...
 
     def may_reuse(self, site: Site) -> bool:
-        """Whether any step can reuse this site; False lets the compiler fuse it into the glue."""
+        """Whether any step can reuse this site. If not, it can be fused with the glue."""
         ...
 
     def range_of(self, site: Site) -> int | None:
-        """Steps per computation inside the window, or None when the plan has no such number."""
+        """Steps per computation inside the window; None if the plan has no such number."""
         ...
 
     def max_order(self, site: Site) -> int:
@@ -45,11 +45,11 @@ class Plan(Protocol):
         ...
 
     def pattern(self, site: Site) -> Hashable | None:
-        """Equal for sites with equal entries at every step; None: never reused, or not known."""
+        """Equal for sites with equal entries at every step; None if never reused or unknown."""
         ...
 
     def check(self, sites: Sequence[Site]) -> None:
-        """Raise ``PlanError`` when the plan does not fit these sites."""
+        """Raise ``PlanError`` if the plan does not fit these sites."""
         ...
 
 
@@ -58,9 +58,9 @@ class RangePlan:
     """The paper's rule, with a range and an order of prediction per kind.
 
     Attributes:
-        ranges: kind -> compute every so many steps; kinds that are absent compute always.
-        window: (low, high); floats are fractions of the steps, half open; integers are timestep
-            values, both bounds exclusive.
+        ranges: kind -> compute at every n-th step. Other kinds compute at every step.
+        window: (low, high). Float bounds are fractions of the steps; low belongs to the window,
+            high does not. Integer bounds are timestep values; neither belongs to it.
         predict: kind -> order of the reuse.
     """
 
@@ -112,7 +112,7 @@ class CallablePlan:
         return COMPUTE if answer is None else checked_entry(answer, f"plan function, {site.name}")
 
     def may_reuse(self, site: Site) -> bool:
-        """Any site may be reused: the function is only asked at run time."""
+        """Any site may be reused, since the function is asked only at run time."""
         return True
 
     def range_of(self, site: Site) -> None:
@@ -120,11 +120,11 @@ class CallablePlan:
         return None
 
     def max_order(self, site: Site) -> int:
-        """The highest order there is: the function is only asked at run time."""
+        """The highest possible order, since the function is asked only at run time."""
         return MAX_ORDER
 
     def pattern(self, site: Site) -> None:
-        """Not known: the function is only asked at run time."""
+        """Unknown, since the function is asked only at run time."""
         return None
 
     def check(self, sites: Sequence[Site]) -> None:
@@ -132,7 +132,7 @@ class CallablePlan:
 
 
 def checked_entry(entry: Any, where: str) -> int:
-    """An order of reuse, as a user gave it."""
+    """An order of reuse that a user gave."""
     if isinstance(entry, bool) or not isinstance(entry, int) or not 0 <= entry <= MAX_ORDER:
         raise PlanError(
             f"{where}: an entry is compute, or an order of reuse from 0 to {MAX_ORDER}; "

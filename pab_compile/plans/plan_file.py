@@ -1,4 +1,4 @@
-"""Plans as tables, and the files that hold them: JSON, nothing in it is run when it is read."""
+"""Plans as tables, and their JSON files. Reading a file never runs code from it."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ _MAX_FILE_BYTES = 2**26
 
 @dataclass(frozen=True)
 class Calibrated:
-    """What a calibrated plan holds for.
+    """The model and the options that a calibrated plan needs.
 
     Attributes:
-        fingerprint: of the model (``observation.model_fingerprint``).
+        fingerprint: of the model (``plans.fingerprint``).
         cut: the option ``cut``.
         coalesce: the option ``coalesce``.
         predict_in: the option ``predict_in``.
@@ -41,18 +41,18 @@ class Calibrated:
 
 @dataclass(frozen=True)
 class TablePlan:
-    """A table read from a plan file: one row per site, one entry per step.
+    """A table read from a plan file: for each site one entry per step.
 
     Attributes:
-        num_steps: number of steps the table was made for.
-        rows: site name -> entries, one per step.
-        origin: where it came from, for messages.
-        calibrated: what a calibrated plan holds for: then it fits that model only, and any number
-            of steps (``resample``).
+        num_steps: number of steps of the table.
+        entries: site name -> its entries, one per step.
+        origin: where the plan came from, for messages.
+        calibrated: the model and the options that a calibrated plan needs. A calibrated plan fits
+            any number of steps (``resample``).
     """
 
     num_steps: int
-    rows: Mapping[str, tuple[int, ...]]
+    entries: Mapping[str, tuple[int, ...]]
     origin: str
     calibrated: Calibrated | None = None
 
@@ -60,34 +60,34 @@ class TablePlan:
         """The entry of the table."""
         if moment.schedule.num_steps is None:
             return COMPUTE
-        num_steps, row = moment.schedule.num_steps, self.rows.get(site.name)
+        num_steps, entries = moment.schedule.num_steps, self.entries.get(site.name)
         if num_steps != self.num_steps and self.calibrated is None:
             raise PlanError(
                 f"{self.origin} is made for {self.num_steps} steps, but this generation has "
                 f"{num_steps}. Use a plan for that number of steps, or ranges."
             )
-        return COMPUTE if row is None else resample(row, num_steps)[moment.step]
+        return COMPUTE if entries is None else resample(entries, num_steps)[moment.step]
 
     def may_reuse(self, site: Site) -> bool:
-        """Whether the site's row holds a reuse."""
-        return any(entry != COMPUTE for entry in self.rows.get(site.name, ()))
+        """Whether the site has an entry that reuses."""
+        return any(entry != COMPUTE for entry in self.entries.get(site.name, ()))
 
     def range_of(self, site: Site) -> None:
         """A table has no range."""
         return None
 
     def max_order(self, site: Site) -> int:
-        """The highest order in the site's row."""
-        return max(self.rows.get(site.name, (0,)), default=0)
+        """The highest order among the site's entries."""
+        return max(self.entries.get(site.name, (0,)), default=0)
 
     def pattern(self, site: Site) -> Hashable | None:
-        """The site's row."""
-        return self.rows[site.name] if self.may_reuse(site) else None
+        """The site's entries."""
+        return self.entries[site.name] if self.may_reuse(site) else None
 
     def check(self, sites: Sequence[Site]) -> None:
-        """Every row must name a site of the graph that can be broadcast, of the same model."""
+        """Check that every name is a site that can be broadcast, and that the model is the same."""
         known = [site.name for site in sites if site.can_broadcast]
-        strange = [name for name in self.rows if name not in known]
+        strange = [name for name in self.entries if name not in known]
         if strange:
             raise PlanError(
                 f"{self.origin} names {len(strange)} site(s) that this model does not have or that "
@@ -104,44 +104,44 @@ class TablePlan:
             raise PlanError(
                 f"{self.origin} was calibrated on a model with fingerprint "
                 f"{self.calibrated.fingerprint}, but this one's is {found}: it has other sites "
-                f"({len(sites)} that can be broadcast; the plan names {len(self.rows)}). Observe "
-                "and calibrate this model."
+                f"({len(sites)} that can be broadcast; the plan names {len(self.entries)}). "
+                "Observe and calibrate this model."
             )
 
 
 @functools.lru_cache(maxsize=256)
-def resample(row: tuple[int, ...], num_steps: int) -> tuple[int, ...]:
+def resample(entries: tuple[int, ...], num_steps: int) -> tuple[int, ...]:
     """The entries of a site at another number of steps.
 
-    Computed steps keep their place in the generation, as a fraction of it. A step between two
-    neighbours that compute also computes; any other takes the lower order of its neighbours that
+    Computed steps keep their place, as a fraction of the generation. Every other step lies between
+    two of the given steps. It computes if both compute. Else it takes the lower order of those that
     reuse.
 
     Args:
-        row: entries, one per step.
-        num_steps: the wanted number of them.
+        entries: one per step.
+        num_steps: the new number of steps.
     """
-    if num_steps == len(row):
-        return row
-    scale = (num_steps - 1) / max(len(row) - 1, 1)
-    computed = {round(step * scale) for step, entry in enumerate(row) if entry == COMPUTE}
-    entries = []
+    if num_steps == len(entries):
+        return entries
+    scale = (num_steps - 1) / max(len(entries) - 1, 1)
+    computed = {round(step * scale) for step, entry in enumerate(entries) if entry == COMPUTE}
+    resampled = []
     for step in range(num_steps):
         place = step / scale if scale else 0.0
-        near = (row[math.floor(place)], row[min(math.ceil(place), len(row) - 1)])
+        near = (entries[math.floor(place)], entries[min(math.ceil(place), len(entries) - 1)])
         orders = [entry for entry in near if entry != COMPUTE]
-        entries.append(COMPUTE if step in computed or not orders else min(orders))
-    return tuple(entries)
+        resampled.append(COMPUTE if step in computed or not orders else min(orders))
+    return tuple(resampled)
 
 
 def load_plan(path: str | Path) -> TablePlan:
     """Read a plan file: ``{"format": ..., "num_steps": n, "sites": {name: [entry, ...]}}``.
 
-    An entry is ``"C"`` (compute) or the order of the reuse. What ``Calibration.save`` wrote also
-    has ``fingerprint``, ``cut``, ``coalesce`` and ``predict_in``.
+    An entry is ``"C"`` (compute) or the order of the reuse. A file of ``Calibration.save`` also has
+    ``fingerprint``, ``cut``, ``coalesce`` and ``predict_in``.
 
     Raises:
-        PlanError: unreadable, malformed, or with rows that do not have one entry per step.
+        PlanError: the file is unreadable or malformed, or a site lacks an entry for a step.
     """
     try:
         size = Path(path).stat().st_size
@@ -162,19 +162,19 @@ def plan_from_json(content: Any, origin: str) -> TablePlan:
         raise PlanError(f'{origin}: "num_steps" must be a positive integer, got {num_steps!r}.')
     if not isinstance(sites, dict):
         raise PlanError(f'{origin}: "sites" must map names to entries, got {type(sites).__name__}.')
-    rows = {}
-    for name, entries in sites.items():
-        if not isinstance(entries, list) or len(entries) != num_steps:
-            found = f"{len(entries)} entries" if isinstance(entries, list) else repr(entries)
+    table = {}
+    for name, listed in sites.items():
+        if not isinstance(listed, list) or len(listed) != num_steps:
+            found = f"{len(listed)} entries" if isinstance(listed, list) else repr(listed)
             raise PlanError(f"{origin}: site {name!r} needs {num_steps} entries, found {found}.")
         where = f"{origin}, site {name!r}"
-        rows[name] = tuple(COMPUTE if e == "C" else checked_entry(e, where) for e in entries)
-    return TablePlan(num_steps, rows, origin, _calibrated(content, origin))
+        table[name] = tuple(COMPUTE if e == "C" else checked_entry(e, where) for e in listed)
+    return TablePlan(num_steps, table, origin, _calibrated(content, origin))
 
 
-def plan_to_json(rows: Mapping[str, Sequence[int]], num_steps: int) -> dict[str, Any]:
+def plan_to_json(table: Mapping[str, Sequence[int]], num_steps: int) -> dict[str, Any]:
     """The content of a plan file for a table of entries."""
-    sites = {name: ["C" if e == COMPUTE else e for e in entries] for name, entries in rows.items()}
+    sites = {name: ["C" if e == COMPUTE else e for e in entries] for name, entries in table.items()}
     return {"format": PLAN_FORMAT, "num_steps": num_steps, "sites": sites}
 
 

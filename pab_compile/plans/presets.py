@@ -1,10 +1,11 @@
-"""Settings by name: the published ones of Pyramid Attention Broadcast, and a few of ours.
+"""Presets: the published settings of Pyramid Attention Broadcast, and three of this project.
 
-The paper's experiments name ranges by spatial/temporal/cross (section 4); the model presets add the
-window in timestep values that the authors' code uses for that model.
+The paper names its experiments by the ranges of spatial, temporal and cross attention (section 4).
+The presets of models also have the window of the authors' code, in timestep values.
 
-Ours treat every site alike, MLPs too: all compute at every n-th step and otherwise go on along the
-line of the last two outputs, of which only sums are kept. ``benchmarks/quality.py`` measures them.
+The presets of this project treat every site alike, MLPs too. All sites compute at every n-th step.
+At other steps they follow the line through their last two outputs. Only sums of outputs are cached.
+``benchmarks/quality.py`` measures these presets.
 """
 
 from __future__ import annotations
@@ -21,11 +22,11 @@ Window = tuple[float, float] | tuple[int, int]
 
 @dataclass(frozen=True)
 class Preset:
-    """Options that go together; each holds unless it is given by itself.
+    """Options that go together. An option that the user gives replaces that of the preset.
 
     Attributes:
-        ranges: kind -> compute every so many steps.
-        window: in which they hold.
+        ranges: kind -> compute at every n-th step.
+        window: part of the generation in which reuse is allowed.
         predict: order of the reuse.
         cut: ``attention`` or ``gated``.
         coalesce: whether sites that are reused together cache their sum.
@@ -39,7 +40,7 @@ class Preset:
 
 
 def _ranges(spatial: int, temporal: int, cross: int) -> dict[str, int]:
-    """Full 3D and joint attention use the spatial setting, as the authors' code does."""
+    """Ranges of the paper. Full and joint attention use the spatial one, as the authors' code."""
     return {
         "spatial": spatial,
         "temporal": temporal,
@@ -50,7 +51,7 @@ def _ranges(spatial: int, temporal: int, cross: int) -> dict[str, int]:
 
 
 def _lines(range_: int) -> Preset:
-    """All sites alike. The first steps differ most from each other, the last need not be spared."""
+    """All sites alike. The first steps compute, since outputs change most there."""
     return Preset(dict.fromkeys(KINDS, range_), (0.1, 1.0), 1, "gated", coalesce=True)
 
 

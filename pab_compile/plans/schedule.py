@@ -1,4 +1,4 @@
-"""What is known of a generation's steps."""
+"""Schedules: what is known of the steps of a generation."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ class Schedule:
     """The steps of one generation.
 
     Attributes:
-        num_steps: how many steps there are, or None when nobody has said.
-        timesteps: timestep value of each step in order, where known.
+        num_steps: number of steps, or None if it is unknown.
+        timesteps: timestep value of each step in order, or None if they are unknown.
     """
 
     num_steps: int | None = None
@@ -19,14 +19,14 @@ class Schedule:
 
     @property
     def is_known(self) -> bool:
-        """Whether the whole plan can be made in advance."""
+        """Whether the number of steps is known, so that all decisions can be made in advance."""
         return self.num_steps is not None
 
     def progress(self, step: int, timestep: float, first_timestep: float) -> float:
-        """Fraction of the generation that is behind at this step, in [0, 1).
+        """Fraction of the generation that is over at this step, in [0, 1).
 
-        ``step / num_steps`` where the number of steps is known; otherwise how far the timestep has
-        come from its first value down to 0 (or up to 1, or 1000, for clocks that rise).
+        It is ``step / num_steps`` if the number of steps is known. Otherwise it follows from the
+        timestep, which goes from its first value down to 0. A rising timestep goes up to 1 or 1000.
         """
         if self.num_steps:
             return step / self.num_steps
@@ -40,7 +40,7 @@ class Schedule:
 
 @dataclass(frozen=True)
 class Moment:
-    """One step of a generation, as plans see it."""
+    """What a plan gets to know of one step."""
 
     step: int
     timestep: float | None
@@ -49,6 +49,6 @@ class Moment:
 
     @property
     def progress(self) -> float:
-        """Fraction of the generation that is behind at this step."""
+        """Fraction of the generation that is over at this step."""
         timestep = self.first_timestep if self.timestep is None else self.timestep
         return self.schedule.progress(self.step, timestep, self.first_timestep)

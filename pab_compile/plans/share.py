@@ -1,4 +1,4 @@
-"""How often a plan computes a site, before any schedule is known."""
+"""How often a plan computes a site."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ def computed_share(plan: Plan, site: Site, schedule: Schedule | None = None) -> 
     """The share of the steps at which a site is computed.
 
     Args:
-        plan: the plan. A function counts as computing always: it is asked at run time only.
+        plan: the plan. A function counts as computing always, since it is asked only at run time.
         site: a site.
-        schedule: the steps; 30 steps that fall evenly from timestep 1000 where they are not known.
+        schedule: the steps. If they are unknown, 30 steps that fall evenly from timestep 1000.
     """
     if isinstance(plan, CallablePlan) or not site.can_broadcast:
         return 1.0
@@ -30,8 +30,8 @@ def computed_share(plan: Plan, site: Site, schedule: Schedule | None = None) -> 
     decisions = Decisions(plan, [site], schedule, timesteps[0])
     num_steps = schedule.num_steps
     assert num_steps is not None
-    rows = (
-        decisions.row(step, schedule.timesteps[step] if schedule.timesteps else None)
+    decided = (
+        decisions.at(step, schedule.timesteps[step] if schedule.timesteps else None)
         for step in range(num_steps)
     )
-    return sum(not row[0].reuses for row in rows) / num_steps
+    return sum(not at_step[0].reuses for at_step in decided) / num_steps

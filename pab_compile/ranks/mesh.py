@@ -1,7 +1,7 @@
-"""The ranks that share a model's tokens or its batch, and what their graphs follow from.
+"""The ranks that share the tokens or the batch of a model, and a hash of what they compile.
 
-Ranks that made different graphs would wait for one another for ever. So when a graph is compiled,
-all of them compare a hash of everything that it follows from (``team``).
+Ranks with different graphs would wait for one another for ever. So when a graph is compiled, all
+ranks compare a hash of everything that determines it (``team``).
 """
 
 from __future__ import annotations
@@ -21,12 +21,13 @@ from pab_compile.plans.plan import CallablePlan, Plan
 
 @dataclass(frozen=True)
 class Peers:
-    """The ranks with which this one shares a model: its row and its column of a mesh.
+    """The ranks with which this rank shares a model: its row and its column of the mesh.
 
     Attributes:
-        tokens: ranks in the default group that share the tokens, this one among them, in order.
-        batch: the same of those that share the rows of the batch.
-        groups: names of the process groups of the two; ``""`` where there is none.
+        tokens: ranks that share the tokens, including this one, in order. They are numbers in the
+            default group.
+        batch: ranks that share the rows of the batch, likewise.
+        groups: names of the two process groups; ``""`` if there is none.
     """
 
     tokens: tuple[int, ...]
@@ -35,7 +36,7 @@ class Peers:
 
     @staticmethod
     def of(tokens: dist.ProcessGroup | None, batch: dist.ProcessGroup | None = None) -> Peers:
-        """Those of process groups; without one, this rank shares with none."""
+        """The ranks of process groups. Without a group, this rank is alone."""
         both = (tokens, batch)
         ranks = [
             tuple(dist.get_process_group_ranks(group)) if group else (dist.get_rank(),)
@@ -46,7 +47,7 @@ class Peers:
 
     @property
     def num_ranks(self) -> int:
-        """Ranks that run the model together."""
+        """Number of ranks that run the model together."""
         return len(self.tokens) * len(self.batch)
 
 
@@ -56,13 +57,13 @@ def peers_of(
     batch_mesh: Any = None,
     batch_parallel: int | None = None,
 ) -> Peers | None:
-    """With which ranks this one shares a model; None where the options ask for no parallelism.
+    """The ranks with which this rank shares a model; None if the options do not ask for it.
 
     Args:
         mesh: the axis of a ``DeviceMesh`` whose ranks share the tokens, or None.
-        sequence_parallel: instead their number, or None.
+        sequence_parallel: the number of these ranks, or None.
         batch_mesh: the axis whose ranks share the rows of the batch, or None.
-        batch_parallel: instead their number, or None. Ranks next to one another share tokens.
+        batch_parallel: the number of these ranks, or None. Successive ranks share tokens.
 
     Raises:
         RanksError: there is no process group, or it has another number of ranks.
@@ -72,7 +73,7 @@ def peers_of(
         if len(set(found.tokens) & set(found.batch)) > 1:
             raise RanksError(
                 f"mesh (ranks {list(found.tokens)}) and batch_mesh (ranks {list(found.batch)}) are "
-                "not two axes of one mesh: they share more than this rank. Give two axes, as in "
+                "not two axes of one mesh: both contain another rank too. Give two axes, as in "
                 '{"mesh": mesh["sp"], "batch_mesh": mesh["cfg"]}.'
             )
         return found
@@ -82,16 +83,15 @@ def peers_of(
         return None
     if not dist.is_available() or not dist.is_initialized():
         raise RanksError(
-            f"{wanted} needs as many processes that know of one another. Start them with "
-            "torchrun --nproc-per-node, and call torch.distributed.init_process_group() before "
-            "the model."
+            f"{wanted} needs as many processes in a process group. Start them with torchrun "
+            "--nproc-per-node, and call torch.distributed.init_process_group() before the model."
         )
     num_tokens, num_batch = sequence_parallel or 1, batch_parallel or 1
     num_ranks, rank = dist.get_world_size(), dist.get_rank()
     if num_tokens * num_batch != num_ranks:
         raise RanksError(
-            f"{wanted}, but {num_ranks} processes run. Give their number, or with mesh and "
-            "batch_mesh the axes of a DeviceMesh that they form."
+            f"{wanted}, but {num_ranks} processes run. Give their number, or give axes of a "
+            "DeviceMesh with mesh and batch_mesh."
         )
     first = rank - rank % num_tokens
     return Peers(
@@ -107,14 +107,14 @@ def _group_of(option: str, mesh: Any) -> dist.ProcessGroup | None:
     if mesh.ndim != 1:
         name = "sp" if option == "mesh" else "cfg"
         raise RanksError(
-            f"The {option} has {mesh.ndim} axes {mesh.mesh_dim_names or ''}, and the ranks of one "
-            f'axis share a part: give it by name, as in {{"{option}": mesh["{name}"]}}.'
+            f"The {option} has {mesh.ndim} axes {mesh.mesh_dim_names or ''}, but it must have one. "
+            f'Name one axis, as in {{"{option}": mesh["{name}"]}}.'
         )
     return mesh.get_group()
 
 
 def named_peers(given: Mapping[str, Any] | None) -> Peers | None:
-    """What ``peers_of`` says of options before they are validated; None where it raises."""
+    """``peers_of`` of options that are not validated yet; None if it raises."""
     names = ("mesh", "sequence_parallel", "batch_mesh", "batch_parallel")
     try:
         return peers_of(*((given or {}).get(name) for name in names))
@@ -123,7 +123,7 @@ def named_peers(given: Mapping[str, Any] | None) -> Peers | None:
 
 
 def own_peers(graph_module: fx.GraphModule) -> Peers | None:
-    """The ranks with which a model exchanges by itself, if it does; of its first group.
+    """The ranks of the first group in which a model itself exchanges; None if it does not.
 
     Args:
         graph_module: Dynamo's graph.
@@ -131,18 +131,18 @@ def own_peers(graph_module: fx.GraphModule) -> Peers | None:
     for node in graph_module.graph.nodes:
         if node.op == "call_function" and str(node.target).startswith("_c10d_functional."):
             names = [word for word in (*node.args, *node.kwargs.values()) if isinstance(word, str)]
-            if names:  # that of the group is the last; an op that only waits has none
+            if names:  # the last one is the group; an op that only waits has no name
                 return Peers.of(_process_group(names[-1]))
     return None
 
 
 def fingerprint(options: Options, plan: Plan, graph: str) -> str:
-    """Hash of what the graphs of all ranks follow from.
+    """Hash of everything that determines the graph of a rank.
 
     Args:
         options: how to compile.
         plan: the plan that the options describe.
-        graph: the captured graph, or its sites, in words that are the same in every process.
+        graph: the captured graph, or its sites, as a text that is the same in every process.
     """
     decider = _described(plan.function) if isinstance(plan, CallablePlan) else plan
     inner = options.inner if isinstance(options.inner, str) else _described(options.inner)
@@ -159,7 +159,7 @@ def fingerprint(options: Options, plan: Plan, graph: str) -> str:
 
 
 def _described(function: Callable[..., Any]) -> tuple[str, bytes]:
-    """A function in words that do not change from process to process."""
+    """A function in a form that is the same in every process."""
     name = getattr(function, "__qualname__", type(function).__qualname__)
     return name, getattr(getattr(function, "__code__", None), "co_code", b"")
 

@@ -1,9 +1,9 @@
-"""The team: the ranks that run one model together; they agree, and none waits for a dead one.
+"""The team: the ranks that run one model together. They agree, and none waits for a failed one.
 
-A team of all processes has process groups of its own, so that they can be closed without touching
-the caller's: ranks that wait in an exchange for one that has failed are woken by its connections
-going away, close theirs, and so wake the others. (A team of some processes is woken by the group's
-timeout.) What happened they read in the processes' store: no cost while nothing happens.
+A team of all processes has its own process groups, so that it can close them without closing the
+caller's. A rank that fails closes its connections. That wakes the ranks that wait for it, and they
+close theirs. A team of some processes is woken by the timeout of the group. The ranks read what
+happened in the store of the processes. This costs nothing unless a rank fails.
 """
 
 from __future__ import annotations
@@ -21,24 +21,24 @@ from pab_compile.passes.parallel.shard import Grid, Ranks
 from .mesh import Peers
 
 PATIENCE = 5.0
-"""Seconds that a failed rank gives the others to fail in the same call, before it leaves them."""
+"""Seconds for which a failed rank waits for the others to fail in the same call too."""
 _PAUSE = 0.05
 _CLOSED = "closed"
 Mesh = Mapping[int, tuple[tuple[int, ...], ...]]
-"""Rank -> the ranks that it shares tokens with, and those that it shares the batch with."""
+"""Rank -> the ranks with which it shares tokens, and those with which it shares the batch."""
 _teams: weakref.WeakKeyDictionary[dist.ProcessGroup, dict[tuple[Peers, bool], Team]]
 _teams = weakref.WeakKeyDictionary()
 
 
 def team_of(peers: Peers | None, exchanges: bool = True) -> Team | None:
-    """The team of some ranks, made when first asked for; None where one rank is alone.
+    """The team of some ranks, made at the first call; None for a single rank.
 
     Args:
-        peers: as the user's options or the model name them; all of them must ask alike.
-        exchanges: whether it is this compiler that lets the ranks exchange, rather than the model.
+        peers: the ranks that the user's options or the model name. All ranks must call alike.
+        exchanges: whether this compiler makes the ranks exchange. If not, the model does.
 
     Raises:
-        RanksError: not all ranks come, or they do not form a mesh.
+        RanksError: a rank does not call, or the ranks do not form a mesh.
     """
     if peers is None or peers.num_ranks == 1:
         return None
@@ -53,19 +53,19 @@ def team_of(peers: Peers | None, exchanges: bool = True) -> Team | None:
 
 
 class Team:
-    """The ranks that run a model together, in groups of their own where these are all processes.
+    """The ranks that run a model together. If these are all processes, they get their own groups.
 
     Args:
-        peers: with which ranks this one shares tokens and batch.
-        mesh: with which ranks each of them does.
-        store: of the default group.
-        exchanges: whether the ranks exchange as this compiler says. Those of a model that is
-            parallel by itself do so in groups of the model's, and only agree here.
+        peers: the ranks with which this one shares tokens and batch.
+        mesh: the same for every rank.
+        store: store of the default group.
+        exchanges: whether this compiler makes the ranks exchange. A model that is parallel by
+            itself exchanges in its own groups, and its ranks only agree here.
 
     Attributes:
         exchanges: as given.
         grid: the ranks, for the graphs.
-        closed: why the team cannot go on; ``""`` while it can.
+        closed: why the team cannot continue; ``""`` while it can.
     """
 
     def __init__(self, peers: Peers, mesh: Mesh, store: dist.Store, exchanges: bool = True) -> None:
@@ -79,7 +79,7 @@ class Team:
         self._groups: list[dist.ProcessGroup] = []
         names = list(peers.groups)
         mine = [list(peers.tokens), list(peers.batch)]
-        if exchanges and self._size == dist.get_world_size():  # it takes all to make a group
+        if exchanges and self._size == dist.get_world_size():  # new_group must be called by all
             mine = [sorted(axis) for axis in mine]
             for number in range(2):
                 for axis in dict.fromkeys(tuple(sorted(axes[number])) for axes in mesh.values()):
@@ -93,15 +93,15 @@ class Team:
         self.grid = Grid(tokens, batch)
 
     def agree(self, found: str, error: BaseException | None = None) -> None:
-        """Compare with all ranks what they found; returns where all found the same.
+        """Compare the fingerprints of all ranks. Returns if they are equal.
 
         Args:
             found: this rank's fingerprint.
-            error: what this rank failed with instead.
+            error: the error with which this rank failed, if it did.
 
         Raises:
-            RanksError: some rank failed, found something else or does not come; says which, on
-                every rank. A rank that failed raises its own error.
+            RanksError: a rank failed, has another fingerprint, or does not answer. Every rank
+                raises it, and the message names the rank. A rank that failed raises its own error.
         """
         self._agreements += 1
         reason = None if error is None else _in_words(error)
@@ -116,16 +116,16 @@ class Team:
         if len(set(prints)) > 1:
             raise RanksError(
                 "The ranks of the mesh do not run the same program, so they would wait for one "
-                "another for ever: options, plan, model or sizes of the inputs differ. "
+                "another for ever. Options, plan, model or sizes of the inputs differ. "
                 f"Fingerprints by rank: {', '.join(prints)}. Compile and call the model in the "
                 "same way on every rank."
             )
 
     def is_first(self, compilation: object) -> bool:
-        """Whether a compilation is seen for the first time.
+        """Whether a compilation is new.
 
-        Sizes may differ between the ranks of a model that is parallel by itself, so that one of
-        them may compile again where another need not: they can compare their first graphs only.
+        Sizes may differ between the ranks of a model that is parallel by itself. Then one rank may
+        compile again and another may not. So they can compare only their first graphs.
         """
         if any(known is compilation for known in self._compared):
             return False
@@ -136,18 +136,18 @@ class Team:
         """Begin a call of the model."""
         if self.closed:
             raise RanksError(
-                f"{self.closed}. Start the processes anew, or form another process group, to go on."
+                f"{self.closed}. Start the processes anew, or make another process group."
             )
         self._calls += 1
 
     def fail(self, error: BaseException) -> None:
-        """Report a call that failed; returns where the error is this rank's own.
+        """Report a call that failed. Returns if the error is this rank's own.
 
-        Where all ranks fail in the same call, the team lives on. Otherwise the others wait for
-        this rank for ever, and the group is closed.
+        If all ranks fail in the same call, the team continues. Otherwise the others would wait for
+        this rank for ever, so the groups are closed.
 
         Raises:
-            RanksError: another rank failed, and this one only since it waited for it.
+            RanksError: another rank failed, and this one failed only because it waited for it.
         """
         if self.closed:
             return
@@ -164,14 +164,16 @@ class Team:
                     store.compare_set(_CLOSED, "", mine + _in_words(error))
                 time.sleep(_PAUSE)
             self.closed = store.get(_CLOSED).decode()
-        except dist.DistError:  # the store is gone with the rank that kept it
-            self.closed = f"The ranks of the mesh cannot be reached any more: {_in_words(error)}"
+        except dist.DistError:  # the rank that runs the store has stopped
+            self.closed = (
+                f"The other ranks of the mesh cannot be reached any more: {_in_words(error)}"
+            )
         self._close()
         if not self.closed.startswith(f"Rank {self._rank} "):
             raise RanksError(self.closed) from error
 
     def _close(self) -> None:
-        """Leave the groups, which wakes whoever waits for this rank in them."""
+        """Leave the groups. That wakes the ranks that wait in them for this rank."""
         groups, self._groups = self._groups, []
         for group in groups:
             if dist.is_initialized():
@@ -179,7 +181,7 @@ class Team:
 
 
 def _meet(peers: Peers, store: dist.Store) -> Mesh:
-    """Compare with all ranks of a mesh who shares what with whom."""
+    """Compare with all ranks of a mesh which ranks share tokens and batch."""
     members = _members(peers, store)
     me = members.index(dist.get_rank())
     place = _shared(store, members, "meetings")
@@ -201,7 +203,7 @@ def _meet(peers: Peers, store: dist.Store) -> Mesh:
 
 
 def _members(peers: Peers, store: dist.Store) -> list[int]:
-    """All ranks of the mesh, of which a rank knows its row and its column only."""
+    """All ranks of the mesh. A rank knows only its own row and column."""
     if peers.num_ranks == dist.get_world_size():
         return list(range(peers.num_ranks))
     if len(peers.batch) == 1:
@@ -212,14 +214,14 @@ def _members(peers: Peers, store: dist.Store) -> list[int]:
 
 
 def _shared(store: dist.Store, ranks: Sequence[int], what: str) -> dist.Store:
-    """A part of a store that some ranks have for themselves; they must ask for it equally often."""
+    """A part of a store for some ranks. They must ask for it the same number of times."""
     place = f"pab/{what}/{'-'.join(map(str, ranks))}"
     number = store.add(f"{place}/{dist.get_rank()}", 1)
     return dist.PrefixStore(f"{place}/number {number}", store)
 
 
 def _tell(store: dist.Store, what: str, index: int, num: int, mine: str) -> list[str]:
-    """Tell all ranks of a shared store something; what each of them says."""
+    """Tell all ranks of a shared store something. Returns what each of them tells."""
     store.set(f"{what}/{index}", mine)
     said = []
     for rank in range(num):
@@ -227,9 +229,9 @@ def _tell(store: dist.Store, what: str, index: int, num: int, mine: str) -> list
             said.append(store.get(f"{what}/{rank}").decode())
         except dist.DistError as error:
             raise RanksError(
-                f"Rank {rank} of the mesh did not come to where all ranks compare what they "
-                "compile, within the timeout of the processes' store. It may have failed before, "
-                "or compiled the model with another mesh, or not at all. Look at its log."
+                f"Rank {rank} of the mesh did not tell the others what it compiled, within the "
+                "timeout of the processes' store. It may have failed before, or compiled the model "
+                "with another mesh, or not at all. Look at its log."
             ) from error
     return said
 

@@ -1,1 +1,1 @@
-"""Reports: what is said of a graph, as text, pictures and files."""
+"""Reports: what was found in a graph, as text, pictures and files."""

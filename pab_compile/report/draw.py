@@ -1,9 +1,9 @@
-"""The sites of a model as a picture: DOT for other tools, SVG to look at as it is.
+"""The sites of a model as a picture: DOT for other tools, and SVG.
 
-One column per kind, read like a page: from left to right, then the next row. The line runs through
-the boxes in the order in which they add to the residual stream. Filled boxes are broadcast, hollow
-ones are computed at every step. Only sites are drawn, so that a model of a hundred attentions stays
-readable, and the layout is our own, so that no other program is needed.
+There is one column per kind. The picture reads like a page: from left to right, then the next row.
+The line runs through the boxes in the order in which they add to the residual stream. Filled boxes
+are broadcast. Hollow boxes are computed at every step. Only sites are drawn, so that a model with a
+hundred attentions stays readable. No other program is needed.
 """
 
 from __future__ import annotations
@@ -43,10 +43,10 @@ class SiteBox:
 
     Attributes:
         name: unique name of the site.
-        kind: what colours it and chooses its column.
-        lines: what else to say about it, one short text per line.
+        kind: chooses its colour and its column.
+        lines: more about it, one short text per line.
         range: computed at every ``range``-th step; 1 is every step.
-        cache_bytes: bytes that its cached tensors take; 0 when nothing is cached.
+        cache_bytes: bytes of its cached tensors; 0 if nothing is cached.
     """
 
     name: str
@@ -57,7 +57,7 @@ class SiteBox:
 
     @property
     def rhythm(self) -> str:
-        """How often it is computed and what that costs: ``every 2nd step, 24.0 MiB``."""
+        """How often it is computed, and the bytes of its cache: ``every 2nd step, 24.0 MiB``."""
         if self.range <= 1:
             return "every step"
         size = f", {format_bytes(self.cache_bytes)}" if self.cache_bytes else ""
@@ -65,7 +65,7 @@ class SiteBox:
 
 
 def format_bytes(num_bytes: int) -> str:
-    """A size for people: ``512 B``, ``24.0 MiB``, ``5.906 GiB``."""
+    """A size with a unit: ``512 B``, ``24.0 MiB``, ``5.906 GiB``."""
     if num_bytes < 1024:
         return f"{num_bytes} B"
     for power, unit, digits in ((1, "KiB", 1), (2, "MiB", 1), (3, "GiB", 3)):
@@ -75,7 +75,7 @@ def format_bytes(num_bytes: int) -> str:
 
 
 def to_dot(boxes: Sequence[SiteBox]) -> str:
-    """The sites, in model order, as a Graphviz graph; sites of one row share a rank."""
+    """The sites, in model order, as a Graphviz graph. Sites of one row have the same rank."""
     lines = [
         "digraph sites {",
         '  label="' + _dot_escape(_title(boxes)) + '"; labelloc=t; fontname="monospace";',
@@ -97,7 +97,7 @@ def to_dot(boxes: Sequence[SiteBox]) -> str:
 
 
 def to_svg(boxes: Sequence[SiteBox]) -> str:
-    """The sites, in model order, as a picture that needs no other program."""
+    """The sites, in model order, as an SVG picture."""
     kinds = _kinds(boxes)
     width = 2 * _MARGIN + max(len(kinds), 2) * (_BOX_WIDTH + _COLUMN_GAP) - _COLUMN_GAP
     places, bottom = _place(boxes)
@@ -140,7 +140,7 @@ def _kinds(boxes: Sequence[SiteBox]) -> list[str]:
 
 
 def _rows(boxes: Sequence[SiteBox]) -> list[list[tuple[int, SiteBox]]]:
-    """Sites by row: a row goes on as long as the columns go to the right."""
+    """Sites by row. A new row begins if the next site is not to the right."""
     column_of = {kind: column for column, kind in enumerate(_kinds(boxes))}
     rows: list[list[tuple[int, SiteBox]]] = []
     last = len(column_of)
@@ -153,7 +153,7 @@ def _rows(boxes: Sequence[SiteBox]) -> list[list[tuple[int, SiteBox]]]:
 
 
 def _place(boxes: Sequence[SiteBox]) -> tuple[list[_Place], int]:
-    """Where each box goes, and where the last row ends."""
+    """The place of each box, and the end of the last row."""
     column_of = {kind: column for column, kind in enumerate(_kinds(boxes))}
     places: list[_Place] = []
     y = _MARGIN + _HEADER_HEIGHT + _STUB
@@ -167,7 +167,7 @@ def _place(boxes: Sequence[SiteBox]) -> tuple[list[_Place], int]:
 
 
 def _legend(boxes: Sequence[SiteBox]) -> Iterator[str]:
-    """One entry above each column: kind, number of sites, and what its caches take."""
+    """One entry above each column: kind, number of sites, and bytes of their caches."""
     yield _text(
         _MARGIN,
         _MARGIN + 24,
@@ -240,7 +240,7 @@ def _ordinal(number: int) -> str:
 
 
 def _keep_end(text: str) -> str:
-    """Shorten a path: its last parts tell it from others."""
+    """Shorten a path. Its last parts distinguish it from others."""
     return text if len(text) <= _CHARACTERS else "…" + text[-(_CHARACTERS - 1) :]
 
 

@@ -1,16 +1,17 @@
-"""Dumps: what each pass did, and the sites, as files and in torch's structured trace.
+"""Dumps: the graph before and after each pass, and the sites.
 
 ``options["dump"]`` or the environment variable ``PAB_DUMP`` names a directory. Each compiled graph
 takes the next free subdirectory::
 
-    graph_0/03_broadcast.before.txt    the graph as text (see passes/printer.py)
+    graph_0/03_broadcast.before.txt    the graph as text (passes/graph/printer.py)
     graph_0/03_broadcast.after.txt
     graph_0/03_broadcast.diff
     graph_0/sites.json                 every site, with evidence and decision
     graph_0/sites.dot, sites.svg       the same as a picture
 
-With ``TORCH_TRACE`` set the same texts go to the structured trace, where ``tlparse`` shows them
-beside Dynamo's and Inductor's. When both are off nothing is formatted: callers pass callables.
+If ``TORCH_TRACE`` is set, the same texts go to torch's structured trace. There ``tlparse`` shows
+them next to those of Dynamo and Inductor. If both are off, nothing is formatted, since callers pass
+functions.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ class Dumper:
     """Writes the dump of one compiled graph.
 
     Args:
-        directory: where to write, created when needed; None writes no files.
+        directory: where to write. It is created at the first write. None writes no files.
     """
 
     def __init__(self, directory: str | Path | None) -> None:
@@ -43,7 +44,7 @@ class Dumper:
 
     @property
     def is_on(self) -> bool:
-        """Whether anything would be written."""
+        """Whether anything is written."""
         return self._directory is not None or _is_tracing()
 
     @contextmanager
@@ -51,8 +52,8 @@ class Dumper:
         """Write the graph before and after the body, and the difference.
 
         Args:
-            pass_name: name of the pass that the body runs; its number is counted here.
-            text: prints the graph as it is now; called before and after the body, if at all.
+            pass_name: name of the pass that the body runs.
+            text: prints the current graph. It is called before and after the body.
         """
         self._num_passes += 1
         if not self.is_on:
@@ -70,8 +71,8 @@ class Dumper:
         """Write the sites as ``sites.json``, ``sites.dot`` and ``sites.svg``.
 
         Args:
-            table: everything about the sites, in types that JSON knows.
-            boxes: the sites as they are drawn, in model order.
+            table: returns everything about the sites, in types of JSON.
+            boxes: returns the sites to draw, in model order.
         """
         if not self.is_on:
             return
@@ -89,7 +90,7 @@ class Dumper:
 
 
 def _claim(directory: Path) -> Path:
-    """Make the next free ``graph_N``; safe when several processes write to one directory."""
+    """Make the next free ``graph_N``. Several processes may write to one directory."""
     directory.mkdir(parents=True, exist_ok=True)
     for number in itertools.count():
         candidate = directory / f"graph_{number}"
@@ -102,7 +103,7 @@ def _claim(directory: Path) -> Path:
 
 
 def _trace(name: str, text: str) -> None:
-    """Emit one artifact; ``string`` and ``json`` are the encodings that tlparse shows as text."""
+    """Write one artifact to the trace. tlparse shows ``string`` and ``json`` as text."""
     stem, _, ending = name.rpartition(".")
     encoding = "json" if ending == "json" else "string"
     trace_structured(
@@ -116,6 +117,6 @@ def _trace(name: str, text: str) -> None:
 
 
 def _is_tracing() -> bool:
-    """Whether TORCH_TRACE is set: without it torch's handler is there too, but has no directory."""
+    """Whether TORCH_TRACE is set. Without it, torch's handler has no directory."""
     handlers = logging.getLogger("torch.__trace").handlers
     return any(getattr(handler, "root_dir", None) is not None for handler in handlers)

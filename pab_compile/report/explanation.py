@@ -1,4 +1,4 @@
-"""Reports: what was found in a model and what the plan does with it, as records and as a table."""
+"""Explanations: what was found in a model, and what the plan does with it."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ class SiteReport:
         module: path of the module, or ``""``.
         query_axes: axes of the query sequence, outer to inner.
         key_axes: axes of the key sequence.
-        range: computed every so many steps inside the window; 1 is always. None: the plan says.
-        cache_bytes: most bytes that its cached outputs take in one lane: ``history`` of them.
+        range: it computes at every n-th step inside the window. None: the plan has no such number.
+        cache_bytes: most bytes in its cache in one lane, for ``history`` outputs.
         flops: floating point operations that one reuse saves.
-        reason: evidence for the kind; why it is not broadcast where it is not.
-        history: most outputs that are kept at once: one more than the order of the prediction.
+        reason: evidence for the kind, and why it is not broadcast if it is not.
+        history: most outputs that are cached at once: one more than the order of the prediction.
     """
 
     name: str
@@ -47,12 +47,12 @@ class SiteReport:
     history: int = 1
 
     def to_json(self) -> dict[str, Any]:
-        """All fields, in types that JSON knows."""
+        """All fields, in types of JSON."""
         return dataclasses.asdict(self)
 
 
 def describe_site(site: Site, plan: Plan) -> SiteReport:
-    """A site and what a plan does with it."""
+    """A site, and what a plan does with it."""
     steps = plan.range_of(site) if site.can_broadcast else 1
     reason, history = site.reason, 1
     if plan.may_reuse(site):
@@ -75,13 +75,13 @@ def describe_site(site: Site, plan: Plan) -> SiteReport:
 
 
 def cache_bytes(sites: Sequence[Site], plan: Plan) -> int:
-    """Most bytes that one lane keeps of sites, some of which may be sums of others."""
-    kept = 0
+    """Most bytes in the cache of one lane. Some of the sites may be sums of others."""
+    total = 0
     for site in sites:
-        first = site.singles[0]  # merged ones are alike
+        first = site.singles[0]  # merged sites have equal entries
         if site.can_broadcast and plan.may_reuse(first):
-            kept += site.cache_bytes * (1 + plan.max_order(first))
-    return kept
+            total += site.cache_bytes * (1 + plan.max_order(first))
+    return total
 
 
 def site_box(site: Site, plan: Plan) -> SiteBox:
@@ -99,7 +99,7 @@ def site_box(site: Site, plan: Plan) -> SiteBox:
 
 @dataclass(frozen=True)
 class Finding:
-    """What was found in one graph of a forward; no sites where nothing in it can be broadcast.
+    """What was found in one graph of a forward. It has no sites if nothing can be broadcast.
 
     Attributes:
         sites: in model order.
@@ -109,8 +109,8 @@ class Finding:
         latents: name of the denoised input.
         notes: what the analysis was not sure of, and what the rewrite chose.
         seconds: pass name -> seconds.
-        cache_bytes: most bytes that one lane keeps; of coalesced sites their sum.
-        reason: why it is computed at every step, if that calls for a reason.
+        cache_bytes: most bytes in the cache of one lane. Coalesced sites cache their sum.
+        reason: why the graph is computed at every step; ``""`` if there is nothing to say.
     """
 
     sites: tuple[SiteReport, ...] = ()
@@ -136,9 +136,9 @@ class Explanation:
         latents: name of the denoised input.
         notes: what the analysis was not sure of.
         seconds: pass name -> seconds.
-        cache_bytes: most bytes that one lane keeps; of coalesced sites their sum.
-        num_graphs: graphs that the forward was traced into.
-        breaks: why Dynamo broke it, each reason once.
+        cache_bytes: most bytes in the cache of one lane. Coalesced sites cache their sum.
+        num_graphs: number of graphs of the forward.
+        breaks: why Dynamo broke the forward, each reason once.
     """
 
     sites: tuple[SiteReport, ...]
@@ -154,7 +154,7 @@ class Explanation:
 
     @staticmethod
     def of(findings: Sequence[Finding], breaks: Sequence[str]) -> Explanation:
-        """What was found in the graphs of a forward together, at least one of which has sites."""
+        """What was found in all graphs of a forward. At least one of them has sites."""
         first = next(finding for finding in findings if finding.sites)
         notes = [note for finding in findings for note in finding.notes]
         reasons = [finding.reason for finding in findings if finding.reason]
@@ -174,9 +174,9 @@ class Explanation:
         )
 
     def counts(self) -> dict[str, int]:
-        """Number of attention sites per kind; kinds that do not occur are left out.
+        """Number of attention sites per kind. Kinds without sites are left out.
 
-        Residual branches without attention (``mlp``) are in ``sites`` only.
+        Residual branches without attention (``mlp``) do not count.
         """
         found = Counter(site.kind for site in self.sites)
         return {kind: found[kind] for kind in ATTENTION_KINDS if found[kind]}
@@ -186,7 +186,7 @@ class Explanation:
         return json.dumps(dataclasses.asdict(self), indent=2)
 
     def __str__(self) -> str:
-        """A table of the sites, equal neighbours folded into one line."""
+        """A table of the sites. Sites that differ only in their name have one line."""
         headings = ("sites", "kind", "mechanism", "query <- key", "range")
         numbers = ("cache MiB", "MFLOP", "share")
         rows = [self._row(group) for group in _similar(self.sites)]
@@ -228,7 +228,7 @@ def _axes(axes: Sequence[str]) -> str:
 
 
 def _similar(sites: Sequence[SiteReport]) -> list[list[SiteReport]]:
-    """Sites that differ in name only, in order of their first."""
+    """Groups of sites that differ only in their name, in order of the first of each group."""
     groups: dict[tuple[Any, ...], list[SiteReport]] = {}
     for site in sites:
         key = (site.kind, site.mechanism, site.query_axes, site.key_axes, site.range, site.flops)

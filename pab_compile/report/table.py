@@ -18,9 +18,9 @@ def table_lines(
 
     Args:
         headings: one per column.
-        rows: one cell per column; shorter rows leave the last columns empty.
-        num_left: number of columns that are aligned left; the others hold numbers. None: all.
-        title: a line above.
+        rows: one cell per column. In a shorter row the last columns are empty.
+        num_left: number of columns that are aligned left. The others are aligned right. None: all.
+        title: a line above the table.
         width: most characters in a line.
     """
     from rich import box

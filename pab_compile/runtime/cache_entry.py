@@ -1,4 +1,4 @@
-"""Slots: the cached outputs of one site in one lane."""
+"""Cache entries: the cached outputs of one site in one lane."""
 
 from __future__ import annotations
 
@@ -14,44 +14,44 @@ Tensors = tuple[torch.Tensor, ...]
 
 @dataclass(frozen=True, eq=False)
 class Output:
-    """What a site computed at one step, and the step's timestep where it is known."""
+    """What a site computed at one step, and the step's timestep if it is known."""
 
     step: int
     tensors: Tensors
     timestep: float | None = None
 
 
-class Slot:
-    """A short history of a site's outputs, newest last."""
+class CacheEntry:
+    """The last outputs of a site, the newest last."""
 
     def __init__(self) -> None:
         self._history: deque[Output] = deque()
 
     @property
     def last_step(self) -> int | None:
-        """Step at which the newest output was computed, or None when the slot is empty."""
+        """Step at which the newest output was computed, or None when the entry is empty."""
         return self._history[-1].step if self._history else None
 
     def store(
         self, step: int, tensors: Tensors, length: int, timestep: float | None = None
     ) -> None:
-        """Keep an output, and at most ``length`` in all."""
+        """Add an output. At most ``length`` outputs stay."""
         self._history.append(Output(step, tensors, timestep))
         self.drop_older_than(length)
 
     def load(
         self, step: int, order: int, timestep: float | None = None, first_step: int = 0
     ) -> Tensors:
-        """The value at a step of the polynomial through the newest ``order + 1`` outputs.
+        """Predict the output of a step: the polynomial through the newest ``order + 1`` outputs.
 
-        Order 0 repeats the newest one, order 1 goes on along a line, order 2 along a parabola. With
-        fewer outputs than that it falls back to the order that they allow.
+        Order 0 repeats the newest output, order 1 follows a line, order 2 a parabola. With fewer
+        outputs, the order is lower.
 
         Args:
             step: the step to predict.
             order: degree of the polynomial.
-            timestep: the step's timestep, to predict in timesteps: done where those of the outputs
-                are known too and all of them go one way. None predicts in steps.
+            timestep: the step's timestep, to predict in timesteps. None predicts in steps, and so
+                do timesteps that are unknown or do not strictly rise or fall.
             first_step: outputs of earlier steps do not count.
         """
         used = [output for output in self._history if output.step >= first_step][-order - 1 :]
@@ -59,7 +59,7 @@ class Slot:
         return extrapolate([output.tensors for output in used], _positions([*used, now]))
 
     def clear(self) -> None:
-        """Free everything."""
+        """Free all outputs."""
         self._history.clear()
 
     def drop_older_than(self, length: int) -> None:
@@ -68,21 +68,21 @@ class Slot:
             self._history.popleft()
 
     def num_bytes(self) -> int:
-        """Bytes held."""
+        """Bytes of the outputs."""
         return sum(t.numel() * t.element_size() for o in self._history for t in o.tensors)
 
 
 def extrapolate(outputs: Sequence[Tensors], positions: Sequence[float]) -> Tensors:
     """The polynomial through one to three outputs, at a position beyond them.
 
-    Numbers enter as arguments of ``lerp``, one kernel per degree: nothing is compiled, sent to the
-    device or read from it, and half precision is rounded once per kernel. The result has the
+    It runs one ``lerp`` kernel per degree, with numbers as arguments. So nothing is compiled, sent
+    to the device or read from it, and half precision is rounded once per kernel. The result has the
     strides of the newest output.
 
     Args:
-        outputs: oldest first, all of one layout; what is not of floating point is taken from the
-            newest.
-        positions: one per output, then the one to predict; rising or falling strictly.
+        outputs: oldest first, all of the same layout. Tensors that are not of floating point are
+            taken from the newest output.
+        positions: one per output, then the one to predict. They strictly rise or fall.
     """
     if len(outputs) == 1:
         return outputs[0]
@@ -90,7 +90,7 @@ def extrapolate(outputs: Sequence[Tensors], positions: Sequence[float]) -> Tenso
     if len(outputs) == 2:
         weights = ((now - before) / (last - before),)
     else:
-        # Lagrange's weights, grouped so that no factor divides by 0: that of the newest is above 1.
+        # Lagrange's weights, grouped so that nothing divides by 0: ``newest`` is above 1.
         first = positions[0]
         newest = (now - first) * (now - before) / ((last - first) * (last - before))
         middle = (now - first) * (now - last) / ((before - first) * (before - last))
@@ -111,10 +111,10 @@ def _interpolate(tensors: Sequence[torch.Tensor], weights: Sequence[float]) -> t
 
 
 def copy_of(tensor: torch.Tensor) -> torch.Tensor:
-    """A copy in memory of its own, with the strides of the tensor.
+    """A copy with the strides of the tensor.
 
-    Compiled pieces hold their inputs to the strides that they were compiled for, and ``clone``
-    packs a part of a larger tensor.
+    Compiled pieces accept only the strides that they were compiled for. ``clone`` would change the
+    strides of a part of a larger tensor.
     """
     source = _without_repeats(tensor)
     return _empty_as(source).copy_(source).expand(tensor.shape)
@@ -127,7 +127,7 @@ def _empty_as(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def _without_repeats(tensor: torch.Tensor) -> torch.Tensor:
-    """The first part along every dimension that repeats the same memory."""
+    """The tensor, with only one position along every dimension that repeats memory."""
     for dim, (size, stride) in enumerate(zip(tensor.shape, tensor.stride(), strict=True)):
         if stride == 0 and size > 1:
             tensor = tensor.narrow(dim, 0, 1)
@@ -135,7 +135,7 @@ def _without_repeats(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def _positions(outputs: Sequence[Output]) -> list[float]:
-    """Timesteps where they are known and go one way (a scheduler may repeat one), else steps."""
+    """Timesteps if they are known and strictly rise or fall, else steps."""
     timesteps = [output.timestep for output in outputs]
     known = [timestep for timestep in timesteps if timestep is not None]
     if len(known) == len(timesteps):

@@ -1,8 +1,8 @@
-"""The clock: what one call's timestep says about where the generation is.
+"""The clock: reads from the timestep of a call which step it is.
 
-A timestep that is a view into a scheduler's table tells the step (its offset) and the whole
-schedule without touching the device after the first look. Any other timestep is read by value,
-which costs one synchronisation per call on an accelerator.
+Often a timestep is a view of a scheduler's table. Then its offset is the step, and the table is the
+schedule. The table is read from the device only once. Any other timestep is read by value, which
+synchronises an accelerator once per call.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ class TimestepTable:
     """A scheduler's table of timesteps.
 
     Attributes:
-        base: a tensor over the whole table; keeps its storage, and so its address, alive.
+        base: a tensor over the whole table. It keeps the storage, and so the address, alive.
         version: version counter of the storage when it was read.
         values: the timestep of every step.
     """
@@ -29,7 +29,7 @@ class TimestepTable:
     values: tuple[float, ...]
 
     def holds(self, timestep: torch.Tensor) -> bool:
-        """Whether a timestep is a view into this table, unchanged since it was read."""
+        """Whether a timestep is a view of this table, which has not changed since it was read."""
         return (
             timestep.dtype == self.base.dtype
             and timestep.untyped_storage().data_ptr() == self.base.untyped_storage().data_ptr()
@@ -42,9 +42,9 @@ class Reading:
     """What a call's timestep says.
 
     Attributes:
-        value: timestep value; None when the rows of the batch are at different timesteps.
-        index: its place in ``table``, or None without one.
-        table: the scheduler's table that it is a view of, if any.
+        value: timestep value; None if the rows of the batch are at different timesteps.
+        index: its position in ``table``, or None without a table.
+        table: the scheduler's table, if the timestep is a view of one.
     """
 
     value: float | None
@@ -57,7 +57,7 @@ def read_timestep(timestep: torch.Tensor, known: TimestepTable | None) -> Readin
 
     Args:
         timestep: the clock input of this call.
-        known: the table of the running generation, which need not be read again.
+        known: the table of the running generation, which is not read again.
     """
     if not _is_one_element(timestep):
         values = timestep.flatten().tolist()
@@ -77,7 +77,7 @@ def version_of(tensor: torch.Tensor) -> int:
 
 
 def is_schedule(values: Sequence[float]) -> bool:
-    """Whether numbers can be the timesteps of one generation: at least two, in one direction."""
+    """Whether numbers can be the timesteps of a generation: at least two, in one direction."""
     if len(values) < 2 or not all(abs(value) <= 1e6 for value in values):
         return False
     pairs = list(itertools.pairwise(values))
@@ -86,7 +86,7 @@ def is_schedule(values: Sequence[float]) -> bool:
 
 
 def _is_one_element(timestep: torch.Tensor) -> bool:
-    """Whether all elements are one number in memory (a scalar, or a scalar expanded)."""
+    """Whether all elements are one number in memory: a scalar, or an expanded scalar."""
     return timestep.numel() > 0 and all(
         size == 1 or stride == 0
         for size, stride in zip(timestep.shape, timestep.stride(), strict=True)

@@ -1,9 +1,9 @@
 """Forwards: the graphs that one call of a compiled model runs, and the tensors between them.
 
-Dynamo may break a forward into several graphs, with Python in between. They belong together by the
-call of the compiled model that is on Python's stack while they run; what an input of a later graph
-is follows from which tensor it is: one that the caller passed, one that an earlier graph of the
-same forward returned, or one that Python made in between, of which nothing is known.
+Dynamo may break a forward into several graphs, with Python code between them. Graphs belong to one
+forward if the same call of the compiled model is on Python's stack while they run. Each input of a
+later graph is one of three: a tensor that the caller passed, a tensor that an earlier graph
+returned, or a tensor that Python code made. Nothing is known of the last sort.
 """
 
 from __future__ import annotations
@@ -35,12 +35,12 @@ class Ran(Protocol):
 
     @property
     def part(self) -> Part | None:
-        """The graph as it was captured; None where it could not be."""
+        """The captured graph; None if it could not be captured."""
         ...
 
     @property
     def sites(self) -> Sequence[Site]:
-        """Its sites that can be broadcast and have a branch, or that the plan never reuses."""
+        """Its sites with a branch; or, if no site has one, the attentions that could be reused."""
         ...
 
     @property
@@ -51,7 +51,7 @@ class Ran(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class _Known:
-    """A tensor that has been seen in this forward, as it was then."""
+    """A tensor of this forward, with its version at that time."""
 
     tensor: weakref.ref[torch.Tensor]
     version: int
@@ -63,17 +63,19 @@ class Forward:
     """One call of a compiled model.
 
     Args:
-        call: the call, or None where it cannot be seen: then the graph at hand is all of it.
+        call: the call. None if it is not on the stack; then the current graph is all of it.
 
     Attributes:
-        inputs: name -> tensor: what the caller passed, and what else the first graph read.
-        visited: what ran so far, in order.
-        findings: what was found in each of them.
-        breaks: why Dynamo broke the forward after each of them; ``""`` where it did not.
-        tracker: finds the place of this call, once a graph needed it.
+        token: an object that only this call has; None after the call.
+        starts_at_root: whether its first graph belongs to the model's own ``forward``.
+        inputs: name -> tensor that the caller passed or that the first graph read.
+        visited: the graphs that ran so far, in order.
+        findings: what was found in each graph.
+        breaks: why Dynamo broke the forward after each graph; ``""`` if it did not.
+        tracker: finds the place of this call. None until a graph needs it.
         place: generation, lane and record of this call; None computes everything.
-        is_placed: whether the place has been looked for.
-        failed: whether a graph raised.
+        is_placed: whether the tracker was asked for the place.
+        failed: whether a graph raised an error.
     """
 
     def __init__(self, call: ModelCall | None) -> None:
@@ -98,7 +100,7 @@ class Forward:
     def origins(
         self, inputs: Inputs, tensors: Sequence[torch.Tensor]
     ) -> tuple[tuple[Origin | None, ...], frozenset[int]]:
-        """Where the inputs of a graph come from, and which of them may change without notice."""
+        """Where the inputs of a graph come from, and which may change without notice."""
         origins: list[Origin | None] = []
         volatile: list[int] = []
         taken: set[str] = set()
@@ -125,7 +127,7 @@ class Forward:
         return tuple(origins), frozenset(volatile)
 
     def finish(self, program: Ran, tensors: Sequence[torch.Tensor], outputs: Sequence[Any]) -> None:
-        """Take note of what a graph returned, and of what it wrote into its inputs."""
+        """Remember what a graph returned, and what it wrote into its inputs."""
         self.visited.append(program)
         self.findings.append(program.finding)
         part = program.part
@@ -144,23 +146,23 @@ class Forward:
             self._note(output, Made(part, position), shared=storages.count(storage) > 1)
 
     def fail(self) -> None:
-        """A graph raised: what the model holds of this generation is not to be trusted."""
+        """A graph raised an error, so the cache of the generation is dropped."""
         self.failed = True
         if self.tracker is not None:
             self.tracker.drop()
 
     def close(self) -> None:
-        """The call is over: hold none of its tensors any longer."""
+        """The call is over: release its tensors."""
         self.token = None
         self.place = None
         self.inputs.clear()
         self._known.clear()
 
     def _name_input(self, name: str, tensor: torch.Tensor) -> None:
-        """In the first graph an input has the name that Dynamo gives it."""
+        """In the first graph, an input has the name that Dynamo gives it."""
         for other in [other for other, known in self.inputs.items() if known is tensor]:
             del self.inputs[other]
-        if name in self.inputs:  # replaced on the way in, as by a hook that moves it to a device
+        if name in self.inputs:  # a hook replaced it, for instance to move it to a device
             self.inputs[callers(name)] = self.inputs[name]
         self.inputs[name] = tensor
 
@@ -181,7 +183,7 @@ class Forward:
 
 
 class Forwards:
-    """The forwards that run in one scope; they may be nested."""
+    """The forwards that run in one scope. They may be nested."""
 
     def __init__(self) -> None:
         self._live: list[Forward] = []
@@ -201,7 +203,7 @@ class Forwards:
         return forward
 
     def end(self, forward: Forward) -> None:
-        """Forget a forward that is over."""
+        """Drop a forward that is over."""
         forward.close()
         self._live = [other for other in self._live if other is not forward]
 
@@ -211,12 +213,12 @@ class Forwards:
         return reversed(list(begun))
 
     def clear(self) -> None:
-        """Forget them all."""
+        """Drop all forwards."""
         self._live.clear()
 
 
 def callers(name: str) -> str:
-    """Name of what the caller passed where the first graph got another tensor in its place."""
+    """Name of a tensor that the caller passed, if the first graph got another in its place."""
     return f"the caller's {name}"
 
 

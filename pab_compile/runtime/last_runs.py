@@ -1,4 +1,4 @@
-"""The board: where the last generation of every compiled model can be found."""
+"""Last runs: where the last generation of every compiled model is found."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ from .stats import RunStats
 
 
 @dataclass(frozen=True, eq=False)
-class Entry:
+class LastRun:
     """The last generation of one compilation of one model.
 
     Attributes:
-        weight: alive as long as the model is.
-        weights: what tells the model from others.
-        options: what tells the compilation from others.
+        weight: a weight of the model. It is alive as long as the model is.
+        weights: ids of the weights, which identify the model.
+        options: the options of the compilation, which identify it.
         running: the generation.
         findings: what was found in the graphs of its first call, which may still be running.
-        breaks: why Dynamo broke it after each of them.
+        breaks: why Dynamo broke the forward after each graph.
     """
 
     weight: weakref.ref[torch.Tensor]
@@ -40,16 +40,16 @@ class Entry:
     breaks: Sequence[str]
 
 
-class Board:
-    """The last generation of every compiled model; forgets with the model.
+class LastRuns:
+    """The last generation of every compiled model, as long as the model is alive.
 
-    A compiled model is told by its weights and by the options of its compilation, so that several
-    compilations of one model, and models that share weights, are kept apart.
+    A compiled model is identified by its weights and by the options of its compilation. So several
+    compilations of one model have their own entries, and so have models that share some weights.
     """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._entries: list[Entry] = []
+        self._entries: list[LastRun] = []
 
     def publish(
         self,
@@ -58,24 +58,27 @@ class Board:
         run: Generation,
         forward: Forward,
     ) -> None:
-        """Record the generation that the model with these weights is in; newest last."""
+        """Record the running generation of the model with these weights."""
         with self._lock:
             if self._entries and self._entries[-1].running is run:
                 return
             key = frozenset(map(id, weights))
             kept = [e for e in self._entries if e.weight() is not None and e.running is not run]
             kept = [e for e in kept if e.weights != key or e.options != options]
-            # Not the forward itself, which holds tensors and compiled code.
+            # The forward itself would keep tensors and compiled code alive.
             found = (forward.findings, forward.breaks)
-            self._entries = [*kept, Entry(weakref.ref(weights[0]), key, options, run, *found)]
+            self._entries = [*kept, LastRun(weakref.ref(weights[0]), key, options, run, *found)]
 
-    def find(self, module: torch.nn.Module, compilation: Compilation | None) -> Entry | None:
-        """The last generation of a compiled model; of any compilation for None.
+    def find(self, module: torch.nn.Module, compilation: Compilation | None) -> LastRun | None:
+        """The last generation of a compiled model.
 
-        Compilations whose options are equal count as one, as Dynamo takes them.
+        Args:
+            module: the model.
+            compilation: how it was compiled; None for any. Compilations with equal options count as
+                one, as in Dynamo.
         """
-        held = (*module.parameters(), *module.buffers())
-        own = {id(plain) for tensor in held for _, plain in plain_tensors(tensor)}
+        weights = (*module.parameters(), *module.buffers())
+        own = {id(plain) for tensor in weights for _, plain in plain_tensors(tensor)}
         with self._lock:
             entries = [e for e in reversed(self._entries) if e.weight() is not None]
             mine = [entry for entry in entries if entry.weights <= own]
@@ -84,18 +87,24 @@ class Board:
             return mine[0] if mine else None
 
 
-board = Board()
+last_runs = LastRuns()
 
 
-def last_generation(compiled: torch.nn.Module, missing: str) -> Entry:
-    """The last generation of a compiled model; where there is none, an error that begins so."""
-    found = board.find(compiled, compilation_of(compiled))
+def last_generation(compiled: torch.nn.Module, missing: str) -> LastRun:
+    """The last generation of a compiled model.
+
+    Args:
+        compiled: the model.
+        missing: how the error begins if there is no generation.
+    """
+    found = last_runs.find(compiled, compilation_of(compiled))
     if found is None:
         raise PabError(
             f"{missing}: this {type(compiled).__name__} has not completed a step compiled with "
             'backend="pab". Call it at least once, and pass the compiled module itself. If torch '
-            "warned of recompile_limit, it ran as it is: Dynamo keeps so many compilations (plans "
-            "and sizes) of one model's code; raise torch.compiler.config.recompile_limit."
+            "warned of recompile_limit, the model ran without being compiled. Dynamo limits the "
+            "number of compilations (plans and sizes) of one model's code: raise "
+            "torch.compiler.config.recompile_limit."
         )
     return found
 

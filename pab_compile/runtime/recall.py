@@ -1,8 +1,8 @@
-"""Recall: the timesteps of earlier generations, for clocks that are read by value.
+"""Recall: the timesteps of earlier generations, for timesteps that are read by value.
 
-A pipeline that computes its timestep (``t / 1000``, a cast) hides the scheduler's table, and with
-that how many steps there are. A generation that starts like an earlier one is taken to go on like
-it.
+Some pipelines compute the timestep (``t / 1000``, a cast). Then the scheduler's table is hidden,
+and the number of steps is unknown. A generation that starts like an earlier one is expected to
+continue like it.
 """
 
 from __future__ import annotations
@@ -16,15 +16,16 @@ _MAX_KNOWN = 8
 
 
 class KnownSchedules:
-    """Timesteps of the generations that a model went through, newest last."""
+    """Timesteps of the earlier generations of a model, the newest last."""
 
     def __init__(self) -> None:
         self._known: list[Timesteps] = []
 
     def learn(self, seen: Sequence[float]) -> None:
-        """Remember the timesteps of a generation, unless it was a part of one known, or one call.
+        """Remember the timesteps of a generation.
 
-        One that was broken off is forgotten once it is seen to the end.
+        A single call is not remembered, and neither is a part of known timesteps. If the new
+        timesteps continue known ones, those were of an interrupted generation, and are dropped.
         """
         timesteps = tuple(seen)
         if len(timesteps) < 2 or any(_is_part(timesteps, known) for known in self._known):
@@ -33,16 +34,16 @@ class KnownSchedules:
         self._known = [*kept, timesteps][-_MAX_KNOWN:]
 
     def starting_with(self, timestep: float) -> list[Timesteps]:
-        """The schedules whose first step is at this timestep."""
+        """The known timesteps that start with this one."""
         return [known for known in self._known if math.isclose(known[0], timestep)]
 
     def go_on_after(self, timestep: float | None) -> bool:
-        """Whether more than one step of some schedule is left after this timestep."""
+        """Whether some known timesteps have more than one step after this one."""
         return any(timestep in known[:-2] for known in self._known)
 
 
 def going_on(schedules: Sequence[Timesteps], step: int, timestep: float) -> list[Timesteps]:
-    """Those schedules that are at this timestep at a step."""
+    """The schedules that have this timestep at a step."""
     return [s for s in schedules if step < len(s) and math.isclose(s[step], timestep)]
 
 

@@ -1,8 +1,8 @@
 """Scopes: where the state of running generations lives.
 
-Without anything said, every thread has a scope of its own. ``generation()`` opens another one for
-the block, found through a context variable, so that it also follows tasks; ``step()`` states the
-clock explicitly. Nothing here is shared between scopes.
+By default every thread has its own scope. ``generation()`` opens a new scope for its block. A
+context variable holds it, so tasks see it too. ``step()`` states the step explicitly. Scopes share
+nothing.
 """
 
 from __future__ import annotations
@@ -28,19 +28,21 @@ class Scope:
     """Trackers and forwards of all compiled models that run in a thread or ``generation()`` block.
 
     Attributes:
-        forwards: the calls of compiled models that run or ran last.
+        forwards: the calls of compiled models that run now or ran last.
     """
 
     def __init__(self, schedule: Schedule | None = None) -> None:
         self._schedule = schedule
-        self._trackers: dict[tuple[int, ...], tuple[_Entry, ...]] = {}
+        self._trackers: dict[tuple[int, ...], tuple[_ModelTracker, ...]] = {}
         self.forwards = Forwards()
 
     def tracker(self, weights: Sequence[torch.Tensor], options: object) -> Tracker:
-        """The tracker of a compiled model: its weights, and the options of its compilation.
+        """The tracker of a compiled model.
 
-        Options are compared by value: Dynamo hands the code of one compilation to another one whose
-        options are equal, so a generation may run on the code of both.
+        Args:
+            weights: identify the model.
+            options: identify the compilation. They are compared by value, since Dynamo may run code
+                of one compilation in another one with equal options.
         """
         key = tuple(map(id, weights))
         entries = self._trackers.get(key, ())
@@ -52,7 +54,7 @@ class Scope:
             for k, others in self._trackers.items()
             if (alive := tuple(e for e in others if e.weight() is not None))
         }
-        entry = _Entry(weakref.ref(weights[0]), options, Tracker(self._schedule))
+        entry = _ModelTracker(weakref.ref(weights[0]), options, Tracker(self._schedule))
         self._trackers[key] = (*self._trackers.get(key, ()), entry)
         return entry.tracker
 
@@ -65,7 +67,7 @@ class Scope:
 
 
 @dataclass(frozen=True, eq=False)
-class _Entry:
+class _ModelTracker:
     weight: weakref.ref[torch.Tensor]
     options: object
     tracker: Tracker
@@ -110,8 +112,8 @@ def generation(timesteps: Iterable[float] | torch.Tensor | None = None) -> Itera
     """Run one generation in a scope of its own, freed at the end.
 
     Args:
-        timesteps: the timestep values of all steps in order, where they cannot be seen from the
-            model's inputs. A tensor is read once.
+        timesteps: the timestep values of all steps in order, if the model's inputs do not show
+            them. A tensor is read once.
 
     Raises:
         PabError: ``timesteps`` is empty.
@@ -133,12 +135,12 @@ def generation(timesteps: Iterable[float] | torch.Tensor | None = None) -> Itera
 
 @contextmanager
 def step(index: int, num_steps: int, lane: str | None = None) -> Iterator[None]:
-    """State which step the calls inside the block are; the timestep input is then not read.
+    """State the step of the calls inside the block. The timestep input is then not read.
 
     Args:
         index: number of the step, from 0.
         num_steps: number of steps of the generation.
-        lane: name of the call where there are several per step, such as ``"cond"``.
+        lane: name of the call if there are several per step, such as ``"cond"``.
 
     Raises:
         PabError: ``index`` does not lie in ``[0, num_steps)``.
@@ -155,5 +157,5 @@ def step(index: int, num_steps: int, lane: str | None = None) -> Iterator[None]:
 
 
 def reset() -> None:
-    """Forget every running generation of the current scope and free what it holds."""
+    """Drop every running generation of the current scope and free its cache."""
     current_scope().free()

@@ -1,4 +1,4 @@
-"""Statistics of a generation: what was computed, what was reused, what it cost."""
+"""Statistics of a generation: what was computed, what was reused, and the cost."""
 
 from __future__ import annotations
 
@@ -10,10 +10,20 @@ from dataclasses import dataclass, field
 
 from pab_compile.passes.sites.site import KINDS
 
+from .lane import Lane
+
 
 @dataclass
 class StepRecord:
-    """One call: the kinds that computed and reused, by number of sites."""
+    """One call of the model: how many sites of each kind computed and reused.
+
+    Attributes:
+        step: the step.
+        computed: kind -> number of sites that computed.
+        reused: kind -> number of sites that reused.
+        started: when the call started, by the host's clock.
+        seconds: seconds that the host spent in the graphs.
+    """
 
     step: int
     computed: Counter[str] = field(default_factory=Counter)
@@ -23,7 +33,7 @@ class StepRecord:
 
     @property
     def kinds(self) -> tuple[str, ...]:
-        """Kinds that computed or reused, in the order of ``KINDS``."""
+        """Kinds with a site that computed or reused, in the order of ``KINDS``."""
         return tuple(kind for kind in KINDS if self.computed[kind] or self.reused[kind])
 
     def pattern(self, kinds: Iterable[str]) -> str:
@@ -42,20 +52,20 @@ class RunStats:
     Attributes:
         steps: number of steps.
         calls: number of calls of the model (steps times lanes).
-        lanes: number of lanes (calls per step that keep caches of their own).
-        kinds: kinds of attention, and of other sites that the plan may reuse, in order of the
-            letters of ``patterns``.
+        lanes: number of lanes (calls per step, each with its own cache).
+        kinds: kinds of attention, and of other sites that the plan may reuse. The letters of
+            ``patterns`` have this order.
         computed: kind -> computations (sites times steps times lanes).
         reused: kind -> reuses, likewise.
         computed_steps: kind -> steps at which at least one of its sites computed.
         patterns: per call, one letter per kind: ``C`` computed, ``-`` reused, ``~`` some of each.
-        peak_cache_bytes: most bytes in slots at once.
+        peak_cache_bytes: most bytes in cache entries at once.
         held_bytes: bytes of per-prompt values that are computed once.
-        num_pieces: distinct pieces that were compiled.
+        num_pieces: number of distinct pieces that were compiled.
         compile_seconds: seconds spent in the inner compiler.
-        seconds_per_step: median seconds between the starts of successive steps, as the host sees
-            them; NaN for a single step.
-        notes: why something was computed though the plan would reuse it.
+        seconds_per_step: median seconds between the starts of successive steps, by the host's
+            clock; NaN for a single step.
+        notes: why something was computed although the plan would reuse it.
     """
 
     steps: int
@@ -91,49 +101,82 @@ class RunStats:
         return "\n".join(lines)
 
 
-def summarise(
-    records: Sequence[StepRecord],
-    kinds: tuple[str, ...],
-    *,
-    lanes: int,
-    peak_cache_bytes: int,
-    held_bytes: int,
-    num_pieces: int,
-    compile_seconds: float,
-    notes: Iterable[str],
-) -> RunStats:
-    """Statistics from the records of all calls of a generation."""
-    computed, reused = Counter[str](), Counter[str]()
-    computed_at: dict[str, set[int]] = {kind: set() for kind in kinds}
-    for record in records:
-        computed.update(record.computed)
-        reused.update(record.reused)
-        for kind in kinds:
-            if record.computed[kind]:
-                computed_at[kind].add(record.step)
-    gaps = step_seconds(records).values()
-    return RunStats(
-        steps=len({record.step for record in records}),
-        calls=len(records),
-        lanes=lanes,
-        kinds=kinds,
-        computed={kind: computed[kind] for kind in kinds},
-        reused={kind: reused[kind] for kind in kinds},
-        computed_steps={kind: len(computed_at[kind]) for kind in kinds},
-        patterns=tuple(record.pattern(kinds) for record in records),
-        peak_cache_bytes=peak_cache_bytes,
-        held_bytes=held_bytes,
-        num_pieces=num_pieces,
-        compile_seconds=compile_seconds,
-        seconds_per_step=statistics.median(gaps) if gaps else float("nan"),
-        notes=tuple(dict.fromkeys(notes)),
-    )
+@dataclass
+class GenerationRecord:
+    """What is noted of a generation while it runs.
+
+    Attributes:
+        notes: why something was computed although the plan would reuse it.
+        calls: one record per call of the model.
+        peak_cache_bytes: most bytes in cache entries at once.
+        held_bytes: most bytes of per-prompt values that are computed once.
+        compilers: inner compiler -> number of its pieces and seconds that it took.
+    """
+
+    notes: list[str] = field(default_factory=list)
+    calls: list[StepRecord] = field(default_factory=list)
+    peak_cache_bytes: int = 0
+    held_bytes: int = 0
+    compilers: dict[int, tuple[int, float]] = field(default_factory=dict)
+
+    def note(self, text: str) -> None:
+        """Note something once."""
+        if text not in self.notes:
+            self.notes.append(text)
+
+    def add(self, call: StepRecord) -> None:
+        """Add the record of a call; the graphs of one call add the same record."""
+        if not self.calls or self.calls[-1] is not call:
+            self.calls.append(call)
+
+    def measure(self, lanes: Iterable[Lane]) -> None:
+        """Note how many bytes are in the caches now."""
+        lanes = list(lanes)
+        self.peak_cache_bytes = max(self.peak_cache_bytes, sum(x.cache_bytes() for x in lanes))
+        self.held_bytes = max(self.held_bytes, sum(x.prelude_bytes() for x in lanes))
+
+    def summary(self, lanes: int, num_steps: int | None) -> RunStats:
+        """The statistics so far.
+
+        Args:
+            lanes: number of lanes.
+            num_steps: number of steps, if the generation is complete.
+        """
+        kinds = tuple(dict.fromkeys(kind for call in self.calls for kind in call.kinds))
+        computed = sum((call.computed for call in self.calls), Counter[str]())
+        reused = sum((call.reused for call in self.calls), Counter[str]())
+        computed_at = {
+            kind: {call.step for call in self.calls if call.computed[kind]} for kind in kinds
+        }
+        notes = list(self.notes)
+        if not notes and num_steps is not None and not any(call.reused for call in self.calls):
+            notes.append(
+                f"nothing was reused: the plan computes every site at each of the {num_steps} "
+                "steps; a schedule of few steps leaves little to reuse"
+            )
+        gaps = step_seconds(self.calls).values()
+        return RunStats(
+            steps=len({call.step for call in self.calls}),
+            calls=len(self.calls),
+            lanes=lanes,
+            kinds=kinds,
+            computed={kind: computed[kind] for kind in kinds},
+            reused={kind: reused[kind] for kind in kinds},
+            computed_steps={kind: len(computed_at[kind]) for kind in kinds},
+            patterns=tuple(call.pattern(kinds) for call in self.calls),
+            peak_cache_bytes=self.peak_cache_bytes,
+            held_bytes=self.held_bytes,
+            num_pieces=sum(pieces for pieces, _ in self.compilers.values()),
+            compile_seconds=sum(seconds for _, seconds in self.compilers.values()),
+            seconds_per_step=statistics.median(gaps) if gaps else float("nan"),
+            notes=tuple(notes),
+        )
 
 
-def step_seconds(records: Sequence[StepRecord]) -> dict[int, float]:
-    """Step -> seconds until the next one starts, in order; the last step has no next one."""
+def step_seconds(calls: Sequence[StepRecord]) -> dict[int, float]:
+    """Step -> seconds until the next step starts, in order. The last step is left out."""
     starts: dict[int, float] = {}
-    for record in records:
-        starts.setdefault(record.step, record.started)
+    for call in calls:
+        starts.setdefault(call.step, call.started)
     ordered = sorted(starts, key=starts.__getitem__)
     return {step: starts[after] - starts[step] for step, after in itertools.pairwise(ordered)}

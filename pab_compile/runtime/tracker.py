@@ -1,4 +1,4 @@
-"""Tracker: decides for every call which generation, step and lane it belongs to."""
+"""Tracker: finds the generation, step and lane of every call."""
 
 from __future__ import annotations
 
@@ -7,43 +7,45 @@ from dataclasses import replace
 from pab_compile.plans.schedule import Schedule
 
 from .clock import TimestepTable
-from .generation import Call, Generation, Identity, Lane
+from .generation import Generation
+from .identity import Identity
+from .lane import Call, Lane
 from .recall import KnownSchedules, going_on
 
 _INTERLEAVED = (
-    "two generations with the same timesteps and prompts run at once, or one was broken off and "
+    "two generations with the same timesteps and prompts run at once, or one was interrupted and "
     "started again, so none of their outputs were reused: wrap each in pab_compile.generation(), "
-    "or call pab_compile.reset() after breaking off"
+    "or call pab_compile.reset() after an interruption"
 )
 _OTHER_TIMESTEPS = (
-    "the timesteps start like those of a generation before and then differ, which may be another "
-    "number of steps or two generations at once, so from then on nothing was reused: say it with "
-    "pab_compile.generation(timesteps=...); the next generation like it reuses"
+    "the timesteps start like those of an earlier generation and then differ, so from then on "
+    "nothing was reused: the number of steps may be another, or two generations may run at once; "
+    "give pab_compile.generation(timesteps=...); the next generation with these timesteps reuses"
 )
 _HIDDEN = (
     "two calls of one step have the same inputs, and Python code between the graphs of the model "
-    "may bring in conditions that tell them apart, so nothing was reused: name the calls with "
+    "may add conditions that distinguish them, so nothing was reused: name the calls with "
     "pab_compile.step(..., lane=...)"
 )
 _MIXED = "the rows of the batch are at different timesteps, so this step was computed"
 
 
 class Tracker:
-    """The generation that a model is in, within one thread or one ``generation()`` scope.
+    """The running generation of a model, within one scope.
 
     Args:
         schedule: timesteps that the user gave for the scope, or None.
 
     Attributes:
-        generation: the one that is running, or the last one.
-        held: names of the per-prompt inputs that some graph of the model reads.
+        generation: the running one, or the last one.
+        prompt_inputs: names of the per-prompt inputs that some graph of the model reads.
     """
 
     def __init__(self, schedule: Schedule | None = None) -> None:
         self._given = schedule
         self._known = KnownSchedules()
         self.generation: Generation | None = None
-        self.held: dict[str, None] = {}
+        self.prompt_inputs: dict[str, None] = {}
 
     @property
     def table(self) -> TimestepTable | None:
@@ -51,10 +53,11 @@ class Tracker:
         return self.generation.table if self.generation else None
 
     def place(self, call: Call) -> tuple[Generation, Lane] | None:
-        """Find the generation (at the right step) and lane of a call, opening them as needed.
+        """Find the generation and the lane of a call, and move the generation to the call's step.
 
         Returns:
-            None for a call that has no place in a schedule (rows at different timesteps): compute.
+            The generation and the lane, which may be new. None for a call with batch rows at
+            different timesteps: it computes.
         """
         if call.reading.value is None and call.index is None:
             if self.generation is not None:
@@ -68,7 +71,7 @@ class Tracker:
         lane = generation.find_lane(call)
         if lane is not None and lane.step == generation.step:
             if not lane.latents.is_same_memory(call.latents):
-                # The same step, prompts and lane, but another video.
+                # The same step, prompts and lane, but other latents: another generation.
                 generation = self._begin(call, suspicious=True)
                 lane = None
             elif call.lane is None:
@@ -83,12 +86,12 @@ class Tracker:
         return generation, lane
 
     def drop(self) -> None:
-        """Forget the running generation and free what it holds."""
+        """Close the running generation and free its cache."""
         if self.generation is not None:
             self.generation.free()
 
     def _follow(self, generation: Generation, call: Call) -> Generation:
-        """The generation of a call while another one is running: that one, or a new one."""
+        """The generation of a call while one is running: that one, or a new one."""
         step = self._next_step(generation, call)
         if step is not None and step == generation.step:
             return generation
@@ -99,7 +102,7 @@ class Tracker:
         return self._begin(call, suspicious=self._may_be_interleaved(generation, call))
 
     def _next_step(self, generation: Generation, call: Call) -> int | None:
-        """The step of a call in the running generation, or None when it does not continue it."""
+        """The step of a call in the running generation; None if it does not continue it."""
         if call.index is not None:
             return call.index
         value, index = call.reading.value, call.reading.index
@@ -120,7 +123,7 @@ class Tracker:
         return generation.step + 1 if onwards else None
 
     def _repeats_timestep(self, generation: Generation, call: Call) -> bool:
-        """Whether a scheduler evaluates a timestep twice (PNDM, Heun): same lane, other latents."""
+        """Whether the scheduler repeats a timestep (PNDM, Heun): same lane, other latents."""
         if generation.step == 0:
             return False
         lane = generation.find_lane(call)
@@ -131,7 +134,7 @@ class Tracker:
         )
 
     def _may_be_interleaved(self, generation: Generation, call: Call) -> bool:
-        """Whether a new start may be a call of another video that runs beside an unfinished one."""
+        """Whether a new generation may run at the same time as an unfinished one."""
         if not self._is_unfinished(generation):
             return False
         if (call.reading.index or 0) > 0:
@@ -140,13 +143,13 @@ class Tracker:
         return same_table and generation.find_lane(call) is not None
 
     def _is_unfinished(self, generation: Generation) -> bool:
-        """Whether more than one step is left, by the schedule or by the timesteps learned."""
+        """Whether more than one step is left, by the schedule or by earlier timesteps."""
         if generation.schedule.is_known:
             return not generation.is_nearly_done
         return self._known.go_on_after(generation.timestep)
 
     def _check_recalled(self, generation: Generation, call: Call, step: int) -> None:
-        """Without a table: the timesteps must follow those of a generation before."""
+        """Without a table: check that the timesteps continue those of an earlier generation."""
         value = call.reading.value
         if value is None or call.index is not None or not generation.recalled:
             return

@@ -1,1 +1,1 @@
-"""Traffic: what ranks exchange, predicted from the graph alone."""
+"""Traffic: what ranks exchange, predicted from the graph."""

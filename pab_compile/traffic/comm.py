@@ -1,4 +1,4 @@
-"""Traffic of sequence parallelism, foretold: for any number of ranks, without having them."""
+"""``comm``: predicts what any number of ranks would exchange. It needs no ranks."""
 
 from __future__ import annotations
 
@@ -51,34 +51,34 @@ def comm(
     options: Mapping[str, Any] | None = None,
     **kwargs: Any,
 ) -> CommReport:
-    """Foretell what ranks would exchange, from the graph alone.
+    """Predict what ranks would exchange, from the graph.
 
-    Works on real, ``meta`` and fake tensors; needs no process group.
+    Inputs may be real, ``meta`` or fake tensors. No process group is needed.
 
     Args:
         model: a module whose forward is one graph.
-        *args: inputs as the model is called.
+        *args: inputs of the model.
         schedule: the steps of a generation.
-        num_ranks: number of ranks, those that share the batch included; else as the options say.
-        options: options of the backend (``pab_compile.Options``). Of a mesh only the size counts.
-        **kwargs: inputs as the model is called.
+        num_ranks: number of ranks, with those that share the batch. None: as the options say.
+        options: options of the backend (``pab_compile.Options``). Only the size of a mesh counts.
+        **kwargs: inputs of the model.
 
     Raises:
-        OptionError: nothing says how many ranks there are, or a mesh cannot have so many.
+        OptionError: the number of ranks is unknown, or it does not fit the options.
         ShardingError: no axis can be sharded over so many ranks.
         UnsupportedModelError: the model is not understood.
     """
     if num_ranks is None:
         num_ranks = _num_ranks(options)
     parsed = options_for(options, num_ranks)
-    return foretell(look_at(model, args, kwargs, parsed), parsed, num_ranks, schedule)
+    return predict(look_at(model, args, kwargs, parsed), parsed, num_ranks, schedule)
 
 
 def options_for(options: Mapping[str, Any] | None, num_ranks: int) -> Options:
-    """Options as they would be for a number of ranks, whatever they say about tokens.
+    """The options, with the given number of ranks instead of their own.
 
     Raises:
-        OptionError: those that share the batch are more, or do not divide them.
+        OptionError: the number of ranks is not a multiple of those that share the batch.
     """
     given = dict(options or {})
     if (mesh := given.pop("batch_mesh", None)) is not None:
@@ -88,20 +88,20 @@ def options_for(options: Mapping[str, Any] | None, num_ranks: int) -> Options:
     num_batch = parse_options({"batch_parallel": given.get("batch_parallel")}).num_batch_ranks
     if num_ranks % num_batch:
         raise OptionError(
-            f"num_ranks={num_ranks}, and {num_batch} ranks share the batch: their number does not "
-            "divide that of all ranks. Give a multiple of it."
+            f"num_ranks={num_ranks}, and {num_batch} ranks share the batch. Give a multiple of "
+            f"{num_batch}."
         )
     return parse_options({**given, "sequence_parallel": num_ranks // num_batch})
 
 
 def _num_ranks(options: Mapping[str, Any] | None) -> int:
-    """How many ranks options speak of."""
+    """The number of ranks in the options."""
     parsed = parse_options({**(options or {}), "shard": None})
     found = parsed.num_ranks * parsed.num_batch_ranks
     if found == 1:
         raise OptionError(
-            "Nothing says between how many ranks: give num_ranks, or options with mesh or "
-            "sequence_parallel, as those that the model is compiled with."
+            "The number of ranks is unknown: give num_ranks, or options with mesh or "
+            "sequence_parallel, such as those of the compiled model."
         )
     return found
 
@@ -131,17 +131,17 @@ def look_at(
         trace_once(model.forward, *by_name(model.forward, args, kwargs), look)
     if len(programs) != 1:
         raise UnsupportedModelError(
-            f"The forward runs as {len(programs)} graphs; tokens are sharded in one graph only."
+            f"The forward runs as {len(programs)} graphs, but tokens are sharded only if it is one."
         )
     return programs[0]
 
 
-def foretell(program: Program, options: Options, num_ranks: int, schedule: Schedule) -> CommReport:
-    """What a number of ranks would exchange and compute for a model.
+def predict(program: Program, options: Options, num_ranks: int, schedule: Schedule) -> CommReport:
+    """What ranks would exchange and compute for a model.
 
     Args:
         program: the model with its sites.
-        options: with the number of ranks that share the batch.
+        options: they say how many ranks share the batch.
         num_ranks: number of all ranks.
         schedule: the steps of a generation.
 
@@ -190,7 +190,7 @@ def _work(
     num_steps: int,
     share: Callable[[Site], float],
 ) -> Work:
-    """Contractions only; what is the same at every step counts once."""
+    """FLOPs of contractions. What is the same at every step counts once."""
     layout = choice.layout
     shared = {*layout.verdicts, *(n for detour in layout.detours for n in detour.verdicts)}
     share_of = {node: share(site) for site in program.sites for node in site.region}
@@ -210,7 +210,7 @@ def _rows(
     num_steps: int,
     share: Callable[[Any], float],
 ) -> tuple[CommRow, ...]:
-    """Detours that are alike in one row each, then what is gathered at the end."""
+    """One row per group of equal detours, then what is gathered at the end."""
     import sympy
 
     groups: dict[tuple[Any, ...], list[Detour]] = {}
@@ -265,7 +265,7 @@ def _gathers(
             collectives=1,
             computed_steps=num_steps,
             convention_bytes=0.0,
-            wire_bytes=float(gathered_bytes(node, layout.held[node], ranks) * num_steps),
+            wire_bytes=float(gathered_bytes(node, layout.shards[node], ranks) * num_steps),
             formula=sympy.Integer(0),
         )
         for node in layout.gathers
@@ -273,7 +273,7 @@ def _gathers(
 
 
 def _closed_form(program: Program, node: fx.Node, num_bytes: int) -> sympy.Expr:
-    """Bytes of a tensor in the sizes of batch and token axes; the rest is a number."""
+    """Bytes of a tensor, as a product of the sizes of batch and token axes and a number."""
     import sympy
 
     axes = program.inferred_axes

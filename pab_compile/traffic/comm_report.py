@@ -13,18 +13,18 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class CommRow:
-    """What sites of one sort exchange in a generation.
+    """What equal sites exchange in a generation.
 
     Attributes:
-        what: the kind of the sites, or what else it is.
-        along: the axis that is sharded meanwhile.
+        what: the kind of the sites, or another name.
+        along: the axis that is sharded in the sites.
         num_sites: number of such sites.
-        collectives: all-to-alls (or gathers) of one site at a step that computes it.
-        computed_steps: steps at which the plan computes them.
-        convention_bytes: bytes per rank and generation, ``M / N`` per re-sharded tensor of ``M``
-            bytes, as the papers count (gathers are not counted).
-        wire_bytes: bytes that rank 0 really sends to other ranks.
-        formula: the convention in closed form; the number of ranks is ``N``.
+        collectives: number of all-to-alls (or gathers) of one site at a step that computes it.
+        computed_steps: number of steps at which the plan computes the sites.
+        convention_bytes: bytes per rank and generation, as the papers count: ``M / N`` for a
+            re-sharded tensor of ``M`` bytes. Gathers do not count.
+        wire_bytes: bytes that rank 0 sends to other ranks.
+        formula: ``convention_bytes`` in closed form. ``N`` is the number of ranks.
     """
 
     what: str
@@ -39,11 +39,11 @@ class CommRow:
 
 @dataclass(frozen=True)
 class Work:
-    """Floating point operations of the rank with the largest part, in a generation.
+    """Floating point operations of a generation, on the rank with the most of them.
 
     Attributes:
-        shared: in ops of which every rank computes a part.
-        replicated: in ops that every rank computes in full.
+        shared: those of ops of which every rank computes a part.
+        replicated: those of ops that every rank computes in full.
     """
 
     shared: float
@@ -51,7 +51,7 @@ class Work:
 
     @property
     def flops(self) -> float:
-        """All of them."""
+        """All floating point operations."""
         return self.shared + self.replicated
 
 
@@ -60,17 +60,17 @@ class CommReport:
     """What the ranks exchange in one generation, with a plan and without reuse.
 
     Attributes:
-        axis: the sharded axis; ``""`` where each rank has all tokens of its rows.
+        axis: the sharded axis; ``""`` if each rank has all tokens of its batch rows.
         num_ranks: number of ranks that share the tokens.
         num_batch_ranks: number of ranks that share the rows of the batch.
         num_steps: steps of the generation (calls of the model).
-        rows: what exchanges, with the plan.
-        always: the same when every site computes at every step.
-        never: the same if no site computed at all.
-        work: what a rank computes, with the plan.
-        work_always: the same when every site computes at every step.
-        computed: how often sites compute, with the plan: sites times steps.
-        reasons: why this axis, in lines.
+        rows: what is exchanged with the plan.
+        always: the same if every site computes at every step.
+        never: the same if no site ever computes.
+        work: what a rank computes with the plan.
+        work_always: the same if every site computes at every step.
+        computed: number of computations of sites with the plan: sites times steps.
+        reasons: why this axis was chosen, in lines.
     """
 
     axis: str
@@ -92,7 +92,7 @@ class CommReport:
 
     @property
     def convention_bytes_without_reuse(self) -> float:
-        """The same when every site computes at every step."""
+        """The same if every site computes at every step."""
         return sum(row.convention_bytes for row in self.always)
 
     @property

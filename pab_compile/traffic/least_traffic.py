@@ -1,8 +1,8 @@
-"""Least traffic: of plans that compute as much, the one whose ranks exchange the fewest bytes.
+"""Least traffic: compares plans that compute equally often by the bytes that ranks exchange.
 
-Plans under which all sites compute at the same steps exchange the same, whichever steps these are:
-each computed step sends what the layout says. A choice there is only between plans that share out
-their computations differently among the kinds, of which some exchange and others do not.
+Some kinds exchange when they compute, and others do not. So plans exchange different amounts if
+they distribute their computations differently among the kinds. If all sites compute at the same
+steps, only the number of these steps matters.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from pab_compile.errors import CalibrationError
 from pab_compile.passes.program import Program
 from pab_compile.plans.schedule import Schedule
 
-from .comm import foretell, look_at, options_for
+from .comm import look_at, options_for, predict
 from .comm_report import CommReport
 
 
@@ -29,25 +29,25 @@ def least_traffic(
     plans: Mapping[str, Mapping[str, Any]],
     **kwargs: Any,
 ) -> dict[str, CommReport]:
-    """Foretell what several plans exchange, each along the axis that is best for it.
+    """Predict what ranks exchange with several plans, each along the best axis for it.
 
-    As ``comm`` it works from the graph alone, without a process group.
+    Like ``comm``, it needs no process group.
 
     Args:
         model: a module whose forward is one graph.
-        *args: inputs as the model is called.
+        *args: inputs of the model.
         num_ranks: number of ranks.
         schedule: the steps of a generation.
         plans: name -> options of the backend; see ``pab_compile.Options``. A plan that is a
-            function cannot be foretold: it counts as computing always.
-        **kwargs: inputs as the model is called.
+            function counts as computing always.
+        **kwargs: inputs of the model.
 
     Returns:
-        Their reports: those with the fewest bytes on the wire first, in the given order on ties.
+        The reports, with the fewest bytes on the wire first. Ties have the given order.
 
     Raises:
         CalibrationError: the plans do not compute equally often.
-        PlanError: a plan is not one of this model.
+        PlanError: a plan does not fit the model.
         ShardingError: no axis can be sharded over so many ranks.
         UnsupportedModelError: the model is not understood.
     """
@@ -55,15 +55,15 @@ def least_traffic(
     reports: dict[str, CommReport] = {}
     for name, given in plans.items():
         options = options_for(given, num_ranks)
-        key = repr((options.cut, dict(options.axes)))  # what the analysis goes by
+        key = repr((options.cut, dict(options.axes)))  # the options that the analysis depends on
         if key not in programs:
             programs[key] = look_at(model, args, kwargs, options)
         options.make_plan().check(programs[key].sites)
-        reports[name] = foretell(programs[key], options, num_ranks, schedule)
+        reports[name] = predict(programs[key], options, num_ranks, schedule)
     if len({report.computed for report in reports.values()}) > 1:
         counts = ", ".join(f"{name} {report.computed:g}" for name, report in reports.items())
         raise CalibrationError(
-            f"These plans do not compute equally often (sites times steps: {counts}), and one that "
-            "computes less exchanges less. Compare plans that compute alike."
+            f"These plans do not compute equally often (sites times steps: {counts}). A plan that "
+            "computes less also exchanges less. Compare plans that compute equally often."
         )
     return dict(sorted(reports.items(), key=lambda item: item[1].wire_bytes))

@@ -1,9 +1,10 @@
-"""Scaling: how long a generation would take on any number of devices, foretold from the graph.
+"""Scaling: predicts how long a generation would take on any number of devices.
 
-Time is computation (floating point operations over a rate), plus what the links take: a latency per
-collective, and bytes over a bandwidth. What stays inside a node and what leaves it travel at the
-same time. Nothing overlaps with computation here, and ops without contractions count as nothing:
-a rate that is measured over whole steps holds their share.
+The time is that of the computation plus that of the links. Computation takes its floating point
+operations divided by a rate. A link takes a latency per collective, and bytes divided by a
+bandwidth. Bytes inside a node and bytes between nodes are sent at the same time. Nothing overlaps
+with computation. Only contractions count. A rate that is measured over whole steps includes the
+other ops.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from pab_compile.errors import OptionError, ShardingError
 from pab_compile.plans.schedule import Schedule
 from pab_compile.report.table import table_lines
 
-from .comm import foretell, look_at, options_for
+from .comm import look_at, options_for, predict
 from .comm_report import CommReport, CommRow, Work
 
 RANKS = (1, 2, 4, 8, 16, 32, 64)
@@ -26,11 +27,11 @@ RANKS = (1, 2, 4, 8, 16, 32, 64)
 
 @dataclass(frozen=True)
 class Link:
-    """What devices are connected by.
+    """A connection between devices.
 
     Attributes:
         seconds: latency of a collective.
-        bytes_per_second: what one device sends, in one direction.
+        bytes_per_second: bandwidth of one device, in one direction.
     """
 
     seconds: float
@@ -42,11 +43,11 @@ class Machine:
     """Devices in nodes.
 
     Attributes:
-        flops_per_second: of one device, as achieved over whole steps of a model.
-        inside: between the devices of a node.
-        across: between nodes.
+        flops_per_second: rate of one device, over whole steps of a model.
+        inside: link between the devices of a node.
+        across: link between nodes.
         node_size: devices per node.
-        call_seconds: what a call of the model takes at least, however many devices share it.
+        call_seconds: shortest time of a call of the model, on any number of devices.
     """
 
     flops_per_second: float
@@ -56,7 +57,7 @@ class Machine:
     call_seconds: float = 0.0
 
     def seconds(self, rows: Sequence[CommRow], num_ranks: int) -> float:
-        """What the collectives of a generation take."""
+        """The seconds of the collectives of a generation."""
         if num_ranks == 1:
             return 0.0
         near = (min(num_ranks, self.node_size) - 1) / (num_ranks - 1)
@@ -74,8 +75,8 @@ class Generation:
     """The time of one generation, in seconds.
 
     Attributes:
-        compute: floating point operations.
-        exchange: collectives.
+        compute: seconds of the computation.
+        exchange: seconds of the collectives.
     """
 
     compute: float
@@ -83,19 +84,19 @@ class Generation:
 
     @property
     def seconds(self) -> float:
-        """All of it."""
+        """All seconds."""
         return self.compute + self.exchange
 
 
 @dataclass(frozen=True)
 class ScalingRow:
-    """A number of devices.
+    """The times for one number of devices.
 
     Attributes:
-        num_ranks: how many.
-        axis: the axis that they share; ``""`` where they cannot.
-        always: a generation in which every site computes at every step, or None.
-        planned: a generation with the plan, or None.
+        num_ranks: number of devices.
+        axis: the sharded axis; ``""`` if they cannot share the tokens.
+        always: a generation in which every site computes at every step; None if impossible.
+        planned: a generation with the plan; None if impossible.
         reason: why they cannot share the tokens.
     """
 
@@ -111,7 +112,7 @@ class Scaling:
     """Times for several numbers of devices.
 
     Attributes:
-        rows: in the order that was asked for.
+        rows: one per number of devices, in the given order.
         alone: a generation without reuse on one device.
     """
 
@@ -123,7 +124,7 @@ class Scaling:
         return next(row for row in self.rows if row.num_ranks == num_ranks)
 
     def __str__(self) -> str:
-        """A table; efficiency is the speed-up over one device divided by the number of devices."""
+        """A table. Efficiency is the speed-up over one device divided by the number of devices."""
         headings = ("devices", "axis", "s", "efficiency", "in collectives")
         with_plan = ("s with plan", "in collectives", "plan saves", "against one without")
         rows = map(self._row, self.rows)
@@ -158,19 +159,19 @@ def scaling(
     options: Mapping[str, Any] | None = None,
     **kwargs: Any,
 ) -> Scaling:
-    """Foretell how long a generation takes on several numbers of devices, from the graph alone.
+    """Predict how long a generation takes on several numbers of devices, from the graph.
 
-    Works on real, ``meta`` and fake tensors; needs no process group.
+    Inputs may be real, ``meta`` or fake tensors. No process group is needed.
 
     Args:
         model: a module whose forward is one graph.
-        *args: inputs as the model is called.
+        *args: inputs of the model.
         schedule: the steps of a generation.
-        machine: the devices; or the seconds that one device was measured to take for a generation
-            without reuse, from which its rate follows.
-        ranks: numbers of devices. Where the options let some share the batch, those count too.
+        machine: the devices. Or the measured seconds of a generation without reuse on one device,
+            which give the rate.
+        ranks: numbers of devices, with those that share the batch.
         options: options of the backend; see ``pab_compile.Options``.
-        **kwargs: inputs as the model is called.
+        **kwargs: inputs of the model.
 
     Raises:
         OptionError: an option is wrong.
@@ -179,13 +180,13 @@ def scaling(
     single = {k: v for k, v in (options or {}).items() if k not in ("batch_mesh", "batch_parallel")}
     alone = options_for(single, 1)
     program = look_at(model, args, kwargs, alone)
-    one = foretell(program, alone, 1, schedule)
+    one = predict(program, alone, 1, schedule)
     if not isinstance(machine, Machine):
         machine = Machine(one.work_always.flops / machine)
     rows = []
     for num_ranks in ranks:
         try:
-            found = foretell(program, options_for(options, num_ranks), num_ranks, schedule)
+            found = predict(program, options_for(options, num_ranks), num_ranks, schedule)
         except (ShardingError, OptionError) as error:
             rows.append(ScalingRow(num_ranks, "", None, None, str(error)))
             continue

@@ -1,4 +1,4 @@
-"""Costs of a plan in bytes that ranks exchange, for ``calibrate``."""
+"""``wire_cost``: the cost of steps in bytes that ranks exchange, for ``calibrate``."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from .comm_report import CommReport
 
 
 def wire_cost(report: CommReport) -> Cost:
-    """Bytes that a rank sends to others, from what ``comm`` foretells.
+    """Bytes per step that a rank sends to others, as ``comm`` predicts.
 
     Raises:
-        CalibrationError: nothing is exchanged for a site, so that no plan sends less.
+        CalibrationError: no site exchanges anything, so no plan can send less.
     """
     always, never = (
         sum(row.wire_bytes for row in rows) / max(report.num_steps, 1)

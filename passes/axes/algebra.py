@@ -1,12 +1,12 @@
-"""What can happen to atoms: they are split, cut, put side by side, and unified.
+"""Operations on atoms: they are split, cut, concatenated and unified.
 
 * *split* into a product of smaller atoms, when a view looks inside (``72 -> 3 * 4 * 6``),
 * *cut* into a concatenation of parts, when a slice looks inside (``79 -> 7 + 72``),
 * *unified* with another atom, when two dimensions meet elementwise (union-find).
 
-Equal boundaries give identical atoms, whoever asks first: a split where tensors were concatenated
-recovers them exactly, and pieces put back together are the whole again. Atoms that come from
-different dimensions of one input are never unified, however equal their sizes are.
+Equal boundaries give identical atoms, in any order of operations. A split where tensors were
+concatenated recovers them exactly. Pieces that are concatenated again are the whole atom. Atoms of
+different dimensions of one input are never unified, even if their sizes are equal.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def _factor_parts(atom: Atom, inner: int) -> Dim:
 
 
 def concat(dims: Sequence[Dim]) -> Dim:
-    """The dimension that a concatenation makes; parts of one cut atom become that atom again."""
+    """The dimension of a concatenation. Parts of one cut atom become that atom again."""
     stack: list[Dim] = []
     for dim in dims:
         if size(dim) == 0:
@@ -87,7 +87,7 @@ def concat(dims: Sequence[Dim]) -> Dim:
 
 
 def _pieces(dim: Dim) -> tuple[Dim, ...]:
-    """The parts of an earlier concatenation; any other dimension is its only piece."""
+    """The parts of an earlier concatenation. Any other dimension is its only piece."""
     atom = dim[0]
     earlier = len(dim) == 1 and atom.parts and not atom.factors and not atom.origins
     return atom.parts if earlier and atom.whole is None else (dim,)
@@ -107,7 +107,7 @@ def _rejoined(stack: list[Dim]) -> Atom | None:
 
 
 def cut(dim: Dim, start: int, stop: int) -> Dim:
-    """The positions ``start:stop`` of a dimension; equal boundaries give identical atoms."""
+    """The positions ``start:stop`` of a dimension. Equal boundaries give identical atoms."""
     if start == 0 and stop == size(dim):
         return dim
     if stop <= start:
@@ -127,7 +127,7 @@ def cut(dim: Dim, start: int, stop: int) -> Dim:
 
 
 def _bundle(product: Dim) -> Atom:
-    """One atom for a product whose cuts fall inside its inner axes; the same one every time."""
+    """One atom for a product that is cut inside its inner axes. It is the same one every time."""
     known = product[0].bundles
     for atom in known:
         if leaves((atom,)) == product:
@@ -146,7 +146,7 @@ def _boundaries(atom: Atom) -> set[int]:
 
 
 def _cut_atom(atom: Atom, start: int, stop: int) -> Dim:
-    """The positions ``start:stop`` of one atom, which is cut there if it was whole."""
+    """The positions ``start:stop`` of one atom. A whole atom is cut there."""
     if start == 0 and stop == atom.size:
         return (atom,)
     if not atom.parts:
@@ -177,10 +177,10 @@ def _cut_atom(atom: Atom, start: int, stop: int) -> Dim:
 
 
 def regroup(dims: Sequence[Dim], shape: Sequence[int]) -> list[Dim] | None:
-    """Dimensions of a view of this shape, or None when its boundaries fall inside no atom.
+    """Dimensions of a view of this shape, or None if its boundaries do not fit the atoms.
 
-    ``[(b), (t, h, w)] -> (b*t, h*w)`` gives ``[(b, t), (h, w)]``; atoms are split where the view
-    looks inside them.
+    ``[(b), (t, h, w)] -> (b*t, h*w)`` gives ``[(b, t), (h, w)]``. Atoms are split where the view
+    has a boundary inside them.
     """
     flat = [(atom, index) for index, dim in enumerate(dims) for atom in leaves(dim)]
     if not _divides([atom.size for atom, _ in flat], shape):
@@ -209,8 +209,8 @@ def regroup(dims: Sequence[Dim], shape: Sequence[int]) -> list[Dim] | None:
 def regroup_loosely(dims: Sequence[Dim], shape: Sequence[int]) -> tuple[list[Dim], Dim]:
     """Dimensions of any view, and the atoms that it mixes.
 
-    Where the view's boundaries fall inside atoms (``6 * 4 -> 8 * 3``), the dimensions concerned
-    only show the roles of the atoms they mix.
+    Boundaries may not fit the atoms (``6 * 4 -> 8 * 3``). The dimensions concerned only show the
+    roles of the atoms that they mix.
     """
     exact = regroup(dims, shape)
     if exact is not None:
@@ -238,7 +238,7 @@ def regroup_loosely(dims: Sequence[Dim], shape: Sequence[int]) -> tuple[list[Dim
 
 
 def _divides(sizes: Sequence[int], shape: Sequence[int]) -> bool:
-    """Whether walking both lists, each step's size divides the other's."""
+    """Whether sizes and shape split one another at every step, from outer to inner."""
     left, right = [n for n in sizes if n != 1], [n for n in shape if n != 1]
     while left and right:
         low, high = sorted((left[0], right[0]))
@@ -259,8 +259,8 @@ def _keeps_unit(
 ) -> bool:
     """Whether an atom of size 1 belongs to the dimension just filled, or to the next.
 
-    The view does not say; the atom stays with what it shared a dimension with, or else with what
-    comes from the same input. Atoms come with the number of the dimension they were in.
+    The view does not say. The atom stays with those that it shared a dimension with. Otherwise it
+    stays with those of the same input. Each atom has the number of the dimension it was in.
     """
     if not remaining:
         return True
@@ -278,7 +278,7 @@ def _keeps_unit(
 
 
 def mergeable(left: Dim, right: Dim) -> bool:
-    """Whether two dimensions can be the same axis: sizes align and no origins disagree."""
+    """Whether two dimensions can be the same axis: their sizes fit and their origins agree."""
     a, b = [[n for n in leaves(dim) if n.size != 1] for dim in (left, right)]
     if not _divides([n.size for n in a], [n.size for n in b]):
         return False
@@ -300,7 +300,7 @@ def _conflict(left: Atom, right: Atom) -> bool:
 
 
 def unify(left: Dim, right: Dim) -> bool:
-    """Make two dimensions the same axis as far as they agree; False where they do not."""
+    """Make two dimensions the same axis as far as they agree; False if some part does not."""
     a = [atom for atom in leaves(left) if atom.size != 1]
     b = [atom for atom in leaves(right) if atom.size != 1]
     if not a and not b:
@@ -356,7 +356,7 @@ def _merge(left: Atom, right: Atom) -> bool:
 
 
 def _add_origins(dim: Dim, origins: set[Origin]) -> None:
-    """Tell the parts of a concatenation that an input runs along all of them."""
+    """Record for all parts of a concatenation that an input runs along them."""
     for atom in leaves(dim):
         own = {o.source for o in atom.origins}
         atom.origins |= {origin for origin in origins if origin.source not in own}

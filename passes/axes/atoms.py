@@ -1,9 +1,9 @@
 """Atoms: the smallest pieces of tensor dimensions that have one meaning.
 
 A dimension is an ordered product of atoms, outer to inner (the frames of the latents, times their
-rows). An atom may know its *origins*: this dimension of that input. ``passes.atom_algebra`` splits,
-cuts and unifies atoms; every dimension that mentions one sees the change, because dimensions are
-read through ``leaves``.
+rows). An atom may have *origins*: this dimension of that input. ``passes.axes.algebra`` splits,
+cuts and unifies atoms. Dimensions are read through ``leaves``, so every dimension with an atom sees
+the change.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 
 class Origin(NamedTuple):
-    """Where an atom comes from: a dimension of an input, and the part of it that a split left."""
+    """Where an atom comes from: a dimension of an input, and which part after splits."""
 
     source: int
     dim: int
@@ -31,10 +31,10 @@ class Atom:
         origins: Dimensions of inputs that this axis is (or is a part of).
         feature: Whether the axis was made by a projection, so that it holds channels.
         contracted: Whether a projection summed over this axis, as it does over channels.
-        shows: Atoms whose roles this one shows when it has no role of its own.
-        learned: Whether its positions are queries of the model's own that looked at what it shows.
-        parts: The dimensions that this axis is a concatenation of; empty where it is whole.
-        factors: The product that this axis was split into; empty where it is whole.
+        shows: Atoms whose roles this one shows if it has no role of its own.
+        learned: Whether its positions are learned queries, whose keys are the atoms it shows.
+        parts: The dimensions that this axis is a concatenation of; empty if it is whole.
+        factors: The product that this axis was split into; empty if it is whole.
         whole: The atom that was cut so that this one is a part of it.
         bundles: Products beginning with this axis that were cut as one axis.
         parent: The atom that this one was unified with.
@@ -67,7 +67,7 @@ def root(atom: Atom) -> Atom:
 
 
 def leaves(dim: Iterable[Atom]) -> Dim:
-    """Atoms of a dimension, splits resolved, outer to inner."""
+    """Atoms of a dimension from outer to inner, with splits resolved."""
     out: list[Atom] = []
     for atom in dim:
         top = root(atom)
@@ -81,7 +81,7 @@ def size(dim: Iterable[Atom]) -> int:
 
 
 def fresh(num: int, *, feature: bool = False, shows: Iterable[Atom] = ()) -> Dim:
-    """A new dimension of this size without origin; size 1 needs no atom."""
+    """A new dimension of this size without origin. Size 1 needs no atom."""
     return () if num == 1 else (Atom(num, feature=feature, shows=tuple(shows)),)
 
 
@@ -92,7 +92,7 @@ def like(num: int, *dims: Dim) -> Dim:
 
 
 def seed(num: int, source: int, dim: int) -> Dim:
-    """The dimension of an input; kept as an atom even at size 1."""
+    """The dimension of an input. It has an atom even at size 1."""
     return (Atom(num, origins={Origin(source, dim)}),)
 
 
@@ -102,10 +102,10 @@ def sources(dim: Iterable[Atom]) -> set[int]:
 
 
 def copier(new_size: Callable[[Atom], int | None]) -> Callable[[Dim], Dim]:
-    """A function that copies dimensions, some of whose atoms get another size.
+    """A function that copies dimensions and gives some of their atoms another size.
 
     Args:
-        new_size: the size of the copy of an atom; None where that follows from its parts.
+        new_size: the size of the copy of an atom; None if that follows from its parts.
     """
     known: dict[Atom, Atom] = {}
 
@@ -137,10 +137,10 @@ def mark_contracted(dim: Dim) -> None:
 
 
 def show(table: Dim, dim: Dim) -> None:
-    """Let a table that no input feeds show the axes it meets, without tying those together.
+    """Let a table that no input feeds show the axes it meets, without unifying them.
 
-    One table may meet frames here and rows there (equal sizes, a shared buffer), so it is never
-    unified with what it meets; the first meeting names it.
+    One table may meet frames in one place and rows in another (equal sizes, a shared buffer). So it
+    is never unified with an axis that it meets. The first axis names it.
     """
     spans: list[tuple[int, int, Atom]] = []
     begin = 1

@@ -1,7 +1,6 @@
 """Ops that are whole attentions: where queries, keys and values are, and which dim holds tokens.
 
-Pure facts about single nodes. An op outside ATen does not say its layout, so the axes of its
-operands do.
+For an op outside ATen, the axes of its operands show the layout.
 """
 
 from __future__ import annotations
@@ -41,8 +40,10 @@ def attention_call(
 ) -> AttentionCall | None:
     """The attention that this one op computes, or None when it computes none.
 
-    ``dims_of`` gives the axes of an operand; they tell tokens from heads in custom ops, whose
-    layout is not part of their name.
+    Args:
+        node: any node.
+        dims_of: gives the axes of an operand. In custom ops, whose name does not show the layout,
+            these distinguish tokens from heads.
     """
     if node.op != "call_function":
         return None

@@ -1,7 +1,7 @@
-"""Axis rules of collectives, for models that are already parallel: a graph sees one rank's part.
+"""Axis rules of collectives, for models that are already parallel: a graph has one rank's part.
 
-What comes from the other ranks is a factor without a name, outside what a rank has itself. Names
-are found all the same: frames that were gathered from ``N`` ranks are ``N`` times those of one.
+The positions of the other ranks are a factor without a name, outside the positions of this rank.
+The axis still gets its name: frames gathered from ``N`` ranks are ``N`` times those of one rank.
 """
 
 from __future__ import annotations

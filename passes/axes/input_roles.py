@@ -1,6 +1,6 @@
 """What an input of a model is: prompt, condition, control, or something that is denoised too.
 
-Ranks, and what the caller calls the input, are all that is looked at.
+This depends only on the input's number of dimensions and on its name.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def axis_name(node: fx.Node) -> str:
 
 
 def is_alike(node: fx.Node, latents: fx.Node) -> bool:
-    """Whether an input is the latents or, as a control video is, of their kind."""
+    """Whether an input is the latents, or similar to them, such as a control video."""
     if node is latents or in_one_list(node, latents):
         return True
     ranks = [0 if (t := ir.tensor(n)) is None else t.ndim for n in (node, latents)]
@@ -71,8 +71,8 @@ def find_siblings(
 ) -> tuple[fx.Node, ...]:
     """Inputs that are denoised together with the latents.
 
-    These are the other entries of the latents' list (one picture each), and inputs that come back
-    as an output of their own: of the same shape, with their axes.
+    These are the other entries of the latents' list (one picture each). They are also inputs with
+    an output of their own, which has the same shape and axes.
     """
     taken = _answer(inputs[latents], latents, outputs, trace)
     found: list[fx.Node] = []
@@ -90,7 +90,7 @@ def find_siblings(
 
 
 def _answer(node: fx.Node, number: int, outputs: Sequence[fx.Node], trace: Trace) -> fx.Node | None:
-    """The output that has the shape of an input, and its axes but for channels made anew."""
+    """The output that has the shape and the axes of an input. Its channels may be new."""
     for output in outputs:
         dims = trace.of(output)
         own = [number in sources(dim) for dim in dims if size(dim) > 1]

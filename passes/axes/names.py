@@ -1,4 +1,4 @@
-"""Names of axes, from where their atoms come from."""
+"""Names of axes. They follow from the inputs that the atoms come from."""
 
 from __future__ import annotations
 
@@ -8,8 +8,10 @@ from dataclasses import dataclass, field
 from .atoms import Atom, Dim, Origin, leaves, root, size
 
 BATCH, CHANNEL, PACKED, TEXT = "b", "channel", "s", "text"
+VIDEO = frozenset("thws")
+"""Axes of the latents that attention can mix."""
 GATHERED = "gathered"
-"""Tokens that the model's own queries gathered from others."""
+"""Tokens of learned queries, which gathered them from other tokens."""
 
 
 @dataclass
@@ -19,8 +21,8 @@ class Namer:
     Attributes:
         by_origin: Role of every dimension of the inputs that have token axes.
         packed: Roles of the factors that packed video tokens were split into.
-        order: Inputs by how much their names count, the latents first.
-        flat: Inputs whose one dimension may hold tokens and, inside, their channels.
+        order: Inputs by the priority of their names, the latents first.
+        flat: Inputs whose one dimension may contain both tokens and their channels.
     """
 
     by_origin: dict[tuple[int, int], str] = field(default_factory=dict)
@@ -32,7 +34,7 @@ class Namer:
         """Name the factors of packed video tokens: frames outside, space inside."""
         notes: list[str] = []
         for top in _tops(dim):
-            # A factor that a projection sums over is the inside of a patch, not a place of its own.
+            # A projection sums over the inside of a patch. That is no axis of its own.
             factors = [a for a in leaves((top,)) if a.size > 1 and not a.contracted]
             if len(factors) < 2:
                 continue
@@ -65,9 +67,10 @@ class Namer:
         return (CHANNEL,) if atom.feature else ()
 
     def _telling_parts(self, atom: Atom) -> list[Dim]:
-        """Parts of a concatenation that say what it is; a lone token beside many does not.
+        """The parts of a concatenation that give it its name.
 
-        Such a token is a timestep, a summary of a prompt. One of the latents always counts.
+        A single token beside many does not count, such as a timestep or the summary of a prompt. A
+        token of the latents always counts.
         """
         large = [part for part in atom.parts if size(part) > 1]
         main = self.order[0] if self.order else None
@@ -88,7 +91,7 @@ class Namer:
         return None
 
     def name(self, dim: Dim) -> str:
-        """A dimension in print: ``b*t``, ``text+h*w``, ``c``, or its size if unknown."""
+        """A dimension as text: ``b*t``, ``text+h*w``, ``c``, or its size if unknown."""
         atoms = [atom for atom in leaves(dim) if atom.size != 1 or self._roles_of(atom, ())]
         words = [self._word(atom, alone=len(atoms) == 1) for atom in atoms]
         words = [w for i, w in enumerate(words) if i == 0 or w != words[i - 1] or w.isdigit()]
@@ -106,7 +109,7 @@ class Namer:
 
 
 def _tops(dim: Dim) -> list[Atom]:
-    """An input's axis and, where it was cut, its parts: the atoms that views may have split."""
+    """An axis of an input and, if it was cut, its parts. Views may have split these atoms."""
     found = [root(atom) for atom in dim]
     for atom in found:
         found.extend(root(a) for part in atom.parts if not atom.factors for a in part)

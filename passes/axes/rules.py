@@ -1,9 +1,9 @@
 """Which op carries axes by which rule.
 
 A rule takes the state of the inference and a node, and returns the dimensions of the node's
-tensor, or a list of them for an op with several outputs. ``RULES`` says which op has which rule;
-products and whole attentions are told by what they compute (``passes.contractions``); every other
-op is elementwise with broadcasting.
+tensor. For an op with several outputs it returns a list of them. ``RULES`` says which op has which
+rule. Products and whole attentions are identified by their computation
+(``passes.graph.contractions``). Every other op is elementwise with broadcasting.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _RESAMPLING = ("upsample_", "_upsample", "avg_pool", "max_pool", "adaptive_", "_
 
 
 def dims_of_call(trace: Trace, node: fx.Node) -> Dims | Outputs:
-    """Axes of what an op yields, from those of its operands."""
+    """Axes of the outputs of an op, from those of its operands."""
     if (call := attention_call(node, trace.of)) is not None:
         return axis_sums.attention(trace, node, call)
     if (spec := contraction(node)) is not None:
@@ -51,7 +51,7 @@ def _resample(trace: Trace, node: fx.Node) -> Dims | Outputs:
 
 
 def create(trace: Trace, node: fx.Node) -> Dims:
-    """Factories: the sizes say nothing about what the axes are."""
+    """Factories: their sizes do not show what the axes are."""
     del trace
     return anew(output_shape(node))
 
@@ -64,7 +64,7 @@ def outer(trace: Trace, node: fx.Node) -> Dims:
 
 
 def meshgrid(trace: Trace, node: fx.Node) -> Outputs:
-    """The grid of some vectors; ``xy`` indexing swaps the first two."""
+    """The grid of some vectors. ``xy`` indexing swaps the first two."""
     axes = [trace.of(arg)[0] if trace.of(arg) else () for arg in ir.argument(node, 0, "tensors")]
     if ir.argument(node, 1, "indexing", "ij") == "xy" and len(axes) > 1:
         axes[0], axes[1] = axes[1], axes[0]
@@ -72,7 +72,7 @@ def meshgrid(trace: Trace, node: fx.Node) -> Outputs:
 
 
 def elementwise(trace: Trace, node: fx.Node) -> Dims | Outputs:
-    """Everything without a rule: operands broadcast against one another."""
+    """Ops without a rule: operands broadcast against one another."""
     val = ir.value(node)
     operands = trace.tensors(node)
     if isinstance(val, (list, tuple)):
@@ -109,7 +109,7 @@ def _broadcasts(dims: Dims, shape: tuple[int, ...]) -> bool:
 
 
 def alike(trace: Trace, node: fx.Node) -> Dims | Outputs:
-    """Norms: the first operand's axes; scales and statistics meet nothing."""
+    """Norms: the axes of the first operand. Scales and statistics have no influence."""
     val = ir.value(node)
     dims = trace.of(first(node))
     if isinstance(val, (list, tuple)):

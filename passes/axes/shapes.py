@@ -146,7 +146,7 @@ def stack(trace: Trace, node: fx.Node) -> Dims:
 
 
 def divide(trace: Trace, node: fx.Node) -> Outputs:
-    """``split`` and its kin: pieces side by side along one dimension."""
+    """``split`` and similar ops: pieces side by side along one dimension."""
     dims = trace.of(first(node))
     at = wrap(ir.argument(node, 2, "dim", 0), len(dims))
     out: Outputs = []
@@ -174,7 +174,7 @@ def select(trace: Trace, node: fx.Node) -> Dims:
 
 
 def _piece(trace: Trace, operand: fx.Node, dim: Dim, start: int, stop: int) -> Dim:
-    """A slice; rows of a table that no input feeds get an identity of their own every time."""
+    """A slice. Rows of a table that no input feeds are a new axis every time."""
     if trace.feeds[operand] or (start == 0 and stop == size(dim)):
         return cut(dim, start, stop)
     return fresh(stop - start)
@@ -183,7 +183,7 @@ def _piece(trace: Trace, operand: fx.Node, dim: Dim, start: int, stop: int) -> D
 def _bounds(node: fx.Node, position: int, num: int) -> tuple[int, int, int]:
     """Start, stop and step of a slice whose arguments begin at this position.
 
-    A bound that is known only at run time makes the step 0, which fits no range.
+    If a bound is known only at run time, the step is 0, which fits no range.
     """
     start = ir.argument(node, position, "start")
     stop = ir.argument(node, position + 1, "end")
@@ -194,7 +194,7 @@ def _bounds(node: fx.Node, position: int, num: int) -> tuple[int, int, int]:
 
 
 def slice_(trace: Trace, node: fx.Node) -> Dims:
-    """Take a range of positions; a step of more than 1 makes a new atom."""
+    """Take a range of positions. A step of more than 1 makes a new atom."""
     dims, shape = trace.of(first(node)), output_shape(node)
     at = wrap(ir.argument(node, 1, "dim", 0), len(dims))
     start, _, step = _bounds(node, 2, size(dims[at]))
@@ -219,7 +219,7 @@ def narrow(trace: Trace, node: fx.Node) -> Dims:
 
 
 def slice_scatter(trace: Trace, node: fx.Node) -> Dims:
-    """A tensor of which a slice was overwritten: the slice's axes are those of what was written."""
+    """Overwrite a slice of a tensor. The slice gets the axes of the written tensor."""
     base, written = node.args[0], node.args[1]
     assert isinstance(base, fx.Node) and isinstance(written, fx.Node)
     shape, old, new = output_shape(node), trace.of(base), trace.of(written)
@@ -257,7 +257,7 @@ def pad(trace: Trace, node: fx.Node) -> Dims:
 
 
 def index(trace: Trace, node: fx.Node) -> Dims:
-    """``x[:, i, j]``: indexed dimensions give way to those of the index tensors."""
+    """``x[:, i, j]``: the dimensions of the index tensors replace the indexed ones."""
     dims, shape = trace.of(first(node)), output_shape(node)
     asked = list(ir.argument(node, 1, "indices"))
     at = [i for i, index_ in enumerate(asked) if index_ is not None]
@@ -290,9 +290,9 @@ def index_select(trace: Trace, node: fx.Node) -> Dims:
 
 
 def scattered(trace: Trace, node: fx.Node) -> Dims:
-    """``index_copy`` and kin: one dimension gets rows of another tensor, and shows both axes.
+    """``index_copy`` and similar ops: a dimension gets rows of another tensor and shows both axes.
 
-    So does ``index_put`` with one vector of positions.
+    ``index_put`` with one vector of positions does the same.
     """
     dims, shape = trace.of(first(node)), output_shape(node)
     if ir.is_call(node, "index_put"):
@@ -316,12 +316,12 @@ def scattered(trace: Trace, node: fx.Node) -> Dims:
 
 
 def resized(trace: Trace, node: fx.Node) -> Dims:
-    """Ops that keep what each dimension is and may change its size (gather, top-k, strides)."""
+    """Ops that may change the size of a dimension, but not its meaning (gather, top-k, strides)."""
     return carried(trace.of(first(node)), output_shape(node))
 
 
 def carried(dims: Dims, shape: Sequence[int]) -> Dims:
-    """Dimensions of the same meaning, with new atoms where the size changed."""
+    """Dimensions of the same meaning, with new atoms if the size changed."""
     if len(dims) != len(shape):
         return anew(shape)
     return tuple(

@@ -16,7 +16,7 @@ from .trace import Dims, Outputs, Trace, anew, first, output_shape, output_shape
 
 
 def reduce(trace: Trace, node: fx.Node) -> Dims | Outputs:
-    """Sums, means, extrema, norms over some dimensions, kept at size 1 or dropped."""
+    """Sums, means, extrema, norms over some dimensions, which get size 1 or are dropped."""
     dims = trace.of(first(node))
     val = ir.value(node)
     shapes = output_shapes(node) if isinstance(val, (list, tuple)) else [output_shape(node)]
@@ -39,7 +39,7 @@ def _reduced(dims: Dims, node: fx.Node, shape: tuple[int, ...]) -> Dims:
 
 
 def resample(trace: Trace, node: fx.Node) -> Dims:
-    """Pooling and interpolation; a whole factor splits the axis or is added inside it."""
+    """Pooling and interpolation. A whole factor splits the axis or is added inside it."""
     dims, shape = trace.of(first(node)), output_shape(node)
     out: list[Dim] = []
     for dim, n in zip(dims, shape, strict=True):
@@ -52,7 +52,7 @@ def resample(trace: Trace, node: fx.Node) -> Dims:
 
 
 def strided(dim: Dim, num: int, window: int) -> Dim:
-    """An axis seen through windows of this size side by side (0: they overlap)."""
+    """The axis of windows of this size that lie side by side (0: they overlap)."""
     if size(dim) == num:
         return dim
     if num == 1:
@@ -64,7 +64,7 @@ def strided(dim: Dim, num: int, window: int) -> Dim:
 
 
 def pixel_shuffle(trace: Trace, node: fx.Node) -> Dims:
-    """Channels become a finer grid; the grid's axes keep their names."""
+    """Channels become a finer grid. The axes of the grid keep their names."""
     dims, shape = trace.of(first(node)), output_shape(node)
     *batch, _, height, width = dims
     factor = shape[-2] // size(height) if size(height) else 1
@@ -73,15 +73,14 @@ def pixel_shuffle(trace: Trace, node: fx.Node) -> Dims:
 
 
 def pixel_unshuffle(trace: Trace, node: fx.Node) -> Dims:
-    """A finer grid becomes channels; the grid keeps its outer factor."""
-    """A finer grid becomes channels; the grid keeps its outer factor."""
+    """A finer grid becomes channels. The grid keeps its outer factor."""
     dims, shape = trace.of(first(node)), output_shape(node)
     grid = [strided(dim, n, size(dim) // n) for dim, n in zip(dims[-2:], shape[-2:], strict=True)]
     return (*dims[:-3], fresh(shape[-3], feature=True), *grid)
 
 
 def unfold(trace: Trace, node: fx.Node) -> Dims:
-    """``Tensor.unfold``: windows along one dimension, their inside last."""
+    """``Tensor.unfold``: windows along one dimension. Their inside is the last dimension."""
     dims, shape = trace.of(first(node)), output_shape(node)
     at = wrap(ir.argument(node, 1, "dimension"), len(dims))
     window, step = ir.argument(node, 2, "size"), ir.argument(node, 3, "step")
@@ -92,10 +91,10 @@ def unfold(trace: Trace, node: fx.Node) -> Dims:
 
 
 def convolution(trace: Trace, node: fx.Node) -> Dims:
-    """Convolutions: channels are projected, the grid is seen through windows.
+    """Convolutions: channels are projected, and the grid becomes a grid of windows.
 
-    Where the windows lie side by side (patch embedding), the grid splits into patches and their
-    inside; where they overlap, the new grid shows the roles of the old one.
+    If the windows lie side by side (patch embedding), the grid splits into patches and the inside
+    of patches. If they overlap, the new grid shows the roles of the old one.
     """
     dims, shape = trace.of(first(node)), output_shape(node)
     weight = ir.argument(node, 1, "weight")
@@ -179,7 +178,7 @@ def attention(trace: Trace, node: fx.Node, call: AttentionCall) -> Dims | Output
 
 
 def _gathered(num: int, key: Dim) -> Dim:
-    """The tokens of queries that no input feeds: the model's own view of the keys."""
+    """The tokens of learned queries, which no input feeds. They show the axes of the keys."""
     return (Atom(num, shows=leaves(key), learned=True),)
 
 

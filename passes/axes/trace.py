@@ -1,7 +1,7 @@
 """State of an axis inference: the axes of every tensor so far, and how dimensions meet.
 
-Rules (``passes.axis_rules``, ``passes.axis_products``) read the axes of operands here and ask for
-meetings; the driver (``passes.axes.table``) fills in what they return.
+Rules (``passes.axes.rules``) read the axes of operands here and let dimensions meet. The driver
+(``passes.axes.infer``) stores the axes that they return.
 """
 
 from __future__ import annotations
@@ -54,8 +54,8 @@ class Trace:
     def meet(self, node: fx.Node, pairs: Sequence[tuple[Dim, fx.Node]], num: int) -> Dim:
         """The axis that dimensions of these operands share in an output of this size.
 
-        Dimensions of size 1 broadcast. Operands that inputs feed are unified; tables that only
-        parameters feed are shown what they meet and tie nothing together.
+        Dimensions of size 1 broadcast. Operands that inputs feed are unified. Tables that only
+        parameters feed show the axes that they meet, and unify nothing.
         """
         full = [(dim, operand) for dim, operand in pairs if size(dim) == num and dim]
         if not full or num == 0:
@@ -73,16 +73,16 @@ class Trace:
         return best
 
     def _certainty(self, dim: Dim, operand: fx.Node) -> tuple[int, int]:
-        """How well an operand knows what its dimension is: by descent, by meeting, not at all.
+        """How certain the axis of a dimension is: from its own inputs, from a meeting, or unknown.
 
-        Between equals, the one that also knows an axis of size 1.
+        Among equals, a dimension that also has an axis of size 1 is more certain.
         """
         found = sources(dim)
         num_units = sum(atom.size == 1 for atom in leaves(dim))
         return (2 if found & self.feeds[operand] else int(bool(found))), num_units
 
     def _is_hearsay(self, left: Dim, owner: fx.Node, right: Dim, operand: fx.Node) -> bool:
-        """Whether one side has its axis only from an earlier meeting and the other differs."""
+        """Whether one side has its axis only from an earlier meeting, and the other differs."""
         a, b = sources(left) & self.main, sources(right) & self.main
         if not a or not b or a & b:
             return False
@@ -99,7 +99,7 @@ def shape_of(val: Any) -> tuple[int, ...] | None:
 
 
 def output_shape(node: fx.Node) -> tuple[int, ...]:
-    """Sizes of a node that the driver has found to yield one tensor."""
+    """Sizes of a node that yields one tensor of known sizes."""
     shape = shape_of(ir.value(node))
     assert shape is not None, f"{node.name} yields no tensor of known sizes"
     return shape

@@ -1,7 +1,7 @@
 """Capture: from a Dynamo graph to a functional, pre-dispatch ATen graph with static shapes.
 
-``scaled_dot_product_attention``, ``linear`` and ``layer_norm`` stay single nodes, inputs keep their
-order, and the graph is the same on every device.
+``scaled_dot_product_attention``, ``linear`` and ``layer_norm`` stay single nodes. Inputs keep their
+order. The graph is the same on every device.
 """
 
 from __future__ import annotations
@@ -15,9 +15,11 @@ from pab_compile.passes.errors import UnsupportedModelError
 
 from . import ir
 from .folding import fold_mapped_constants
+from .inlining import inline_calls
 from .inputs import Inputs, with_constant_numbers
 from .noise import remove_noise
 from .refusals import refuse_autocast, refuse_other_memory
+from .sizes_only import read_sizes_only
 from .tracing import trace
 from .wrapped import take_plain
 
@@ -33,14 +35,14 @@ def capture(dynamo_graph: fx.GraphModule, args: Sequence[Any]) -> fx.GraphModule
 
     Args:
         dynamo_graph: what Dynamo hands to a backend. Not modified.
-        args: one value per placeholder: tensors (real, meta or fake) and numbers. Numbers (dynamic
-            sizes and the like) become constants, so the result has static shapes; its placeholders
-            are the other inputs in order (see ``Inputs``).
+        args: one value per placeholder: tensors (real, meta or fake) and numbers. Numbers, such as
+            dynamic sizes, become constants. So the result has static shapes. Its placeholders are
+            the other inputs in order (see ``Inputs``).
 
     Returns:
-        A graph module without dropout, metadata assertions and dead code. Every placeholder knows
-        its name in the caller's words and whether it is a parameter (``ir.source``,
-        ``ir.is_constant_input``); every call keeps its module path and source line.
+        A graph module without dropout, metadata assertions and dead code. Every placeholder has
+        the caller's name and says whether it is a parameter (``ir.source``,
+        ``ir.is_constant_input``). Every call keeps its module path and source line.
 
     Raises:
         UnsupportedModelError: torch cannot trace the graph, or it switches autocast inside, or
@@ -49,6 +51,7 @@ def capture(dynamo_graph: fx.GraphModule, args: Sequence[Any]) -> fx.GraphModule
     refuse_other_memory(dynamo_graph)
     inputs = Inputs.of(dynamo_graph, args)
     static_graph = with_constant_numbers(dynamo_graph, inputs, args)
+    inline_calls(static_graph)
     fold_mapped_constants(static_graph)
     if inputs.wrapped:
         take_plain(static_graph, inputs.given_tensors(args))
@@ -62,6 +65,7 @@ def capture(dynamo_graph: fx.GraphModule, args: Sequence[Any]) -> fx.GraphModule
     for node, (name, constant) in zip(ir.placeholders(captured.graph), inputs.sources, strict=True):
         ir.set_source(node, name)
         ir.set_constant_input(node, constant)
+    read_sizes_only(captured.graph)
     remove_noise(captured)
     refuse_autocast(captured.graph)
     return captured
@@ -83,7 +87,7 @@ def _why_not_captured(inputs: Inputs) -> str:
 
 
 def break_reason(dynamo_graph: fx.GraphModule) -> str:
-    """Why Dynamo broke the forward after this graph, in a line; ``""`` where it did not."""
+    """One line that says why Dynamo broke the forward after this graph, or ``""``."""
     reason = getattr(dynamo_graph, "compile_subgraph_reason", None)
     if reason is None or not reason.graph_break:
         return ""

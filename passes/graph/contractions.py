@@ -1,7 +1,7 @@
-"""Which ops multiply and sum: projections and products of activations.
+"""Contractions: ops that multiply and sum, such as projections and products of activations.
 
-Pure facts about single nodes, in one form for every op: a contraction says for each label of its
-einsum equation which dimension of which operand carries it.
+All these ops have one form. For each label of its einsum equation, a contraction says which
+dimension of which operand has that label.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Inputs: which inputs of a Dynamo graph are tensors, and what they are to the caller."""
+"""Inputs: which inputs of a Dynamo graph are tensors, and how the caller names them."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ _LAST_INDEX = re.compile(r"\[['\"]?([^\]'\"]+)['\"]?\]$|\.(\w+)$")
 
 @dataclass(frozen=True)
 class Inputs:
-    """Which inputs of a Dynamo graph are tensors, and what a captured graph is specialised on.
+    """The inputs of a Dynamo graph by type, and the values that a captured graph depends on.
 
-    Numbers are integers (dynamic sizes, storage offsets), and scalar tensors of which only
-    ``item()`` is used: that is how Dynamo passes a dynamic ``float``.
+    Numbers are integers (dynamic sizes, storage offsets) and scalar tensors of which only
+    ``item()`` is used. Dynamo passes a dynamic ``float`` as such a tensor.
 
     Attributes:
         is_number: per input, whether it is a number.
         used: positions of the numbers that an op uses.
         resizable: positions of the tensors whose sizes or strides Dynamo leaves open.
-        sources: per plain tensor, its name in the caller's words, and whether it is a weight.
-        wrapped: position -> what is made of other tensors.
-        measured: among the plain tensors, which the graph was given to have static shapes.
+        sources: per plain tensor, the caller's name of it, and whether it is a weight.
+        wrapped: position of a tensor that is made of others -> its name and type.
+        measured: the plain tensors that were added to give the graph static shapes.
     """
 
     is_number: tuple[bool, ...]
@@ -44,7 +44,7 @@ class Inputs:
 
     @staticmethod
     def of(dynamo_graph: fx.GraphModule, args: Sequence[Any]) -> Inputs:
-        """Tell the inputs of a Dynamo graph apart."""
+        """Classify the inputs of a Dynamo graph."""
         nodes = ir.placeholders(dynamo_graph.graph)
         is_number = tuple(_is_number(n, arg) for n, arg in zip(nodes, args, strict=True))
         used = tuple(i for i, n in enumerate(nodes) if is_number[i] and n.users)
@@ -75,7 +75,7 @@ class Inputs:
         return [arg for arg, number in zip(args, self.is_number, strict=True) if not number]
 
     def specialisation(self, args: Sequence[Any]) -> tuple[Any, ...]:
-        """What the captured graph is specialised on: used numbers, open sizes and strides."""
+        """The values that the captured graph depends on: used numbers, open sizes and strides."""
         layouts = ((args[i].shape, args[i].stride()) for i in self.resizable)
         return (*(_plain(args[i]) for i in self.used), *layouts)
 
@@ -123,7 +123,7 @@ def with_constant_numbers(
 
 
 def _describe_input(node: fx.Node, value: torch.Tensor) -> tuple[str, bool]:
-    """Name of an input in the caller's words, and whether it is a parameter or buffer."""
+    """The caller's name of an input, and whether it is a parameter or buffer."""
     dynamo_source = getattr(node, "_dynamo_source", None)
     name = getattr(dynamo_source, "name", node.name)
     name = str(name() if callable(name) else name)

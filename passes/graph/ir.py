@@ -36,14 +36,14 @@ def example(node: fx.Node) -> Any:
 
 
 def copy_input(graph: fx.Graph, node: fx.Node) -> fx.Node:
-    """A copy of one of Dynamo's inputs in another graph, which knows what Dynamo calls it."""
+    """A copy of one of Dynamo's inputs in another graph. It keeps Dynamo's name of the input."""
     copy = graph.node_copy(node)
     copy._dynamo_source = getattr(node, "_dynamo_source", None)  # type: ignore[attr-defined]
     return copy
 
 
 def copy_facts(target: fx.Node, origin: fx.Node) -> None:
-    """Give a node that a pass created all facts about the node that it stands for."""
+    """Copy all facts about a node to a node that a pass created in its place."""
     target.meta = dict(origin.meta)
 
 
@@ -108,7 +108,7 @@ def is_getitem(node: fx.Node) -> bool:
 
 
 def is_subgraph(node: fx.Node) -> bool:
-    """Whether the node names a graph that an op is given, as flex attention is given its mask."""
+    """Whether the node names a graph that an op takes, such as the mask of flex attention."""
     return node.op == "get_attr" and value(node) is None
 
 
@@ -118,7 +118,7 @@ def is_branch_value(node: fx.Node) -> bool:
 
 
 def is_plain_call(node: fx.Node) -> bool:
-    """Whether the node calls an op, rather than picks a value that a submodule returns."""
+    """Whether the node calls an op, and does not pick a value that a submodule returns."""
     return node.op == "call_function" and not is_branch_value(node)
 
 
@@ -133,22 +133,26 @@ def is_random(node: fx.Node) -> bool:
 
 
 def has_effect(node: fx.Node) -> bool:
-    """Whether the op does more than yield a value that its inputs determine."""
+    """Whether the op does more than yield a value that its inputs determine.
+
+    It draws random numbers, writes, or is called for its effect alone, as an assertion is.
+    """
     schema = getattr(node.target, "_schema", None)
-    return is_random(node) or (schema is not None and schema.is_mutable)
+    acts = schema is not None and (schema.is_mutable or not schema.returns)
+    return is_random(node) or acts
 
 
 def must_stay(node: fx.Node) -> bool:
-    """Whether the node has a purpose although nobody uses its value.
+    """Whether the node must stay in the graph even if no node uses its value.
 
-    What ``fx`` itself answers depends on whether Dynamo is tracing: attention without dropout would
-    stay at one time and go at another.
+    The answer of ``fx`` depends on whether Dynamo is tracing. With it, attention without dropout
+    would sometimes stay and sometimes not.
     """
     return has_effect(node) or node.is_impure(impure_random=False)
 
 
 def is_foreign(node: fx.Node) -> bool:
-    """Whether the op is none of torch's own, so that nobody knows what it computes."""
+    """Whether the op is not one of torch's own, so that its computation is unknown."""
     if isinstance(node.target, torch._ops.HigherOrderOperator):
         return True
     return op_namespace(node) not in ("", "aten", "prims", "_c10d_functional")
@@ -202,7 +206,7 @@ def set_constant_input(node: fx.Node, constant: bool) -> None:
 
 
 def is_eager(node: fx.Node) -> bool:
-    """Whether this placeholder is of unknown origin: made by Python code between two graphs."""
+    """Whether the origin of this placeholder is unknown: Python code between two graphs made it."""
     return bool(node.meta.get(_EAGER, False))
 
 
@@ -212,17 +216,17 @@ def set_eager(node: fx.Node, eager: bool) -> None:
 
 
 def is_volatile(node: fx.Node) -> bool:
-    """Whether a value may change between two graphs of one forward without notice."""
+    """Whether a value may change between two graphs of one forward, unseen by this library."""
     return bool(node.meta.get(_VOLATILE, False))
 
 
 def set_volatile(node: fx.Node, volatile: bool) -> None:
-    """Record whether a value may change between two graphs without notice."""
+    """Record whether a value may change between two graphs, unseen by this library."""
     node.meta[_VOLATILE] = volatile
 
 
 def mutated_inputs(graph_module: fx.GraphModule) -> tuple[int, ...]:
-    """Positions of the inputs that a captured graph writes to: its first outputs are for them."""
+    """Positions of the inputs that a captured graph writes to. Its first outputs are for them."""
     return graph_module.meta.get(_MUTATED, ())
 
 
@@ -232,7 +236,7 @@ def set_mutated_inputs(graph_module: fx.GraphModule, positions: tuple[int, ...])
 
 
 def binding(node: fx.Node) -> Any:
-    """Binding time of the node's value (see ``passes.binding``), or None before that pass."""
+    """Binding time of the node's value (``passes.sites.binding``), or None before that pass."""
     return node.meta.get(_BINDING)
 
 
@@ -242,7 +246,7 @@ def set_binding(node: fx.Node, when: Any) -> None:
 
 
 def axis_names(node: fx.Node) -> tuple[str, ...] | None:
-    """Printable name of every dimension (see ``passes.axes.table``), or None before that pass."""
+    """Printable name of every dimension (``passes.axes.table``), or None before that pass."""
     return node.meta.get(_AXES)
 
 
@@ -252,13 +256,13 @@ def set_axis_names(node: fx.Node, names: tuple[str, ...]) -> None:
 
 
 def copy_axis_names(target: fx.Node, origin: fx.Node) -> None:
-    """Give a node the printable names of another node's dimensions, if it has any."""
+    """Copy the printable names of another node's dimensions, if it has any."""
     if (names := axis_names(origin)) is not None:
         set_axis_names(target, names)
 
 
 def forget_axis_names(node: fx.Node) -> None:
-    """Leave the dimensions of a node without names."""
+    """Remove the names of a node's dimensions."""
     node.meta.pop(_AXES, None)
 
 

@@ -1,13 +1,13 @@
-"""Join: the graphs of one forward as one graph, to be analysed as a whole.
+"""Join: the graphs of one forward become one graph, for analysis.
 
-Where a forward breaks into several graphs, what an input of a later graph *is* (its axes, when its
-value is known) shows only in the graphs before. So every graph is analysed behind the ones that its
-inputs come from::
+Dynamo may break a forward into several graphs. Then only the earlier graphs show what an input of a
+later graph is: its axes, and when its value is known. So every graph is analysed together with the
+graphs that its inputs come from::
 
     graph 0: (timestep) -> emb                 joined: (timestep, tokens) -> emb -> out
     graph 1: (tokens, emb) -> out
 
-Only facts are taken back to the graph itself; what is rewritten and run is that graph alone.
+Only facts are transferred to the graph itself. That graph alone is rewritten and run.
 """
 
 from __future__ import annotations
@@ -55,8 +55,8 @@ class Part:
     Attributes:
         graph_module: the captured graph.
         origins: one per placeholder; None for parameters and buffers.
-        volatile: placeholders that may change between the graphs without notice.
-        identity: tells it from equal graphs at other places of the forward, for who wants to know.
+        volatile: placeholders that may change between the graphs, unseen by this library.
+        identity: distinguishes it from equal graphs at other places of the forward.
     """
 
     graph_module: fx.GraphModule
@@ -67,11 +67,11 @@ class Part:
 
 @dataclass(frozen=True, eq=False)
 class Joined:
-    """A graph behind those that feed it.
+    """A graph together with the graphs that feed it.
 
     Attributes:
         graph_module: all of them in one.
-        nodes: node of the last graph -> the node that stands for it.
+        nodes: node of the last graph -> the node in its place.
     """
 
     graph_module: fx.GraphModule
@@ -79,10 +79,10 @@ class Joined:
 
 
 def join(last: Part) -> Joined:
-    """Put a graph behind the graphs that its inputs come from.
+    """Join a graph to the graphs that its inputs come from.
 
-    Placeholders of one origin become one; an output that does not have the shape or dtype of the
-    input it becomes (it cannot be the same tensor) is taken for one of unknown origin.
+    Placeholders of one origin become one. An input whose shape or dtype differs from that of the
+    output it should be cannot be the same tensor. It counts as an input of unknown origin.
     """
     if not any(isinstance(origin, Made) for origin in last.origins):
         graph = last.graph_module.graph
@@ -104,7 +104,7 @@ def join(last: Part) -> Joined:
 
 
 def _in_order(last: Part) -> list[Part]:
-    """A graph and all that feed it, each after those that feed it."""
+    """A graph and all graphs that feed it, in an order of data flow."""
     ordered: list[Part] = []
 
     def visit(part: Part) -> None:
@@ -155,7 +155,7 @@ class _Joiner:
         return self._inputs[origin]
 
     def _placeholder(self, node: fx.Node, origin: Origin | None) -> fx.Node:
-        """A new input; all inputs stand before all calls."""
+        """A new input. All inputs come before all calls."""
         after = self._last_input
         point = self.graph.inserting_after(after) if after else self.graph.inserting_before(None)
         with point:

@@ -1,8 +1,8 @@
 """Measured: sizes that depend on values become inputs, so that every graph has static shapes.
 
 With ``torch.compiler.config.capture_dynamic_output_shape_ops`` (or ``capture_scalar_outputs``)
-Dynamo keeps ops in its graph of which nobody knows how much they yield before they have run. What
-they yield is computed beforehand, from the same inputs, and handed to the rest of the graph::
+Dynamo keeps ops in its graph whose output sizes are unknown until they run. Their outputs are
+computed beforehand from the same inputs, and are further inputs of the rest of the graph::
 
     graph:   (text, mask) -> i = nonzero(mask); attend(text[i])
 
@@ -10,8 +10,9 @@ they yield is computed beforehand, from the same inputs, and handed to the rest 
     rest:    (text, mask, i) -> attend(text[i])
 
 Numbers among them become constants of the captured graph, as dynamic sizes do. Equal values are
-computed once. A graph stays whole, and is then refused, where computing a value twice could give
-another one: of what is written to in place, by a random op, or inside a region of autocast.
+computed once. Sometimes a second computation of a value could differ: the value is written to in
+place, a random op makes it, or it lies inside a region of autocast. Then the graph stays whole, and
+is refused.
 """
 
 from __future__ import annotations
@@ -26,14 +27,15 @@ from torch import fx
 from pab_compile.passes.errors import UnsupportedModelError
 
 from . import ir
+from .walk import feeding, in_order, picks
 
 
 @dataclass(frozen=True, eq=False)
 class Measured:
-    """A Dynamo graph in two: what must be known before it can have static shapes, and the rest.
+    """A Dynamo graph in two parts: the values that its sizes depend on, and the rest.
 
     Attributes:
-        rest: the graph, with the further inputs behind its own (``ir.is_eager``).
+        rest: the graph, with the further inputs after its own (``ir.is_eager``).
         values: from the inputs of the graph to the further inputs; None where there are none.
         examples: symbolic values of the further inputs.
     """
@@ -60,10 +62,10 @@ class Measured:
 
 
 def measure(dynamo_graph: fx.GraphModule) -> Measured:
-    """Split a Dynamo graph at what its sizes depend on. The graph itself is not modified."""
+    """Split a Dynamo graph at the values that its sizes depend on. The graph is not modified."""
     graph = dynamo_graph.graph
     found = find_measured(graph)
-    needed = _needed(graph, found)
+    needed = in_order({*found, *feeding(found)})
     if not found or not _can_run_twice(graph, needed):
         return Measured(dynamo_graph)
     values, results = _graph_of_values(graph, found, needed)
@@ -78,9 +80,9 @@ def measure(dynamo_graph: fx.GraphModule) -> Measured:
 
 
 def find_measured(graph: fx.Graph) -> list[fx.Node]:
-    """The values of a Dynamo graph whose sizes, or which as numbers, show only when it runs.
+    """The values of a Dynamo graph whose sizes are known only when it runs, and such numbers.
 
-    A slice up to such a number is none of them: once the number is known, so is its size.
+    A slice up to such a number does not count: its size follows from the number.
     """
     found: list[fx.Node] = []
     for node in graph.nodes:
@@ -90,7 +92,7 @@ def find_measured(graph: fx.Graph) -> list[fx.Node]:
         if any(_symbols(source) and _is_number(source) for source in sources):
             continue
         several = isinstance(ir.example(node), (list, tuple))
-        found += [user for user in node.users if ir.is_getitem(user)] if several else [node]
+        found += picks(node) if several else [node]
     return found
 
 
@@ -104,17 +106,8 @@ def _is_number(node: fx.Node) -> bool:
     return isinstance(ir.example(node), (torch.SymInt, torch.SymFloat, torch.SymBool))
 
 
-def _needed(graph: fx.Graph, found: Sequence[fx.Node]) -> list[fx.Node]:
-    """Some nodes and all that they are computed from, in order."""
-    needed = set(found)
-    for node in reversed(graph.nodes):
-        if node in needed:
-            needed.update(node.all_input_nodes)
-    return [node for node in graph.nodes if node in needed]
-
-
 def _can_run_twice(graph: fx.Graph, needed: Sequence[fx.Node]) -> bool:
-    """Whether some nodes, run alone beforehand, yield what they yield inside the graph."""
+    """Whether some nodes give the same values alone beforehand as inside the graph."""
     if any(_is_written_to(node) or _is_random(node) for node in needed):
         return False
     depth, within = 0, set[fx.Node]()
@@ -146,7 +139,7 @@ def _is_random(node: fx.Node) -> bool:
 def _graph_of_values(
     origin: fx.Graph, found: Sequence[fx.Node], needed: Sequence[fx.Node]
 ) -> tuple[fx.Graph, dict[fx.Node, fx.Node]]:
-    """The graph that yields each distinct value once, and what stands for every node in it."""
+    """The graph that yields each distinct value once, and the node in it for each given node."""
     graph = fx.Graph()
     copies = {node: graph.node_copy(node) for node in ir.placeholders(origin)}
     made: dict[tuple[Any, ...], fx.Node] = {}
@@ -165,7 +158,7 @@ def _graph_of_values(
 def _graph_of_rest(
     origin: fx.Graph, same: dict[fx.Node, fx.Node], needed: Sequence[fx.Node]
 ) -> fx.Graph:
-    """The graph with further inputs, and without what only they were computed from."""
+    """The graph with further inputs, without the nodes that only these inputs needed."""
     graph = fx.Graph()
     copies = {node: ir.copy_input(graph, node) for node in ir.placeholders(origin)}
     for node in dict.fromkeys(same.values()):

@@ -11,8 +11,7 @@ from . import ir
 def remove_noise(graph_module: fx.GraphModule) -> int:
     """Remove ops without effect at inference: dropout in eval, assertions, aliases, dead code.
 
-    A cast to the type of another tensor takes nothing of that tensor's value, so it no longer
-    reads it.
+    A cast to the type of another tensor does not use that tensor's value. So it no longer reads it.
 
     Returns:
         The number of nodes removed.
@@ -49,7 +48,7 @@ def _cast_by_dtype(node: fx.Node) -> None:
 
 
 def _holds_anyway(node: fx.Node) -> bool:
-    """Whether the node asserts something about sizes, which are known by now."""
+    """Whether the node asserts something about sizes that are already known to hold."""
     return ir.is_call(node, "_assert_scalar") and node.args[0] is True
 
 

@@ -1,4 +1,4 @@
-"""Outlining: move groups of nodes into submodules of their own, called from the outer graph."""
+"""Outlining: moves groups of nodes into submodules that the outer graph calls."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import torch
 from torch import fx
 
 from . import ir
+from .walk import operands, results
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,10 +28,9 @@ def extract(
     root: torch.nn.Module, nodes: Sequence[fx.Node], outputs: Sequence[fx.Node]
 ) -> Outlined:
     """Copy nodes (in graph order) into a graph module that returns a tuple of ``outputs``."""
-    inside = set(nodes)
-    read = dict.fromkeys(n for node in nodes for n in node.all_input_nodes if n not in inside)
+    read = operands(nodes)
     inputs = [node for node in read if not ir.is_subgraph(node)]
-    subgraphs = [node for node in read if ir.is_subgraph(node)]  # no values: they come along
+    subgraphs = [node for node in read if ir.is_subgraph(node)]  # copied: they have no value
     graph = fx.Graph()
     copies: dict[fx.Node, fx.Node] = {}
     for node in inputs:
@@ -51,11 +51,10 @@ def copy_graph(graph_module: fx.GraphModule) -> fx.GraphModule:
 def copy_with_nodes(
     graph_module: fx.GraphModule,
 ) -> tuple[fx.GraphModule, dict[fx.Node, fx.Node]]:
-    """A copy that can be rewritten, and which of its nodes stands for which of the original."""
+    """A copy that can be rewritten, and for each original node its copy."""
     graph = fx.Graph()
     copies: dict[fx.Node, fx.Node] = {}
-    results = graph.graph_copy(graph_module.graph, copies)
-    graph.output(results)
+    graph.output(graph.graph_copy(graph_module.graph, copies))
     return fx.GraphModule(graph_module, graph), copies
 
 
@@ -93,8 +92,7 @@ def outline(
             copies[unit].meta = dict(unit.meta)
             continue
         nodes = members[unit]
-        inside = set(nodes)
-        outputs = [n for n in nodes if any(user not in inside for user in n.users)]
+        outputs = results(nodes)
         outlined = extract(graph_module, nodes, outputs)
         root.add_module(unit, wrap(unit, outlined))
         call = new_graph.call_module(unit, tuple(copies[n] for n in outlined.inputs))
@@ -113,7 +111,7 @@ def outline(
 
 
 def _ordered_units(graph: fx.Graph, groups: Mapping[fx.Node, str]) -> list[fx.Node | str]:
-    """Single nodes and names of groups, each after everything it reads, else in graph order."""
+    """Single nodes and names of groups: in an order of data flow, otherwise in graph order."""
     position: dict[fx.Node | str, int] = {}
     sorter: TopologicalSorter[fx.Node | str] = TopologicalSorter()
     for index, node in enumerate(graph.nodes):

@@ -1,17 +1,17 @@
 """Graphs as text made for reading: the form of goldens, dumps and error messages.
 
-One line per node, submodules that hold a graph indented below their call::
+Each node is one line. The graph of a submodule is indented below its call::
 
     %x = input hidden_states : f32[6, 24, 8]
     %w = weight proj.weight : f32[8, 8]
-    %spatial_0 = branch spatial_0(%x, %w) : (f32[6, 24, 8])  # reuse: load slot | otherwise:
+    %spatial_0 = branch spatial_0(%x, %w) : (f32[6, 24, 8])  # reuse: load cache | otherwise:
         %linear = aten.linear(%x, %w) : f32[6, 24, 8]
         return %linear
     %out = %spatial_0[0] : f32[6, 24, 8]
     return %out
 
-The text depends on the graph alone: no overload, device or address is in it, so that a golden made
-on a CPU holds for a GPU.
+The text depends on the graph alone. It has no overload, device or address, so a golden from a CPU
+is valid for a GPU.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from . import ir
 AxisNames = Callable[[fx.Node], Sequence[str] | None]
 
 _INDENT = "    "
-_REUSE_NOTE = "reuse: load slot | otherwise:"
+_REUSE_NOTE = "reuse: load cache | otherwise:"
 _NOISE = ("device", "layout", "pin_memory")  # keyword arguments that no pass looks at
 _DTYPES = {
     torch.bool: "b8",
@@ -50,14 +50,14 @@ _DTYPES = {
 def format_graph(graph_module: fx.GraphModule, names: AxisNames | None = None) -> str:
     """Print a captured graph, one line per node.
 
-    A ``call_module`` whose module has a graph module as attribute ``compute`` is a branch: its
-    graph stands indented below the call, after the module's ``note`` if it has one. Inputs of that
-    graph that carry the name of the value passed are not repeated.
+    A ``call_module`` whose module has a graph module as attribute ``compute`` is a branch. Its
+    graph is indented below the call, after the module's ``note`` if it has one. Inputs of that
+    graph are left out where they have the name of the value that is passed.
 
     Args:
         graph_module: the graph; not modified.
-        names: names of the dimensions of a node's tensor, to be printed instead of its sizes
-            (``f32[b*t, h*w, c]``); sizes where it returns None.
+        names: gives the names of the dimensions of a node's tensor, which are printed instead of
+            its sizes (``f32[b*t, h*w, c]``). Where it returns None, sizes are printed.
 
     Returns:
         The text, ending in a newline.
@@ -76,7 +76,7 @@ def diff_text(before: str, after: str) -> str:
 
 
 def format_node(node: fx.Node, names: AxisNames | None = None) -> str:
-    """Print one node as in ``format_graph``, without the graph that it may hold: for messages."""
+    """Print one node as in ``format_graph``, without the graph of a submodule. For messages."""
     return _line(node, names)
 
 

@@ -1,4 +1,4 @@
-"""Refusals: what a captured graph must not hold, since no plain op stands for it."""
+"""Refusals: what a captured graph must not contain, since no plain op expresses it."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from torch import fx
 from pab_compile.passes.errors import UnsupportedModelError
 
 from . import ir
+from .ops import CASTS
 
 _CPU_DTYPES = (torch.bfloat16, torch.float16)
-_CASTS = ("to", "_to_copy")
 _OTHER_MEMORY = ("set_", "shallow_copy_data_")
 
 
 def refuse_autocast(graph: fx.Graph) -> None:
-    """Remove regions that cast nothing where no autocast is on anyway; any other is an error."""
+    """Remove regions of autocast that cast nothing. Any other region is an error."""
     for entered in [node for node in graph.nodes if ir.op_name(node) == "_enter_autocast"]:
         outside = torch.is_autocast_enabled(str(entered.args[0]))
         if not outside and (not _is_enabled(entered) or _casts_nothing(entered)):
@@ -37,20 +37,20 @@ def _is_enabled(entered: fx.Node) -> bool:
 
 
 def _casts_nothing(entered: fx.Node) -> bool:
-    """Whether a region casts to float32, and all that its ops read and yield is float32 anyway."""
+    """Whether a region casts to float32, and its ops read and yield only float32 without it."""
     nodes = list(entered.graph.nodes)
     (left,) = ir.users(entered)
     region = nodes[nodes.index(entered) : nodes.index(left)]
-    read = [arg for node in region if not ir.is_call(node, *_CASTS) for arg in node.all_input_nodes]
+    read = [arg for node in region if not ir.is_call(node, *CASTS) for arg in node.all_input_nodes]
     tensors = [tensor for node in (*region, *read) for tensor in ir.tensors(node)]
     floats = {tensor.dtype for tensor in tensors if tensor.is_floating_point()}
     return entered.args[1] is torch.float32 and floats <= {torch.float32}
 
 
 def refuse_other_memory(dynamo_graph: fx.GraphModule) -> None:
-    """A tensor that is given other memory inside the forward is an error.
+    """Raise an error if the forward gives a tensor other memory.
 
-    Looks at Dynamo's graph: in torch 2.15 functionalisation loses such a write.
+    This looks at Dynamo's graph, because functionalisation in torch 2.15 loses such a write.
     """
     graphs = [m.graph for m in dynamo_graph.modules() if isinstance(m, fx.GraphModule)]
     for node in (node for graph in graphs for node in graph.nodes):

@@ -1,4 +1,4 @@
-"""Structure: what a compiled function depends on: its ops, arguments, and layouts of the inputs."""
+"""Structure: keys of all that a compiled function depends on."""
 
 from __future__ import annotations
 
@@ -9,11 +9,12 @@ from typing import Any
 from torch import fx
 
 from . import ir
+from .walk import positions, results
 
 
 def structure_key(graph_module: fx.GraphModule) -> str:
     """Hash of all that a compiled function depends on: ops, arguments, layouts of the inputs."""
-    index = {node: number for number, node in enumerate(graph_module.graph.nodes)}
+    index = positions(graph_module.graph)
 
     def reference(node: fx.Node) -> str:
         return f"%{index[node]}"
@@ -25,7 +26,7 @@ def structure_key(graph_module: fx.GraphModule) -> str:
             continue
         target = node.target
         if node.op == "get_attr":
-            target = _held_key(graph_module, str(target))
+            target = _attribute_key(graph_module, str(target))
         elif node.op == "call_module":
             piece = graph_module.get_submodule(str(target))
             target = structure_key(piece.compute)  # type: ignore[arg-type]
@@ -34,23 +35,23 @@ def structure_key(graph_module: fx.GraphModule) -> str:
 
 
 def call_text(call: fx.Node) -> str:
-    """A call with the layouts of what it reads in the place of the nodes."""
+    """A call as text, with the layouts of its operands in the place of the nodes."""
 
     def reference(node: fx.Node) -> str:
         if ir.is_subgraph(node):
-            held_by = node.graph.owning_module
-            return _held_key(held_by, str(node.target)) if held_by is not None else node.name
+            owner = node.graph.owning_module
+            return _attribute_key(owner, str(node.target)) if owner is not None else node.name
         return f"<{ir.layout(node)}>"
 
     return f"{call.target} {_arguments(call, reference)}"
 
 
 def calls_key(calls: Sequence[fx.Node], texts: Sequence[Any]) -> tuple[Any, ...]:
-    """What a function that is made of these calls depends on: equal keys, equal functions.
+    """A key of all that a function of these calls depends on. Equal keys mean equal functions.
 
     Args:
         calls: calls of one graph, in order.
-        texts: the ``call_text`` of each, or a number that stands for it.
+        texts: the ``call_text`` of each, or a number for it.
     """
     number = {node: index for index, node in enumerate(calls)}
     outside: dict[fx.Node, int] = {}
@@ -65,13 +66,11 @@ def calls_key(calls: Sequence[fx.Node], texts: Sequence[Any]) -> tuple[Any, ...]
                 if not ir.is_subgraph(n)
             )
         )
-    returned = tuple(
-        index for index, node in enumerate(calls) if any(user not in number for user in node.users)
-    )
+    returned = tuple(number[node] for node in results(calls))
     return tuple(texts), tuple(wiring), returned
 
 
-def _held_key(holder: Any, name: str) -> str:
+def _attribute_key(holder: Any, name: str) -> str:
     held = getattr(holder, name)
     return structure_key(held) if isinstance(held, fx.GraphModule) else str(id(held))
 
@@ -83,7 +82,7 @@ def _arguments(node: fx.Node, reference: Callable[[fx.Node], str]) -> str:
 
 
 class _Reference(str):
-    """A node by its number or layout; prints without quotes, so that no string is taken for it."""
+    """A node by its number or layout. It prints without quotes, unlike a string."""
 
     def __repr__(self) -> str:
         return str(self)

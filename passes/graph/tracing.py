@@ -1,7 +1,7 @@
 """Tracing: a graph with fake inputs becomes a functional, pre-dispatch ATen graph.
 
-One of the three files that may use private torch APIs. The others are ``pab_compile/dynamo.py``
-and ``pab_compile/compile/lower.py``. They import them when they need them, so that
+This is one of three files that may use private torch APIs. The others are ``pab_compile/dynamo.py``
+and ``pab_compile/compile/lower.py``. They import these APIs only on use, so that
 ``import pab_compile`` costs little.
 """
 
@@ -25,16 +25,16 @@ Decompositions = dict[torch._ops.OpOverload, Callable[..., Any]]
 
 
 def trace(static_graph: fx.GraphModule, tensors: Sequence[torch.Tensor]) -> fx.GraphModule:
-    """Trace a graph of tensors only; ops of others that are made of plain ones are taken apart.
+    """Trace a graph of tensors only. Foreign ops that consist of plain ops are decomposed.
 
     Args:
         static_graph: a graph whose placeholders are tensors.
         tensors: one per placeholder: real, meta or fake.
 
     Raises:
-        RuntimeError: torch cannot trace it. A vmap that it entered and did not leave is left.
-        NotImplementedError: likewise.
-        UnsupportedModelError: it writes to a tensor that it holds as a constant.
+        RuntimeError: torch cannot trace it. Every vmap that it entered is left again.
+        NotImplementedError: torch cannot trace it either.
+        UnsupportedModelError: it writes to one of its constants.
     """
     from torch._C._functorch import _vmap_decrement_nesting, maybe_current_level
 
@@ -55,14 +55,14 @@ def _trace(
     static_graph: fx.GraphModule, fake_args: Sequence[FakeTensor], decompositions: Decompositions
 ) -> fx.GraphModule:
     with warnings.catch_warnings():
-        # Ops of others that are made of plain ones are seen to in a second look.
+        # A second trace decomposes foreign ops that consist of plain ops.
         warnings.filterwarnings("ignore", "At pre-dispatch tracing, we assume")
         captured = trace_pure(static_graph, fake_args, decompositions)
         return captured or trace_any(static_graph, fake_args, decompositions)
 
 
 def _composite_ops(graph: fx.Graph) -> Decompositions:
-    """Foreign ops that say which plain ops they are made of, each with how to take it apart."""
+    """Foreign ops that consist of plain ops, each with its decomposition."""
     key = torch._C.DispatchKey.CompositeImplicitAutograd  # pyright: ignore
     foreign = [node.target for node in ir.calls(graph) if ir.is_foreign(node)]
     return {
@@ -78,12 +78,12 @@ def trace_pure(
     fake_args: Sequence[FakeTensor],
     decompositions: Decompositions | None = None,
 ) -> fx.GraphModule | None:
-    """Trace a graph that writes to none of its inputs and holds no tensors, in one look at it.
+    """Trace once a graph that writes to none of its inputs and has no tensors of its own.
 
-    Gives what ``trace_any`` gives, in less than half the time.
+    The result is that of ``trace_any``, in less than half the time.
 
     Returns:
-        None for any other graph.
+        The traced graph; None for any other graph.
     """
     holds_tensors = next(static_graph.parameters(), None) is not None
     holds_tensors |= next(static_graph.buffers(), None) is not None
@@ -111,7 +111,7 @@ def trace_pure(
 
 
 def _is_written_to(tensor: Any) -> bool:
-    """Whether a graph changed a functional tensor that it was given: its values or its shape."""
+    """Whether a graph changed the values or the shape of a functional tensor among its inputs."""
     inner = tensor.elem
     changed = torch._functionalize_has_data_mutation(inner)  # pyright: ignore
     return changed or torch._functionalize_has_metadata_mutation(inner)  # pyright: ignore
@@ -122,7 +122,7 @@ def trace_any(
     fake_args: Sequence[FakeTensor],
     decompositions: Decompositions | None = None,
 ) -> fx.GraphModule:
-    """Trace a graph after a first look that finds out what it writes to."""
+    """Trace a graph twice. The first trace finds out what the graph writes to."""
     from torch._functorch.aot_autograd import aot_export_module
 
     with torch.no_grad():
@@ -152,7 +152,7 @@ def _fake(tensors: Sequence[torch.Tensor]) -> list[FakeTensor]:
 
 
 def _mutated_inputs(captured: fx.GraphModule, signature: Any) -> list[fx.Node]:
-    """The inputs whose new values are the first outputs, in their order."""
+    """The inputs whose new values are the first outputs, in that order."""
     by_name = {node.name: node for node in ir.placeholders(captured.graph)}
     if signature.buffers_to_mutate or signature.parameters_to_mutate:
         raise UnsupportedModelError(
@@ -163,7 +163,7 @@ def _mutated_inputs(captured: fx.GraphModule, signature: Any) -> list[fx.Node]:
 
 
 def _bind_lifted_tensors(captured: fx.GraphModule, origin: fx.GraphModule, signature: Any) -> None:
-    """Turn the tensors that the graph itself holds from leading inputs back into attributes."""
+    """Turn the graph's own tensors, which are its first inputs now, back into attributes."""
     lifted = [*signature.parameters, *signature.buffers]
     for node, name in zip(ir.placeholders(captured.graph), lifted, strict=False):
         owner, _, leaf = name.rpartition(".")

@@ -1,8 +1,8 @@
 """Wrapped: tensors that are made of other tensors, such as quantised weights.
 
-A subclass of ``torch.Tensor`` may keep its numbers in plain tensors inside (``__tensor_flatten__``)
-and compute with those. A captured graph takes the plain ones and puts the wrapper together itself,
-so that nothing of it is left but the ops::
+A subclass of ``torch.Tensor`` may store its numbers in plain tensors (``__tensor_flatten__``) and
+compute with those. A captured graph takes the plain tensors and builds the wrapper itself. After
+tracing, only the ops are left::
 
     (weight: Int8)           linear(x, weight)
     (weight.q, weight.scale) linear(x, q.to(float)) * scale
@@ -23,7 +23,7 @@ def is_wrapped(value: Any) -> bool:
 
 
 def plain_tensors(value: Any, name: str = "") -> Iterator[tuple[str, torch.Tensor]]:
-    """The plain tensors of a tensor, with their names: itself, if it is made of no others."""
+    """The plain tensors that a tensor is made of, with their names. A plain one is its own part."""
     if not is_wrapped(value):
         yield name, value
         return
@@ -32,7 +32,7 @@ def plain_tensors(value: Any, name: str = "") -> Iterator[tuple[str, torch.Tenso
 
 
 class Rewrap(torch.nn.Module):
-    """Puts a tensor together again.
+    """Builds a tensor from its plain tensors.
 
     Args:
         like: the tensor that was taken apart.

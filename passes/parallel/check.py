@@ -8,6 +8,7 @@ from torch import fx
 
 from pab_compile.passes.errors import InvariantError
 from pab_compile.passes.graph import ir
+from pab_compile.passes.graph.ops import is_collective, is_wait
 from pab_compile.passes.sites.site import Site
 
 from .emit import Exchange
@@ -17,20 +18,15 @@ from .shard import Ranks
 
 def collectives(nodes: Sequence[fx.Node]) -> list[fx.Node]:
     """The collectives among some nodes, waits left out."""
-    return [
-        node
-        for node in nodes
-        if ir.op_namespace(node) == "_c10d_functional" and not ir.is_call(node, "wait_tensor")
-    ]
+    return [node for node in nodes if is_collective(node)]
 
 
 def check_sharded(after: fx.GraphModule, before: fx.GraphModule, ranks: Ranks) -> None:
     """Check the graph of one rank against the graph of one device.
 
-    - it is well formed; its inputs and outputs are those of the graph of one device;
-    - every collective is waited for once, and is for the ranks' group, or was there before;
-    - the sizes that an all-to-all sends and receives are one per rank, and those that it sends are
-      all of its operand.
+    - It is well formed. Its inputs and outputs are those of the graph of one device.
+    - Every collective has one wait. It belongs to the ranks' group, or was in the graph before.
+    - An all-to-all has one size per rank to send and to receive. It sends all of its operand.
 
     Args:
         after: the graph of one rank.
@@ -48,7 +44,7 @@ def check_sharded(after: fx.GraphModule, before: fx.GraphModule, ranks: Ranks) -
             raise InvariantError(f"sharding changed the {what} from {old} to {new}")
     _check_kept(after, before, ranks)
     for node in collectives(list(after.graph.nodes)):
-        waits = [user for user in node.users if ir.is_call(user, "wait_tensor")]
+        waits = [user for user in node.users if is_wait(user)]
         if len(waits) != 1 or len(node.users) != 1:
             raise InvariantError(f"{node.name} is waited for {len(waits)} times, not once")
         if ir.is_call(node, "all_to_all_single") and node.args[-1] == ranks.group:
@@ -56,7 +52,7 @@ def check_sharded(after: fx.GraphModule, before: fx.GraphModule, ranks: Ranks) -
 
 
 def _check_kept(after: fx.GraphModule, before: fx.GraphModule, ranks: Ranks) -> None:
-    """What other ranks exchange, as they share the batch, is what it was."""
+    """Check that the collectives of other ranks, which share the batch, did not change."""
     kept = [_in_words(node) for node in collectives(list(before.graph.nodes))]
     for node in collectives(list(after.graph.nodes)):
         if node.args[-1] == ranks.group:
@@ -88,17 +84,17 @@ def check_exchanges(
 ) -> None:
     """Check that every collective fits those of the other ranks.
 
-    All ranks hold their sizes to one table, of what each rank sends to each other, which follows
-    from what the collective is for. So what one sends is what the other awaits, for parts of any
-    length.
+    The purpose of a collective gives one table of the sizes that each rank sends to each other. All
+    ranks compare their own sizes with this table. So one rank sends what the other expects, for
+    parts of any length.
 
     Args:
         graph_module: the graph of one rank.
-        purposes: collective -> what it is for, the same on all ranks.
+        purposes: collective -> its purpose, which is the same on all ranks.
         ranks: the ranks.
 
     Raises:
-        InvariantError: sizes that another rank does not expect, or a collective without a purpose.
+        InvariantError: another rank expects other sizes, or a collective has no purpose.
     """
     everyone = range(ranks.size)
     for node in collectives(list(graph_module.graph.nodes)):
@@ -107,7 +103,7 @@ def check_exchanges(
         if (purpose := purposes.get(node)) is None:
             raise InvariantError(f"{node.name} is a collective that no change of layout calls for")
         sent = [purpose.elements(ranks.rank, other, ranks) for other in everyone]
-        awaited = [purpose.elements(other, ranks.rank, ranks) for other in everyone]
+        expected = [purpose.elements(other, ranks.rank, ranks) for other in everyone]
         if ir.is_call(node, "all_to_all_single"):
             found = [list(sizes) for sizes in (node.args[2], node.args[1])]  # type: ignore[arg-type]
         else:
@@ -115,21 +111,21 @@ def check_exchanges(
             found = [[num[0]] * ranks.size, [num[1] // ranks.size] * ranks.size]
         for what, mine, theirs in (
             ("sends", found[0], sent),
-            ("awaits", found[1], awaited),
+            ("expects", found[1], expected),
         ):
             if mine != theirs:
                 raise InvariantError(
                     f"{node.name}: rank {ranks.rank} {what} {mine} elements, "
-                    f"and the other ranks count on {theirs}"
+                    f"and the other ranks expect {theirs}"
                 )
 
 
 def check_layout(layout: Layout) -> None:
-    """Check that wherever the layout of a tensor changes, a collective is planned.
+    """Check that a collective is planned wherever the layout of a tensor changes.
 
     Raises:
-        InvariantError: an op of a detour reads what is dealt out along the main axis, or an op
-            outside reads what is dealt out along the other one.
+        InvariantError: an op of a detour reads a tensor that is sharded along the main axis, or an
+            op outside reads one that is sharded along the other axis.
     """
     for detour in layout.detours:
         entering = {crossing.node for crossing in detour.entering}
@@ -137,23 +133,23 @@ def check_layout(layout: Layout) -> None:
         for node, verdict in detour.verdicts.items():
             for source in node.all_input_nodes:
                 inside = source in detour.verdicts
-                stays = inside or source in entering or (detour.kept and source in layout.held)
-                if source in layout.held and not stays:
+                stays = inside or source in entering or (detour.kept and source in layout.shards)
+                if source in layout.shards and not stays:
                     raise InvariantError(
                         f"{node.name} runs along {detour.axis.name} and reads {source.name}, which "
-                        f"is dealt out along {layout.axis.name} and is not re-sharded"
+                        f"is sharded along {layout.axis.name} and is not re-sharded"
                     )
             outside = [user for user in node.users if user not in detour.verdicts]
             back = node in leaving or node in detour.kept
             if outside and not back and any(verdict.outputs):
                 raise InvariantError(
                     f"{outside[0].name} runs along {layout.axis.name} and reads {node.name}, which "
-                    f"is dealt out along {detour.axis.name} and is not re-sharded"
+                    f"is sharded along {detour.axis.name} and is not re-sharded"
                 )
 
 
 def check_regions(sites: Sequence[Site], inside: dict[str, Sequence[fx.Node]]) -> None:
-    """Check that what re-shards for a site lies in its region, so that a reuse exchanges nothing.
+    """Check that the collectives of a site lie in its region, so that a reuse exchanges nothing.
 
     Args:
         sites: the sites of the sharded graph.

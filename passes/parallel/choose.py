@@ -1,4 +1,4 @@
-"""Choose: which axis to shard, by the bytes that the ranks are expected to exchange (decide)."""
+"""Choose: the axis to shard, by the bytes that the ranks probably exchange (decide)."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ class Option:
 
     Attributes:
         name: ``t``, ``h``, ``w``, or ``s`` for all tokens in one.
-        layout: how the graph is dealt out along it, or None.
-        step_bytes: bytes per rank and step, a step being as likely to compute as the plan says.
-        balance: the longest part of a rank over the mean part; 1 where the axis divides.
-        reason: what the ranks exchange, or why it cannot be.
+        layout: how the graph is sharded along it, or None.
+        step_bytes: expected bytes per rank and step. The plan says how often a site computes.
+        balance: the longest part of a rank divided by the mean part. It is 1 for equal parts.
+        reason: what the ranks exchange, or why the axis cannot be sharded.
     """
 
     name: str
@@ -42,14 +42,14 @@ class Option:
 
 @dataclass(frozen=True, eq=False)
 class Choice:
-    """The axis that is sharded, and all that were looked at."""
+    """The axis that is sharded, and all axes that were considered."""
 
     option: Option
     looked_at: tuple[Option, ...]
 
     @property
     def layout(self) -> Layout:
-        """How the graph is dealt out."""
+        """How the graph is sharded."""
         assert self.option.layout is not None
         return self.option.layout
 
@@ -60,7 +60,7 @@ class Choice:
 
 
 def candidates(axes: AxisTable) -> tuple[tuple[str, Axis], ...]:
-    """The axes that can be asked for: one by one, then all tokens in one."""
+    """The axes that can be sharded: one by one, then all tokens as one axis."""
     single = token_axes(axes)
     found = [(axis.name, axis) for axis in single]
     if len(single) > 1:
@@ -74,13 +74,13 @@ def choose(
     share: Callable[[Site], float],
     wanted: str | None = None,
 ) -> Choice:
-    """Choose the axis of least expected bytes; of those that are as good, the best balanced.
+    """Choose the axis of least expected bytes. Among similar ones, choose the best balanced.
 
     Args:
         program: a captured graph with its sites.
         num_ranks: number of ranks.
         share: the share of the steps at which the plan computes a site.
-        wanted: the axis that the user asks for.
+        wanted: the axis that the user asks for, if any.
 
     Raises:
         ShardingError: no axis can be sharded, or not the wanted one; says why.
@@ -128,7 +128,7 @@ def _look_at(
         return Option(name, None, nothing, nothing, str(error))
     total = sum(
         (
-            Fraction(gathered_bytes(node, layout.held[node], Ranks(num_ranks)))
+            Fraction(gathered_bytes(node, layout.shards[node], Ranks(num_ranks)))
             for node in layout.gathers
         ),
         nothing,

@@ -1,7 +1,8 @@
 """Detours: an op that mixes the sharded axis runs on tensors that are sharded along another.
 
-Before the detour every tensor that enters it is re-sharded, behind it what leaves it is re-sharded
-back. Where tensors enter is a minimum cut in bytes among those that only the mixing op reads::
+Every tensor that enters the detour is re-sharded before it. Every tensor that leaves it is
+re-sharded back. The tensors that enter are a minimum cut in bytes, among values that only the
+mixing op uses::
 
     %y = mul(%norm, %scale)                     # t sharded
     %y_hw = all_to_all(%y: t -> h*w)            # 1 tensor, rather than q, k and v
@@ -19,11 +20,13 @@ from torch import fx
 from pab_compile.passes.axes.attention_call import attention_call
 from pab_compile.passes.axes.table import AxisTable
 from pab_compile.passes.graph import ir
+from pab_compile.passes.graph.minimum_cut import minimum_cut
+from pab_compile.passes.graph.walk import in_order, results
 
 from .placement import Axis, place
 from .rules import judge
 from .shard import Shard
-from .verdict import Held, Verdict, shape_of
+from .verdict import Shards, Verdict, shape_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,8 +35,8 @@ class Crossing:
 
     Attributes:
         node: the tensor.
-        source: how it is dealt out before.
-        target: how it is dealt out after; None where every rank gets all of it.
+        source: how it is sharded before.
+        target: how it is sharded after; None where every rank gets all of it.
     """
 
     node: fx.Node
@@ -56,8 +59,8 @@ class Detour:
         core: the mixing op or ops.
         verdicts: what every op of the detour does, in graph order, core included.
         entering: tensors re-sharded before it.
-        leaving: tensors re-sharded behind it.
-        kept: what it yields dealt out along the sharded axis as it is.
+        leaving: tensors re-sharded after it.
+        kept: its outputs that are already sharded along the main axis.
     """
 
     axis: Axis
@@ -74,7 +77,7 @@ class Detour:
 
 
 def find_detour(
-    axes: AxisTable, main: Axis, other: Axis, core: Sequence[fx.Node], held: Held
+    axes: AxisTable, main: Axis, other: Axis, core: Sequence[fx.Node], shards: Shards
 ) -> Detour | str:
     """Plan a detour for ops that mix the sharded axis.
 
@@ -83,13 +86,13 @@ def find_detour(
         main: the sharded axis.
         other: the axis to shard along instead.
         core: the mixing ops in graph order.
-        held: how everything before them is dealt out.
+        shards: how all values before them are sharded.
 
     Returns:
-        The detour of least bytes, or why there is none along this axis.
+        The detour of least bytes, or why this axis has none.
     """
-    private = _private(core, held, axes, other)
-    cut, inside = _cheapest_entrance(core, private, held, axes, other)
+    private = _private(core, shards, axes, other)
+    cut, inside = _cheapest_entrance(core, private, shards, axes, other)
     if cut is None:
         return f"what it reads does not have the axis {other.name} in one dimension"
     local: dict[fx.Node, Shard] = {}
@@ -105,50 +108,53 @@ def find_detour(
         verdicts[node] = answer
         if ir.tensor(node) is not None and answer.outputs[0] is not None:
             local[node] = answer.outputs[0]
-    members = {*inside, *core}
     leaving = []
-    for node in (*inside, *core):
-        if ir.tensor(node) is None or all(user in members for user in node.users):
+    for node in results((*inside, *core)):
+        if ir.tensor(node) is None:
             continue
-        back = _main_shard(axes, main, node, held)
+        back = _main_shard(axes, main, node, shards)
         if back is None or node not in local or not local[node].is_whole:
             return f"its result does not have the axis {main.name} in one dimension"
         leaving.append(Crossing(node, local[node], back))
-    entering = tuple(Crossing(node, held[node], local[node]) for node in cut)
+    entering = tuple(Crossing(node, shards[node], local[node]) for node in cut)
     if not all(local[node].is_whole for node in cut):
         return f"the axis {other.name} has replicated positions"
     return Detour(other, tuple(core), verdicts, entering, tuple(leaving))
 
 
-def gather_keys(axes: AxisTable, main: Axis, core: Sequence[fx.Node], held: Held) -> Detour | str:
-    """Plan for an attention to stay: every rank has its queries, and gets all keys and values.
+def gather_keys(
+    axes: AxisTable, main: Axis, core: Sequence[fx.Node], shards: Shards
+) -> Detour | str:
+    """Plan an attention on the main axis: each rank has its queries, and gets all keys and values.
 
     Args:
         axes: axes of every tensor.
         main: the sharded axis.
         core: the mixing ops in graph order.
-        held: how everything before them is dealt out.
+        shards: how all values before them are sharded.
 
     Returns:
-        A detour that does not leave the axis, or why there is none.
+        A detour along the main axis itself, or why there is none.
     """
     call = attention_call(core[0], axes.dims)
     if call is None or len(core) > 1:
         return "its keys are not gathered, since it is written out by hand"
-    keys = [n for n in dict.fromkeys((call.key, call.value)) if n in held]
-    mine = {n: held[n] for n in core[0].all_input_nodes if n in held and n not in keys}
+    keys = [n for n in dict.fromkeys((call.key, call.value)) if n in shards]
+    mine = {n: shards[n] for n in core[0].all_input_nodes if n in shards and n not in keys}
     if call.query not in mine:
-        return "its keys are not gathered, since its queries are the same or are not dealt out"
+        return "its keys are not gathered, since its queries are the same or are not sharded"
     answer = judge(core[0], mine)
     if isinstance(answer, str) or answer.outputs[0] is None:
         return f"with all keys on every rank, {answer}"
-    entering = tuple(Crossing(node, held[node], None) for node in keys)
+    entering = tuple(Crossing(node, shards[node], None) for node in keys)
     kept = {core[0]: answer.outputs[0]}
     return Detour(main, tuple(core), {core[0]: answer}, entering, (), kept)
 
 
-def _judge_inside(node: fx.Node, local: Held, verdicts: Mapping[fx.Node, Verdict]) -> Verdict | str:
-    """What an op does to the other axis; a pick of an output does nothing."""
+def _judge_inside(
+    node: fx.Node, local: Shards, verdicts: Mapping[fx.Node, Verdict]
+) -> Verdict | str:
+    """What an op does to the other axis. A pick of an output does nothing."""
     if ir.is_getitem(node):
         source, index = node.args
         return Verdict((verdicts[source].outputs[index],))  # type: ignore[index]
@@ -156,34 +162,39 @@ def _judge_inside(node: fx.Node, local: Held, verdicts: Mapping[fx.Node, Verdict
     return judge(node, mine) if mine else "none of its operands has that axis"
 
 
-def _private(core: Sequence[fx.Node], held: Held, axes: AxisTable, other: Axis) -> list[fx.Node]:
+def _private(
+    core: Sequence[fx.Node], shards: Shards, axes: AxisTable, other: Axis
+) -> list[fx.Node]:
     """Sharded ancestors that only the core reads and that can run along the other axis."""
     members, found = set(core), list[fx.Node]()
     pending = [n for node in core for n in node.all_input_nodes]
     while pending:
         node = pending.pop()
-        if node in members or node.op != "call_function" or not _is_sharded(node, held):
+        if node in members or node.op != "call_function" or not _is_sharded(node, shards):
             continue
-        if not all(user in members for user in node.users) or not _can_run(node, held, axes, other):
+        if not all(user in members for user in node.users) or not _can_run(
+            node, shards, axes, other
+        ):
             continue
         members.add(node)
         found.append(node)
         pending.extend(node.all_input_nodes)
-    order = {node: index for index, node in enumerate(core[0].graph.nodes)}
-    return sorted(found, key=order.__getitem__)
+    return in_order(found)
 
 
-def _is_sharded(node: fx.Node, held: Held) -> bool:
-    return node in held or (ir.tensor(node) is None and any(user in held for user in node.users))
+def _is_sharded(node: fx.Node, shards: Shards) -> bool:
+    return node in shards or (
+        ir.tensor(node) is None and any(user in shards for user in node.users)
+    )
 
 
-def _can_run(node: fx.Node, held: Held, axes: AxisTable, other: Axis) -> bool:
+def _can_run(node: fx.Node, shards: Shards, axes: AxisTable, other: Axis) -> bool:
     if ir.is_getitem(node):
         return True  # as far as the op whose output it picks can
-    if any(n in held and place(axes, n, other) is None for n in node.all_input_nodes):
+    if any(n in shards and place(axes, n, other) is None for n in node.all_input_nodes):
         return False
     mine = {
-        n: shard for n in node.all_input_nodes if n in held and (shard := place(axes, n, other))
+        n: shard for n in node.all_input_nodes if n in shards and (shard := place(axes, n, other))
     }
     return bool(mine) and isinstance(judge(node, mine), Verdict)
 
@@ -191,43 +202,31 @@ def _can_run(node: fx.Node, held: Held, axes: AxisTable, other: Axis) -> bool:
 def _cheapest_entrance(
     core: Sequence[fx.Node],
     private: Sequence[fx.Node],
-    held: Held,
+    shards: Shards,
     axes: AxisTable,
     other: Axis,
 ) -> tuple[list[fx.Node] | None, list[fx.Node]]:
-    """The tensors of least bytes to re-shard, the last ones on ties, and what follows them."""
-    import networkx as nx
-
-    network = nx.DiGraph()
-    network.add_node("main")
-    members = {*core, *private}
+    """The tensors of least bytes to re-shard, and the nodes after them."""
     readers = dict.fromkeys((*private, *core))
-    order = {node: index for index, node in enumerate(core[0].graph.nodes)}
-    sources = {n for v in readers for n in v.all_input_nodes if _is_sharded(n, held)}
-    for node in sorted(sources - set(core), key=order.__getitem__):
-        shard = None if ir.tensor(node) is None else place(axes, node, other)
-        capacity = {} if shard is None else {"capacity": ir.num_bytes(node)}
-        network.add_edge((node, "in"), (node, "out"), **capacity)
-        if node not in members:
-            network.add_edge("main", (node, "in"))
-    for reader in readers:
-        end = "core" if reader in core else (reader, "in")
-        for source in reader.all_input_nodes:
-            if source in sources and source not in core:
-                network.add_edge((source, "out"), end)
-    try:
-        # Of several minimum cuts networkx returns the one nearest to its sink.
-        _, (before, behind) = nx.minimum_cut(network, "main", "core")
-    except nx.NetworkXUnbounded:
+    edges = [(n, v) for v in readers for n in v.all_input_nodes if _is_sharded(n, shards)]
+    edges = [(n, v) for n, v in edges if n not in core]
+    sizes: dict[fx.Node, int | None] = {}
+    for node in in_order({source for source, _ in edges}):
+        can_enter = ir.tensor(node) is not None and place(axes, node, other) is not None
+        sizes[node] = ir.num_bytes(node) if can_enter else None
+    starts = [node for node in sizes if node not in readers]
+    ends = [source for source, reader in edges if reader in core]
+    inner = [(source, reader) for source, reader in edges if reader not in core]
+    cut = minimum_cut(sizes, inner, starts, ends)
+    if cut is None:
         return None, []
-    cut = [n for n in order if (n, "in") in before and (n, "out") in behind]
-    return cut, [n for n in private if (n, "in") in behind]
+    return list(cut.nodes), [node for node in private if node in cut.after]
 
 
-def _main_shard(axes: AxisTable, main: Axis, node: fx.Node, held: Held) -> Shard | None:
-    """How what a core yields is dealt out along the main axis: like the queries."""
+def _main_shard(axes: AxisTable, main: Axis, node: fx.Node, shards: Shards) -> Shard | None:
+    """How the output of a core is sharded along the main axis: like the queries."""
     call = attention_call(node, axes.dims)
-    if call is not None and call.query in held:
-        shard = held[call.query]
+    if call is not None and call.query in shards:
+        shard = shards[call.query]
         return shard if shard.fits(shape_of(node)) else None
     return place(axes, node, main)

@@ -1,23 +1,21 @@
 """Emission: the ops that take a rank's part of a tensor, re-shard it and gather it (apply).
 
-One ``all_to_all_single`` per re-sharding, with the sizes that the ranks really hold: nothing is
-padded. Everything is computed on fake tensors as it is emitted, so that a size that does not fit
-shows at once.
+A re-sharding is one ``all_to_all_single``, with the sizes that the ranks really hold. Nothing is
+padded.
 """
 
 from __future__ import annotations
 
 import math
-import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from torch import fx
 
 from pab_compile.passes.graph import ir
 
+from .append import Appender
 from .shard import Ranks, Shard
 
 _aten = torch.ops.aten
@@ -26,12 +24,12 @@ _c10d = torch.ops._c10d_functional
 
 @dataclass(frozen=True)
 class Exchange:
-    """What a collective is for.
+    """The purpose of a collective.
 
     Attributes:
         shape: of the full tensor.
-        source: how it is dealt out before; whole.
-        target: how it is dealt out after; None where every rank gets all of it.
+        source: how it is sharded before, without replicated positions.
+        target: how it is sharded after; None where every rank gets all of it.
     """
 
     shape: tuple[int, ...]
@@ -39,7 +37,7 @@ class Exchange:
     target: Shard | None
 
     def elements(self, sender: int, receiver: int, ranks: Ranks) -> int:
-        """Elements that one rank sends to another: what the one has of what the other gets."""
+        """Elements that one rank sends to another: the sender's share of the receiver's part."""
         row = math.prod(self.shape) // self.source.size
         mine = row * ranks.counts(self.source.size)[sender]
         if self.target is None:
@@ -48,80 +46,20 @@ class Exchange:
         return mine * local // self.target.full
 
 
-class Emitter:
-    """Appends ops to a graph, with their fake values, for one rank.
+class Emitter(Appender):
+    """Appends the ops that slice, re-shard and gather tensors on one rank.
 
     Attributes:
-        made: the collectives so far, each with what it is for.
+        made: the collectives so far, each with its purpose.
     """
 
     def __init__(self, graph: fx.Graph, ranks: Ranks) -> None:
-        self.graph = graph
+        super().__init__(graph)
         self.ranks = ranks
         self.made: dict[fx.Node, Exchange] = {}
 
-    def call(self, target: Callable[..., Any], *args: Any, like: fx.Node, **kwargs: Any) -> fx.Node:
-        """Append one op; ``like`` is the node of the full graph that it serves."""
-        name = f"{like.name}_{ir.short_name(target)}"
-        return self._append(target, args, kwargs, name, like)
-
-    def stand_in(
-        self, node: fx.Node, target: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any]
-    ) -> fx.Node:
-        """Append an op of the full graph with local operands; it keeps its names."""
-        found = self._append(target, tuple(args), kwargs, node.name, node)
-        ir.copy_axis_names(found, node)
-        return found
-
-    def _append(
-        self,
-        target: Callable[..., Any],
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
-        name: str,
-        like: fx.Node,
-    ) -> fx.Node:
-        node = self.graph.create_node("call_function", target, args, kwargs, name)
-        ir.copy_facts(node, like)
-        times = [when for n in node.all_input_nodes if (when := ir.binding(n)) is not None]
-        ir.set_binding(node, max(times, default=ir.binding(like)))
-        ir.forget_axis_names(node)
-        ir.set_value(node, self.value(node))
-        return node
-
-    def value(self, node: fx.Node) -> Any:
-        """The fake value of a call on the fake values of its operands."""
-        args, kwargs = fx.map_arg((node.args, node.kwargs), ir.value)
-        assert callable(node.target)
-        with torch.no_grad():
-            return node.target(*args, **kwargs)
-
-    def reshape(self, x: fx.Node, shape: Sequence[int], like: fx.Node) -> fx.Node:
-        """Another view of the same elements; none where the shape is the same."""
-        if ir.shape(x) == tuple(shape):
-            return x
-        return self.call(_aten.reshape.default, x, list(shape), like=like)
-
-    def slice(self, x: fx.Node, dim: int, start: int, stop: int, like: fx.Node) -> fx.Node:
-        """A range of positions; none where it is all of them."""
-        if (start, stop) == (0, (ir.shape(x) or ())[dim]):
-            return x
-        return self.call(_aten.slice.Tensor, x, dim, start, stop, like=like)
-
-    def cat(self, parts: Sequence[fx.Node], dim: int, like: fx.Node) -> fx.Node:
-        """Concatenate; a single part stays as it is."""
-        if len(parts) == 1:
-            return parts[0]
-        return self.call(_aten.cat.default, list(parts), dim, like=like)
-
-    def permute(self, x: fx.Node, dims: Sequence[int], like: fx.Node) -> fx.Node:
-        """Reorder all dimensions; none where the order is the same."""
-        if list(dims) == sorted(dims):
-            return x
-        return self.call(_aten.permute.default, x, list(dims), like=like)
-
     def take(self, x: fx.Node, shard: Shard) -> fx.Node:
-        """This rank's part of a tensor that every rank has."""
+        """This rank's part of a replicated tensor."""
         first, end = self.ranks.bounds(shard.size)
         shape = ir.shape(x) or ()
         dim = shard.dim
@@ -210,7 +148,7 @@ class Emitter:
     def _exchange(
         self, x: fx.Node, source: Shard, target: Shard, shape: Sequence[int], like: fx.Node
     ) -> fx.Node:
-        """``switch`` for a source without replicated positions; ``shape`` is the full one."""
+        """``switch`` for a source without replicated positions. ``shape`` is the full shape."""
         factors, at_source, at_target = _factors(shape, source, target)
         mine = self.ranks.rank
         counts_s = self.ranks.counts(source.size)
@@ -241,7 +179,7 @@ class Emitter:
         return self.reshape(back, target.local_shape(shape, counts_t[mine]), like)
 
     def _rows_for_all(self, y: fx.Node, target: Shard, like: fx.Node) -> fx.Node:
-        """Rows for every rank one after another: its part and what all of them get."""
+        """Rows for every rank, one rank after another: its own part and the replicated rows."""
         parts: list[fx.Node] = []
         for rank in range(self.ranks.size):
             first, end = self.ranks.bounds(target.size, rank)
@@ -272,13 +210,9 @@ class Emitter:
             like,
         )
 
-    def pick(self, several: fx.Node, index: int, like: fx.Node) -> fx.Node:
-        """One output of an op with several."""
-        return self.call(operator.getitem, several, index, like=like)
-
 
 def _factors(shape: Sequence[int], source: Shard, target: Shard) -> tuple[list[int], int, int]:
-    """Full sizes with both axes as factors of their own, and where they are.
+    """Full sizes with both axes as separate factors, and the places of these.
 
     A target with replicated positions stays one dimension.
     """

@@ -1,8 +1,8 @@
-"""Layout: how every tensor of a graph is dealt out to the ranks (decide).
+"""Layout: how every tensor of a graph is sharded over the ranks (decide).
 
-From the node where the axis first lies in one dimension of what the latents became (*entry*), every
-value is sharded along it, op by op; an op that mixes it takes a detour along another axis; at the
-graph's outputs, or at a mixing op behind the last attention, the shards are gathered (*exit*).
+The *entry* is the first value of the latents that has the axis in one dimension. From there every
+value is sharded along the axis, op by op. An op that mixes the axis takes a detour along another
+axis. At the outputs, or at a mixing op after the last attention, the shards are gathered (*exit*).
 """
 
 from __future__ import annotations
@@ -15,8 +15,9 @@ from torch import fx
 from pab_compile.passes.axes.table import AxisTable
 from pab_compile.passes.errors import ShardingError
 from pab_compile.passes.graph import ir
+from pab_compile.passes.graph.walk import fed_by, feeding
 from pab_compile.passes.sites.binding import Binding
-from pab_compile.passes.sites.classify import Mixer
+from pab_compile.passes.sites.mixer import Mixer
 
 from .detour import Detour, find_detour, gather_keys
 from .placement import Axis, describe, heads_of, place, products, token_axes
@@ -27,21 +28,21 @@ from .verdict import Verdict
 
 @dataclass(frozen=True, eq=False)
 class Layout:
-    """How the tensors of a graph are dealt out along one axis.
+    """How the tensors of a graph are sharded along one axis.
 
     Attributes:
         axis: the axis.
         num_ranks: number of ranks.
-        held: how every sharded value is, as those outside detours see it.
+        shards: sharded value -> its shard, outside detours.
         verdicts: what every op on sharded operands does, outside detours.
         entries: replicated values that are sliced right after they are computed.
-        detours: where another axis is sharded instead.
-        gathered: ops whose sharded operands are gathered first; the output node is one.
+        detours: the parts where another axis is sharded instead.
+        gathered: ops whose sharded operands are gathered first, such as the output node.
     """
 
     axis: Axis
     num_ranks: int
-    held: Mapping[fx.Node, Shard]
+    shards: Mapping[fx.Node, Shard]
     verdicts: Mapping[fx.Node, Verdict]
     entries: frozenset[fx.Node]
     detours: tuple[Detour, ...]
@@ -51,7 +52,7 @@ class Layout:
     def gathers(self) -> tuple[fx.Node, ...]:
         """The values that are gathered, each once."""
         nodes = dict.fromkeys(n for node in self.gathered for n in node.all_input_nodes)
-        order = [n for n in self.held if n in nodes]
+        order = [n for n in self.shards if n in nodes]
         return tuple(order)
 
 
@@ -70,7 +71,7 @@ def lay_out(
     num_ranks: int,
     detours: bool = True,
 ) -> Layout:
-    """Decide how every tensor is dealt out along an axis.
+    """Decide how every tensor is sharded along an axis.
 
     Args:
         graph: a captured graph with binding times.
@@ -78,17 +79,17 @@ def lay_out(
         mixers: its token mixers.
         axis: a token axis of the latents, or a product of some.
         num_ranks: number of ranks.
-        detours: whether ops may run along another axis. Otherwise nothing before the last attention
+        detours: whether ops may run along another axis. Otherwise no op before the last attention
             may mix the axis, and the ranks exchange nothing before they gather.
 
     Raises:
-        ShardingError: the axis is shorter than the number of ranks, lies in no dimension, or an op
-            mixes it and no other axis can be sharded instead.
+        ShardingError: the axis has fewer positions than there are ranks, or lies in no dimension.
+            Or an op mixes it, and no other axis can be sharded instead.
     """
     if axis.size < num_ranks:
         raise ShardingError(
             f"The axis {axis.name!r} has {axis.size} positions, fewer than the {num_ranks} ranks "
-            "that were to share it. Use fewer ranks or another axis."
+            "that share it. Use fewer ranks or another axis."
         )
     planner = _Planner(graph, axes, mixers, axis, num_ranks, detours)
     replicated: set[fx.Node] = set()
@@ -96,7 +97,7 @@ def lay_out(
         try:
             return planner.walk(replicated)
         except _TooEarly as early:
-            replicated |= {*early.operands, *_ancestors(early.operands)}
+            replicated |= {*early.operands, *feeding(early.operands)}
 
 
 class _Planner:
@@ -116,8 +117,8 @@ class _Planner:
         self._axis = axis
         self._num_ranks = num_ranks
         self._mixer_of = {node: mixer for mixer in mixers for node in mixer.nodes}
-        self._is_after = _reached(graph, self._mixer_of)
-        self._is_before = _reaching(graph, self._mixer_of)
+        self._is_after = fed_by(self._mixer_of)
+        self._is_before = feeding(self._mixer_of)
         self._others = self._other_axes()
 
     def _other_axes(self) -> tuple[Axis, ...]:
@@ -126,8 +127,8 @@ class _Planner:
         return tuple(a for a in products(self._axes, free) if a.size >= self._num_ranks)
 
     def walk(self, replicated: set[fx.Node]) -> Layout:
-        """Assign a layout to every node, keeping some replicated."""
-        self._held: dict[fx.Node, Shard] = {}
+        """Decide on a layout of every node; some nodes stay replicated."""
+        self._shards: dict[fx.Node, Shard] = {}
         self._verdicts: dict[fx.Node, Verdict] = {}
         self._detours: list[Detour] = []
         self._entries: set[fx.Node] = set()
@@ -135,7 +136,7 @@ class _Planner:
         self._waiting: dict[fx.Node, tuple[fx.Node, ...]] = {}
         done: set[fx.Node] = set()
         for node in self._graph.nodes:
-            sharded = [n for n in node.all_input_nodes if n in self._held]
+            sharded = [n for n in node.all_input_nodes if n in self._shards]
             if node in done or node.op == "get_attr":
                 continue
             if node.op == "output":
@@ -155,7 +156,7 @@ class _Planner:
         return Layout(
             self._axis,
             self._num_ranks,
-            self._held,
+            self._shards,
             self._verdicts,
             frozenset(self._entries),
             tuple(self._detours),
@@ -164,7 +165,7 @@ class _Planner:
 
     def _keep(self, node: fx.Node, shard: Shard | None) -> None:
         if shard is not None:
-            self._held[node] = shard
+            self._shards[node] = shard
 
     def _maybe_enter(self, node: fx.Node, replicated: set[fx.Node]) -> None:
         """Slice a replicated value of the latents as soon as it has the axis."""
@@ -173,13 +174,13 @@ class _Planner:
         shard = place(self._axes, node, self._axis)
         if shard is not None and shard.is_whole:
             self._entries.add(node)
-            self._held[node] = shard
+            self._shards[node] = shard
 
     def _visit(self, node: fx.Node, sharded: Sequence[fx.Node]) -> set[fx.Node]:
-        """Lay out an op on sharded operands; the nodes that this settles besides."""
+        """Lay out an op on sharded operands. Returns other nodes that are laid out with it."""
         core, answer = self._waiting.pop(node, ()), "it mixes the axis"
         if not core:
-            answer = judge(node, {n: self._held[n] for n in sharded})
+            answer = judge(node, {n: self._shards[n] for n in sharded})
             if isinstance(answer, Verdict):
                 self._verdicts[node] = answer
                 if ir.tensor(node) is not None:
@@ -188,17 +189,17 @@ class _Planner:
             if node not in self._is_after and node not in self._mixer_of:
                 raise _TooEarly(sharded)
             core = self._core(node) if self._may_detour else (node,)
-            if core[-1] is not node:  # until everything that it reads is laid out
+            if core[-1] is not node:  # wait until all its operands are laid out
                 self._waiting[core[-1]] = core
                 return set(core[:-1])
         found = self._detour(core) if self._may_detour else ""
         if isinstance(found, Detour):
             self._detours.append(found)
             for inner in found.verdicts:
-                self._held.pop(inner, None)
+                self._shards.pop(inner, None)
                 self._verdicts.pop(inner, None)
-            self._held |= found.kept
-            self._held |= {c.node: c.target for c in found.leaving if c.target is not None}
+            self._shards |= found.kept
+            self._shards |= {c.node: c.target for c in found.leaving if c.target is not None}
             return set(core)
         if node not in self._is_before and node not in self._mixer_of:
             self._gathered.add(node)
@@ -225,7 +226,7 @@ class _Planner:
             reasons.append(f"it has {heads.size} heads only")
             heads = None
         for other in (*self._others, *([heads] if heads else [])):
-            detour = find_detour(self._axes, self._axis, other, core, self._held)
+            detour = find_detour(self._axes, self._axis, other, core, self._shards)
             if isinstance(detour, str):
                 reasons.append(detour)
             else:
@@ -233,36 +234,8 @@ class _Planner:
         if found:
             return min(found, key=lambda detour: detour.num_bytes)
         if core[0] in self._mixer_of:
-            staying = gather_keys(self._axes, self._axis, core, self._held)
+            staying = gather_keys(self._axes, self._axis, core, self._shards)
             if isinstance(staying, Detour):
                 return staying
             reasons.append(staying)
         return "; ".join(dict.fromkeys(reasons)) or "no other axis is long enough"
-
-
-def _ancestors(nodes: Sequence[fx.Node]) -> set[fx.Node]:
-    pending, seen = list(nodes), set[fx.Node]()
-    while pending:
-        for source in pending.pop().all_input_nodes:
-            if source not in seen:
-                seen.add(source)
-                pending.append(source)
-    return seen
-
-
-def _reached(graph: fx.Graph, starts: Mapping[fx.Node, object]) -> set[fx.Node]:
-    """Nodes behind some nodes."""
-    found: set[fx.Node] = set()
-    for node in graph.nodes:
-        if any(n in found or n in starts for n in node.all_input_nodes):
-            found.add(node)
-    return found
-
-
-def _reaching(graph: fx.Graph, ends: Mapping[fx.Node, object]) -> set[fx.Node]:
-    """Nodes before some nodes."""
-    found: set[fx.Node] = set()
-    for node in reversed(graph.nodes):
-        if any(user in found or user in ends for user in node.users):
-            found.add(node)
-    return found

@@ -1,41 +1,29 @@
 """Localise: the graph of one device becomes the graph of one rank (apply).
 
-Every op stays; sizes that are written into views and slices become local, replicated operands of
-sharded ops are sliced, and detours, entries and exits become ``emit``'s ops.
+Every op stays. Sizes that are written into views and slices become local. Replicated operands of
+sharded ops are sliced. Detours, entries and exits become the ops of ``passes.parallel.emit``.
 """
 
 from __future__ import annotations
 
 import operator
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import fx
 
 from pab_compile.passes.errors import InvariantError
 from pab_compile.passes.graph import ir
+from pab_compile.passes.graph.ops import is_communication
 
 from .detour import Crossing, Detour
 from .emit import Emitter, Exchange
 from .layout import Layout
+from .local_call import local_call
 from .placement import describe
 from .shard import Ranks, Shard
-from .verdict import Verdict, first_operand, shape_of, wrap
-from .view_rules import slice_bounds
-
-_VIEWS = ("view", "reshape", "_unsafe_view", "flatten", "unflatten", "view_copy", "_reshape_alias")
-_SPLITS = (
-    "split",
-    "split_with_sizes",
-    "chunk",
-    "tensor_split",
-    "unsafe_split",
-    "unsafe_split_with_sizes",
-    "unsafe_chunk",
-)
-_aten = torch.ops.aten
+from .verdict import Verdict
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,9 +32,9 @@ class Localised:
 
     Attributes:
         graph_module: same inputs and outputs as the graph of one device.
-        nodes: node of that graph -> what stands for its value: the local part where it is sharded.
+        nodes: node of that graph -> the node in its place, with the local part if it is sharded.
         exchanges: detour -> the collectives that re-shard for it.
-        purposes: every collective that was made -> what it is for.
+        purposes: collective -> its purpose.
     """
 
     graph_module: fx.GraphModule
@@ -60,8 +48,8 @@ def localise(graph_module: fx.GraphModule, layout: Layout, ranks: Ranks) -> Loca
 
     Args:
         graph_module: a captured graph; not modified.
-        layout: how its tensors are dealt out.
-        ranks: for which rank, in which group.
+        layout: how its tensors are sharded.
+        ranks: the ranks, and which of them the graph is for.
     """
     assert ranks.size == layout.num_ranks
     builder = _Builder(layout, ranks)
@@ -93,7 +81,7 @@ class _Builder:
         self._leaving = {c.node: c for detour in layout.detours for c in detour.leaving}
 
     def add(self, node: fx.Node) -> None:
-        """Append what stands for a node of the full graph."""
+        """Append the nodes in the place of a node of the full graph."""
         if node.op == "output":
             self.graph.output(fx.map_arg(node.args[0], self._full))
             ir.copy_facts(ir.output_node(self.graph), node)
@@ -105,9 +93,11 @@ class _Builder:
             self.main[node] = self._pick(node, self.main)
         else:
             verdict = self._layout.verdicts[node]
-            held = {n: self._layout.held[n] for n in node.all_input_nodes if n in self._layout.held}
+            shards = {
+                n: self._layout.shards[n] for n in node.all_input_nodes if n in self._layout.shards
+            }
             operands = {n: self._operand(n, verdict) for n in node.all_input_nodes}
-            self.main[node] = self._local(node, verdict, held, operands)
+            self.main[node] = self._local(node, verdict, shards, operands)
 
     def _is_local(self, node: fx.Node) -> bool:
         if ir.is_getitem(node):
@@ -118,12 +108,12 @@ class _Builder:
         copied = self.graph.node_copy(node, self._full)
         ir.copy_facts(copied, node)
         if node in self._layout.entries:
-            copied = self._emitter.take(copied, self._layout.held[node])
+            copied = self._emitter.take(copied, self._layout.shards[node])
         self.main[node] = copied
 
     def _full(self, node: fx.Node) -> fx.Node:
         """A value as every rank has it, gathered where it is sharded."""
-        shard = self._layout.held.get(node)
+        shard = self._layout.shards.get(node)
         if shard is None:
             return self.main[node]
         key = (node, shard)
@@ -132,7 +122,7 @@ class _Builder:
         return self._taken[key]
 
     def _operand(self, node: fx.Node, verdict: Verdict) -> fx.Node:
-        """An operand of a sharded op: what is there, or this rank's part of it."""
+        """An operand of a sharded op: the value itself, or this rank's part of it."""
         shard = verdict.needs.get(node)
         if shard is None:
             return self.main[node]
@@ -142,7 +132,7 @@ class _Builder:
         return self._taken[key]
 
     def _add_inside(self, node: fx.Node, detour: Detour) -> None:
-        """An op of a detour, on values that are sharded along the other axis."""
+        """Append an op of a detour, on values that are sharded along the other axis."""
         local, verdict = self._inside[detour], detour.verdicts[node]
         entering = {crossing.node: crossing for crossing in detour.entering}
         for source in node.all_input_nodes:
@@ -152,12 +142,12 @@ class _Builder:
         if ir.is_getitem(node):
             local[node] = self._pick(node, local)
         else:
-            held = self._held_inside(node, detour)
+            shards = self._shards_inside(node, detour)
             operands = {
                 n: local[n] if n in local else self._operand(n, verdict)
                 for n in node.all_input_nodes
             }
-            local[node] = self._local(node, verdict, held, operands)
+            local[node] = self._local(node, verdict, shards, operands)
         if (crossing := self._leaving.get(node)) is not None:
             self.main[node] = self._switch(local[node], crossing, detour)
         elif node in detour.kept:
@@ -178,12 +168,14 @@ class _Builder:
         self.exchanges[detour] += tuple(self.purposes)[known:]
         return switched
 
-    def _held_inside(self, node: fx.Node, detour: Detour) -> dict[fx.Node, Shard]:
+    def _shards_inside(self, node: fx.Node, detour: Detour) -> dict[fx.Node, Shard]:
         found = {c.node: c.target for c in detour.entering if c.target is not None}
         if detour.kept:
             entering = [c.node for c in detour.entering]
-            held = self._layout.held
-            found |= {n: held[n] for n in node.all_input_nodes if n in held and n not in entering}
+            shards = self._layout.shards
+            found |= {
+                n: shards[n] for n in node.all_input_nodes if n in shards and n not in entering
+            }
         for source in node.all_input_nodes:
             if source in detour.verdicts and ir.tensor(source) is not None:
                 shard = detour.verdicts[source].outputs[0]
@@ -195,11 +187,11 @@ class _Builder:
         self,
         node: fx.Node,
         verdict: Verdict,
-        held: dict[fx.Node, Shard],
+        shards: dict[fx.Node, Shard],
         operands: dict[fx.Node, fx.Node],
     ) -> fx.Node:
         """A sharded op with local operands and local sizes."""
-        target, args, kwargs = self._rewritten(node, verdict, held)
+        target, args, kwargs = local_call(node, verdict, shards, self._ranks)
         args, kwargs = fx.map_arg((args, kwargs), operands.__getitem__)
         call = self._emitter.stand_in(node, target, args, kwargs)
         values = ir.value(call)
@@ -218,58 +210,10 @@ class _Builder:
                 )
         return call
 
-    def _rewritten(
-        self, node: fx.Node, verdict: Verdict, held: dict[fx.Node, Shard]
-    ) -> tuple[Any, Sequence[Any], dict[str, Any]]:
-        """Target and arguments of an op with local sizes in place of full ones."""
-        x = first_operand(node)
-        out, mine = verdict.outputs[0], held.get(x)
-        if ir.is_call(node, *_VIEWS):
-            return _aten.reshape.default, (x, list(self._shape(node, out))), {}
-        if ir.is_call(node, "expand", "broadcast_to"):
-            return node.target, (x, list(self._shape(node, out))), {}
-        if ir.is_call(node, "repeat_interleave"):
-            return node.target, node.args, {k: v for k, v in node.kwargs.items() if k == "dim"}
-        if mine is None:
-            return node.target, node.args, dict(node.kwargs)
-        if ir.is_call(node, *_SPLITS) and self._dim(node, 2) == mine.dim:
-            sizes = [
-                self._local_size(val.shape[mine.dim], shard)
-                for val, shard in zip(ir.value(node), verdict.outputs, strict=True)
-            ]
-            return _aten.split_with_sizes.default, (x, sizes, mine.dim), {}
-        if ir.is_call(node, "slice", "narrow") and self._dim(node, 1) == mine.dim:
-            bounds = slice_bounds(node)
-            assert bounds is not None
-            start = self._moved(bounds[0], mine)
-            stop = start + self._local_size(bounds[1] - bounds[0], out)
-            return _aten.slice.Tensor, (x, mine.dim, start, stop), {}
-        if ir.is_call(node, "select") and self._dim(node, 1) == mine.dim:
-            at = wrap(ir.argument(node, 2, "index"), mine.full)
-            return node.target, (x, mine.dim, self._moved(at, mine)), {}
-        return node.target, node.args, dict(node.kwargs)
-
-    def _dim(self, node: fx.Node, position: int) -> int:
-        rank = len(shape_of(first_operand(node)))
-        return wrap(ir.argument(node, position, "dim", 0), rank)
-
-    def _shape(self, node: fx.Node, shard: Shard | None) -> tuple[int, ...]:
-        shape = shape_of(node)
-        return shape if shard is None else shard.local_shape(shape, self._ranks.count(shard.size))
-
-    def _local_size(self, num: int, shard: Shard | None) -> int:
-        return num if shard is None else shard.local(self._ranks.count(shard.size))
-
-    def _moved(self, position: int, shard: Shard) -> int:
-        """A position of the replicated part of a dimension, on this rank."""
-        if position < shard.full - shard.after or position <= shard.before:
-            return position
-        return position - shard.full + shard.local(self._ranks.count(shard.size))
-
 
 def _remove_dead(graph: fx.Graph) -> None:
-    """Remove what nobody uses, collectives and their waits too: no rank's peer expects them."""
+    """Remove unused nodes, also collectives and their waits: all ranks remove the same ones."""
     for node in reversed(list(graph.nodes)):
-        is_comm = ir.op_namespace(node) == "_c10d_functional"
-        if node.op == "call_function" and not node.users and (is_comm or not ir.must_stay(node)):
+        is_needed = bool(node.users) or (ir.must_stay(node) and not is_communication(node))
+        if node.op == "call_function" and not is_needed:
             graph.erase_node(node)

@@ -1,18 +1,18 @@
-"""Overlap: what ranks exchange travels while the same piece computes what it can.
+"""Overlap: a piece computes while its collectives run.
 
-Every collective starts as soon as its operand is there, and is waited for when nothing else is left
-that the next collective needs. Attention over all tokens, before and after::
+Every collective starts as soon as its operand is ready. Its wait comes after all calls that the
+next collective needs. Attention over all tokens, before and after::
 
     %q = linear(%x, %w_q)               %q = linear(%x, %w_q)
     %q_sent = all_to_all(%q)            %q_sent = all_to_all(%q)
-    %q_heads = wait(%q_sent)            %k = linear(%x, %w_k)      # while q travels
+    %q_heads = wait(%q_sent)            %k = linear(%x, %w_k)      # while q is sent
     %k = linear(%x, %w_k)               %k_sent = all_to_all(%k)
     %k_sent = all_to_all(%k)            %q_heads = wait(%q_sent)
     %k_heads = wait(%k_sent)            %k_heads = wait(%k_sent)
     attention(%q_heads, %k_heads, ...)  attention(%q_heads, %k_heads, ...)
 
-Only the order of the calls changes. Collectives keep theirs, so that they meet those of the other
-ranks, and so do ops that must stay.
+Only the order of the calls changes. Collectives keep their order, so that they match those of the
+other ranks. Ops with an effect keep their order too.
 """
 
 from __future__ import annotations
@@ -26,6 +26,8 @@ from torch import fx
 
 from pab_compile.passes.errors import InvariantError
 from pab_compile.passes.graph import ir
+from pab_compile.passes.graph.ops import is_collective, is_wait
+from pab_compile.passes.graph.walk import positions
 from pab_compile.passes.program import Program
 from pab_compile.passes.rewrite.broadcast import StepBranch
 from pab_compile.passes.rewrite.pieces import Piece
@@ -33,17 +35,17 @@ from pab_compile.passes.rewrite.pieces import Piece
 
 @dataclass(frozen=True)
 class Overlap:
-    """Reorder the calls inside every piece; runs behind ``CutIntoPieces``."""
+    """Reorder the calls inside every piece. Runs after ``CutIntoPieces``."""
 
     name: str = "overlap"
 
     def __call__(self, program: Program) -> int:
-        """Reorder; the number of calls that are made while something travels, and were not."""
+        """Reorder. Returns by how many the calls increase that run during a collective."""
         return sum(overlap(piece) for piece in _pieces(program.graph_module))
 
 
 def overlap(piece: fx.GraphModule) -> int:
-    """Reorder the calls of one piece; the number of calls that moved into a flight.
+    """Reorder the calls of one piece. Returns how many calls now run during a collective.
 
     Args:
         piece: changed in place. One without collectives stays as it is.
@@ -67,24 +69,19 @@ def overlap(piece: fx.GraphModule) -> int:
 
 
 def in_flight(graph: fx.Graph) -> dict[fx.Node, int]:
-    """Collective -> number of calls between its start and its wait, views and waits left out."""
+    """Collective -> number of calls between its start and its wait, without views and waits."""
     found: dict[fx.Node, int] = {}
     flying: dict[fx.Node, None] = {}
     for node in graph.nodes:
         if is_collective(node):
             found[node] = 0
             flying[node] = None
-        elif ir.is_call(node, "wait_tensor"):
+        elif is_wait(node):
             flying.pop(node.all_input_nodes[0], None)
         elif node.op == "call_function" and not _is_free(node):
             for started in flying:
                 found[started] += 1
     return found
-
-
-def is_collective(node: fx.Node) -> bool:
-    """Whether the node starts an exchange."""
-    return ir.op_namespace(node) == "_c10d_functional" and not ir.is_call(node, "wait_tensor")
 
 
 def _is_free(node: fx.Node) -> bool:
@@ -102,13 +99,13 @@ def _pieces(graph_module: fx.GraphModule) -> Iterator[fx.GraphModule]:
 
 
 def _schedule(graph: fx.Graph) -> list[fx.Node]:
-    """The new order: list scheduling, what the next collective needs first, waits last."""
+    """The new order: list scheduling. Calls that the next collective needs first, waits last."""
     nodes = list(graph.nodes)
-    index = {node: number for number, node in enumerate(nodes)}
+    index = positions(graph)
     before: dict[fx.Node, list[fx.Node]] = {node: list(node.all_input_nodes) for node in nodes}
     last: fx.Node | None = None
     for node in nodes:
-        if is_collective(node) or (_must_keep_order(node) and not ir.is_call(node, "wait_tensor")):
+        if is_collective(node) or (_must_keep_order(node) and not is_wait(node)):
             if last is not None:
                 before[node].append(last)
             last = node
@@ -121,10 +118,10 @@ def _schedule(graph: fx.Graph) -> list[fx.Node]:
     ready: list[tuple[tuple[int, int, int], int]] = []
 
     def offer(node: fx.Node) -> None:
-        # Inputs first and the output last, as a graph must; a collective as soon as it can start.
+        # A graph needs its inputs first and its output last. Collectives start early.
         ends = {"placeholder": -2, "get_attr": -2, "output": len(nodes) + 1}
         first = ends.get(node.op, -1 if is_collective(node) else goal[node])
-        waits = int(ir.is_call(node, "wait_tensor"))
+        waits = int(is_wait(node))
         heapq.heappush(ready, ((first, waits, index[node]), index[node]))
 
     for node in nodes:
@@ -146,7 +143,7 @@ def _must_keep_order(node: fx.Node) -> bool:
 
 
 def _goals(nodes: list[fx.Node], index: dict[fx.Node, int]) -> dict[fx.Node, int]:
-    """Node -> place of the first collective that needs it, or the end."""
+    """Node -> position of the first collective that needs it, or the end."""
     goal: dict[fx.Node, int] = {}
     for node in reversed(nodes):
         needed = [index[user] if is_collective(user) else goal[user] for user in node.users]

@@ -1,4 +1,4 @@
-"""Where an axis lies in a tensor, from the atoms of its dimensions (find)."""
+"""Placement: finds the dimension of a tensor that has an axis, by atoms (find)."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from torch import fx
 
 from pab_compile.passes.axes.atoms import Atom, Dim, leaves, size
 from pab_compile.passes.axes.attention_call import attention_call
-from pab_compile.passes.axes.table import VIDEO, AxisTable
+from pab_compile.passes.axes.names import VIDEO
+from pab_compile.passes.axes.table import AxisTable
 from pab_compile.passes.graph import ir
 from pab_compile.passes.graph.contractions import contraction
 
@@ -21,12 +22,12 @@ HEADS = "heads"
 
 @dataclass(frozen=True, eq=False)
 class Axis:
-    """A product of atoms that can be dealt out to ranks.
+    """A product of atoms that can be sharded over ranks.
 
     Attributes:
         name: ``t``, ``h``, ``w``, ``s`` (packed tokens), a product such as ``h*w``, or ``heads``.
         size: its number of positions.
-        holds: tells the atoms that it is made of.
+        holds: whether an atom is a part of the axis.
     """
 
     name: str
@@ -35,7 +36,7 @@ class Axis:
 
 
 def place(axes: AxisTable, node: fx.Node, axis: Axis) -> Shard | None:
-    """Where the whole axis lies in one dimension of a node's tensor, if it does."""
+    """The shard of a node's tensor along an axis; None if no dimension has the whole axis."""
     for number, dim in enumerate(axes.dims(node)):
         if (found := _within(dim, axis)) is not None:
             return found.at(number)
@@ -66,7 +67,7 @@ def _within(dim: Dim, axis: Axis) -> Shard | None:
 def token_axes(axes: AxisTable) -> tuple[Axis, ...]:
     """The axes of the latents that hold tokens, one by one in the order of the latents.
 
-    What lies inside a patch is no axis of its own: a projection sums over it.
+    The inside of a patch is no axis, because a projection sums over it.
     """
     sizes: dict[str, int] = {}
     for dim in axes.dims(axes.latents):
@@ -78,7 +79,7 @@ def token_axes(axes: AxisTable) -> tuple[Axis, ...]:
 
 
 def products(axes: AxisTable, single: tuple[Axis, ...]) -> Iterator[Axis]:
-    """Axes and their products, those of most factors first."""
+    """Axes and their products. Those with the most factors come first."""
     for num in range(len(single), 0, -1):
         for chosen in itertools.combinations(single, num):
             total = 1
@@ -99,7 +100,7 @@ def _token_axis(axes: AxisTable, names: tuple[str, ...], num: int) -> Axis:
 
 
 def heads_of(axes: AxisTable, node: fx.Node) -> Axis | None:
-    """The heads of an attention, or of the first product of one that is written out by hand."""
+    """The heads of an attention. If it is written out by hand, the node is its first product."""
     call = attention_call(node, axes.dims)
     if call is not None:
         if call.heads is None:

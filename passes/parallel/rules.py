@@ -1,7 +1,7 @@
-"""What every op does to an axis that is dealt out to ranks.
+"""What every op does to an axis that is sharded over ranks.
 
-``judge`` answers for one node. Ops without a rule mix: a sharded axis in an op that nobody knows is
-an error, never a silent wrong result.
+``judge`` answers for one node. An op without a rule counts as mixing. So a sharded axis in an
+unknown op is an error, never a silent wrong result.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from . import view_rules
 from .shard import Shard
 from .verdict import (
     Answer,
-    Held,
+    Shards,
     Verdict,
     first_operand,
     meet,
@@ -29,96 +29,96 @@ from .verdict import (
     wrap,
 )
 
-Rule = Callable[[fx.Node, Held], Answer]
+Rule = Callable[[fx.Node, Shards], Answer]
 
 _SDPA = "scaled_dot_product_attention"
 
 
-def judge(node: fx.Node, held: Held) -> Answer:
-    """Whether every rank can compute its part of an op, and of what.
+def judge(node: fx.Node, shards: Shards) -> Answer:
+    """Decide whether every rank can compute its part of an op.
 
     Args:
         node: a call of a captured graph, with the full tensor as its value.
-        held: how its sharded operands are dealt out; none of them is empty.
+        shards: how its sharded operands are sharded. There is at least one.
 
     Returns:
-        A verdict, or why the op mixes positions of different ranks.
+        A verdict, or the reason why the op mixes positions of different ranks.
     """
     if ir.is_random(node):
         return "it draws random numbers, which would differ between ranks"
     name = ir.op_name(node)
     if (call := attention_call(node, lambda n: ((),) * len(shape_of(n)))) is not None:
-        return _attention(node, held, call) if name == _SDPA else "its layout is not known"
+        return _attention(node, shards, call) if name == _SDPA else "its layout is not known"
     if contraction(node) is not None:
-        return _product(node, held)
+        return _product(node, shards)
     if (rule := RULES.get(name)) is not None:
-        found = next((n for n in others(node, held)), None)
+        found = next((n for n in others(node, shards)), None)
         if found is not None and rule not in _OF_SEVERAL:
-            return f"it reads {found.name}, which is dealt out, besides its first operand"
-        return rule(node, held)
+            return f"it reads {found.name}, which is sharded, besides its first operand"
+        return rule(node, shards)
     if name in _POINTWISE or torch.Tag.pointwise in getattr(node.target, "tags", ()):
-        return _elementwise(node, held)
+        return _elementwise(node, shards)
     return "no rule says what it does to an axis"
 
 
-def _elementwise(node: fx.Node, held: Held) -> Answer:
+def _elementwise(node: fx.Node, shards: Shards) -> Answer:
     """Operands broadcast against one another."""
     if ir.tensor(node) is None:
         return "it has several outputs, and no rule"
     operands = [n for n in node.all_input_nodes if ir.tensor(n) is not None]
     rank = len(shape_of(node))
-    lead = next(n for n in operands if n in held)
-    shard = held[lead].at(held[lead].dim + rank - len(shape_of(lead)))
+    lead = next(n for n in operands if n in shards)
+    shard = shards[lead].at(shards[lead].dim + rank - len(shape_of(lead)))
     if not shard.fits(shape_of(node)):
         return "its result does not have the axis of its operand"
-    needs = meet(operands, held, shard, rank)
+    needs = meet(operands, shards, shard, rank)
     return needs if isinstance(needs, str) else Verdict((shard,), needs)
 
 
-def _product(node: fx.Node, held: Held) -> Answer:
-    """Linear layers, matrix products, einsum: an axis that is kept stays dealt out."""
+def _product(node: fx.Node, shards: Shards) -> Answer:
+    """Linear layers, matrix products, einsum: an axis of the result stays sharded."""
     spec = contraction(node)
     assert spec is not None
     rank = len(shape_of(node))
     added = [n for n in node.all_input_nodes if n not in spec.operands and ir.tensor(n) is not None]
     for places in spec.summed:
-        if any(_is_at(held, spec.operands[i], dim) for i, dim in places):
+        if any(_is_at(shards, spec.operands[i], dim) for i, dim in places):
             return "it sums over the axis"
     found: list[tuple[int, Shard]] = []
     for out, places in enumerate(spec.kept):
         for i, dim in places:
-            if _is_at(held, spec.operands[i], dim):
-                found.append((out, held[spec.operands[i]].at(out)))
+            if _is_at(shards, spec.operands[i], dim):
+                found.append((out, shards[spec.operands[i]].at(out)))
     if not found:
-        return "what it adds is dealt out, and its factors are not"
+        return "its addend is sharded, but not its factors"
     out, shard = found[0]
     if any(other != (out, shard) for other in found):
         return "it pairs positions of the axis with one another"
     needs: dict[fx.Node, Shard] = {}
     for i, dim in spec.kept[out]:
         operand = spec.operands[i]
-        if operand not in held and shape_of(operand)[dim] != 1:
+        if operand not in shards and shape_of(operand)[dim] != 1:
             needs[operand] = shard.at(dim)
-        elif operand in held and held[operand] != shard.at(dim):
-            return "its operands are dealt out differently"
-    met = meet(added, held, shard, rank)
+        elif operand in shards and shards[operand] != shard.at(dim):
+            return "its operands are sharded differently"
+    met = meet(added, shards, shard, rank)
     return met if isinstance(met, str) else Verdict((shard,), {**needs, **met})
 
 
-def _is_at(held: Held, operand: fx.Node, dim: int) -> bool:
-    return operand in held and held[operand].dim == dim
+def _is_at(shards: Shards, operand: fx.Node, dim: int) -> bool:
+    return operand in shards and shards[operand].dim == dim
 
 
-def _attention(node: fx.Node, held: Held, call: AttentionCall) -> Answer:
-    """Attention mixes its keys; queries, heads and batch are independent of one another."""
-    keys = [n for n in (call.key, call.value) if n in held]
-    if any(held[n].dim >= call.tokens for n in keys):
+def _attention(node: fx.Node, shards: Shards, call: AttentionCall) -> Answer:
+    """Attention mixes its keys. Queries, heads and batch are independent of one another."""
+    keys = [n for n in (call.key, call.value) if n in shards]
+    if any(shards[n].dim >= call.tokens for n in keys):
         return "it mixes the axis, along which its keys run"
-    lead = next(n for n in (call.query, *keys, call.mask) if n in held)
+    lead = next(n for n in (call.query, *keys, call.mask) if n in shards)
     assert lead is not None
     if lead is call.mask:
-        return "its mask is dealt out, and nothing else of it"
-    shard = held[lead]
+        return "its mask is sharded, but not its queries or keys"
+    shard = shards[lead]
     if shard.dim > call.tokens:
         return "it sums over the axis"
     rank = len(shape_of(call.query))
@@ -130,32 +130,32 @@ def _attention(node: fx.Node, held: Held, call: AttentionCall) -> Answer:
         if len({shape_of(n)[shard.dim] for n in (call.query, call.key, call.value)}) > 1:
             return "its queries have more heads than its keys"
         along = [call.query, call.key, call.value]
-    needs = meet(along, held, shard, rank)
+    needs = meet(along, shards, shard, rank)
     if call.mask is not None and not isinstance(needs, str):
-        masked = meet([call.mask], held, shard, rank)
+        masked = meet([call.mask], shards, shard, rank)
         needs = masked if isinstance(masked, str) else {**needs, **masked}
     return needs if isinstance(needs, str) else Verdict((shard,), needs)
 
 
-def _norm(node: fx.Node, held: Held) -> Answer:
+def _norm(node: fx.Node, shards: Shards) -> Answer:
     """Norms over the last dimensions."""
     x = first_operand(node)
     num = len(ir.argument(node, 1, "normalized_shape"))
-    if held[x].dim >= len(shape_of(x)) - num:
+    if shards[x].dim >= len(shape_of(x)) - num:
         return "it normalises over the axis"
-    return same(held[x])
+    return same(shards[x])
 
 
-def _group_norm(node: fx.Node, held: Held) -> Answer:
+def _group_norm(node: fx.Node, shards: Shards) -> Answer:
     """Norms over groups of channels and all positions of a row."""
     x = first_operand(node)
-    return same(held[x]) if held[x].dim == 0 else "it normalises over the axis"
+    return same(shards[x]) if shards[x].dim == 0 else "it normalises over the axis"
 
 
-def _reduce(node: fx.Node, held: Held) -> Answer:
+def _reduce(node: fx.Node, shards: Shards) -> Answer:
     """Sums, means, extrema over some dimensions."""
     x = first_operand(node)
-    shard, rank = held[x], len(shape_of(x))
+    shard, rank = shards[x], len(shape_of(x))
     at = 2 if ir.is_call(node, "norm", "linalg_vector_norm") else 1
     asked = ir.argument(node, at, "dim")
     val = ir.value(node)
@@ -170,10 +170,10 @@ def _reduce(node: fx.Node, held: Held) -> Answer:
     return Verdict((shard.at(shard.dim - moved),) * num)
 
 
-def _convolution(node: fx.Node, held: Held) -> Answer:
-    """Convolutions whose windows lie side by side along the axis."""
+def _convolution(node: fx.Node, shards: Shards) -> Answer:
+    """Convolutions: their windows must lie side by side along the axis."""
     x = first_operand(node)
-    shard, shape = held[x], shape_of(x)
+    shard, shape = shards[x], shape_of(x)
     weight = shape_of(ir.argument(node, 1, "weight"))
     grid = len(weight) - 2
     if shard.dim < len(shape) - grid - 1:
@@ -197,9 +197,9 @@ def _per_dim(val: object, num: int) -> list[object]:
     return found * num if len(found) == 1 else found
 
 
-def _new(node: fx.Node, held: Held) -> Answer:
+def _new(node: fx.Node, shards: Shards) -> Answer:
     """Factories that take only the type from their operand."""
-    del node, held
+    del node, shards
     return Verdict((None,))
 
 

@@ -1,9 +1,9 @@
-"""Shards: which positions of a dimension one rank holds.
+"""Shards: the positions of a dimension that one rank has.
 
-A dimension of a full tensor is read as ``before + outer * size * inner + after`` positions. The
-factor ``size`` is the axis that is dealt out to the ranks in contiguous parts of nearly equal
-length; the other factors, and the positions before and after (prompt tokens in one sequence with
-video tokens), are on every rank.
+A dimension of a full tensor has ``before + outer * size * inner + after`` positions. The factor
+``size`` is the sharded axis. Each rank has a contiguous part of it, of nearly equal length. Every
+rank has all of the other factors. It also has all positions before and after, such as prompt tokens
+in one sequence with video tokens.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from dataclasses import dataclass, replace
 
 @dataclass(frozen=True)
 class Shard:
-    """How one dimension of a tensor is dealt out.
+    """How one dimension of a tensor is sharded.
 
     Attributes:
         dim: the dimension.
         size: positions of the axis on all ranks together.
-        outer: positions of what lies outside the axis in the same dimension.
-        inner: positions of what lies inside it.
+        outer: positions outside the axis in the same dimension.
+        inner: positions inside the axis in the same dimension.
         before: replicated positions at the beginning of the dimension.
         after: replicated positions at its end.
     """
@@ -40,12 +40,12 @@ class Shard:
 
     @property
     def sharded(self) -> int:
-        """Positions of the part of the dimension that is dealt out."""
+        """Positions of the sharded part of the dimension."""
         return self.outer * self.size * self.inner
 
     @property
     def is_whole(self) -> bool:
-        """Whether nothing of the dimension is replicated."""
+        """Whether no position of the dimension is replicated."""
         return not (self.before or self.after)
 
     def at(self, dim: int) -> Shard:
@@ -61,7 +61,7 @@ class Shard:
         return (*shape[: self.dim], self.local(count), *shape[self.dim + 1 :])
 
     def fits(self, shape: Sequence[int]) -> bool:
-        """Whether a full tensor of this shape can be dealt out like this."""
+        """Whether a full tensor of this shape can be sharded like this."""
         return self.dim < len(shape) and shape[self.dim] == self.full
 
 
@@ -80,7 +80,7 @@ class Ranks:
     group: str = "0"
 
     def counts(self, positions: int) -> tuple[int, ...]:
-        """Positions of an axis per rank; the first ranks hold one more where it does not divide."""
+        """Positions of an axis per rank. The first ranks may have one more than the others."""
         least, more = divmod(positions, self.size)
         return tuple(least + (rank < more) for rank in range(self.size))
 
@@ -89,7 +89,7 @@ class Ranks:
         return self.counts(positions)[self.rank]
 
     def bounds(self, positions: int, rank: int | None = None) -> tuple[int, int]:
-        """First position and end of a rank's part of an axis (this rank's unless another)."""
+        """First position and end of a rank's part of an axis (by default of this rank)."""
         rank = self.rank if rank is None else rank
         counts = self.counts(positions)
         start = sum(counts[:rank])
@@ -98,11 +98,11 @@ class Ranks:
 
 @dataclass(frozen=True)
 class Grid:
-    """The ranks of a mesh of two axes that a rank shares a model with.
+    """The ranks of a mesh of two axes that share a model.
 
     Attributes:
-        tokens: those that share the tokens.
-        batch: those that share the rows of the batch.
+        tokens: the ranks that share the tokens.
+        batch: the ranks that share the rows of the batch.
     """
 
     tokens: Ranks
@@ -110,7 +110,7 @@ class Grid:
 
 
 def through_view(shard: Shard, before: Sequence[int], after: Sequence[int]) -> Shard | None:
-    """The shard of another view of the same elements; None where the view cuts the axis apart."""
+    """The shard of another view of the same elements; None if the view cuts the axis apart."""
     inside = math.prod(before[shard.dim + 1 :])
     if not shard.is_whole:
         for dim, num in enumerate(after):

@@ -29,14 +29,15 @@ from .shard import Ranks
 
 @dataclass(frozen=True)
 class ShardTokens:
-    """Shard the video's tokens along one axis; runs behind ``FindSites``.
+    """Shard the tokens of the video along one axis. Runs after ``FindSites``.
 
-    The regions stay what they were, with what re-shards for them inside: a reuse exchanges nothing.
+    The regions stay the same and contain the collectives that re-shard for them. So a reuse
+    exchanges nothing.
 
     Attributes:
-        ranks: for which rank, in which group.
+        ranks: the ranks, and which of them the graph is for.
         share: the share of the steps at which the plan computes a site.
-        axis: the axis that the user asks for; None chooses by bytes.
+        axis: the axis that the user asks for; None to choose it by bytes.
     """
 
     ranks: Ranks
@@ -45,7 +46,7 @@ class ShardTokens:
     name: str = "parallel"
 
     def __call__(self, program: Program) -> int:
-        """Rewrite the graph for one rank; the number of collectives that it now holds."""
+        """Rewrite the graph for one rank. Returns the number of its collectives."""
         graph_module = program.graph_module
         choice = choose(program, self.ranks.size, self.share, self.axis)
         check_layout(choice.layout)
@@ -71,7 +72,7 @@ def refuse_own_exchanges(graph: fx.Graph) -> None:
     """Refuse the captured graph of a model that is parallel by itself.
 
     Raises:
-        ShardingError: it holds a collective; says which.
+        ShardingError: it contains a collective. The message says which.
     """
     own = collectives(list(graph.nodes))
     if own:
@@ -83,7 +84,7 @@ def refuse_own_exchanges(graph: fx.Graph) -> None:
 
 
 def local_sites(sites: Sequence[Site], local: Localised) -> tuple[Site, ...]:
-    """The sites of one rank's graph: the same cuts, now of local tensors."""
+    """The sites of the graph of one rank: the same cuts, now of local tensors."""
     cuts = {s.name: tuple(local.nodes[node] for node in s.cut) for s in sites if s.cut}
     regions = dead_regions(local.graph_module.graph, cuts)
     found = []

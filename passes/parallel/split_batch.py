@@ -1,14 +1,14 @@
-"""The pass: every rank computes some rows of the batch, and all get the outputs of all rows.
+"""The pass: every rank computes some rows of the batch, and all ranks get the outputs of all rows.
 
-Guidance in one call has two rows, ``[uncond, cond]``, that no op of a model mixes. So that each of
-two ranks can compute one, and nothing is exchanged before the end::
+Guidance in one call has two rows, ``[uncond, cond]``, which no op of a model mixes. So each of two
+ranks can compute one row, and they exchange nothing before the end::
 
     %x = conv(%latents, ...)              %mine = slice(%latents, 0, 0, 1)      # rank 0's row
     ...                                   %x = conv(%mine, ...)
     return %out                           ...
                                           return all_gather(%out)
 
-That rows are kept apart is shown op by op, with the rules of any axis that is dealt out.
+That rows are kept apart is shown op by op, with the rules of any axis that is sharded.
 """
 
 from __future__ import annotations
@@ -37,17 +37,17 @@ _ADVICE = "Leave batch_mesh and batch_parallel out, and let the ranks share the 
 
 @dataclass(frozen=True)
 class SplitBatch:
-    """Deal the rows of the batch out; runs behind ``FindSites``, before ``ShardTokens``.
+    """Shard the rows of the batch. Runs after ``FindSites`` and before ``ShardTokens``.
 
     Attributes:
-        ranks: for which rank, in which group.
+        ranks: the ranks, and which of them the graph is for.
     """
 
     ranks: Ranks
     name: str = "batch"
 
     def __call__(self, program: Program) -> int:
-        """Rewrite the graph for one rank; the number of collectives that it now holds."""
+        """Rewrite the graph for one rank. Returns the number of its collectives."""
         layout = lay_out_batch(program, self.ranks.size)
         local = localise(program.graph_module, layout, self.ranks)
         check_exchanges(local.graph_module, local.purposes, self.ranks)
@@ -73,7 +73,7 @@ class SplitBatch:
 
 
 def first_part(program: Program, num_ranks: int) -> Program:
-    """The program of the first of some ranks, which need not exist; the given one stays as it is.
+    """The program of the first of some ranks, which need not exist. The given one does not change.
 
     Raises:
         ShardingError: the batch cannot be shared.
@@ -84,21 +84,21 @@ def first_part(program: Program, num_ranks: int) -> Program:
 
 
 def lay_out_batch(program: Program, num_ranks: int) -> Layout:
-    """Decide where the rows of the batch are dealt out and gathered.
+    """Decide where the rows of the batch are sharded and gathered.
 
     Args:
         program: a captured graph with its sites.
         num_ranks: number of ranks.
 
     Raises:
-        ShardingError: there are fewer rows than ranks, or an op mixes them; says which.
+        ShardingError: there are fewer rows than ranks, or an op mixes them. The message says which.
     """
     axes = program.inferred_axes
     rows = _rows_of(axes)
     if rows.size < num_ranks:
         raise ShardingError(
             f"A call has {rows.size} row(s) in its batch, fewer than the {num_ranks} ranks that "
-            "were to share them. Guidance in two calls of one row each cannot be shared: give the "
+            "share them. Guidance in two calls of one row each cannot be shared: give the "
             f"model both prompts in one call. Or: {_ADVICE[0].lower()}{_ADVICE[1:]}"
         )
     try:
@@ -109,8 +109,8 @@ def lay_out_batch(program: Program, num_ranks: int) -> Layout:
 
 
 def describe_split(layout: Layout, ranks: Ranks) -> str:
-    """In a line, which rows a rank computes and what it sends."""
-    num = sum(gathered_bytes(node, layout.held[node], ranks) for node in layout.gathers)
+    """One line that says which rows a rank computes and what it sends."""
+    num = sum(gathered_bytes(node, layout.shards[node], ranks) for node in layout.gathers)
     counts = ranks.counts(layout.axis.size)
     return (
         f"batch: {max(counts)} of {layout.axis.size} rows per rank, over {ranks.size} ranks; "
@@ -130,7 +130,7 @@ def _rows_of(axes: AxisTable) -> Axis:
     if len(large) > 1:
         raise ShardingError(
             f"The model takes the batch of {ir.source(axes.latents)!r} apart, so that its rows "
-            f"cannot be dealt out to ranks. {_ADVICE}"
+            f"cannot be sharded over ranks. {_ADVICE}"
         )
 
     def holds(atom: Atom) -> bool:

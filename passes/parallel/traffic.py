@@ -1,8 +1,8 @@
-"""Traffic: what a layout sends between ranks, in bytes.
+"""Traffic: the bytes that ranks send under a layout.
 
-Two ways of counting. The *convention* of the papers (arXiv 2403.10266, 2408.12588) counts ``M / N``
-per re-sharding of a tensor of ``M`` bytes over ``N`` ranks, as if a rank sent its own part of it to
-itself too. On the *wire* is what one rank sends to the others.
+There are two ways of counting. The *convention* of the papers (arXiv 2403.10266, 2408.12588) counts
+``M / N`` per re-sharding of a tensor of ``M`` bytes over ``N`` ranks. It includes the part that a
+rank sends to itself. The *wire* bytes are those that one rank sends to the others.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from .shard import Ranks, Shard
 
 
 def convention_bytes(crossing: Crossing, num_ranks: int) -> Fraction:
-    """Bytes per rank of one re-sharding in the papers' convention; of a gather what comes in."""
+    """Bytes per rank of one re-sharding in the papers' convention; received bytes for a gather."""
     times = 1 if crossing.target is not None else num_ranks - 1
     return Fraction(crossing.num_bytes * times, num_ranks)
 

@@ -1,8 +1,7 @@
-"""What an op does to a shard of its operands: the form in which rules answer.
+"""Verdicts: what an op does to the shards of its operands. This is how rules answer.
 
-A rule takes a node and how its sharded operands are dealt out, and answers with a ``Verdict`` where
-every rank can compute its part of the result from its parts of the operands, or else with the
-reason, in English, why it cannot.
+A rule takes a node and the shards of its operands. If every rank can compute its part of the result
+from its parts of the operands, the answer is a ``Verdict``. Otherwise it is the reason, in English.
 """
 
 from __future__ import annotations
@@ -16,8 +15,8 @@ from pab_compile.passes.graph import ir
 
 from .shard import Shard
 
-Held = Mapping[fx.Node, Shard]
-"""How the operands that are dealt out are; the others are replicated."""
+Shards = Mapping[fx.Node, Shard]
+"""Sharded value -> its shard. All other values are replicated."""
 
 
 @dataclass(frozen=True)
@@ -25,8 +24,8 @@ class Verdict:
     """An op that every rank computes on its part.
 
     Attributes:
-        outputs: how each output is dealt out; None where it is replicated.
-        needs: replicated operands of which only a part is used, and which.
+        outputs: the shard of each output; None if it is replicated.
+        needs: replicated operand -> the part that is used of it.
     """
 
     outputs: tuple[Shard | None, ...]
@@ -37,7 +36,7 @@ Answer = Verdict | str
 
 
 def same(shard: Shard) -> Verdict:
-    """One output, dealt out like the only operand that counts."""
+    """A verdict for one output."""
     return Verdict((shard,))
 
 
@@ -48,9 +47,9 @@ def first_operand(node: fx.Node) -> fx.Node:
     return found if isinstance(found, fx.Node) else node.all_input_nodes[0]
 
 
-def others(node: fx.Node, held: Held) -> list[fx.Node]:
+def others(node: fx.Node, shards: Shards) -> list[fx.Node]:
     """Sharded operands besides the one that the op works on."""
-    return [n for n in node.all_input_nodes if n in held and n is not first_operand(node)]
+    return [n for n in node.all_input_nodes if n in shards and n is not first_operand(node)]
 
 
 def shape_of(node: fx.Node) -> tuple[int, ...]:
@@ -64,27 +63,27 @@ def wrap(dim: int, rank: int) -> int:
 
 
 def meet(
-    operands: Iterable[fx.Node], held: Held, shard: Shard, rank: int
+    operands: Iterable[fx.Node], shards: Shards, shard: Shard, rank: int
 ) -> dict[fx.Node, Shard] | str:
-    """What operands that broadcast against one another must bring for an output of this shard.
+    """The parts that are needed of operands that broadcast, for an output of this shard.
 
     Args:
         operands: the operands, aligned at their last dimension.
-        held: how they are dealt out.
-        shard: how the output is.
+        shards: the shards of the operands.
+        shard: the shard of the output.
         rank: number of dimensions of the output.
 
     Returns:
-        The part that is needed of every replicated operand that has the axis; a reason where two
-        operands are dealt out differently.
+        The part that is needed of every replicated operand with the axis. If two operands are
+        sharded differently, the reason.
     """
     needs: dict[fx.Node, Shard] = {}
     for operand in operands:
         shape = shape_of(operand)
         at = shard.dim - rank + len(shape)
-        mine = held.get(operand)
+        mine = shards.get(operand)
         if mine is not None and mine != shard.at(at):
-            return f"its operands are dealt out differently ({operand.name})"
+            return f"its operands are sharded differently ({operand.name})"
         if mine is None and at >= 0 and shape[at] != 1:
             needs[operand] = shard.at(at)
     return needs

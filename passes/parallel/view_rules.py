@@ -9,30 +9,30 @@ from torch import fx
 from pab_compile.passes.graph import ir
 
 from .shard import Shard, through_view
-from .verdict import Answer, Held, Verdict, first_operand, meet, others, same, shape_of, wrap
+from .verdict import Answer, Shards, Verdict, first_operand, meet, others, same, shape_of, wrap
 
 
-def view(node: fx.Node, held: Held) -> Answer:
+def view(node: fx.Node, shards: Shards) -> Answer:
     """A new shape over the same elements in the same order."""
     x = first_operand(node)
     before, after = shape_of(x), shape_of(node)
     if math.prod(before) != math.prod(after):
-        return "it changes the element type of what is dealt out"
-    found = through_view(held[x], before, after)
+        return "it changes the element type of a sharded tensor"
+    found = through_view(shards[x], before, after)
     return "the view cuts the axis into factors, or mixes it" if found is None else same(found)
 
 
-def unsqueeze(node: fx.Node, held: Held) -> Answer:
+def unsqueeze(node: fx.Node, shards: Shards) -> Answer:
     """Insert a dimension of size 1."""
-    shard = held[first_operand(node)]
+    shard = shards[first_operand(node)]
     at = wrap(ir.argument(node, 1, "dim"), len(shape_of(node)))
     return same(shard.at(shard.dim + (at <= shard.dim)))
 
 
-def squeeze(node: fx.Node, held: Held) -> Answer:
+def squeeze(node: fx.Node, shards: Shards) -> Answer:
     """Drop dimensions of size 1."""
     x = first_operand(node)
-    shape, shard = shape_of(x), held[x]
+    shape, shard = shape_of(x), shards[x]
     asked = ir.argument(node, 1, "dim")
     asked = range(len(shape)) if asked is None else asked
     asked = [asked] if isinstance(asked, int) else list(asked)
@@ -40,17 +40,17 @@ def squeeze(node: fx.Node, held: Held) -> Answer:
     return same(shard.at(shard.dim - sum(d < shard.dim for d in gone)))
 
 
-def permute(node: fx.Node, held: Held) -> Answer:
+def permute(node: fx.Node, shards: Shards) -> Answer:
     """Reorder all dimensions."""
-    shard = held[first_operand(node)]
+    shard = shards[first_operand(node)]
     rank = len(shape_of(node))
     dims = [wrap(d, rank) for d in ir.argument(node, 1, "dims")]
     return same(shard.at(dims.index(shard.dim)))
 
 
-def transpose(node: fx.Node, held: Held) -> Answer:
+def transpose(node: fx.Node, shards: Shards) -> Answer:
     """Swap two dimensions, the last two where the op names none."""
-    shard = held[first_operand(node)]
+    shard = shards[first_operand(node)]
     rank = len(shape_of(node))
     if rank < 2:
         return same(shard)
@@ -58,9 +58,9 @@ def transpose(node: fx.Node, held: Held) -> Answer:
     return same(shard.at(pair[1 - pair.index(shard.dim)] if shard.dim in pair else shard.dim))
 
 
-def movedim(node: fx.Node, held: Held) -> Answer:
+def movedim(node: fx.Node, shards: Shards) -> Answer:
     """Move some dimensions; the others keep their order."""
-    shard = held[first_operand(node)]
+    shard = shards[first_operand(node)]
     rank = len(shape_of(node))
     moved, targets = (
         [wrap(d, rank) for d in (found if isinstance(found, (list, tuple)) else [found])]
@@ -72,24 +72,24 @@ def movedim(node: fx.Node, held: Held) -> Answer:
     return same(shard.at(order.index(shard.dim)))
 
 
-def complex_pairs(node: fx.Node, held: Held) -> Answer:
+def complex_pairs(node: fx.Node, shards: Shards) -> Answer:
     """``view_as_complex`` and ``view_as_real``: the last dimension of size 2 goes or comes."""
     x = first_operand(node)
-    if ir.is_call(node, "view_as_complex") and held[x].dim == len(shape_of(x)) - 1:
+    if ir.is_call(node, "view_as_complex") and shards[x].dim == len(shape_of(x)) - 1:
         return "it pairs positions of the axis up"
-    return same(held[x])
+    return same(shards[x])
 
 
-def expand(node: fx.Node, held: Held) -> Answer:
+def expand(node: fx.Node, shards: Shards) -> Answer:
     """Broadcast dimensions of size 1."""
     x = first_operand(node)
-    return same(held[x].at(held[x].dim + len(shape_of(node)) - len(shape_of(x))))
+    return same(shards[x].at(shards[x].dim + len(shape_of(node)) - len(shape_of(x))))
 
 
-def repeat(node: fx.Node, held: Held) -> Answer:
+def repeat(node: fx.Node, shards: Shards) -> Answer:
     """``repeat`` and ``tile``: copies lie outside what they repeat."""
     x = first_operand(node)
-    before, after, shard = shape_of(x), shape_of(node), held[x]
+    before, after, shard = shape_of(x), shape_of(node), shards[x]
     at = shard.dim + len(after) - len(before)
     times = after[at] // before[shard.dim]
     if times > 1 and not shard.is_whole:
@@ -97,10 +97,10 @@ def repeat(node: fx.Node, held: Held) -> Answer:
     return same(Shard(at, shard.size, shard.outer * times, shard.inner, shard.before, shard.after))
 
 
-def repeat_interleave(node: fx.Node, held: Held) -> Answer:
+def repeat_interleave(node: fx.Node, shards: Shards) -> Answer:
     """Copies lie inside what they repeat."""
     x = first_operand(node)
-    shard, dim = held[x], ir.argument(node, 2, "dim")
+    shard, dim = shards[x], ir.argument(node, 2, "dim")
     if dim is None or not isinstance(ir.argument(node, 1, "repeats"), int):
         return "it repeats positions of the axis by a rule of its own"
     if wrap(dim, len(shape_of(x))) != shard.dim:
@@ -111,17 +111,17 @@ def repeat_interleave(node: fx.Node, held: Held) -> Answer:
     return same(Shard(shard.dim, shard.size, shard.outer, shard.inner * times))
 
 
-def cat(node: fx.Node, held: Held) -> Answer:
-    """Concatenate; along the axis itself, one part is dealt out and the others are replicated."""
+def cat(node: fx.Node, shards: Shards) -> Answer:
+    """Concatenate. Along the axis itself, one part is sharded and the others are replicated."""
     parts = list(ir.argument(node, 0, "tensors"))
     rank = len(shape_of(node))
     parts = [part for part in parts if len(shape_of(part)) == rank]
     dim = wrap(ir.argument(node, 1, "dim", 0), rank)
-    shard = next(held[part] for part in parts if part in held)
+    shard = next(shards[part] for part in parts if part in shards)
     if dim != shard.dim:
-        needs = meet(parts, held, shard, rank)
+        needs = meet(parts, shards, shard, rank)
         return needs if isinstance(needs, str) else Verdict((shard,), needs)
-    at = [index for index, part in enumerate(parts) if part in held]
+    at = [index for index, part in enumerate(parts) if part in shards]
     if len(at) > 1 or shard.outer > 1:
         return "it puts parts of the axis one after another"
     before = sum(shape_of(part)[dim] for part in parts[: at[0]]) + shard.before
@@ -129,22 +129,22 @@ def cat(node: fx.Node, held: Held) -> Answer:
     return same(Shard(dim, shard.size, 1, shard.inner, before, after))
 
 
-def stack(node: fx.Node, held: Held) -> Answer:
+def stack(node: fx.Node, shards: Shards) -> Answer:
     """Lay tensors side by side along a new dimension."""
     parts = list(ir.argument(node, 0, "tensors"))
     rank = len(shape_of(node))
     dim = wrap(ir.argument(node, 1, "dim", 0), rank)
-    shard = next(held[part] for part in parts if part in held)
-    needs = meet(parts, held, shard, rank - 1)
+    shard = next(shards[part] for part in parts if part in shards)
+    needs = meet(parts, shards, shard, rank - 1)
     if isinstance(needs, str):
         return needs
     return Verdict((shard.at(shard.dim + (dim <= shard.dim)),), needs)
 
 
-def divide(node: fx.Node, held: Held) -> Answer:
-    """``split`` and its kin: pieces side by side along one dimension."""
+def divide(node: fx.Node, shards: Shards) -> Answer:
+    """``split`` and similar ops: pieces side by side along one dimension."""
     x = first_operand(node)
-    shard, dim = held[x], wrap(ir.argument(node, 2, "dim", 0), len(shape_of(x)))
+    shard, dim = shards[x], wrap(ir.argument(node, 2, "dim", 0), len(shape_of(x)))
     num = len(ir.value(node))
     if dim != shard.dim:
         return Verdict((shard,) * num)
@@ -160,7 +160,7 @@ def divide(node: fx.Node, held: Held) -> Answer:
 
 
 def piece_of(shard: Shard, start: int, stop: int) -> Shard | str | None:
-    """The positions ``start:stop`` of a dimension that is dealt out; None where replicated."""
+    """The positions ``start:stop`` of a sharded dimension; None if they are replicated."""
     end = shard.full - shard.after
     if stop <= shard.before or start >= end:
         return None
@@ -170,19 +170,19 @@ def piece_of(shard: Shard, start: int, stop: int) -> Shard | str | None:
     return "it takes some positions of the axis and leaves others"
 
 
-def unbind(node: fx.Node, held: Held) -> Answer:
+def unbind(node: fx.Node, shards: Shards) -> Answer:
     """Take a dimension apart."""
     x = first_operand(node)
-    shard, dim = held[x], wrap(ir.argument(node, 1, "dim", 0), len(shape_of(x)))
+    shard, dim = shards[x], wrap(ir.argument(node, 1, "dim", 0), len(shape_of(x)))
     if dim == shard.dim:
         return "it takes the axis apart"
     return Verdict((shard.at(shard.dim - (dim < shard.dim)),) * len(ir.value(node)))
 
 
-def select(node: fx.Node, held: Held) -> Answer:
+def select(node: fx.Node, shards: Shards) -> Answer:
     """Take one position of a dimension."""
     x = first_operand(node)
-    shard, dim = held[x], wrap(ir.argument(node, 1, "dim"), len(shape_of(x)))
+    shard, dim = shards[x], wrap(ir.argument(node, 1, "dim"), len(shape_of(x)))
     if dim != shard.dim:
         return same(shard.at(shard.dim - (dim < shard.dim)))
     at = wrap(ir.argument(node, 2, "index"), shard.full)
@@ -191,10 +191,10 @@ def select(node: fx.Node, held: Held) -> Answer:
     return "it takes one position of the axis"
 
 
-def slice_(node: fx.Node, held: Held) -> Answer:
+def slice_(node: fx.Node, shards: Shards) -> Answer:
     """Take a range of positions."""
     x = first_operand(node)
-    shard, dim = held[x], wrap(ir.argument(node, 1, "dim", 0), len(shape_of(x)))
+    shard, dim = shards[x], wrap(ir.argument(node, 1, "dim", 0), len(shape_of(x)))
     if dim != shard.dim:
         return same(shard)
     found = slice_bounds(node)
@@ -221,7 +221,7 @@ def slice_bounds(node: fx.Node) -> tuple[int, int] | None:
     return (first, max(stop, first)) if step == 1 else None
 
 
-def overwrite(node: fx.Node, held: Held) -> Answer:
+def overwrite(node: fx.Node, shards: Shards) -> Answer:
     """``slice_scatter`` and ``select_scatter`` along another dimension than the axis."""
     base, written = node.args[:2]
     assert isinstance(base, fx.Node) and isinstance(written, fx.Node)
@@ -232,30 +232,30 @@ def overwrite(node: fx.Node, held: Held) -> Answer:
     def with_dim(shard: Shard) -> Shard:
         return shard.at(shard.dim + (is_row and shard.dim >= dim))
 
-    shard = held[base] if base in held else with_dim(held[written])
+    shard = shards[base] if base in shards else with_dim(shards[written])
     row = shard.at(shard.dim - (is_row and shard.dim > dim))
-    if shard.dim == dim or held.get(base, shard) != shard or held.get(written, row) != row:
+    if shard.dim == dim or shards.get(base, shard) != shard or shards.get(written, row) != row:
         return "it overwrites positions of the axis"
-    needs = {n: s for n, s in ((base, shard), (written, row)) if n not in held}
+    needs = {n: s for n, s in ((base, shard), (written, row)) if n not in shards}
     return Verdict((shard,), needs) if row.fits(shape_of(written)) else "it broadcasts the axis"
 
 
-def pad(node: fx.Node, held: Held) -> Answer:
+def pad(node: fx.Node, shards: Shards) -> Answer:
     """Add positions at the ends of the last dimensions."""
     x = first_operand(node)
-    shard, amounts = held[x], list(ir.argument(node, 1, "pad"))
+    shard, amounts = shards[x], list(ir.argument(node, 1, "pad"))
     at = 2 * (len(shape_of(x)) - 1 - shard.dim)
     return "it pads the axis" if any(amounts[at : at + 2]) else same(shard)
 
 
-def index(node: fx.Node, held: Held) -> Answer:
+def index(node: fx.Node, shards: Shards) -> Answer:
     """``x[:, i, j]`` along other dimensions than the axis."""
     x = first_operand(node)
-    if others(node, held) or x not in held:
-        return "it looks positions up by what is dealt out"
+    if others(node, shards) or x not in shards:
+        return "it looks positions up by a sharded tensor"
     asked = list(ir.argument(node, 1, "indices"))
     at = [i for i, found in enumerate(asked) if found is not None]
-    shard = held[x]
+    shard = shards[x]
     if shard.dim in at:
         return "it looks up positions of the axis"
     rank = max(len(shape_of(asked[i])) for i in at)
@@ -270,23 +270,23 @@ def _is_mask(node: fx.Node) -> bool:
     return tensor is None or not (tensor.is_floating_point() or tensor.dtype.itemsize > 1)
 
 
-def index_select(node: fx.Node, held: Held) -> Answer:
+def index_select(node: fx.Node, shards: Shards) -> Answer:
     """Pick positions of a dimension other than the axis."""
     x = first_operand(node)
-    if others(node, held) or x not in held:
-        return "it looks positions up by what is dealt out"
-    if wrap(ir.argument(node, 1, "dim"), len(shape_of(x))) == held[x].dim:
+    if others(node, shards) or x not in shards:
+        return "it looks positions up by a sharded tensor"
+    if wrap(ir.argument(node, 1, "dim"), len(shape_of(x))) == shards[x].dim:
         return "it looks up positions of the axis"
-    return same(held[x])
+    return same(shards[x])
 
 
-def embedding(node: fx.Node, held: Held) -> Answer:
+def embedding(node: fx.Node, shards: Shards) -> Answer:
     """Look rows of a table up."""
     indices = ir.argument(node, 1, "indices")
-    return same(held[indices]) if indices in held else "it looks rows of the axis up"
+    return same(shards[indices]) if indices in shards else "it looks rows of the axis up"
 
 
-def along_other_dims(node: fx.Node, held: Held) -> Answer:
+def along_other_dims(node: fx.Node, shards: Shards) -> Answer:
     """``flip``, ``roll``, ``cumsum``, ``softmax``: they mix one or several dimensions."""
     x = first_operand(node)
     at = 2 if ir.is_call(node, "roll") else 1
@@ -295,4 +295,4 @@ def along_other_dims(node: fx.Node, held: Held) -> Answer:
         return "it mixes all positions"
     rank = len(shape_of(x))
     mixed = {wrap(d, rank) for d in (asked if isinstance(asked, (list, tuple)) else [asked])}
-    return "it mixes positions of the axis" if held[x].dim in mixed else same(held[x])
+    return "it mixes positions of the axis" if shards[x].dim in mixed else same(shards[x])

@@ -6,11 +6,11 @@ Before::
 
 After::
 
-    %o = branch o(%x, ...)      # reuse: load slot | otherwise: linear, ..., linear, and store
+    %o = branch o(%x, ...)      # reuse: load cache | otherwise: linear, ..., linear, and store
     %y = add(%x, %o)
 
-The branch itself always computes: the rewritten module is a plain ``fx.GraphModule`` that gives the
-original result. Who reuses, and when, is decided at run time from the plan.
+The branch itself always computes. The rewritten module is a plain ``fx.GraphModule`` with the
+original result. At run time the plan decides which branch reuses at which step.
 """
 
 from __future__ import annotations
@@ -49,10 +49,10 @@ def broadcast(
     """Rewrite the region of every wanted site into a ``StepBranch``.
 
     Args:
-        graph_module: a captured graph; not modified. An already rewritten graph has no regions
-            left to rewrite and comes back as it is.
+        graph_module: a captured graph; not modified. A graph that is already rewritten has no
+            regions left, and is returned as it is.
         sites: its sites.
-        wanted: which of the sites to rewrite; those without a cut never are.
+        wanted: which of the sites to rewrite. Sites without a cut are never rewritten.
 
     Returns:
         The rewritten graph module and the number of branches made.
@@ -77,7 +77,7 @@ def branch_name(index: int, site: Site) -> str:
 
 
 def branches(graph_module: fx.GraphModule) -> list[tuple[fx.Node, StepBranch]]:
-    """The branches of a rewritten graph in order, each with the node that calls it."""
+    """The branches of a rewritten graph in order, each with its call."""
     found = []
     for node in graph_module.graph.find_nodes(op="call_module"):
         module = graph_module.get_submodule(str(node.target))

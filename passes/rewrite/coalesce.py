@@ -16,27 +16,28 @@ After::
     %x2_sum = add(%x, %x2_delta)
     %y = layer_norm(%x2_sum)
 
-On a step that reuses both, ``%x1``, ``%x2`` and all that reads them is dead, and ``%x2_sum`` is
-what ``%x2`` would be up to rounding. The same holds for predictions, which are weighted sums.
+On a step that reuses both, ``%x1``, ``%x2`` and their readers need not run. ``%x2_sum`` equals
+``%x2`` up to rounding. The same is true of predictions, which are weighted sums.
 
-The proof is made on the graph (``passes.sums``): a sum is cached where something else than
-additions, views and casts reads it on such a step. There a stretch ends and the next one begins.
-Sites whose outputs meet in a sum are merged, and with them those of other streams that read it on
-the way. Where that cannot be (a stretch would read its own sum, nothing is saved), sites stay
-single.
+The graph shows where this is valid (``passes.rewrite.sums``). A sum is cached where an op other
+than an addition, view or cast reads it on such a step. There a stretch ends and the next begins.
+Sites whose outputs meet in a sum are merged, and so are sites of other streams that read it in
+between. Sites stay single if a stretch would read its own sum, or if merging saves no memory.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from torch import fx
 
 from pab_compile.passes.errors import InvariantError
 from pab_compile.passes.graph import ir
+from pab_compile.passes.graph.groups import Groups
 from pab_compile.passes.graph.outline import copy_with_nodes
+from pab_compile.passes.graph.walk import results
 from pab_compile.passes.sites.find_sites import with_region
 from pab_compile.passes.sites.regions import dead_regions
 from pab_compile.passes.sites.site import Site
@@ -45,16 +46,17 @@ from .sums import add_sums, find_sums, live_nodes, may_carry
 
 Pattern = Callable[[Site], Hashable | None]
 _OWN_SUM = "its stretch would read its own sum, or nothing is saved"
+_READ_INSIDE = "what computes on its own reads the stream between the merged sites"
 
 
 @dataclass(frozen=True, eq=False)
 class Coalesced:
-    """What coalescing made of a graph.
+    """The result of coalescing.
 
     Attributes:
         graph_module: a copy of the graph, with the sums.
-        sites: in model order; merged ones hold those that they stand for as ``parts``.
-        lines: what was merged, and what was not and why, for people.
+        sites: in model order. A merged site has the sites that it consists of as ``parts``.
+        lines: which sites were merged, and why others were not, to be printed.
         count: number of merged sites.
     """
 
@@ -65,13 +67,13 @@ class Coalesced:
 
 
 def coalesce(graph_module: fx.GraphModule, sites: Sequence[Site], pattern: Pattern) -> Coalesced:
-    """Merge sites that are always reused together wherever their outputs are only added up.
+    """Merge sites that are always reused together, where their outputs are only added up.
 
     Args:
         graph_module: a captured graph with binding times; not modified.
-        sites: its sites. Merged ones are left as they are.
-        pattern: what a site does at every step: sites of equal patterns compute and reuse together.
-            None where that is not known, or the site is never reused.
+        sites: its sites. Sites that are merged already stay as they are.
+        pattern: what a site does at every step. Sites of equal patterns compute and reuse together.
+            None if that is not known, or if the site is never reused.
     """
     lines: list[str] = []
     reasons: dict[str, str] = {}
@@ -82,7 +84,7 @@ def coalesce(graph_module: fx.GraphModule, sites: Sequence[Site], pattern: Patte
         if known is not None:
             classes.setdefault(known, []).append(site.name)
     for names in classes.values():
-        refused: set[str] = set()
+        refused: dict[str, str] = {}
         while True:
             attempt = _Attempt(graph_module, sites, names, refused)
             bad = attempt.apply()
@@ -95,7 +97,7 @@ def coalesce(graph_module: fx.GraphModule, sites: Sequence[Site], pattern: Patte
         count += attempt.count
         for name in names:
             reason = attempt.reasons.get(name, "no other is added to it")
-            reasons[name] = _OWN_SUM if name in refused else reason
+            reasons[name] = refused.get(name, reason)
     single = Counter(
         reasons[site.name] for site in sites if site.name in reasons and not site.parts
     )
@@ -108,13 +110,13 @@ def coalesce(graph_module: fx.GraphModule, sites: Sequence[Site], pattern: Patte
 def verify_coalesced(after: fx.GraphModule, before: fx.GraphModule, sites: Sequence[Site]) -> None:
     """Check a coalesced graph and its sites, independently of how they were made.
 
-    - inputs and outputs are as before; only additions, views and casts were added or lost, and
-      differences added;
-    - with what the sites cache taken as given, nothing that has to be computed reads what a part of
-      a merged site would have cached.
+    - Inputs and outputs are as before. Only additions, views and casts were added or removed, and
+      differences were added.
+    - If the cached tensors of the sites are given, no node that must run reads what a part of a
+      merged site alone would cache.
 
     Raises:
-        InvariantError: the first of these that does not hold.
+        InvariantError: the first invariant that does not hold.
     """
     after.graph.lint()
     for find in (ir.placeholders, ir.outputs):
@@ -127,23 +129,35 @@ def verify_coalesced(after: fx.GraphModule, before: fx.GraphModule, sites: Seque
             added = left is after and ir.is_call(node, "sub")
             if node.name not in there and not (added or may_carry(node)):
                 raise InvariantError(f"{node.name} ({ir.op_name(node)}) is in one graph only")
-    given = [n for site in sites for n in site.cut if site.parts]
-    live = live_nodes(after.graph, frozenset(given))
+    live = _live_on_reuse(after.graph, sites)
     for site in sites:
-        for part in site.parts:
-            read = [n.name for n in part.cut if n in live and n not in given]
-            if read:
-                raise InvariantError(f"{part.name}: {read[0]} is read on a step that reuses it")
+        for part, node in _read_on_reuse(site, live):
+            raise InvariantError(f"{part.name}: {node.name} is read on a step that reuses it")
+
+
+def _live_on_reuse(graph: fx.Graph, sites: Sequence[Site]) -> frozenset[fx.Node]:
+    """What is computed on a step that reuses every merged site and no other."""
+    return live_nodes(graph, frozenset(n for site in sites if site.parts for n in site.cut))
+
+
+def _read_on_reuse(site: Site, live: frozenset[fx.Node]) -> list[tuple[Site, fx.Node]]:
+    """The parts of a merged site, with what they would cache, that a reuse reads nevertheless."""
+    return [
+        (part, node)
+        for part in site.parts
+        for node in part.cut
+        if node in live and node not in site.cut
+    ]
 
 
 class _Attempt:
-    """Merging all sites of one pattern, on a copy of the graph.
+    """Merges all sites of one pattern, on a copy of the graph.
 
     Args:
         graph_module: the graph.
         sites: all its sites.
         members: names of the sites of the pattern.
-        refused: names of those among them that must stay single.
+        refused: names of those among them that must stay single, with the reason.
 
     Attributes:
         reasons: name of a site that stays single -> why.
@@ -154,7 +168,7 @@ class _Attempt:
         graph_module: fx.GraphModule,
         sites: Sequence[Site],
         members: Sequence[str],
-        refused: set[str],
+        refused: Mapping[str, str],
     ) -> None:
         self.graph_module, nodes = copy_with_nodes(graph_module)
         self.sites = [_moved(site, nodes) for site in sites]
@@ -168,8 +182,8 @@ class _Attempt:
         self._refused = refused
         self._groups = self._find_groups()
 
-    def apply(self) -> set[str]:
-        """Rewrite the graph; returns the names of sites that turn out not to be mergeable."""
+    def apply(self) -> dict[str, str]:
+        """Rewrite the graph; returns the sites that turn out not to be mergeable, with reasons."""
         merged = [node for node in self._sums.exits if self._is_merged(node)]
         loaded = add_sums(self._graph, self._sums, merged)
         cuts: dict[str, dict[fx.Node, None]] = {}
@@ -191,35 +205,26 @@ class _Attempt:
         return self._replace_sites({name: tuple(cut) for name, cut in cuts.items()})
 
     def _find_groups(self) -> dict[str, str]:
-        """Site -> the first site that it is merged with: itself where with none."""
-        order = {site.name: index for index, site in enumerate(self._members)}
-        leader = {name: name for name in order}
+        """Site -> the first site of its group, which is itself if it stays single."""
+        groups = Groups(site.name for site in self._members)
         region_of = {node: site.name for site in self._members for node in site.region}
-
-        def find(name: str) -> str:
-            while leader[name] != name:
-                name = leader[name]
-            return name
 
         for node in self._sums.carried:
             names = [self._owner[term] for term in self._sums.terms[node]]
-            if (
-                node not in self._sums.exits
-            ):  # what reads a sum in between dies with it, or not at all
+            # A site that reads a sum in between is reused together with it, or reads an exit.
+            if node not in self._sums.exits:
                 names += [region_of[user] for user in node.users if names and user in region_of]
-            if self._refused.isdisjoint(names):
-                roots = sorted({find(name) for name in names}, key=order.__getitem__)
-                leader.update(dict.fromkeys(roots, roots[0]) if roots else {})
-        return {name: find(name) for name in order}
+            if not any(name in self._refused for name in names):
+                groups.merge(names)
+        return {site.name: groups.leader(site.name) for site in self._members}
 
     def _is_merged(self, exit_: fx.Node) -> bool:
         names = {self._owner[term] for term in self._sums.terms[exit_]}
-        return (
-            len(self._sums.terms[exit_]) > 1 and len(names) > 1 and self._refused.isdisjoint(names)
-        )
+        is_refused = any(name in self._refused for name in names)
+        return len(self._sums.terms[exit_]) > 1 and len(names) > 1 and not is_refused
 
-    def _replace_sites(self, cuts: dict[str, tuple[fx.Node, ...]]) -> set[str]:
-        """Put merged sites in the place of their first; returns the names of those that fail."""
+    def _replace_sites(self, cuts: dict[str, tuple[fx.Node, ...]]) -> dict[str, str]:
+        """Put merged sites in the place of their first; returns those that fail, with reasons."""
         parts = {
             name: tuple(site for site in self._members if self._groups[site.name] == name)
             for name in cuts
@@ -234,13 +239,17 @@ class _Attempt:
         ]
         regions = dead_regions(self._graph, {site.name: site.cut for site in kept if site.cut})
         self.sites = [with_region(site, regions.get(site.name, ())) for site in kept]
-        bad: set[str] = set()
+        bad: dict[str, str] = {}
+        live = _live_on_reuse(self._graph, self.sites)
         for site in self.sites:
             if site.name not in cuts:
                 continue
+            names_of_parts = [part.name for part in parts[site.name]]
             before = sum(part.cache_bytes for part in site.parts)
             if not site.can_broadcast or _leaks(site) or site.cache_bytes >= before:
-                bad |= {part.name for part in parts[site.name]}
+                bad |= dict.fromkeys(names_of_parts, _OWN_SUM)
+            elif _read_on_reuse(site, live):
+                bad |= dict.fromkeys(names_of_parts, _READ_INSIDE)
             tensors = sum(len(part.cut) for part in site.parts)
             names = f"{site.parts[0].name} to {site.parts[-1].name}"
             self.lines.append(
@@ -252,7 +261,7 @@ class _Attempt:
 
 
 def _moved(site: Site, nodes: dict[fx.Node, fx.Node]) -> Site:
-    """A site of a copied graph. Nodes of parts that the graph no longer has are left out."""
+    """A site, with its nodes in a copied graph."""
     return replace(
         site,
         cut=tuple(nodes[n] for n in site.cut),
@@ -262,6 +271,5 @@ def _moved(site: Site, nodes: dict[fx.Node, fx.Node]) -> Site:
 
 
 def _leaks(site: Site) -> bool:
-    """Whether a value of the region other than the cut is read outside of it."""
-    inside, cut = set(site.region), set(site.cut)
-    return any(user not in inside for node in site.region if node not in cut for user in node.users)
+    """Whether a value of the region, other than the cut, is read outside of the region."""
+    return not set(results(site.region)) <= set(site.cut)

@@ -1,16 +1,16 @@
 """Pieces: how a rewritten graph is cut for the inner compiler.
 
-Four sorts of pieces, so that equal blocks give equal pieces and compile time does not grow with
-depth:
+There are four sorts of pieces. Equal blocks give equal pieces, so compile time does not grow with
+depth.
 
-- one per *branch* (a site's region); the branch of merged sites, all of which compute together, is
-  cut into its *blocks*: where it repeats (``passes.repeats``), and nowhere else;
-- *glue*, one per stretch between branches. A node belongs to the first stretch in which all its
-  inputs are known; what depends on no branch (per-layer modulation tables) sinks to the stretch
-  that first uses it, or the first piece would grow with depth;
-- *prelude*: what is the same at every step of a generation (prompt projections, keys and values of
-  cross-attention, rotary tables), split by the one piece that uses it. It is computed once per
-  generation.
+- A *branch* (the region of a site) is one piece. A branch of merged sites, which all compute
+  together, is cut into *blocks* where it repeats (``passes.rewrite.repeats``), and nowhere else.
+- *Glue* is one piece per section between branches. A node belongs to the first section in which all
+  its inputs are known. A node that depends on no branch (per-layer modulation tables) sinks to the
+  section that uses it first. Otherwise the first piece would grow with depth.
+- A *prelude* is the same at every step of a generation (prompt projections, keys and values of
+  cross-attention, rotary tables). It runs once per generation. There is one for each piece that
+  alone uses its values, and one for the values that several pieces use.
 """
 
 from __future__ import annotations
@@ -41,12 +41,12 @@ _NOTES = {
 
 
 class Piece(torch.nn.Module):
-    """A stretch of glue or a prelude in the cut graph: ``compute`` yields a tuple.
+    """A section of glue, a prelude or a block in the cut graph. ``compute`` yields a tuple.
 
     Attributes:
-        sort: ``glue``, ``prelude``, or ``block``: a part of a branch of merged sites.
-        compute: the stretch as a graph module.
-        note: what it is, for dumps.
+        sort: ``glue``, ``prelude``, or ``block`` (a part of a branch of merged sites).
+        compute: the nodes of the piece as a graph module.
+        note: when it runs, for dumps.
     """
 
     def __init__(self, sort: str, compute: fx.GraphModule) -> None:
@@ -60,16 +60,17 @@ class Piece(torch.nn.Module):
         return self.compute(*inputs)
 
 
-def cut_into_pieces(graph_module: fx.GraphModule) -> fx.GraphModule:
-    """Group everything outside the branches into preludes and stretches of glue.
+def cut_into_pieces(graph_module: fx.GraphModule, hoist: bool = True) -> fx.GraphModule:
+    """Group all nodes outside the branches into preludes and sections of glue.
 
     Args:
-        graph_module: a graph with branches (``passes.broadcast``); not modified.
+        graph_module: a graph with branches (``passes.rewrite.broadcast``); not modified.
+        hoist: whether to make preludes. Without, everything outside the branches is glue.
 
     Returns:
-        A graph module of placeholders, ``call_module`` nodes and ``getitem`` only.
+        A graph module with only placeholders, ``call_module`` nodes and ``getitem``.
     """
-    hoisted = hoisted_nodes(graph_module.graph)
+    hoisted = hoisted_nodes(graph_module.graph) if hoist else set()
     level = _levels(graph_module.graph, hoisted)
     groups: dict[fx.Node, str] = {
         node: f"{GLUE}_{level[node]}" for node in level if ir.is_plain_call(node)
@@ -83,11 +84,11 @@ def cut_into_pieces(graph_module: fx.GraphModule) -> fx.GraphModule:
     cut = outline(graph_module, groups, wrap)
     for call, branch in branches(cut):
         if branch.site.parts:
-            cut.add_submodule(str(call.target), StepBranch(branch.site, _cut_stretch(branch)))
+            cut.add_submodule(str(call.target), StepBranch(branch.site, _cut_merged(branch)))
     return cut
 
 
-def _cut_stretch(branch: StepBranch) -> fx.GraphModule:
+def _cut_merged(branch: StepBranch) -> fx.GraphModule:
     """The graph of a branch of merged sites, cut where it repeats."""
     compute = copy_graph(branch.compute)
     calls = in_running_order(compute.graph)
@@ -104,7 +105,7 @@ def _cut_stretch(branch: StepBranch) -> fx.GraphModule:
 
 
 def _levels(graph: fx.Graph, hoisted: set[fx.Node]) -> dict[fx.Node, int]:
-    """Number of the stretch of glue for every node that is neither hoisted nor in a branch."""
+    """The number of its section of glue, for every node that is not hoisted or in a branch."""
     level: dict[fx.Node, int] = {}
     for node in graph.nodes:
         if node.op == "output" or node in hoisted:
@@ -123,7 +124,7 @@ def _levels(graph: fx.Graph, hoisted: set[fx.Node]) -> dict[fx.Node, int]:
 def _consumers(
     graph: fx.Graph, hoisted: set[fx.Node], groups: Mapping[fx.Node, str]
 ) -> dict[fx.Node, str]:
-    """For every hoisted node the one piece that uses it, or ``""`` when several do."""
+    """For every hoisted node the one piece that uses it, or ``""`` if several do."""
     consumers: dict[fx.Node, frozenset[str]] = {}
     for node in reversed(graph.nodes):
         if node not in hoisted:

@@ -1,4 +1,4 @@
-"""Probes: the graph also returns a few elements of what each branch caches, and of its outputs.
+"""Probes: the graph also returns samples of what each branch caches, and of its outputs.
 
 Before::
 
@@ -12,14 +12,14 @@ After::
     %result = take(%y, %probed_1)
     return (%y, %probe, %result)
 
-Which elements is drawn once per size, at random without replacement, so that it is the same ones at
-every step and in equal blocks. For any function of the steps, the mean over them estimates the mean
-over all elements without bias; its relative standard deviation is about ``sqrt(2 / num_samples)``
-for squares of normal values, more where few elements are much larger than the rest. Of a tensor
-with fewer elements than that all are taken. Taking them reads what is taken; a random projection
-would have to read everything.
+The positions are drawn once per size, at random without replacement. So they are the same at every
+step and in equal blocks. For any function of the steps, the mean over the samples is an unbiased
+estimate of the mean over all elements. Its relative standard deviation is about
+``sqrt(2 / num_samples)`` for squares of normal values. It is larger if a few elements are much
+larger than the rest. A tensor with fewer elements is taken as a whole. A sample reads only the
+elements that it takes, whereas a random projection would read all.
 
-The ops of the graph stay as they are and only its outputs grow: what it computes does not change.
+The ops of the graph do not change. Only outputs are added.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ from torch import fx
 from pab_compile.passes.errors import InvariantError
 from pab_compile.passes.graph import ir
 from pab_compile.passes.graph.outline import copy_graph
+from pab_compile.passes.graph.walk import picks
 from pab_compile.passes.sites.binding import Binding
 
 from .broadcast import branches
@@ -44,49 +45,30 @@ _SEED = 0
 def insert_probes(graph_module: fx.GraphModule, num_samples: int) -> tuple[fx.GraphModule, int]:
     """Append one output per branch, in their order, and one for the outputs of the graph.
 
-    Each is float32 of shape ``[samples]``; of outputs that are no floating point numbers nothing is
-    taken, and where there are no others, their probe is left out.
+    Each is float32 of shape ``[samples]``. Outputs that are not floating point numbers are not
+    sampled. If no others exist, their probe is left out.
 
     Args:
-        graph_module: a graph with branches (``passes.broadcast``); not modified. One that has
-            probes comes back as it is.
-        num_samples: most elements to take of what one branch caches, and of the outputs.
+        graph_module: a graph with branches (``passes.rewrite.broadcast``); not modified. A graph
+            that has probes is returned as it is.
+        num_samples: the most elements to take of what one branch caches, and of the outputs.
 
     Returns:
         The graph with probes, and their number.
     """
-    held = graph_module.graph.find_nodes(op="get_attr")
-    if any(str(node.target).startswith(_BUFFER) for node in held):
+    attributes = graph_module.graph.find_nodes(op="get_attr")
+    if any(str(node.target).startswith(_BUFFER) for node in attributes):
         return graph_module, 0
     probed = copy_graph(graph_module)
     output = ir.output_node(probed.graph)
-    first = next(node for node in probed.graph.nodes if node.op != "placeholder")
-    positions: dict[tuple[int, int, torch.device], fx.Node] = {}
-
-    def take(value: fx.Node, count: int) -> fx.Node:
-        tensor = ir.tensor(value)
-        assert tensor is not None, value
-        key = (tensor.numel(), count, tensor.device)
-        if key not in positions:
-            name = f"{_BUFFER}{len(positions)}"
-            probed.register_buffer(name, _draw(*key), persistent=False)
-            with probed.graph.inserting_before(first):
-                positions[key] = probed.graph.get_attr(name)
-            ir.set_value(positions[key], tensor.new_empty(count, dtype=torch.long))
-            ir.set_binding(positions[key], Binding.CONSTANT)
-        taken = _call(probed.graph, _ATEN.take.default, value, positions[key])
-        if tensor.dtype == torch.float32:
-            return taken
-        return _call(probed.graph, _ATEN._to_copy.default, taken, dtype=torch.float32)
-
+    sampler = _Sampler(probed)
     probes = []
-    cached = [[n for n in ir.users(call) if ir.is_getitem(n)] for call, _ in branches(probed)]
+    cached = [picks(call) for call, _ in branches(probed)]
     returned = [node for node in ir.outputs(probed.graph) if _is_floating(node)]
     for values in (*cached, *([returned] if cached and returned else [])):
         with probed.graph.inserting_before(output):
-            samples = [
-                take(v, n) for v, n in zip(values, _shares(values, num_samples), strict=True)
-            ]
+            shares = _shares(values, num_samples)
+            samples = [sampler.take(v, n) for v, n in zip(values, shares, strict=True)]
             if len(samples) > 1:
                 samples = [_call(probed.graph, _ATEN.cat.default, samples)]
         probes += samples
@@ -95,8 +77,41 @@ def insert_probes(graph_module: fx.GraphModule, num_samples: int) -> tuple[fx.Gr
     return probed, len(probes)
 
 
+class _Sampler:
+    """Takes samples of values of a graph. Equal sizes share one buffer of positions."""
+
+    def __init__(self, graph_module: fx.GraphModule) -> None:
+        self._graph_module = graph_module
+        nodes = graph_module.graph.nodes
+        self._first = next(node for node in nodes if node.op != "placeholder")
+        self._positions: dict[tuple[int, int, torch.device], fx.Node] = {}
+
+    def take(self, value: fx.Node, count: int) -> fx.Node:
+        """Append the samples of a value, as float32."""
+        graph, tensor = self._graph_module.graph, ir.tensor(value)
+        assert tensor is not None, value
+        key = (tensor.numel(), count, tensor.device)
+        if key not in self._positions:
+            self._positions[key] = self._add_positions(tensor, count)
+        taken = _call(graph, _ATEN.take.default, value, self._positions[key])
+        if tensor.dtype == torch.float32:
+            return taken
+        return _call(graph, _ATEN._to_copy.default, taken, dtype=torch.float32)
+
+    def _add_positions(self, tensor: torch.Tensor, count: int) -> fx.Node:
+        """Add a buffer of positions in a tensor, at the beginning of the graph."""
+        name = f"{_BUFFER}{len(self._positions)}"
+        drawn = _draw(tensor.numel(), count, tensor.device)
+        self._graph_module.register_buffer(name, drawn, persistent=False)
+        with self._graph_module.graph.inserting_before(self._first):
+            node = self._graph_module.graph.get_attr(name)
+        ir.set_value(node, tensor.new_empty(count, dtype=torch.long))
+        ir.set_binding(node, Binding.CONSTANT)
+        return node
+
+
 def verify_probes(after: fx.GraphModule, before: fx.GraphModule) -> None:
-    """Check that a graph with probes is the graph without them, and more outputs.
+    """Check that a graph with probes is the graph without them, with further outputs.
 
     Raises:
         InvariantError: a node of the graph, or one of its outputs, is not what it was.
@@ -126,7 +141,7 @@ def _read(node: fx.Node, count: int) -> str:
 
 
 def _shares(values: Sequence[fx.Node], num_samples: int) -> list[int]:
-    """How many elements to take of each tensor: as many as its share of all."""
+    """How many elements to take of each tensor, in proportion to its size."""
     sizes = [tensor.numel() for node in values if (tensor := ir.tensor(node)) is not None]
     if sum(sizes) <= num_samples:
         return sizes

@@ -1,44 +1,44 @@
-"""Repeats: where a stretch of blocks is cut, so that equal blocks become equal pieces.
+"""Repeats: where a row of calls is cut, so that equal blocks become equal pieces.
 
-A long row of calls is cut where it repeats. With ``s``, ``c``, ``m``, ``t`` for the calls of whole
-sites and ``P`` for what only the first block has::
+A long row of calls is cut where it repeats. Here ``s``, ``c``, ``m``, ``t`` are the calls of whole
+sites, and only the first block has ``P``::
 
     s c m P t m s c m t m s c m t m      the calls, in the order in which they run
             |---------|---------|        the shortest period that covers most of them
     [s c m][P][t m][s c m][t m][s c m][t m]
 
-Find: a *run* is where every call equals the one a period later. Periods are distances between
-equal ends of sites; the shortest that covers more than half of the calls is taken, else the one
-that covers the most, and what is left on either side is searched likewise. Decide: a run that is
-no whole number of periods is ``(U V) ... (U V) U``, and is cut into these two *units*, so that its
-remainder needs no function of its own. Both ends of a run may give way to where least crosses the
-cut, as long as no part of a site is lost. Units are looked for in the rests too; what remains of
-those is one piece, unless equal sites would be compiled more than twice in it: then it is cut
-behind every site.
+Find: in a *run* every call equals the call one period later. Periods are distances between equal
+ends of sites. The shortest period that covers more than half of the calls is taken, otherwise the
+one that covers the most. The calls on either side are searched in the same way.
 
-Only equal calls with equal layouts, wiring and results are equal units, so a function that is
-compiled for one serves all.
+Decide: a run that is not a whole number of periods has the form ``(U V) ... (U V) U``. It is cut
+into these two *units*, so that its remainder needs no function of its own. Both ends of a run may
+move to where the fewest bytes cross the cut, as long as no part of a site is lost. Units are also
+looked for in the rests. What remains of a rest is one piece. If equal sites would be compiled more
+than twice in it, it is cut after every site instead.
+
+Units are equal only if their calls, layouts, wiring and results are equal. So a function that is
+compiled for one is valid for all.
 """
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 from torch import fx
 
 from pab_compile.passes.graph import ir
-from pab_compile.passes.graph.structure import call_text, calls_key
 from pab_compile.passes.sites.binding import Binding
+
+from .row import Row
 
 
 def in_running_order(graph: fx.Graph) -> list[fx.Node]:
-    """The calls of a graph, each that does not depend on the latents right before its first use.
+    """The calls of a graph. A call that does not depend on the latents comes before its first use.
 
-    What all layers compute from the timestep would otherwise be a part of the first block. The
-    values of a multi-output op stay with it; ops with an effect, such as collectives, keep their
-    order.
+    Otherwise the first block would contain what all layers compute from the timestep. Outputs of a
+    multi-output op stay with it. Ops with an effect, such as collectives, keep their order.
     """
     calls = list(ir.calls(graph))
     number = {node: index for index, node in enumerate(calls)}
@@ -63,29 +63,22 @@ def cut_at_repeats(calls: Sequence[fx.Node], sites: Sequence[Sequence[fx.Node]])
         sites: the calls of every site among them.
 
     Returns:
-        Positions of the pieces, in order; together all calls.
+        Positions of the pieces, in order. Together they are all calls.
     """
-    return _Row(calls, sites).cut()
+    return _Search(Row(calls, sites)).cut()
 
 
-class _Row:
-    """A row of calls with what the search needs to know of every position."""
+class _Search:
+    """The search for the pieces of a row of calls."""
 
-    def __init__(self, calls: Sequence[fx.Node], sites: Sequence[Sequence[fx.Node]]) -> None:
-        self._calls = calls
-        numbers: dict[str, int] = {}
-        self._texts = [numbers.setdefault(call_text(n), len(numbers)) for n in calls]
-        position = {node: index for index, node in enumerate(calls)}
-        self._in_site = {position[node] for site in sites for node in site}
-        self._ends = sorted({max(position[node] for node in site) for site in sites if site})
-        self._crossing = _crossing_bytes(calls, position)
-        self._keys: dict[range, Any] = {}
+    def __init__(self, row: Row) -> None:
+        self._row = row
 
     def cut(self) -> list[range]:
         """The pieces."""
         found: list[tuple[range, bool]] = []
-        self._search(range(len(self._calls)), found)
-        known = {self._key(piece): piece for piece, is_unit in found if is_unit}
+        self._search(range(len(self._row)), found)
+        known = {self._row.key(piece): piece for piece, is_unit in found if is_unit}
         units = sorted(known.values(), key=lambda unit: (-len(unit), unit.start))
         pieces: list[range] = []
         for piece, is_unit in found:
@@ -93,7 +86,7 @@ class _Row:
         return pieces
 
     def _search(self, rest: range, found: list[tuple[range, bool]]) -> None:
-        """Split into the units of the best run and, on either side, of others."""
+        """Split into the units of the best run, and search on either side of it."""
         units = self._best_run(rest)
         if not units:
             found += [(rest, False)] if rest else []
@@ -103,10 +96,10 @@ class _Row:
         self._search(range(units[-1].stop, rest.stop), found)
 
     def _best_run(self, rest: range) -> list[range]:
-        ends = [end for end in self._ends if end in rest]
+        ends = [end for end in self._row.ends if end in rest]
         alike: dict[int, list[int]] = {}
         for end in ends:
-            alike.setdefault(self._texts[end], []).append(end)
+            alike.setdefault(self._row.texts[end], []).append(end)
         pairs = (pair for row in alike.values() for pair in itertools.combinations(row, 2))
         best: list[range] = []
         covered = 0
@@ -123,23 +116,23 @@ class _Row:
         return best
 
     def _runs(self, period: int, rest: range) -> Iterator[range]:
-        """The longest stretches in which every call equals the one a period later."""
+        """The longest ranges in which every call equals the call one period later."""
         start = rest.start
         for index in range(rest.start, rest.stop - period + 1):
             is_end = index == rest.stop - period
-            if is_end or self._texts[index] != self._texts[index + period]:
+            if is_end or self._row.texts[index] != self._row.texts[index + period]:
                 if index - start >= period:
                     yield range(start, index + period)
                 start = index + 1
 
     def _units(self, run: range, period: int) -> list[range]:
-        """The units of a run: the longest row of periods that are equal in every respect."""
+        """The units of a run: the longest series of equal periods."""
         bounds = self._bounds(run, period)
         if bounds is None:
             return []
         start, stop = bounds
         head = (stop - start) % period
-        if not self._has_end(range(start, start + head)):
+        if not self._row.has_end(range(start, start + head)):
             start = self._narrowest(range(start, start + head + 1), period)
             head = 0
         cuts = [start, *([start + head] if head else [])]
@@ -147,30 +140,30 @@ class _Row:
             [range(a + first, b + first) for a, b in itertools.pairwise((*cuts, start + period))]
             for first in range(0, (stop - start) // period * period, period)
         ]
-        groups = itertools.groupby(periods, lambda units: [self._key(unit) for unit in units])
+        groups = itertools.groupby(periods, lambda units: [self._row.key(unit) for unit in units])
         longest = max((list(group) for _, group in groups), key=len, default=[])
         return [unit for units in longest for unit in units] if len(longest) > 1 else []
 
     def _bounds(self, run: range, period: int) -> tuple[int, int] | None:
-        """Where least crosses the two ends of a run, without the loss of a site's calls."""
-        legal = [i for i in (*run, run.stop) if self._may_cut(i)]
-        ends = [end for end in self._ends if end in run]
+        """Both ends of a run, moved to where the fewest bytes cross. Its sites stay whole."""
+        legal = [i for i in (*run, run.stop) if self._row.may_cut(i)]
+        ends = [end for end in self._row.ends if end in run]
         if not ends or not legal:
             return None
-        first = next(i for i in run if i in self._in_site)
+        first = next(i for i in run if i in self._row.in_site)
         starts = [i for i in legal if i <= first] or legal[:1]
-        legal = [i for i in legal if i - period in run and self._may_cut(i - period)]
+        legal = [i for i in legal if i - period in run and self._row.may_cut(i - period)]
         stops = [i for i in legal if i > ends[-1]] or legal[-1:]
-        start = min(starts, key=lambda i: (self._crossing[i + period], i))
-        stop = min(stops, key=lambda i: (self._crossing[i - period], -i))
+        start = min(starts, key=lambda i: (self._row.crossing[i + period], i))
+        stop = min(stops, key=lambda i: (self._row.crossing[i - period], -i))
         return (start, stop) if stop - start >= 2 * period else None
 
     def _narrowest(self, starts: range, period: int) -> int:
-        legal = [i for i in starts if self._may_cut(i)]
-        return min(legal, key=lambda i: (self._crossing[i + period], i))
+        legal = [i for i in starts if self._row.may_cut(i)]
+        return min(legal, key=lambda i: (self._row.crossing[i + period], i))
 
     def _cut_rest(self, rest: range, units: Sequence[range]) -> list[range]:
-        """Take units out of a rest; one piece of each part between them."""
+        """Take units out of a rest. Every part between them becomes one piece."""
         pieces: list[range] = []
         start = at = rest.start
         while at < rest.stop:
@@ -185,40 +178,14 @@ class _Row:
 
     def _is_at(self, unit: range, at: int, stop: int) -> bool:
         there = range(at, at + len(unit))
-        same = there.stop <= stop and self._texts_of(unit) == self._texts_of(there)
-        return same and self._has_end(unit) and self._key(unit) == self._key(there)
+        same = there.stop <= stop and self._row.texts_of(unit) == self._row.texts_of(there)
+        return same and self._row.has_end(unit) and self._row.key(unit) == self._row.key(there)
 
     def _whole_or_by_site(self, rest: range) -> list[range]:
-        cuts = [i for end in self._ends if end in rest for i in [end + 1] if i in rest]
-        legal = [i for i in cuts if self._may_cut(i)]
+        cuts = [i for end in self._row.ends if end in rest for i in [end + 1] if i in rest]
+        legal = [i for i in cuts if self._row.may_cut(i)]
         pieces = [
             range(a, b) for a, b in itertools.pairwise((rest.start, *legal, rest.stop)) if a < b
         ]
-        distinct = {self._key(piece): len(piece) for piece in pieces}
+        distinct = {self._row.key(piece): len(piece) for piece in pieces}
         return pieces if len(rest) > 2 * sum(distinct.values()) else [rest] if rest else []
-
-    def _has_end(self, piece: range) -> bool:
-        return any(end in piece for end in self._ends)
-
-    def _may_cut(self, position: int) -> bool:
-        """Whether a piece may start here: the values of a multi-output op stay with it."""
-        return position >= len(self._calls) or not ir.is_getitem(self._calls[position])
-
-    def _texts_of(self, piece: range) -> list[int]:
-        return self._texts[piece.start : piece.stop]
-
-    def _key(self, piece: range) -> Any:
-        if piece not in self._keys:
-            calls = self._calls[piece.start : piece.stop]
-            self._keys[piece] = calls_key(calls, self._texts_of(piece))
-        return self._keys[piece]
-
-
-def _crossing_bytes(calls: Sequence[fx.Node], position: dict[fx.Node, int]) -> list[int]:
-    """For every position the bytes of what is computed before it and read there or later."""
-    change = [0] * (len(calls) + 2)
-    for index, node in enumerate(calls):
-        last = max((position.get(user, len(calls)) for user in node.users), default=index)
-        change[index + 1] += ir.num_bytes(node)
-        change[last + 1] -= ir.num_bytes(node)
-    return list(itertools.accumulate(change))[: len(calls) + 1]

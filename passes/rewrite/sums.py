@@ -1,14 +1,15 @@
-"""Sums: values of a graph that are a computed part plus a part that is loaded.
+"""Sums: values of a graph that consist of a computed part and a loaded part.
 
-A value is *carried* if nothing but additions, concatenations, views and casts lie between it and
-the given values (what sites cache): then it is the sum of what is computed and of what is loaded on
-a step that reuses them. Where something else reads it, it is an *exit*: there it has to be added
-up, and what comes behind starts anew with the result.
+The *given* values are what sites cache. A value is *carried* if only additions, concatenations,
+views and casts lie between it and the given values. On a step that reuses them, it is the sum of a
+computed part and a loaded part. An *exit* is a carried value that another op reads. There the sum
+has to be added up, and the values after it are computed from the result.
 """
 
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -16,12 +17,11 @@ import torch
 from torch import fx
 
 from pab_compile.passes.graph import ir
+from pab_compile.passes.graph.ops import CASTS, COPIES, PARTS, VIEWS
+from pab_compile.passes.graph.walk import chain
+from pab_compile.passes.sites.adds import is_add, is_plain_add
 
-_VIEWS = frozenset(
-    {"view", "reshape", "_unsafe_view", "flatten", "unflatten", "unsqueeze", "squeeze", "permute"}
-    | {"transpose", "t", "slice", "select", "narrow", "contiguous", "clone", "alias"}
-)
-_CASTS = ("_to_copy", "to")
+_VIEWS = VIEWS | PARTS | COPIES
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,9 +30,9 @@ class Sums:
 
     Attributes:
         carried: in graph order.
-        exits: those that are added up, in graph order.
-        terms: carried value -> the given values in it, as far as no exit lies between.
-        live: what is computed or loaded on a step that reuses the given values.
+        exits: the carried values that are added up, in graph order.
+        terms: carried value -> the given values in it, up to the exits before it.
+        live: the nodes that are computed or loaded on a step that reuses the given values.
     """
 
     carried: tuple[fx.Node, ...]
@@ -41,19 +41,19 @@ class Sums:
     live: frozenset[fx.Node]
 
     def reader(self, exit_: fx.Node) -> fx.Node:
-        """The first that reads a carried value as a whole."""
+        """The first node that reads an exit as one value."""
         return next(u for u in ir.users(exit_) if u in self.live and u not in self.terms)
 
     def is_inside(self, node: fx.Node) -> bool:
-        """Whether a value has a part that is loaded and is not added up."""
+        """Whether a value has a loaded part and is not added up."""
         return bool(self.terms.get(node)) and node not in self.exits
 
 
 def live_nodes(graph: fx.Graph, given: frozenset[fx.Node]) -> frozenset[fx.Node]:
-    """What has to be computed where some values are given, these included if they are read."""
+    """The nodes that must run if some values are given, and the given values that they read."""
     live: set[fx.Node] = set()
     for node in reversed(graph.nodes):
-        # A collective is no root: one that re-shards for a site goes with it.
+        # A collective is no root: if it re-shards for a site, it belongs to the site.
         is_root = node.op == "output" or (node.op == "call_function" and ir.has_effect(node))
         if is_root or any(user in live and user not in given for user in node.users):
             live.add(node)
@@ -62,14 +62,14 @@ def live_nodes(graph: fx.Graph, given: frozenset[fx.Node]) -> frozenset[fx.Node]
 
 def may_carry(node: fx.Node) -> bool:
     """Whether the op can be applied to the parts of a sum one by one."""
-    return ir.is_call(node, "add", "cat", *_VIEWS, *_CASTS)
+    return is_add(node) or ir.is_call(node, "cat", *_VIEWS, *CASTS)
 
 
 def find_sums(graph: fx.Graph, given: frozenset[fx.Node]) -> Sums:
-    """Find the carried values of a graph, the exits among them, and what they are sums of."""
+    """Find the carried values of a graph, the exits among them, and their terms."""
     live = live_nodes(graph, given)
     mixed: set[fx.Node] = set()
-    while True:  # a concatenation that turns out to join unlike values is an exit's reader
+    while True:  # a concatenation of carried and other values turns out to be no carried value
         carried: dict[fx.Node, None] = {}
         for node in graph.nodes:
             if node in live and (node in given or (node not in mixed and _is_sum(node, carried))):
@@ -101,11 +101,11 @@ def find_sums(graph: fx.Graph, given: frozenset[fx.Node]) -> Sums:
 
 
 def add_sums(graph: fx.Graph, sums: Sums, exits: Sequence[fx.Node]) -> dict[fx.Node, fx.Node]:
-    """Make the loaded part of some exits a value of its own, and the exits sums with it.
+    """Make the loaded part of some exits a value of its own, and each exit a sum with it.
 
-    The loaded part is what an exit differs by from its computed part. To add up the given values
-    would come to the same, with a second addition at every one of them, and with a first block
-    that is unlike the others.
+    The loaded part is the difference between an exit and its computed part. The sum of the given
+    values would be the same. But it would need a second addition for each of them, and the first
+    block would differ from the others.
 
     Args:
         graph: changed in place.
@@ -155,11 +155,14 @@ def _loaded(
     computed: Mapping[fx.Node, fx.Node | None],
     differences: dict[fx.Node, fx.Node],
 ) -> fx.Node:
-    """The loaded part of an exit: the difference behind the last term, and what follows that."""
-    last, behind = exit_, []
-    while len(inside := [n for n in last.all_input_nodes if sums.is_inside(n)]) == 1:
-        behind.append((last, inside[0]))
-        last = inside[0]
+    """The loaded part of an exit: the difference after the last term, and the ops after it."""
+
+    def only_inside(node: fx.Node) -> fx.Node | None:
+        inside = [n for n in node.all_input_nodes if sums.is_inside(n)]
+        return inside[0] if len(inside) == 1 else None
+
+    path = list(chain(exit_, only_inside))
+    last = path[-1]
     base = computed[last]
     if base is None:
         differences[last] = last
@@ -168,7 +171,7 @@ def _loaded(
         _stands_for(made, last, "delta")
         differences[last] = _narrowed(graph, made, base, sums.terms[last])
     made = differences[last]
-    for node, source in reversed(behind):
+    for node, source in reversed(list(itertools.pairwise(path))):
         made = _apply(graph, node, {source: made}, "delta")
     return made
 
@@ -176,7 +179,7 @@ def _loaded(
 def _narrowed(
     graph: fx.Graph, difference: fx.Node, base: fx.Node, terms: Sequence[fx.Node]
 ) -> fx.Node:
-    """A difference in the type of the terms, where that takes less memory than the stream's."""
+    """A difference, cast to the type of the terms if that needs less memory than the stream's."""
     whole, start = ir.tensor(difference), ir.tensor(base)
     added = [tensor.dtype for tensor in map(ir.tensor, terms) if tensor is not None]
     if whole is None or start is None or not added:
@@ -193,8 +196,8 @@ def _narrowed(
 def _apply(
     graph: fx.Graph, node: fx.Node, values: Mapping[fx.Node, fx.Node], suffix: str
 ) -> fx.Node:
-    """Apply an op to other values; an addition of one value is that value."""
-    if ir.is_call(node, "add") and len(values) == 1:
+    """Apply an op to other values. An addition of one value is that value."""
+    if is_add(node) and len(values) == 1:
         (value,) = values.values()
         return value
     applied = graph.node_copy(node, values.__getitem__)
@@ -212,21 +215,20 @@ def _is_sum(node: fx.Node, carried: Mapping[fx.Node, None]) -> bool:
     found = [n for n in sources if n in carried]
     if not found or node.op != "call_function" or ir.tensor(node) is None:
         return False
-    if ir.is_call(node, "add"):
-        is_plain = len(node.args) == len(sources) == 2 and not node.kwargs
-        return is_plain and all(ir.shape(n) == ir.shape(node) for n in found)
+    if is_add(node):
+        return is_plain_add(node) and all(ir.shape(n) == ir.shape(node) for n in found)
     if ir.is_call(node, "cat"):
         listed = node.args[0]
         return isinstance(listed, (list, tuple)) and len(found) == len(listed)
     if len(sources) != 1:
         return False
-    if ir.is_call(node, *_CASTS):
+    if ir.is_call(node, *CASTS):
         return all(_is_real(n) for n in (node, *sources))
     return ir.is_call(node, *_VIEWS) and _num_elements(node) == _num_elements(sources[0])
 
 
 def _num_elements(node: fx.Node) -> int | None:
-    """Elements of a value. A part of it is no view here: keeping that would keep all of it."""
+    """Elements of a value. A part of a tensor does not count as a view: it keeps all memory."""
     tensor = ir.tensor(node)
     return None if tensor is None else tensor.numel()
 

@@ -1,4 +1,4 @@
-"""Verify: the invariants that every rewrite must keep, checked on the graph itself."""
+"""Verify: checks the invariants of every rewrite on the graph itself."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from .pieces import PRELUDE, Piece
 def verify(after: fx.GraphModule, before: fx.GraphModule) -> None:
     """Check a rewritten graph against the one it came from.
 
-    - the graph is well formed; inputs and outputs are the same in number, order and layout;
-    - only single tensors pass between submodules: a multi-output op stays with its getitems;
-    - submodules are branches or pieces, each returns a tuple and holds no call of another, but for
-      the pieces of a branch of merged sites;
-    - a branch has an output and holds nothing random or mutating, so that leaving it out changes
-      nothing but its value;
-    - a prelude reads nothing that changes from step to step;
-    - no op of the graph was lost, and none was doubled.
+    - The graph is well formed. Inputs and outputs are the same in number, order and layout.
+    - Only single tensors pass between submodules. A multi-output op stays with its getitems.
+    - Submodules are branches or pieces. Each returns a tuple and calls no other, except the pieces
+      of a branch of merged sites.
+    - A branch has an output. It contains no random or mutating op, so leaving it out changes only
+      its value.
+    - A prelude reads no value that changes from step to step.
+    - No op of the graph was lost or doubled.
 
     Raises:
         InvariantError: the first invariant that does not hold.
@@ -55,7 +55,7 @@ def verify(after: fx.GraphModule, before: fx.GraphModule) -> None:
 
 
 def count_ops(graph_module: fx.GraphModule) -> Counter[str]:
-    """Op calls of a graph and its submodules by name; picks of a submodule's values excluded."""
+    """Op calls of a graph and its submodules by name, without picks of a submodule's values."""
     graph = graph_module.graph
     total = Counter(ir.op_name(node) for node in ir.calls(graph) if ir.is_plain_call(node))
     for node in graph.find_nodes(op="call_module"):
@@ -81,7 +81,7 @@ def _check_signature(after: fx.GraphModule, before: fx.GraphModule) -> None:
 
 
 def _parts(module: StepBranch | Piece) -> list[tuple[str, Piece]]:
-    """The pieces of a branch of merged sites, once it is cut."""
+    """The pieces of a branch of merged sites; empty before it is cut."""
     if not isinstance(module, StepBranch) or not module.site.parts:
         return []
     named = module.compute.named_children()

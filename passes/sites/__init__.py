@@ -1,1 +1,1 @@
-"""Sites: what can be reused, and what it takes to leave it out."""
+"""Sites: which outputs can be reused, and which nodes need not run then."""

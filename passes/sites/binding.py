@@ -1,22 +1,23 @@
-"""Binding times: when is a node's value known?
+"""Binding times: when each node's value is known.
 
 ``CONSTANT`` (weights only) < ``PROMPT`` (the same at every step of a generation) < ``STEP``
-(depends on the timestep) < ``LATENT`` (depends on what is being denoised). A node binds as late as
-the latest of its inputs. Found by data flow from the inputs.
+(depends on the timestep) < ``LATENT`` (depends on what is denoised). The binding time of a node is
+the latest of its inputs. It follows from the data flow.
 """
 
 from __future__ import annotations
 
 import enum
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 from torch import fx
 
 from pab_compile.passes.errors import UnsupportedModelError
 from pab_compile.passes.graph import ir
+from pab_compile.passes.graph.walk import reached
 
 STATED_STEP = "step"
-STATED_HELD = "held"
+STATED_PROMPT = ("prompt", "held")  # "held" is the older word
 _CLOCK_OPS = ("sin", "cos", "embedding")
 _CLOCK_WORDS = (
     "timestep",
@@ -32,7 +33,7 @@ _CLOCK_WORDS = (
 
 
 class Binding(enum.IntEnum):
-    """When a value is known; the larger, the later."""
+    """When a value is known. A larger number is later."""
 
     CONSTANT = 0
     PROMPT = 1
@@ -74,10 +75,10 @@ def _input_binding(
 
 
 def find_clock(graph: fx.Graph, latents: fx.Node, stated: Mapping[str, str]) -> fx.Node:
-    """Find the timestep: a number, one per batch row, or one per row and frame, that is embedded.
+    """Find the timestep: an embedded input of one number, or one per batch row (and frame).
 
-    Of several that sound like time, the one called ``timestep`` is taken, or the one that is named
-    after the latents.
+    Several inputs may have names that sound like time. Then the one called ``timestep`` is taken,
+    or the one that is named after the latents.
 
     Args:
         graph: a captured graph.
@@ -92,18 +93,7 @@ def find_clock(graph: fx.Graph, latents: fx.Node, stated: Mapping[str, str]) -> 
         for n in ir.placeholders(graph)
         if not (ir.is_constant_input(n) or ir.is_eager(n) or n is latents)
     ]
-    declared = [n for n in inputs if stated.get(ir.source(n)) == STATED_STEP]
-    scalars = [n for n in inputs if _is_scalar_per_row(n, latents)]
-    timely = [n for n in scalars if _sounds_like_time(n)]
-    embedded = [n for n in timely if _reaches(n, _CLOCK_OPS)]
-    for candidates in (
-        [n for n in declared if n in scalars],
-        [n for n in embedded if ir.source(n).lower() == "timestep"],
-        [n for n in embedded if ir.source(n).startswith(ir.source(latents))],
-        embedded,
-        timely,
-        [n for n in scalars if _reaches(n, _CLOCK_OPS) and stated.get(ir.source(n)) != STATED_HELD],
-    ):
+    for candidates in _clock_candidates(inputs, latents, stated):
         if len(candidates) == 1:
             return candidates[0]
         if candidates:
@@ -122,11 +112,26 @@ def find_clock(graph: fx.Graph, latents: fx.Node, stated: Mapping[str, str]) -> 
     )
 
 
+def _clock_candidates(
+    inputs: Sequence[fx.Node], latents: fx.Node, stated: Mapping[str, str]
+) -> Iterator[list[fx.Node]]:
+    """Inputs that may be the clock, the most certain first."""
+    scalars = [n for n in inputs if _is_scalar_per_row(n, latents)]
+    yield [n for n in scalars if stated.get(ir.source(n)) == STATED_STEP]
+    timely = [n for n in scalars if _sounds_like_time(n)]
+    embedded = [n for n in timely if _reaches(n, _CLOCK_OPS)]
+    yield [n for n in embedded if ir.source(n).lower() == "timestep"]
+    yield [n for n in embedded if ir.source(n).startswith(ir.source(latents))]
+    yield embedded
+    yield timely
+    yield [n for n in scalars if _reaches(n, _CLOCK_OPS) and not _is_stated_prompt(n, stated)]
+
+
 def step_inputs(graph: fx.Graph, clock: fx.Node, stated: Mapping[str, str]) -> frozenset[fx.Node]:
     """All inputs that change at every step.
 
-    The clock, other inputs of its shape that sound like time (the step's end, another stream's
-    timestep), and what the user stated as ``"step"``.
+    These are the clock, other inputs of its shape that sound like time (the end of the step, the
+    timestep of another stream), and the inputs that the user stated as ``"step"``.
     """
     inputs = [n for n in ir.placeholders(graph) if not ir.is_constant_input(n)]
     declared = [n for n in inputs if stated.get(ir.source(n)) == STATED_STEP]
@@ -135,13 +140,18 @@ def step_inputs(graph: fx.Graph, clock: fx.Node, stated: Mapping[str, str]) -> f
         for n in inputs
         if ir.shape(n) == ir.shape(clock)
         and _sounds_like_time(n)
-        and stated.get(ir.source(n)) != STATED_HELD
+        and not _is_stated_prompt(n, stated)
     ]
     return frozenset([clock, *declared, *timely])
 
 
+def _is_stated_prompt(node: fx.Node, stated: Mapping[str, str]) -> bool:
+    """Whether the user says that an input is the same at every step."""
+    return stated.get(ir.source(node)) in STATED_PROMPT
+
+
 def _is_scalar_per_row(node: fx.Node, latents: fx.Node) -> bool:
-    """Whether an input is one number, or one for every row; rows may come as a list of latents."""
+    """Whether an input is one number, or one for every row. Rows may be a list of latents."""
     shape = ir.shape(node)
     batch = next(iter(ir.shape(latents) or (1,)))
     if shape in ((), (1,), (batch,), (1, 1), (batch, 1)):
@@ -157,14 +167,10 @@ def _sounds_like_time(node: fx.Node) -> bool:
 
 
 def _reaches(node: fx.Node, op_names: tuple[str, ...]) -> bool:
-    """Whether an op of these names follows, without leaving tensors of at most three dims."""
-    pending, seen = [node], {node}
-    while pending:
-        for user in pending.pop().users:
-            if user in seen or user.op != "call_function" or len(ir.shape(user) or ()) > 3:
-                continue
-            if ir.is_call(user, *op_names):
-                return True
-            seen.add(user)
-            pending.append(user)
-    return False
+    """Whether a path leads to an op of these names, along tensors of at most three dimensions."""
+
+    def readers(node: fx.Node) -> list[fx.Node]:
+        calls = [user for user in node.users if user.op == "call_function"]
+        return [call for call in calls if len(ir.shape(call) or ()) <= 3]
+
+    return any(ir.is_call(found, *op_names) for found in reached([node], readers))

@@ -11,9 +11,10 @@ from torch import fx
 from pab_compile.passes.axes.table import AxisTable
 from pab_compile.passes.graph import ir
 from pab_compile.passes.graph.flops import count_flops
+from pab_compile.passes.graph.walk import positions
 
 from .binding import Binding
-from .classify import Mixer
+from .mixer import Mixer
 from .regions import Growth, RegionFinder, cheapest_cut, dead_regions
 from .residual import Branch, cut_of, find_branches
 from .site import Site
@@ -22,16 +23,17 @@ from .site import Site
 def find_sites(
     graph: fx.Graph, mixers: Sequence[Mixer], axes: AxisTable, cut: str
 ) -> tuple[Site, ...]:
-    """Find every site of a graph, in the order in which the model runs them.
+    """Find every site of a graph, in model order.
 
     Args:
         graph: a captured graph with binding times.
-        mixers: its token mixers (``passes.classify``).
+        mixers: its token mixers (``passes.sites.classify``).
         axes: its axes.
         cut: ``attention`` (before the gate) or ``gated`` (after it).
 
     Returns:
-        Sites whose regions are disjoint. A site that cannot be broadcast has no cut and says why.
+        Sites whose regions are disjoint. A site that cannot be broadcast has no cut, and its reason
+        says why.
     """
     latent = [m for m in mixers if ir.binding(m.nodes[-1]) == Binding.LATENT]
     finder = RegionFinder(graph, [m.nodes for m in latent], [m.kind for m in latent], cut)
@@ -41,7 +43,7 @@ def find_sites(
     drafts += [_bound_early_site(m) for m in mixers if m not in latent]
     mixer_nodes = frozenset(node for mixer in mixers for node in mixer.nodes)
     drafts += [_mlp_site(b, axes, cut) for b in find_branches(graph, mixer_nodes)]
-    order = {node: index for index, node in enumerate(graph.nodes)}
+    order = positions(graph)
     anchored = sorted(drafts, key=lambda draft: order[draft.region[-1]])
     named = _with_unique_names(anchored)
     regions = dead_regions(graph, {site.name: site.cut for site in named if site.cut})
@@ -112,13 +114,13 @@ def _rank(node: fx.Node) -> int:
 
 
 def _site_path(mixer: fx.Node, nodes: Iterable[fx.Node]) -> str:
-    """Module path of the mixer, or of the first op after it that knows one."""
+    """Module path of the mixer, or of the first op after it that has one."""
     paths = (ir.module_path(node) for node in (mixer, *nodes))
     return next((path for path in paths if path), "")
 
 
 def _with_unique_names(sites: Sequence[Site]) -> list[Site]:
-    """Name sites by their path; by path and kind where that repeats; numbered where both do."""
+    """Name sites by path. Repeated paths get the kind as well, and repeats of both a number."""
     paths = Counter(site.module for site in sites)
     wanted = [
         site.module if site.module and paths[site.module] == 1 else _with_kind(site)
@@ -137,7 +139,7 @@ def _with_kind(site: Site) -> str:
 
 
 def with_region(site: Site, region: tuple[fx.Node, ...]) -> Site:
-    """A site with its region and what follows from it; without a cut where it has none."""
+    """A site with its region, cache bytes and operations. Without a region it gets no cut."""
     if not site.cut:
         return replace(site, region=())
     if not region:

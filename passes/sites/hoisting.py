@@ -1,28 +1,25 @@
-"""Hoisting: what is the same at every step of a generation, and worth computing only once."""
+"""Hoisting: calls whose value is the same at every step of a generation, and is computed once."""
 
 from __future__ import annotations
 
 from torch import fx
 
 from pab_compile.passes.graph import ir
+from pab_compile.passes.graph.ops import CASTS, PARTS, SPLITS, VIEWS
 
 from .binding import Binding
 
-# Views and casts of weights are left where they are used: to keep their result would keep a second
-# copy of the weights.
-_FREE_OPS = frozenset(
-    {"view", "reshape", "_unsafe_view", "flatten", "unflatten", "unsqueeze", "squeeze", "permute"}
-    | {"transpose", "t", "expand", "select", "slice", "narrow", "split", "split_with_sizes"}
-    | {"chunk", "unbind", "getitem", "_to_copy", "to", "alias"}
-)
+# Views and casts of weights stay where they are used. A stored result would be a second copy of
+# the weights.
+_FREE_OPS = VIEWS | PARTS | SPLITS | CASTS | {"expand", "unbind", "getitem", "alias"}
 
 
 def hoisted_nodes(graph: fx.Graph) -> set[fx.Node]:
-    """Calls to make once per generation: they read weights and per-prompt inputs only.
+    """Calls to make once per generation: they read only weights and per-prompt inputs.
 
     Args:
-        graph: a captured or rewritten graph with binding times. Values that a branch returns are
-            never among the result.
+        graph: a captured or rewritten graph with binding times. The result never contains values
+            that a branch returns.
     """
     free: set[fx.Node] = set()
     hoisted: set[fx.Node] = set()
@@ -40,5 +37,8 @@ def hoisted_nodes(graph: fx.Graph) -> set[fx.Node]:
             hoisted.add(node)
     for node in reversed(graph.nodes):
         if node in free and ir.is_plain_call(node) and any(user in hoisted for user in node.users):
+            hoisted.add(node)
+    for node in graph.nodes:  # a multi-output op and all its values go together
+        if ir.is_getitem(node) and node.all_input_nodes[0] in hoisted:
             hoisted.add(node)
     return hoisted

@@ -1,39 +1,43 @@
-"""Regions: which nodes a site's broadcast makes dead, and which tensors to cache.
+"""Regions: which nodes need not run when a site is reused, and which tensors to cache.
 
-A region grows forward from a token mixer along the latent-dependent graph: a node joins when all
-its latent-dependent inputs are already in. It stops before
+A region grows forward from a token mixer, along nodes that depend on the latents. A node joins when
+all its latent-dependent inputs are in the region. The region ends before
 
-- another token mixer, and the residual add (a model without one is cached as far as it goes);
-- a value from elsewhere, other than a factor that is computed from what the mixer reads and used
-  here only (a gate of the attention's own, a normaliser of linear attention);
-- with the cut ``attention``, the first op that brings in a per-step value (the gate): paper,
-  section 3.2, as diffusers caches; with ``gated`` it goes on to the residual add, as the paper's
+- another token mixer, or the residual add (without one, it ends where the graph ends);
+- an op that reads a value from elsewhere. A factor is allowed if it is computed from what the mixer
+  reads, and only this product uses it: the attention's own gate, a normaliser of linear attention;
+- with the cut ``attention``, the first op that reads a per-step value (the gate): paper, section
+  3.2, as diffusers caches. With ``gated`` the region continues to the residual add, as the paper's
   Open-Sora and Latte cache.
 
-The *frontier* (edges leaving the region) is where caching is possible; the cheapest cut between
-the mixer and the frontier is what is cached. Backwards, what feeds only the cut is dead with it.
+The *frontier* is the nodes that are read outside of the region. The cheapest cut between the mixer
+and the frontier is cached. Going backwards, nodes that feed only the cut belong to the region too.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from torch import fx
 
 from pab_compile.passes.graph import ir
+from pab_compile.passes.graph.groups import Groups
+from pab_compile.passes.graph.minimum_cut import minimum_cut
+from pab_compile.passes.graph.ops import is_communication
+from pab_compile.passes.graph.walk import fed_by, feeding, operands, positions, results
 
+from .adds import stream_of
 from .binding import Binding
 from .hoisting import hoisted_nodes
 
-_ADD_OPS = ("add", "sub", "rsub")
 _FACTOR_OPS = ("mul", "div")
 _MAX_FACTOR_NODES = 40
 
 
 @dataclass(frozen=True, eq=False)
 class Growth:
-    """What one or several merged mixers dominate: ``nodes`` in graph order, ``frontier``."""
+    """What grew from one or several merged mixers: ``nodes`` in graph order, and ``frontier``."""
 
     mixers: tuple[int, ...]
     nodes: tuple[fx.Node, ...]
@@ -41,7 +45,7 @@ class Growth:
 
 
 class RegionFinder:
-    """Grow the regions of all mixers of a graph at once, so that meeting regions can merge.
+    """Grows the regions of all mixers of a graph at once, so that regions that meet can merge.
 
     Args:
         graph: a captured graph with binding times.
@@ -53,37 +57,34 @@ class RegionFinder:
     def __init__(
         self, graph: fx.Graph, seeds: Sequence[Sequence[fx.Node]], kinds: Sequence[str], cut: str
     ) -> None:
-        self._order = {node: index for index, node in enumerate(graph.nodes)}
+        self._order = positions(graph)
         self._graph = graph
         self._seeds = seeds
         self._kinds = kinds
         self._keep_gate_outside = cut == "attention"
-        self._group = list(range(len(seeds)))
+        self._groups = Groups(range(len(seeds)))
         self._owner: dict[fx.Node, int] = {seed[-1]: index for index, seed in enumerate(seeds)}
         self._mixer_nodes = {node for seed in seeds for node in seed}
-        self._ancestors = [_ancestors(seed) for seed in seeds]
+        self._ancestors = [feeding(seed) for seed in seeds]
 
     def grow(self) -> tuple[Growth, ...]:
-        """Grow every region to its frontier; one ``Growth`` per group of merged mixers."""
+        """Grow every region to its frontier. The result has one ``Growth`` per merged group."""
         for node in self._graph.nodes:
             if node.op == "call_function" and node not in self._mixer_nodes:
                 groups = self._groups_to_join(node)
                 if groups:
-                    for other in groups[1:]:
-                        self._merge(groups[0], other)
+                    self._groups.merge(groups)
                     self._owner[node] = groups[0]
-        return tuple(self._growth(group) for group in sorted(set(map(self._find, self._group))))
+        return tuple(self._growth(group) for group in self._groups.leaders())
 
     def _growth(self, group: int) -> Growth:
-        mixers = tuple(i for i in range(len(self._seeds)) if self._find(i) == group)
-        nodes = [n for n, owner in self._owner.items() if self._find(owner) == group]
+        mixers = tuple(self._groups.members(group))
+        nodes = [n for n, owner in self._owner.items() if self._groups.leader(owner) == group]
         nodes.sort(key=self._order.__getitem__)
-        inside = set(nodes)
-        frontier = tuple(n for n in nodes if any(user not in inside for user in n.users))
-        return Growth(mixers, tuple(nodes), frontier)
+        return Growth(mixers, tuple(nodes), tuple(results(nodes)))
 
     def _groups_to_join(self, node: fx.Node) -> list[int]:
-        """The groups that a node belongs to; empty when the node stays outside."""
+        """The groups that a node belongs to; empty if the node stays outside."""
         foreign = [n for n in _latent_inputs(node) if n not in self._owner]
         latent_inputs = [n for n in _latent_inputs(node) if n in self._owner]
         if not latent_inputs or not all(self._is_own_factor(n, node) for n in foreign):
@@ -92,17 +93,17 @@ class RegionFinder:
             ir.binding(n) == Binding.STEP for n in node.all_input_nodes
         ):
             return []
-        groups = sorted({self._find(self._owner[n]) for n in latent_inputs})
+        groups = sorted({self._groups.leader(self._owner[n]) for n in latent_inputs})
         if len({self._kinds[group] for group in groups}) > 1:
             return []
         return [] if self._is_residual_add(node, groups) else groups
 
     def _is_own_factor(self, factor: fx.Node, product: fx.Node) -> bool:
-        """Whether a factor comes from what the mixer reads, and serves this product only."""
+        """Whether a factor comes from what the mixer reads, and only this product uses it."""
         if not ir.is_call(product, *_FACTOR_OPS):
             return False
         owner = next(n for n in product.all_input_nodes if n in self._owner)
-        read = self._ancestors[self._find(self._owner[owner])]
+        read = self._ancestors[self._groups.leader(self._owner[owner])]
         cone, pending = {product}, [factor]
         while pending:
             pending.sort(key=self._order.__getitem__)
@@ -122,89 +123,53 @@ class RegionFinder:
         return True
 
     def _is_residual_add(self, node: fx.Node, groups: Sequence[int]) -> bool:
-        if not ir.is_call(node, *_ADD_OPS):
-            return False
-        mixers = [i for i in range(len(self._seeds)) if self._find(i) in groups]
-        return any(
-            ir.binding(operand) != Binding.CONSTANT and operand in self._ancestors[mixer]
-            for operand in node.all_input_nodes
-            for mixer in mixers
-        )
-
-    def _find(self, group: int) -> int:
-        while self._group[group] != group:
-            group = self._group[group]
-        return group
-
-    def _merge(self, one: int, other: int) -> None:
-        first, second = sorted((self._find(one), self._find(other)))
-        self._group[second] = first
+        mixers = [mixer for group in groups for mixer in self._groups.members(group)]
+        return any(stream_of(node, self._ancestors[mixer]) is not None for mixer in mixers)
 
 
 def _latent_inputs(node: fx.Node) -> list[fx.Node]:
     return [n for n in node.all_input_nodes if ir.binding(n) == Binding.LATENT]
 
 
-def _ancestors(nodes: Iterable[fx.Node]) -> set[fx.Node]:
-    pending, seen = list(nodes), set[fx.Node]()
-    while pending:
-        for source in pending.pop().all_input_nodes:
-            if source not in seen:
-                seen.add(source)
-                pending.append(source)
-    return seen
-
-
 def cheapest_cut(growth: Growth) -> tuple[fx.Node, ...]:
-    """The tensors of least bytes that separate the mixers from the frontier's users.
+    """The tensors of least bytes that separate the mixers from the users of the frontier.
 
-    Ties go to the latest tensors, which leave the least to compute on reuse. The frontier itself
-    is returned when nothing in the region is smaller. In a model that exchanges by itself the cut
-    lies behind every exchange of the region: a reuse exchanges nothing.
+    Among equal cuts, the last one leaves the least to compute on reuse. If no cut is smaller, the
+    result is the frontier itself. A model may exchange tensors between ranks by itself. Then the
+    cut lies after every exchange of the region, so that a reuse exchanges nothing.
     """
-    frontier_bytes = sum(ir.num_bytes(node) for node in growth.frontier)
-    import networkx as nx
-
-    network = nx.DiGraph()
-    inside = set(growth.nodes)
-    exchanged = _before_exchanges(growth)
-    for node in growth.nodes:
-        is_no_cut = ir.tensor(node) is None or node in exchanged
-        capacity = {} if is_no_cut else {"capacity": ir.num_bytes(node)}
-        network.add_edge((node, "in"), (node, "out"), **capacity)
-        sources = [n for n in node.all_input_nodes if n in inside]
-        for source in sources:
-            network.add_edge((source, "out"), (node, "in"))
-        if not sources or any(n not in inside for n in _latent_inputs(node)):
-            network.add_edge("mixer", (node, "in"))  # with a factor of its own: cached after it
-        if node in growth.frontier:
-            network.add_edge((node, "out"), "frontier")
     if any(ir.tensor(node) is None for node in growth.frontier):
         return ()
-    # Of several, networkx returns the cut nearest to its sink, here the frontier.
-    cut_bytes, (_, near) = nx.minimum_cut(network, "mixer", "frontier")
-    if cut_bytes >= frontier_bytes:
-        return growth.frontier
-    return tuple(n for n in growth.nodes if (n, "out") in near and (n, "in") not in near)
+    inside = set(growth.nodes)
+    exchanged = _before_exchanges(growth)
+    sizes: dict[fx.Node, int | None] = {}
+    edges: list[tuple[fx.Node, fx.Node]] = []
+    starts: list[fx.Node] = []
+    for node in growth.nodes:
+        is_no_cut = ir.tensor(node) is None or node in exchanged
+        sizes[node] = None if is_no_cut else ir.num_bytes(node)
+        sources = [n for n in node.all_input_nodes if n in inside]
+        edges += [(source, node) for source in sources]
+        # A product with a factor of its own is cached after the product.
+        if not sources or any(n not in inside for n in _latent_inputs(node)):
+            starts.append(node)
+    cut = minimum_cut(sizes, edges, starts, growth.frontier)
+    frontier_bytes = sum(ir.num_bytes(node) for node in growth.frontier)
+    return growth.frontier if cut is None or cut.size >= frontier_bytes else cut.nodes
 
 
 def _before_exchanges(growth: Growth) -> set[fx.Node]:
-    """Nodes of a region that feed a collective in it; what it ends with does not count."""
-    found: set[fx.Node] = set()
-    inside = set(growth.nodes)
-    for node in reversed(growth.nodes):
-        ahead = [user for user in node.users if user in inside]
-        if any(u in found or ir.op_namespace(u) == "_c10d_functional" for u in ahead):
-            found.add(node)
-    return found.difference(growth.frontier)
+    """Nodes of a region that feed a collective in it, without the frontier."""
+    exchanges = [node for node in growth.nodes if is_communication(node)]
+    return feeding(exchanges, within=set(growth.nodes)).difference(growth.frontier)
 
 
 def dead_regions(
     graph: fx.Graph, cuts: Mapping[str, Sequence[fx.Node]]
 ) -> dict[str, tuple[fx.Node, ...]]:
-    """What each cut makes dead: nodes whose every use leads into that cut and into no other.
+    """For each cut, the nodes whose every use leads into this cut and into no other.
 
-    What is computed once per generation stays outside (``passes.sites.hoisting``).
+    Nodes that run once per generation stay outside (``passes.sites.hoisting``).
 
     Args:
         graph: a captured graph with binding times.
@@ -225,7 +190,7 @@ def dead_regions(
         owners = {owner.get(user) for user in node.users}
         if len(owners) == 1 and None not in owners:
             owner[node] = str(owners.pop())
-    for node in graph.nodes:  # a value of a multi-output op stays where the op is
+    for node in graph.nodes:  # an output of a multi-output op stays with the op
         strays = node in owner and ir.is_getitem(node) and node not in cut_nodes
         if strays and owner.get(node.all_input_nodes[0]) != owner[node]:
             del owner[node]
@@ -244,14 +209,5 @@ def _feeds_itself(region: Sequence[fx.Node], cut: Sequence[fx.Node]) -> bool:
     if len(cut) < 2:
         return False
     inside = set(region)
-    entries = {n for node in region for n in node.all_input_nodes if n not in inside}
-    pending = [user for node in cut for user in node.users if user not in inside]
-    seen = set(pending)
-    while pending:
-        node = pending.pop()
-        if node in entries:
-            return True
-        new = [user for user in node.users if user not in seen]
-        seen.update(new)
-        pending.extend(new)
-    return False
+    leaving = {user for node in cut for user in node.users if user not in inside}
+    return not (leaving | fed_by(leaving)).isdisjoint(operands(region))

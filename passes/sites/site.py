@@ -1,4 +1,4 @@
-"""Sites: the places of a model whose output may be broadcast to later steps."""
+"""Sites: the places of a model whose output may be reused at later steps."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ class Site:
         query_axes: named axes of the query sequence (of the tokens, for ``mlp``).
         key_axes: named axes of the key sequence.
         cut: the nodes to cache; empty when the site cannot be broadcast.
-        region: the nodes that are dead while the cut is loaded, in graph order, cut included.
+        region: the nodes that need not run when the cut is loaded, in graph order, with the cut.
         cache_bytes: size of the cut in bytes for one output.
         flops: floating point operations of the region (two per multiply-add).
-        reason: evidence for the kind, and why it cannot be broadcast where it cannot.
-        parts: the sites that this one stands for, itself the first, where they cache one sum
+        reason: evidence for the kind. If the site cannot be broadcast, it also says why.
+        parts: the sites that cache one sum together, itself the first; empty for a single site
             (``passes.rewrite.coalesce``).
     """
 
@@ -59,5 +59,5 @@ class Site:
 
     @property
     def singles(self) -> tuple[Site, ...]:
-        """The sites that this one stands for."""
+        """The sites that this one consists of."""
         return self.parts or (self,)

@@ -63,12 +63,12 @@ def observation_of(outputs: torch.Tensor, cut: str = "attention") -> Observation
 def test_the_chosen_plan_is_worth_what_it_says(predict_in: Any) -> None:
     observation = observation_of(walks())
     found = calibrate(observation, speedup=2.0, predict_in=predict_in)
-    assert found.error == pytest.approx(predicted_error(observation, found.row, predict_in))
-    spent = NUM_STEPS * 50 + sum(FLOPS) * found.row.count(COMPUTE)
+    assert found.error == pytest.approx(predicted_error(observation, found.entries, predict_in))
+    spent = NUM_STEPS * 50 + sum(FLOPS) * found.entries.count(COMPUTE)
     assert found.speedup == pytest.approx(NUM_STEPS * 500 / spent)
     assert found.speedup >= 2.0
     assert found.num_steps == NUM_STEPS
-    assert found.cache_bytes == 60 * (max(found.row) + 1)
+    assert found.cache_bytes == 60 * (max(found.entries) + 1)
 
 
 def test_positions_change_what_is_predicted() -> None:
@@ -95,17 +95,17 @@ def test_memory_limits_the_order() -> None:
     assert free.cache_bytes > 60
     tight = calibrate(observation, speedup=2.0, max_cache_bytes=60)
     assert tight.cache_bytes == 60
-    assert set(tight.row) == {COMPUTE, 0}
+    assert set(tight.entries) == {COMPUTE, 0}
     assert tight.error > free.error
     none = calibrate(observation, max_error=1.0, max_cache_bytes=59)
     assert (none.cache_bytes, none.speedup) == (0, 1.0)
-    with pytest.raises(CalibrationError, match=r"saves to 1\.00x"):
+    with pytest.raises(CalibrationError, match=r"speed-up within them is 1\.00x"):
         calibrate(observation, speedup=2.0, max_cache_bytes=59)
 
 
 def test_what_cannot_be_had_is_an_error_that_says_what_can() -> None:
     observation = dataclasses.replace(observation_of(walks()), total_flops=1000)
-    with pytest.raises(CalibrationError, match=r"fastest within them saves to 1\.\d\dx .* 45%"):
+    with pytest.raises(CalibrationError, match=r"speed-up within them is 1\.\d\dx: .* 45%"):
         calibrate(observation, speedup=4.0)
     with pytest.raises(CalibrationError, match="either speedup or max_error"):
         calibrate(observation)
@@ -115,7 +115,7 @@ def test_what_cannot_be_had_is_an_error_that_says_what_can() -> None:
         with pytest.raises(CalibrationError, match="one entry for each of the 12 observed steps"):
             predicted_error(observation, row)
     unknown = dataclasses.replace(observation, timesteps=(None,) * NUM_STEPS)
-    with pytest.raises(CalibrationError, match="a timestep of its own for every step"):
+    with pytest.raises(CalibrationError, match="a known and distinct timestep for every step"):
         calibrate(unknown, speedup=1.5, predict_in="timestep")
 
 
@@ -123,7 +123,7 @@ def test_the_plan_file_reads_back(tmp_path: Any) -> None:
     found = calibrate(observation_of(walks(), "gated"), speedup=2.0)
     found.save(tmp_path / "plan.json")
     plan = load_plan(tmp_path / "plan.json")
-    assert plan.rows == dict.fromkeys(("site0", "site1", "site2"), found.row)
+    assert plan.entries == dict.fromkeys(("site0", "site1", "site2"), found.entries)
     assert plan.calibrated == Calibrated(found.fingerprint, "gated", False, "step")
     assert len((tmp_path / "plan.json").read_text().splitlines()) < 20
 
@@ -143,7 +143,7 @@ def test_what_was_not_observed_is_never_reused() -> None:
     observation = observation_of(walks())
     observation.products[0, 1, 5] = math.nan  # a lane without this step
     found = calibrate(observation, max_error=1e9, max_distance=2)
-    assert found.row[5] == COMPUTE
+    assert found.entries[5] == COMPUTE
     assert math.isinf(predicted_error(observation, [COMPUTE] * 5 + [0] * 7))
-    with pytest.raises(CalibrationError, match="all of them observed"):
+    with pytest.raises(CalibrationError, match="all of them were observed"):
         calibrate(observation, speedup=2.5, max_distance=2)

@@ -215,7 +215,7 @@ def test_a_calibrated_plan_of_sums_keeps_and_computes_what_it_says(
     predictions = Loop(calls_of(compiled), table).run()
     stats = pab_compile.stats(compiled)  # type: ignore[arg-type]
     assert stats.peak_cache_bytes == found.cache_bytes > 0
-    assert sum(stats.computed.values()) == found.row.count(COMPUTE) * len(seen.sites)
+    assert sum(stats.computed.values()) == found.entries.count(COMPUTE) * len(seen.sites)
     plain = Loop(calls_of(model), table).run()
     assert 0 < (predictions - plain).norm() < 0.5 * plain.norm()
 

@@ -179,10 +179,10 @@ def test_neither_caches_nor_pieces_grow_with_depth(deep: Deep) -> None:
 
 
 def held_bytes(compiled: Any) -> list[int]:
-    """Bytes of every memory that a slot of the running generation holds."""
+    """Bytes of every memory that a cache entry of the running generation holds."""
     lanes = last_generation(compiled, "Nothing is held").running.lanes
-    slots = [slot for lane in lanes for slot in lane.slots.values()]
-    tensors = [t for slot in slots for output in slot._history for t in output.tensors]
+    entries = [cached for lane in lanes for cached in lane.cache.values()]
+    tensors = [t for cached in entries for output in cached._history for t in output.tensors]
     storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}
     return list(storages.values())
 

@@ -116,9 +116,10 @@ def test_a_graph_with_dynamic_sizes_is_compiled_once_per_size(
     compilations = Counter[tuple[Any, ...]]()
     original = backend.compile_program
 
-    def counted(graph_module: Any, args: Any, *rest: Any, **named: Any) -> Any:
-        compilations[tuple(tuple(a.shape) for a in args if isinstance(a, torch.Tensor))] += 1
-        return original(graph_module, args, *rest, **named)
+    def counted(request: Any, settings: Any) -> Any:
+        tensors = [arg for arg in request.args if isinstance(arg, torch.Tensor)]
+        compilations[tuple(tuple(tensor.shape) for tensor in tensors)] += 1
+        return original(request, settings)
 
     monkeypatch.setattr(backend, "compile_program", counted)
     torch._dynamo.reset()

@@ -30,15 +30,21 @@ from .truth import observe, true_counts
 NUM_STEPS = 10
 HEAD = """# Models
 
-Every DiT class of the installed diffusers, with random weights at a tiny size, as
-`python -m tests.dits --write docs/models.md` found it. *Attention* is what really runs (module
-hooks and a spy on `scaled_dot_product_attention`), *found* whether the compiler finds the same.
-*Graphs* is the number that Dynamo makes of a forward; where it is 1, everything is run with
-`fullgraph=True`. *Ranges 1* is a model that reuses nothing against eager, bit for bit; *reuse* is
-ten steps against module hooks that cache the outputs of the attention modules; *second size* is
-that again at another resolution, with the same compiled model. Reuse takes `full`, `joint` and
-`spatial` attention at every second step, `temporal` and `cross` at every third. What is *refused*
-says why, and is computed at every step with `on_unsupported="passthrough"`.
+`python -m tests.dits --write docs/models.md` makes this table. It contains every DiT class of the
+installed diffusers, with random weights at a tiny size. The columns mean:
+
+- *attention*: what really runs, by module hooks and a spy on `scaled_dot_product_attention`.
+- *found*: whether the compiler finds the same.
+- *graphs*: how many graphs Dynamo makes of a forward. Where it is 1, everything runs with
+  `fullgraph=True`.
+- *ranges 1*: whether a compiled model that reuses nothing equals eager, bit for bit.
+- *reuse*: whether ten steps equal module hooks that cache the outputs of the attention modules.
+  `full`, `joint` and `spatial` attention compute at every second step, `temporal` and `cross` at
+  every third.
+- *second size*: the same again at another resolution, with the same compiled model.
+
+*refused* means that the model is an error; the notes say why. With `on_unsupported="passthrough"`
+it computes at every step.
 
 """
 COLUMNS = (

@@ -20,7 +20,7 @@ from helpers.captured import Captured, analysed, captured_module
 from helpers.lockstep import Step, check_generations
 from pab_compile import Schedule
 from pab_compile.options import parse_options
-from pab_compile.traffic.comm import foretell
+from pab_compile.traffic.comm import predict
 
 SIZES = {"frames": 6, "height": 8, "width": 10}
 CONFIGS: dict[str, dict[str, Any]] = {
@@ -72,7 +72,7 @@ def test_ranks_generate_what_one_device_does_with_any_reuse(
 def test_gathered_keys_are_counted_as_what_comes_in() -> None:
     model, _ = model_of("wan, two heads")
     options = parse_options({"ranges": {}, "sequence_parallel": 3, "shard": "t"})
-    found = foretell(analysed(model), options, 3, Schedule(5))
+    found = predict(analysed(model), options, 3, Schedule(5))
     keys = 2 * 6 * 4 * 5 * 24 * 4  # rows, frames, rows and columns of tokens, channels, bytes
     assert found.convention_bytes == 5 * 2 * 2 * keys * 2 / 3  # k and v of two sites
     assert found.wire_bytes == found.convention_bytes + sum(

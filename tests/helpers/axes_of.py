@@ -8,7 +8,8 @@ from typing import Any
 import torch
 
 from helpers.graphs import returned, traced
-from pab_compile.passes.axes.table import AxisTable, infer_axes
+from pab_compile.passes.axes.infer import infer_axes
+from pab_compile.passes.axes.table import AxisTable
 
 
 def inferred(

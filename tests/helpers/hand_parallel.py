@@ -57,7 +57,7 @@ class Block(nn.Module):
         return self.switch(y, 1, 3).flatten(3)
 
     def switch(self, x: torch.Tensor, dealt: int, gathered: int) -> torch.Tensor:
-        """Deal one dimension out to the ranks and gather another."""
+        """Shard one dimension over the ranks and gather another."""
         if self.group is None:
             return x
         x = x.unflatten(dealt, (self.num_ranks, -1)).movedim(dealt, 0).contiguous()

@@ -13,7 +13,7 @@ from pab_compile.plans.decisions import Decision, Decisions
 from pab_compile.plans.plan import COMPUTE, RangePlan
 from pab_compile.plans.plan_file import plan_from_json, plan_to_json
 from pab_compile.plans.schedule import Schedule
-from pab_compile.runtime.cache_entry import Slot
+from pab_compile.runtime.cache_entry import CacheEntry
 
 ENTRIES = st.lists(st.integers(COMPUTE, 2), min_size=1, max_size=30)
 
@@ -26,7 +26,7 @@ def column(entries: list[int]) -> list[Decision]:
     """Decisions of one site for a table of entries."""
     plan = plan_from_json(plan_to_json({"a": entries}, len(entries)), "p")
     decisions = Decisions(plan, [site()], Schedule(len(entries)), 0.0)
-    return [decisions.row(step, None)[0] for step in range(len(entries))]
+    return [decisions.at(step, None)[0] for step in range(len(entries))]
 
 
 def simulate(entries: list[int]) -> tuple[list[tuple[int, ...]], list[bool]]:
@@ -66,20 +66,22 @@ def test_an_output_is_kept_exactly_as_long_as_a_later_step_reads_it(entries: lis
 
 
 @given(ENTRIES)
-def test_slots_that_follow_the_decisions_load_what_a_full_history_would(entries: list[int]) -> None:
+def test_a_cache_entry_loads_what_a_full_history_would(
+    entries: list[int],
+) -> None:
     reads, _ = simulate(entries)
-    slot, values = Slot(), torch.randn(len(entries), 3, dtype=torch.float64)
+    cached, values = CacheEntry(), torch.randn(len(entries), 3, dtype=torch.float64)
     for step, decision in enumerate(column(entries)):
         assert decision.history is not None
         if not decision.reuses:
-            slot.store(step, (values[step],), decision.history)
+            cached.store(step, (values[step],), decision.history)
             continue
-        (found,) = slot.load(step, decision.entry)
+        (found,) = cached.load(step, decision.entry)
         steps = reads[step]
         expected = extrapolate([(source, values[source]) for source in steps], step)
         assert torch.allclose(found, expected, rtol=1e-6)
-        slot.drop_older_than(decision.history)
-    assert slot.num_bytes() == 0
+        cached.drop_older_than(decision.history)
+    assert cached.num_bytes() == 0
 
 
 def test_a_plan_that_reuses_before_anything_was_computed_computes() -> None:
@@ -96,7 +98,7 @@ def test_the_table_in_advance_equals_the_rows_one_by_one(
     known = Decisions(plan, sites, Schedule(num_steps, tuple(timesteps)), timesteps[0])
     live = Decisions(plan, sites, Schedule(), timesteps[0])
     for step, timestep in enumerate(timesteps):
-        ahead, now = known.row(step, None), live.row(step, timestep)
+        ahead, now = known.at(step, None), live.at(step, timestep)
         assert [(d.entry, d.source if d.reuses else None) for d in ahead] == [
             (d.entry, d.source if d.reuses else None) for d in now
         ]
@@ -106,16 +108,16 @@ def test_the_table_in_advance_equals_the_rows_one_by_one(
 def test_asking_again_gives_the_same_answer() -> None:
     plan = RangePlan({"spatial": 2}, (0, 1000), {})
     live = Decisions(plan, [site()], Schedule(), 999.0)
-    rows = [live.row(step, 999.0 - step) for step in range(4)]
-    assert [live.row(step, 0.0) for step in range(4)] == rows
+    rows = [live.at(step, 999.0 - step) for step in range(4)]
+    assert [live.at(step, 0.0) for step in range(4)] == rows
 
 
 def test_after_a_step_that_was_never_asked_for_everything_computes() -> None:
     plan = RangePlan({"spatial": 4}, (0, 1000), {})
     live = Decisions(plan, [site()], Schedule(), 999.0)
-    assert not live.row(0, 999.0)[0].reuses
-    assert live.row(1, 998.0)[0].reuses
-    assert not live.row(3, 996.0)[0].reuses
+    assert not live.at(0, 999.0)[0].reuses
+    assert live.at(1, 998.0)[0].reuses
+    assert not live.at(3, 996.0)[0].reuses
 
 
 @pytest.mark.parametrize(
@@ -145,5 +147,5 @@ def test_published_schedules_give_the_published_numbers(
     plan = RangePlan(dict(zip(kinds, ranges, strict=True)), window, {})
     schedule = Schedule(len(timesteps), tuple(map(float, timesteps)))
     decisions = Decisions(plan, [site(k, k) for k in kinds], schedule, float(timesteps[0]))
-    rows = [decisions.row(step, None) for step in range(len(timesteps))]
+    rows = [decisions.at(step, None) for step in range(len(timesteps))]
     assert tuple(sum(not row[i].reuses for row in rows) for i in range(3)) == computed

@@ -220,7 +220,7 @@ def test_writing_and_reading_a_plan_changes_nothing(
     written = json.loads(json.dumps(plan_to_json(rows, num_steps)))
     plan = plan_from_json(written, "p")
     assert plan.num_steps == num_steps
-    assert plan.rows == {name: tuple(entries) for name, entries in rows.items()}
+    assert plan.entries == {name: tuple(entries) for name, entries in rows.items()}
 
 
 # Calibrated plans
@@ -287,7 +287,7 @@ def test_a_plan_file_with_anything_in_it_is_a_plan_or_an_error(name: str, value:
         plan = plan_from_json(calibrated(**{name: value}), "p")
     except PlanError:
         return
-    assert all(len(row) == plan.num_steps for row in plan.rows.values())
+    assert all(len(row) == plan.num_steps for row in plan.entries.values())
 
 
 @given(st.integers(0, 400), st.binary(max_size=3))

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import pab_compile
-import pab_compile.compile.program
+import pab_compile.compile.build
 from helpers.broken_forwards import (
     RANGES,
     SHAPE,
@@ -274,7 +274,7 @@ def test_many_graphs_with_two_tensors_between_them_are_each_looked_at_once(
         looked_at.append(graph_module)
         return structure_key(graph_module)
 
-    monkeypatch.setattr(pab_compile.compile.program, "structure_key", looking)
+    monkeypatch.setattr(pab_compile.compile.build, "structure_key", looking)
     model = draw(Long)
     twin = compiled(model, RANGES)
     latents, given = noise(*SHAPE), prompts(1)["lane1"]

@@ -1,4 +1,4 @@
-"""Slots: a short history of outputs."""
+"""Cache entries: a short history of outputs."""
 
 from __future__ import annotations
 
@@ -7,29 +7,29 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pab_compile.runtime.cache_entry import Slot, copy_of
+from pab_compile.runtime.cache_entry import CacheEntry, copy_of
 
 
-def filled(*steps: int, length: int = 2) -> Slot:
-    slot = Slot()
+def filled(*steps: int, length: int = 2) -> CacheEntry:
+    cached = CacheEntry()
     for step in steps:
-        slot.store(step, (torch.full((4,), float(step)),), length)
-    return slot
+        cached.store(step, (torch.full((4,), float(step)),), length)
+    return cached
 
 
-def squares(timesteps: list[float | None]) -> Slot:
+def squares(timesteps: list[float | None]) -> CacheEntry:
     """The square of the timestep at the steps 0, 1, ...; of the step where there is none."""
-    slot = Slot()
+    cached = CacheEntry()
     for step, timestep in enumerate(timesteps):
         x = float(step) if timestep is None else timestep
-        slot.store(step, (torch.tensor([x**2], dtype=torch.float64),), 3, timestep)
-    return slot
+        cached.store(step, (torch.tensor([x**2], dtype=torch.float64),), 3, timestep)
+    return cached
 
 
 def test_order_0_repeats_the_very_tensor_that_was_stored() -> None:
-    slot, tensor = Slot(), torch.randn(3)
-    slot.store(0, (tensor,), 1)
-    assert slot.load(5, 0)[0] is tensor
+    cached, tensor = CacheEntry(), torch.randn(3)
+    cached.store(0, (tensor,), 1)
+    assert cached.load(5, 0)[0] is tensor
 
 
 @given(
@@ -38,11 +38,11 @@ def test_order_0_repeats_the_very_tensor_that_was_stored() -> None:
     st.lists(st.integers(0, 50), min_size=3, max_size=3, unique=True).map(sorted),
 )
 def test_order_1_continues_a_line_in_the_step(a: float, b: float, steps: list[int]) -> None:
-    slot = Slot()
+    cached = CacheEntry()
     for step in steps[:2]:
-        slot.store(step, (torch.tensor([a + b * step], dtype=torch.float64),), 2)
+        cached.store(step, (torch.tensor([a + b * step], dtype=torch.float64),), 2)
     expected = torch.tensor([a + b * steps[2]], dtype=torch.float64)
-    assert torch.allclose(slot.load(steps[2], 1)[0], expected, atol=1e-9)
+    assert torch.allclose(cached.load(steps[2], 1)[0], expected, atol=1e-9)
 
 
 @given(
@@ -56,16 +56,16 @@ def test_order_2_continues_a_parabola_in_the_step(
         a, b, c = factors
         return torch.tensor([a + b * step + c * step**2], dtype=torch.float64)
 
-    slot = Slot()
+    cached = CacheEntry()
     for step in steps[:3]:
-        slot.store(step, (value(step),), 3)
-    assert torch.allclose(slot.load(steps[3], 2)[0], value(steps[3]), rtol=1e-9, atol=1e-7)
+        cached.store(step, (value(step),), 3)
+    assert torch.allclose(cached.load(steps[3], 2)[0], value(steps[3]), rtol=1e-9, atol=1e-7)
 
 
 def test_in_timesteps_order_2_continues_a_parabola_of_the_timestep() -> None:
-    slot = squares([1000.0, 990.0, 900.0])
-    assert slot.load(3, 2, 400.0)[0].item() == pytest.approx(400.0**2)
-    assert slot.load(3, 2)[0].item() != pytest.approx(400.0**2, rel=0.1)
+    cached = squares([1000.0, 990.0, 900.0])
+    assert cached.load(3, 2, 400.0)[0].item() == pytest.approx(400.0**2)
+    assert cached.load(3, 2)[0].item() != pytest.approx(400.0**2, rel=0.1)
 
 
 @pytest.mark.parametrize(
@@ -81,25 +81,27 @@ def test_in_timesteps_order_2_continues_a_parabola_of_the_timestep() -> None:
 def test_timesteps_that_no_polynomial_can_follow_give_way_to_steps(
     timesteps: list[float | None], now: float | None
 ) -> None:
-    slot = squares(timesteps)
-    steps = Slot()
+    cached = squares(timesteps)
+    steps = CacheEntry()
     for step, value in enumerate([t if t is not None else 0.0 for t in timesteps]):
         steps.store(step, (torch.tensor([value**2], dtype=torch.float64),), 3)
-    assert torch.equal(slot.load(4, 2, now)[0], steps.load(4, 2)[0])
+    assert torch.equal(cached.load(4, 2, now)[0], steps.load(4, 2)[0])
 
 
 def test_higher_orders_fall_back_to_what_the_history_allows() -> None:
-    slot = Slot()
+    cached = CacheEntry()
     for step, (order, expected) in enumerate([(0, 0.0), (1, 5.0), (2, 25.0)]):
-        slot.store(step, (torch.tensor([float(step**2)]),), 3)
-        assert torch.equal(slot.load(5, order)[0], slot.load(5, 2)[0])
-        assert slot.load(5, 2)[0].item() == pytest.approx(expected)
+        cached.store(step, (torch.tensor([float(step**2)]),), 3)
+        assert torch.equal(cached.load(5, order)[0], cached.load(5, 2)[0])
+        assert cached.load(5, 2)[0].item() == pytest.approx(expected)
 
 
 def test_outputs_of_steps_that_do_not_count_are_not_used() -> None:
-    slot = squares([None, None, None])
-    assert slot.load(4, 2, first_step=1)[0].item() == pytest.approx(10)  # the line through 1 and 4
-    assert slot.load(4, 2, first_step=2)[0].item() == 4
+    cached = squares([None, None, None])
+    assert cached.load(4, 2, first_step=1)[0].item() == pytest.approx(
+        10
+    )  # the line through 1 and 4
+    assert cached.load(4, 2, first_step=2)[0].item() == 4
 
 
 def test_order_1_repeats_while_there_is_one_output() -> None:
@@ -107,20 +109,20 @@ def test_order_1_repeats_while_there_is_one_output() -> None:
 
 
 def test_order_1_repeats_what_cannot_be_interpolated() -> None:
-    slot = Slot()
+    cached = CacheEntry()
     for step in (0, 1):
-        slot.store(step, (torch.tensor([step]), torch.tensor([float(step)])), 2)
-    whole, real = slot.load(3, 1)
+        cached.store(step, (torch.tensor([step]), torch.tensor([float(step)])), 2)
+    whole, real = cached.load(3, 1)
     assert (whole.tolist(), real.tolist()) == ([1], [3.0])
 
 
 def test_prediction_keeps_the_dtype() -> None:
-    slot = Slot()
+    cached = CacheEntry()
     for step in (0, 1, 2):
-        slot.store(step, (torch.full((2,), step, dtype=torch.bfloat16),), 3)
+        cached.store(step, (torch.full((2,), step, dtype=torch.bfloat16),), 3)
     for order in (1, 2):
-        assert slot.load(3, order)[0].dtype == torch.bfloat16
-        assert slot.load(3, order)[0].tolist() == [3.0] * 2
+        assert cached.load(3, order)[0].dtype == torch.bfloat16
+        assert cached.load(3, order)[0].tolist() == [3.0] * 2
 
 
 def laid_out(layout: str) -> torch.Tensor:
@@ -140,12 +142,12 @@ LAYOUTS = ("packed", "part of a larger one", "permuted", "repeated")
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("order", [1, 2])
 def test_prediction_keeps_the_layout_that_pieces_are_compiled_for(order: int, layout: str) -> None:
-    slot, tensor = Slot(), laid_out(layout)
+    cached, tensor = CacheEntry(), laid_out(layout)
     for step in (0, 1, 2):
         stored = copy_of(tensor)
         (stored[..., :1] if layout == "repeated" else stored).mul_(step)
-        slot.store(step, (stored,), 3)
-    (found,) = slot.load(4, order)
+        cached.store(step, (stored,), 3)
+    (found,) = cached.load(4, order)
     assert found.stride() == tensor.stride()
     torch.testing.assert_close(found, tensor * 4)
 
@@ -159,28 +161,30 @@ def test_a_copy_has_the_layout_and_other_memory(layout: str) -> None:
 
 
 def test_prediction_changes_nothing_that_is_stored() -> None:
-    slot = filled(0, 1, 2, length=3)
-    before = [slot.load(9, order)[0].clone() for order in (0, 1, 2)]
-    assert [slot.load(9, order)[0].tolist() for order in (0, 1, 2)] == [t.tolist() for t in before]
+    cached = filled(0, 1, 2, length=3)
+    before = [cached.load(9, order)[0].clone() for order in (0, 1, 2)]
+    assert [cached.load(9, order)[0].tolist() for order in (0, 1, 2)] == [
+        t.tolist() for t in before
+    ]
 
 
 @given(st.integers(1, 4), st.integers(1, 10))
 def test_at_most_so_many_outputs_are_kept(length: int, num_stored: int) -> None:
-    slot = filled(*range(num_stored), length=length)
-    assert slot.num_bytes() == 16 * min(length, num_stored)
-    assert slot.last_step == num_stored - 1
+    cached = filled(*range(num_stored), length=length)
+    assert cached.num_bytes() == 16 * min(length, num_stored)
+    assert cached.last_step == num_stored - 1
 
 
 def test_dropping_keeps_the_newest() -> None:
-    slot = filled(0, 1, 2, length=3)
-    slot.drop_older_than(1)
-    assert (slot.last_step, slot.num_bytes()) == (2, 16)
-    slot.drop_older_than(0)
-    assert (slot.last_step, slot.num_bytes()) == (None, 0)
+    cached = filled(0, 1, 2, length=3)
+    cached.drop_older_than(1)
+    assert (cached.last_step, cached.num_bytes()) == (2, 16)
+    cached.drop_older_than(0)
+    assert (cached.last_step, cached.num_bytes()) == (None, 0)
 
 
 def test_an_empty_slot_holds_nothing() -> None:
-    slot = filled(0, 1)
-    slot.clear()
-    assert (slot.last_step, slot.num_bytes()) == (None, 0)
-    assert Slot().last_step is None
+    cached = filled(0, 1)
+    cached.clear()
+    assert (cached.last_step, cached.num_bytes()) == (None, 0)
+    assert CacheEntry().last_step is None

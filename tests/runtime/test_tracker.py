@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from pab_compile.plans.schedule import Schedule
 from pab_compile.runtime.clock import Reading, read_timestep
-from pab_compile.runtime.generation import Call, Generation, Lane
+from pab_compile.runtime.generation import Generation
+from pab_compile.runtime.lane import Call, Lane
 from pab_compile.runtime.tracker import Tracker
 
 PROMPTS = {name: torch.full((1, 2, 3), float(i)) for i, name in enumerate(("cond", "uncond"))}
@@ -79,7 +80,7 @@ def test_a_timestep_that_goes_back_starts_a_new_generation_and_frees_the_old(
     assert first is not None
     assert first is not tracker.generation
     assert first.closed
-    assert first.lanes == []
+    assert len(first.lanes) == 0
 
 
 @given(st.lists(st.sampled_from([2, 5, 9]), min_size=1, max_size=4), st.booleans())
@@ -183,7 +184,7 @@ def test_two_videos_on_one_table_and_prompt_are_not_trusted() -> None:
     place(tracker, table[1])
     generation, _ = place(tracker, table[0])
     assert not generation.trusted
-    assert any("pab_compile.generation()" in note for note in generation.notes)
+    assert any("pab_compile.generation()" in note for note in generation.record.notes)
 
 
 def test_rows_at_different_timesteps_have_no_place() -> None:
@@ -192,7 +193,7 @@ def test_rows_at_different_timesteps_have_no_place() -> None:
     call = Call(Reading(None), torch.zeros(2), {"prompt": PROMPTS["cond"]})
     assert tracker.place(call) is None
     assert tracker.generation is not None
-    assert any("different timesteps" in note for note in tracker.generation.notes)
+    assert any("different timesteps" in note for note in tracker.generation.record.notes)
 
 
 def test_explicit_steps_and_lanes_are_taken_as_they_are() -> None:
@@ -231,7 +232,7 @@ def test_prompts_that_differ_at_every_call_are_noticed() -> None:
         assert tracker.place(call) is not None
     assert tracker.generation is not None
     assert len(tracker.generation.lanes) <= 8
-    assert any('{"<input>": "step"}' in note for note in tracker.generation.notes)
+    assert any('{"<input>": "step"}' in note for note in tracker.generation.record.notes)
 
 
 def test_dropping_frees_everything_and_the_next_call_starts_afresh() -> None:

@@ -7,7 +7,8 @@ from torch import fx
 from torch.nn import functional as F
 
 from helpers.graphs import returned, traced
-from pab_compile.passes.axes.table import AxisTable, infer_axes
+from pab_compile.passes.axes.infer import infer_axes
+from pab_compile.passes.axes.table import AxisTable
 from pab_compile.passes.graph import ir
 
 attend = F.scaled_dot_product_attention

@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from helpers.axes_of import inferred, named, tokens
 from helpers.graphs import returned, traced
-from pab_compile.passes.axes.table import infer_axes
+from pab_compile.passes.axes.infer import infer_axes
 from pab_compile.passes.errors import PabError, StatedAxesError, UnsupportedModelError
 from pab_compile.passes.graph import ir
 
@@ -154,7 +154,7 @@ def test_stated_axes_win() -> None:
 def test_stated_times_are_not_axes() -> None:
     table, outputs = inferred(
         lambda latents, prompt, sigma: latents * prompt.mean() * sigma,
-        {"sigma": "step", "prompt": "held"},
+        {"sigma": "step", "prompt": "prompt"},
         sigma=(1,),
     )
     assert outputs == ["b, c, t, h, w"]

@@ -9,7 +9,7 @@ import torch
 from torch.nn import functional as F
 
 from helpers.graphs import traced
-from pab_compile.passes.axes.table import infer_axes
+from pab_compile.passes.axes.infer import infer_axes
 from pab_compile.passes.sites.classify import find_mixers
 
 attend = F.scaled_dot_product_attention

@@ -71,7 +71,7 @@ def test_a_graph_behind_another_knows_when_its_inputs_are_known() -> None:
         "text": Binding.PROMPT,
         "w_out": Binding.CONSTANT,
     }
-    assert (program.clock, program.held, program.has_eager_inputs) == (
+    assert (program.clock, program.prompt_inputs, program.has_eager_inputs) == (
         "timestep",
         ("prompt",),
         False,
@@ -83,7 +83,7 @@ def test_what_python_made_in_between_changes_at_every_step_and_is_a_source_of_it
     program = recognised(part)
     assert ir.binding(model.node("text")) is Binding.STEP
     assert [mixer.kind for mixer in program.mixers] == ["full", "cross"]
-    assert (program.held, program.has_eager_inputs) == ((), True)
+    assert (program.prompt_inputs, program.has_eager_inputs) == ((), True)
 
 
 def test_what_may_change_without_notice_changes_at_every_step() -> None:

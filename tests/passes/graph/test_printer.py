@@ -92,7 +92,7 @@ def test_a_branch_prints_its_graph_below_the_call() -> None:
         """\
         %x = input hidden_states : f32[6, 24, 8]
         %w = weight proj.weight : f32[8, 8]
-        %spatial_0 = branch spatial_0(%x, %w) : (f32[6, 24, 8])  # reuse: load slot | otherwise:
+        %spatial_0 = branch spatial_0(%x, %w) : (f32[6, 24, 8])  # reuse: load cache | otherwise:
             %linear = aten.linear(%x, %w) : f32[6, 24, 8]
             return %linear
         %getitem = %spatial_0[0] : f32[6, 24, 8]

@@ -1,4 +1,4 @@
-"""How whole graphs are dealt out, and that their ranks compute what one device computes."""
+"""How whole graphs are sharded, and that their ranks compute what one device computes."""
 
 from __future__ import annotations
 

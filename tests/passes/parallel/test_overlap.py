@@ -24,12 +24,13 @@ from helpers.latte import assert_same
 from helpers.lockstep import run_ranks
 from pab_compile.passes.errors import InvariantError
 from pab_compile.passes.graph import ir
+from pab_compile.passes.graph.ops import is_collective
 from pab_compile.passes.graph.outline import outline
 from pab_compile.passes.parallel import overlap as overlapping
 from pab_compile.passes.parallel.choose import candidates
 from pab_compile.passes.parallel.layout import lay_out
 from pab_compile.passes.parallel.localise import localise
-from pab_compile.passes.parallel.overlap import Overlap, in_flight, is_collective, overlap
+from pab_compile.passes.parallel.overlap import Overlap, in_flight, overlap
 from pab_compile.passes.parallel.shard import Ranks
 from pab_compile.passes.program import Program
 from pab_compile.passes.rewrite.broadcast import StepBranch

@@ -26,15 +26,15 @@ AXIS = Axis("t", SIZE, lambda atom: False)
 
 def dealt_out(model: Captured, shard: Shard, num_ranks: int) -> Layout | str:
     """A layout that shards the first input, or why some op mixes the axis."""
-    held: dict[Any, Shard] = {}
+    shards: dict[Any, Shard] = {}
     verdicts: dict[Any, Verdict] = {}
     first = ir.placeholders(model.graph)[0]
-    held[first] = shard
+    shards[first] = shard
     for node in ir.calls(model.graph):
         if ir.is_getitem(node):
             found = verdicts[node.args[0]].outputs[node.args[1]]  # type: ignore[index]
         else:
-            mine = {n: held[n] for n in node.all_input_nodes if n in held}
+            mine = {n: shards[n] for n in node.all_input_nodes if n in shards}
             if not mine:
                 continue
             answer = judge(node, mine)
@@ -43,9 +43,9 @@ def dealt_out(model: Captured, shard: Shard, num_ranks: int) -> Layout | str:
             verdicts[node] = answer
             found = answer.outputs[0] if ir.tensor(node) is not None else None
         if found is not None:
-            held[node] = found
+            shards[node] = found
     end = frozenset([ir.output_node(model.graph)])
-    return Layout(AXIS, num_ranks, held, verdicts, frozenset([first]), (), end)
+    return Layout(AXIS, num_ranks, shards, verdicts, frozenset([first]), (), end)
 
 
 def check(function: Callable[..., Any], shard: Shard, **inputs: torch.Tensor) -> None:

@@ -74,10 +74,8 @@ def localised(model: Captured, num_ranks: int, axis: str = "t") -> list[Localise
 
 
 @pytest.mark.parametrize(("num_ranks", "axis"), [(2, "t"), (3, "t"), (3, "h")])
-def test_what_a_rank_sends_is_what_the_other_awaits(
-    latte: Captured, num_ranks: int, axis: str
-) -> None:
-    """Held pair by pair on the graphs of all ranks, and as the check holds each alone."""
+def test_a_rank_sends_what_the_other_expects(latte: Captured, num_ranks: int, axis: str) -> None:
+    """Shards pair by pair on the graphs of all ranks, and as the check holds each alone."""
     ranks = localised(latte, num_ranks, axis)
     everyone = [collectives(list(local.graph_module.graph.nodes)) for local in ranks]
     for same in zip(*everyone, strict=True):
@@ -95,10 +93,10 @@ def test_sizes_that_only_another_rank_would_miss_are_found(latte: Captured) -> N
     operand, received, sent, group = exchange.args
     swapped = [sent[1] + 1, sent[0] - 1, *sent[2:]]  # type: ignore[index,operator,misc]
     exchange.args = (operand, received, swapped, group)
-    with pytest.raises(InvariantError, match=r"rank 0 sends .* and the other ranks count on"):
+    with pytest.raises(InvariantError, match=r"rank 0 sends .* and the other ranks expect"):
         check_exchanges(local.graph_module, local.purposes, Ranks(3, 0))
     exchange.args = (operand, swapped, sent, group)
-    with pytest.raises(InvariantError, match="rank 0 awaits"):
+    with pytest.raises(InvariantError, match="rank 0 expects"):
         check_exchanges(local.graph_module, local.purposes, Ranks(3, 0))
 
 

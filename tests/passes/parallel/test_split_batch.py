@@ -97,7 +97,7 @@ def test_an_op_that_mixes_rows_is_named(place: str) -> None:
     def mixes(x: torch.Tensor) -> torch.Tensor:
         return x + torch.flip(x, [0])
 
-    if place == "before":  # the rows are dealt out behind it
+    if place == "before":  # the rows are sharded behind it
         check_rows(blocks(before=mixes))
         return
     with pytest.raises(ShardingError, match=r"aten.flip.*since it mixes.*Leave batch_mesh"):

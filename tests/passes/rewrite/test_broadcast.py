@@ -54,7 +54,7 @@ def test_a_region_becomes_one_call_whose_value_keeps_its_name() -> None:
          %linear_4 = aten.linear(%prompt, %w_v) : f32[2, 7, 4]
         -%attend = aten.scaled_dot_product_attention(%linear_2, %linear_3, %linear_4) : f32[2, 30, 4]
         -%linear_5 = aten.linear(%attend, %w_out) : f32[2, 30, 4]
-        +%cross_0 = branch cross_0(%add, %w_q, %linear_3, %linear_4, %w_out) : (f32[2, 30, 4])  # reuse: load slot | otherwise:
+        +%cross_0 = branch cross_0(%add, %w_q, %linear_3, %linear_4, %w_out) : (f32[2, 30, 4])  # reuse: load cache | otherwise:
         +    %linear_2 = aten.linear(%add, %w_q) : f32[2, 30, 4]
         +    %attend = aten.scaled_dot_product_attention(%linear_2, %linear_3, %linear_4) : f32[2, 30, 4]
         +    %linear_5 = aten.linear(%attend, %w_out) : f32[2, 30, 4]
@@ -76,7 +76,7 @@ def test_the_gate_stays_outside_unless_the_cut_is_gated() -> None:
          %silu = aten.silu(%unsqueeze_1) : f32[2, 1, 4]
         -%attend = aten.scaled_dot_product_attention(%linear_2, %linear_2, %linear_2) : f32[2, 30, 4]
         -%linear_3 = aten.linear(%attend, %w_out) : f32[2, 30, 4]
-        +%full_0 = branch full_0(%linear, %unsqueeze_1, %w_qkv, %w_out) : (f32[2, 30, 4])  # reuse: load slot | otherwise:
+        +%full_0 = branch full_0(%linear, %unsqueeze_1, %w_qkv, %w_out) : (f32[2, 30, 4])  # reuse: load cache | otherwise:
         +    %mul = aten.mul(%linear, %unsqueeze_1) : f32[2, 30, 4]
         +    %linear_2 = aten.linear(%mul, %w_qkv) : f32[2, 30, 4]
         +    %attend = aten.scaled_dot_product_attention(%linear_2, %linear_2, %linear_2) : f32[2, 30, 4]
@@ -101,7 +101,7 @@ def test_joint_attention_yields_both_streams() -> None:
         -%getitem = %split_with_sizes[0] : f32[2, 7, 4]
         -%getitem_1 = %split_with_sizes[1] : f32[2, 30, 4]
         -%linear_3 = aten.linear(%getitem, %w_text_out) : f32[2, 7, 4]
-        +%joint_0 = branch joint_0(%linear_2, %add, %w_text_out, %w_out) : (f32[2, 7, 4], f32[2, 30, 4])  # reuse: load slot | otherwise:
+        +%joint_0 = branch joint_0(%linear_2, %add, %w_text_out, %w_out) : (f32[2, 7, 4], f32[2, 30, 4])  # reuse: load cache | otherwise:
         +    %cat = aten.cat([%linear_2, %add], 1) : f32[2, 37, 4]
         +    %attend = aten.scaled_dot_product_attention(%cat, %cat, %cat) : f32[2, 37, 4]
         +    %split_with_sizes = aten.split_with_sizes(%attend, [7, 30], 1) : (f32[2, 7, 4], f32[2, 30, 4])

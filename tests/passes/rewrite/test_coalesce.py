@@ -303,3 +303,35 @@ def test_verify_sees_a_value_that_a_reuse_would_lack() -> None:
     call._rename("other")
     with pytest.raises(InvariantError, match="in one graph only"):
         verify_coalesced(done.graph_module, model.graph_module, done.sites)
+
+
+def read_between(
+    latents: torch.Tensor,
+    timestep: torch.Tensor,
+    prompt: torch.Tensor,
+    w_in: torch.Tensor,
+    w_time: torch.Tensor,
+    w_out: torch.Tensor,
+    w_up: torch.Tensor,
+    w_down: torch.Tensor,
+) -> torch.Tensor:
+    """Two blocks whose attentions are added up before the gate, each with an MLP behind it."""
+    x = tokens_of(latents, w_in)
+    gate = time_embedding(timestep, w_time)
+    for _ in range(2):
+        y = layer_norm(x, (CHANNELS,))
+        both = linear(attend(y, y, y) + attend(y, prompt, prompt), w_out)
+        x = x + gate * (both + attend(2 * y, y, y))
+        x = x + gate * linear(gelu(linear(layer_norm(x, (CHANNELS,)), w_up)), w_down)
+    return latents_of(x)
+
+
+def test_sites_that_another_site_reads_between_stay_single_with_the_reason() -> None:
+    model = captured(read_between)
+    done = coalesced(model)
+    check_numbers(model, done)
+    single = [site for site in done.sites if site.kind == "mlp"]
+    assert len(single) == 2 and not any(site.parts for site in single)
+    assert any(
+        "first mlp#0: what computes on its own reads the stream" in line for line in done.lines
+    )

@@ -91,7 +91,7 @@ def test_a_model_becomes_preludes_glue_and_branches_in_the_order_in_which_they_r
         %prelude_cross_0 = prelude prelude_cross_0(%prompt, %w_k, %w_v) : 2 x f32[2, 7, 4]  # once per generation and lane
         %linear_3 = %prelude_cross_0[0] : f32[2, 7, 4]
         %linear_4 = %prelude_cross_0[1] : f32[2, 7, 4]
-        %cross_0 = branch cross_0(%add, %w_q, %linear_3, %linear_4, %w_out) : (f32[2, 30, 4])  # reuse: load slot | otherwise:
+        %cross_0 = branch cross_0(%add, %w_q, %linear_3, %linear_4, %w_out) : (f32[2, 30, 4])  # reuse: load cache | otherwise:
         %linear_5 = %cross_0[0] : f32[2, 30, 4]
         %glue_1 = glue glue_1(%add, %linear_5) : (f32[2, 4, 3, 2, 5])  # at every step
         %permute_1 = %glue_1[0] : f32[2, 4, 3, 2, 5]
@@ -148,7 +148,7 @@ def test_no_piece_grows_with_depth() -> None:
     assert largest[0] == largest[1]
 
 
-def test_the_modulation_of_a_layer_sinks_to_the_stretch_that_uses_it_first() -> None:
+def test_the_modulation_of_a_layer_sinks_to_the_section_that_uses_it_first() -> None:
     found = pieces(cut(small_dit(3)), GLUE)
     tables = [name for name, piece in found.items() if "silu" in ops(piece)]
     assert tables == ["glue_0", "glue_3", "glue_6"]
@@ -224,7 +224,7 @@ def test_arithmetic_on_weights_is_done_once() -> None:
     assert [ops(piece) for piece in pieces(cut(captured(model)), PRELUDE).values()] == [["mul"]]
 
 
-def test_a_graph_without_branches_is_one_stretch() -> None:
+def test_a_graph_without_branches_is_one_section() -> None:
     model = captured(models.gated_attention)
     analysed(model)
     found = cut_into_pieces(model.graph_module)

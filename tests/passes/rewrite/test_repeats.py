@@ -1,4 +1,4 @@
-"""Repeats: a stretch of blocks is cut into few pieces, and into the same ones at any depth."""
+"""Repeats: a row of blocks is cut into few pieces, and into the same ones at any depth."""
 
 from __future__ import annotations
 

@@ -14,7 +14,13 @@ from helpers.captured import BATCH, CHANNELS, Captured, captured, latents_of, to
 from helpers.golden import check_inline
 from pab_compile.passes.errors import UnsupportedModelError
 from pab_compile.passes.graph import ir
-from pab_compile.passes.sites.binding import Binding, bind, find_clock, step_inputs
+from pab_compile.passes.sites.binding import (
+    STATED_PROMPT,
+    Binding,
+    bind,
+    find_clock,
+    step_inputs,
+)
 
 
 def clock_of(model: Captured, stated: Mapping[str, str] | None = None) -> str:
@@ -80,11 +86,11 @@ def test_binding_twice_changes_nothing_the_second_time() -> None:
 
 def test_a_stated_step_input_binds_with_the_clock() -> None:
     stated = {"prompt": "step"}
-    held, late = (
+    same, late = (
         bound(captured(models.cross_attention)),
         bound(captured(models.cross_attention), stated),
     )
-    assert "prompt" in held["PROMPT"]
+    assert "prompt" in same["PROMPT"]
     assert {"prompt", "timestep"} <= set(late["STEP"])
     assert late["PROMPT"] == []
 
@@ -141,7 +147,8 @@ def test_of_several_that_sound_like_time_the_timestep_is_the_clock_and_all_chang
     model = scalar_model("r_timestep timestep")
     assert clock_of(model) == "timestep"
     assert {"timestep", "r_timestep"} <= set(bound(model)["STEP"])
-    assert "r_timestep" in bound(model, {"r_timestep": "held"})["PROMPT"]
+    for word in STATED_PROMPT:
+        assert "r_timestep" in bound(model, {"r_timestep": word})["PROMPT"]
     assert "guidance" in bound(scalar_model("guidance timestep"))["PROMPT"]
 
 
@@ -154,7 +161,7 @@ def test_two_scalars_that_look_alike_are_ambiguous() -> None:
     assert '{"axes": {"<input>": "step"}}' in str(caught.value)
 
 
-@pytest.mark.parametrize("stated", [{"bar": "step"}, {"foo": "held"}])
+@pytest.mark.parametrize("stated", [{"bar": "step"}, {"foo": "prompt"}, {"foo": "held"}])
 def test_stating_one_of_them_settles_it(stated: dict[str, str]) -> None:
     assert clock_of(scalar_model("foo bar"), stated) == "bar"
 
@@ -168,7 +175,7 @@ def test_two_stated_clocks_are_ambiguous() -> None:
         clock_of(scalar_model("foo bar"), {"foo": "step", "bar": "step"})
 
 
-def test_two_inputs_that_sound_like_time_are_told_apart_by_their_embedding() -> None:
+def test_of_two_inputs_that_sound_like_time_the_embedded_one_is_the_clock() -> None:
     assert clock_of(scalar_model("time t", "none sin")) == "t"
     with pytest.raises(UnsupportedModelError, match="ambiguous"):
         clock_of(scalar_model("time t", "sin sin"))
@@ -178,8 +185,8 @@ def test_the_plain_name_is_the_clock_and_a_second_timestep_only_binds_with_it() 
     model = scalar_model("timestep_r timestep")
     assert clock_of(model) == "timestep"
     assert {"timestep", "timestep_r"} <= set(bound(model)["STEP"])
-    held = bound(model, {"timestep_r": "held"})
-    assert "timestep_r" in held["PROMPT"]
+    stated = bound(model, {"timestep_r": "prompt"})
+    assert "timestep_r" in stated["PROMPT"]
 
 
 def test_of_two_times_the_clock_is_the_one_named_after_the_latents() -> None:

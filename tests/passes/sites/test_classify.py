@@ -11,9 +11,10 @@ from torch.nn import functional as F
 
 from helpers.golden import check_inline
 from helpers.graphs import traced
-from pab_compile.passes.axes.table import infer_axes
+from pab_compile.passes.axes.infer import infer_axes
 from pab_compile.passes.graph import ir
-from pab_compile.passes.sites.classify import Mixer, find_mixers, kind_of
+from pab_compile.passes.sites.classify import find_mixers
+from pab_compile.passes.sites.mixer import Mixer, kind_of
 
 attend = F.scaled_dot_product_attention
 

@@ -1,0 +1,296 @@
+"""Build: from one Dynamo graph to something that runs, once per set of input sizes.
+
+The steps are: capture, analyse, rewrite, lower. ``program`` holds what runs afterwards.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import torch
+from torch import fx
+
+from pab_compile.calibration.observe import Probed
+from pab_compile.errors import ObservationError, ShardingError, UnsupportedModelError
+from pab_compile.options import Options
+from pab_compile.passes.graph import ir
+from pab_compile.passes.graph.capture import capture
+from pab_compile.passes.graph.flops import count_flops
+from pab_compile.passes.graph.join import Eager, Made, Origin, Part
+from pab_compile.passes.graph.outline import copy_graph
+from pab_compile.passes.graph.structure import structure_key
+from pab_compile.passes.parallel.overlap import Overlap
+from pab_compile.passes.parallel.shard import Grid
+from pab_compile.passes.parallel.shard_tokens import ShardTokens, refuse_own_exchanges
+from pab_compile.passes.parallel.split_batch import SplitBatch
+from pab_compile.passes.pipeline import Coalesce, rewriting
+from pab_compile.passes.program import Pass, Program, run_passes
+from pab_compile.passes.rewrite.coalesce import coalesce
+from pab_compile.passes.sites.site import Site
+from pab_compile.plans.plan import Plan, RangePlan
+from pab_compile.plans.share import computed_share
+from pab_compile.report.dump import Dumper
+from pab_compile.report.explanation import Finding, cache_bytes
+
+from .analysis import analyse, finding, reason_of
+from .executor import Executor
+from .lower import PieceCompiler
+from .program import CompiledProgram, InputRoles, PlainProgram, Runnable
+
+_log = logging.getLogger(__name__)
+
+_NEVER_REUSE = RangePlan({}, (0.0, 1.0), {})
+
+
+@dataclass(frozen=True, eq=False)
+class Settings:
+    """What all graphs of one ``torch.compile`` call have in common.
+
+    Attributes:
+        options: how to compile.
+        plan: the plan that the options describe.
+        compiler: compiles the pieces.
+        compilation: identifies the ``torch.compile`` call: the options as the user gave them.
+    """
+
+    options: Options
+    plan: Plan
+    compiler: PieceCompiler
+    compilation: object
+
+
+@dataclass(frozen=True, eq=False)
+class Request:
+    """A Dynamo graph with the inputs of the call that asks for its program.
+
+    Attributes:
+        graph: the graph.
+        args: Dynamo's inputs.
+        tensors: the tensors among them.
+        origins: per tensor, where it comes from; None for weights.
+        volatile: numbers of the tensors that may change between graphs without notice.
+        alone: whether the graph is the whole forward.
+        grid: the ranks that share the tokens and the batch, or None for one rank.
+        num_samples: None, or how many elements to sample of each output for an observation. Then
+            every site computes at every step.
+    """
+
+    graph: fx.GraphModule
+    args: Sequence[Any]
+    tensors: Sequence[torch.Tensor]
+    origins: tuple[Origin | None, ...]
+    volatile: frozenset[int]
+    alone: bool
+    grid: Grid | None = None
+    num_samples: int | None = None
+
+    @property
+    def is_observed(self) -> bool:
+        """Whether the program returns samples of its outputs."""
+        return self.num_samples is not None
+
+
+def compile_program(request: Request, settings: Settings) -> Runnable:
+    """Compile a Dynamo graph for inputs of the sizes in the request.
+
+    A graph without anything to reuse becomes a plain program if it is one of several graphs.
+
+    Raises:
+        UnsupportedModelError: the graph is the whole forward, and nothing in it can be reused.
+        ShardingError: the ranks cannot share this model.
+        ObservationError: a rank of a mesh cannot observe the whole model.
+    """
+    _check(request)
+    try:
+        part = _captured(request)
+    except UnsupportedModelError as error:
+        if request.alone:
+            raise
+        return plain_program(request, settings, str(error))
+    dumper = Dumper(settings.options.dump)
+    program, found = _analysed(part, request, settings, dumper)
+    if program is None or not any(site.can_broadcast for site in program.sites):
+        whole = copy_graph(part.graph_module)  # inner compilers rewrite what they are given
+        return PlainProgram(part, settings.compiler.compile(whole, structure_key(whole)), found)
+    if request.is_observed:
+        settings = replace(settings, plan=_NEVER_REUSE)
+    reuses = any(settings.plan.may_reuse(site) for site in program.sites if site.can_broadcast)
+    roles = _roles_of(program, part, request, settings.options)
+    kept_bytes = _kept_bytes(program, settings.options) if request.is_observed else 0
+    _rewrite(program, request, settings, reuses, dumper)
+    executor = _lowered(program, request, settings, reuses)
+    probed = _probed(program, part, executor, kept_bytes, settings.options)
+    found = _completed(found, program, request, settings)
+    return CompiledProgram(part, found, executor, roles, settings.compilation, probed)
+
+
+def plain_program(request: Request, settings: Settings, reason: str) -> PlainProgram:
+    """A Dynamo graph as it is, compiled by the inner compiler.
+
+    Args:
+        request: the graph and its inputs.
+        settings: how to compile it.
+        reason: why nothing of it is reused.
+    """
+    whole = settings.compiler.compile_whole(request.graph, request.args)
+    return PlainProgram(None, whole, Finding(reason=reason))
+
+
+def _check(request: Request) -> None:
+    """Refuse what several ranks cannot do."""
+    if request.grid is None:
+        return
+    if request.is_observed:
+        raise ObservationError(
+            "Each rank of a mesh sees only its own part. Observe the model on one rank. The "
+            "observation holds for any number of ranks."
+        )
+    if not request.alone:
+        raise ShardingError(
+            "The forward breaks into several graphs, and tokens are sharded only if the forward is "
+            "one graph. Remove the graph breaks (torch.compile(..., fullgraph=True) names them), "
+            "or run on one rank."
+        )
+    if any(isinstance(origin, Eager) for origin in request.origins):
+        raise ShardingError(
+            "Sizes in this model depend on values (nonzero, item), so they could differ between "
+            "the ranks that share its tokens. Compute them before the call, or run on one rank."
+        )
+
+
+def _captured(request: Request) -> Part:
+    """Capture the graph and give it an identity, by which later graphs refer to it."""
+    captured = capture(request.graph, request.args)
+    # A graph that is alone has no later graphs.
+    identity = "" if request.alone else f"{structure_key(captured)} {_place_of(request.origins)}"
+    digest = hashlib.sha256(identity.encode()).hexdigest()
+    return Part(captured, request.origins, request.volatile, digest)
+
+
+def _place_of(origins: Sequence[Origin | None]) -> str:
+    """What distinguishes a graph from equal graphs at other places of a forward: its inputs."""
+    words = [
+        f"{origin.part.identity}.{origin.position}" if isinstance(origin, Made) else str(origin)
+        for origin in origins
+        if origin is not None
+    ]
+    return " ".join(words)
+
+
+def _analysed(
+    part: Part, request: Request, settings: Settings, dumper: Dumper
+) -> tuple[Program | None, Finding]:
+    """Find the sites; no program for a graph of several that cannot be analysed."""
+    plan = _NEVER_REUSE if request.is_observed else settings.plan
+    try:
+        program = analyse(part, settings.options, plan, dumper, request.alone)
+    except UnsupportedModelError as error:
+        if request.alone:
+            raise
+        return None, finding(part, None, settings.plan, reason_of(error, part))
+    return program, finding(part, program, settings.plan)
+
+
+def _roles_of(program: Program, part: Part, request: Request, options: Options) -> InputRoles:
+    """What the inputs are; asked before the rewrite, which changes the graph."""
+    inputs = ir.placeholders(part.graph_module.graph)
+    written = ir.mutated_inputs(part.graph_module)
+    stated = (name for name, role in options.axes.items() if role == "step")
+    return InputRoles(
+        latents=ir.source(program.inferred_axes.latents),
+        clock=program.clock,
+        prompt_inputs=program.prompt_inputs,
+        stepping=(*program.stepping, *stated),
+        sees_all=request.alone,
+        is_blind=program.has_eager_inputs and not request.alone,
+        weights=tuple(
+            number
+            for number, node in enumerate(inputs)
+            if ir.is_constant_input(node) and number not in written
+        ),
+    )
+
+
+def _kept_bytes(program: Program, options: Options) -> int:
+    """Bytes of one output of every site or sum, if all sites were reused together."""
+    sites = program.sites
+    if options.coalesce:
+        sites = coalesce(program.graph_module, sites, lambda site: "all alike").sites
+    return sum(site.cache_bytes for site in sites if site.can_broadcast)
+
+
+def _rewrite(
+    program: Program, request: Request, settings: Settings, reuses: bool, dumper: Dumper
+) -> None:
+    """Shard, coalesce, and cut into branches and pieces."""
+    options, plan, grid = settings.options, settings.plan, request.grid
+    if grid is not None:
+        refuse_own_exchanges(program.graph_module.graph)
+        run_passes(program, _sharding(grid, plan, options.shard), dumper.watch)
+        _log.info("\n".join(program.sharding))
+    if options.coalesce and not request.is_observed:  # an observation samples every site
+        run_passes(program, (Coalesce(plan.pattern),), dumper.watch)
+        _log.info("\n".join(program.coalesced))
+
+    def wanted(site: Site) -> bool:
+        # Every attention gets a branch if any site is reused, since equal blocks become equal
+        # pieces at their attentions. If nothing is reused, cuts would only prevent fusion.
+        return request.is_observed or (reuses and (site.kind != "mlp" or plan.may_reuse(site)))
+
+    passes = rewriting(wanted, request.num_samples, hoist=reuses or request.is_observed)
+    run_passes(program, passes, dumper.watch)
+    if grid is not None:
+        run_passes(program, (Overlap(),), dumper.watch)
+
+
+def _sharding(grid: Grid, plan: Plan, axis: str | None) -> tuple[Pass, ...]:
+    """The passes that make the graph of one rank: its rows of the batch, then their tokens."""
+    batch = (SplitBatch(grid.batch),) if grid.batch.size > 1 else ()
+    share = partial(computed_share, plan)
+    tokens = (ShardTokens(grid.tokens, share, axis),) if grid.tokens.size > 1 else ()
+    return (*batch, *tokens)
+
+
+def _lowered(program: Program, request: Request, settings: Settings, reuses: bool) -> Executor:
+    """Hand the pieces to the inner compiler."""
+    uncut: Sequence[Site] = ()
+    if not request.is_observed and not reuses:
+        uncut = [site for site in program.sites if site.can_broadcast and site.kind != "mlp"]
+    return Executor(
+        program.graph_module,
+        settings.compiler,
+        settings.plan,
+        _place_of(request.origins),
+        uncut,
+        settings.options.predict_in == "timestep",
+    )
+
+
+def _probed(
+    program: Program, part: Part, executor: Executor, kept_bytes: int, options: Options
+) -> Probed | None:
+    """What the last outputs are samples of; None if there are no samples."""
+    if not program.probed:
+        return None
+    return Probed(
+        executor.identity,
+        program.probed,
+        program.num_probes,
+        options.cut,
+        options.coalesce,
+        kept_bytes,
+        count_flops(part.graph_module.graph.nodes),
+    )
+
+
+def _completed(found: Finding, program: Program, request: Request, settings: Settings) -> Finding:
+    """The finding, with what the rewrite chose."""
+    found = replace(found, notes=(*found.notes, *program.sharding, *program.coalesced))
+    if settings.options.coalesce and not request.is_observed:
+        found = replace(found, cache_bytes=cache_bytes(program.sites, settings.plan))
+    return found

@@ -1,0 +1,63 @@
+"""Whole forward: checks that need all graphs of a forward, made after the forward is over.
+
+A graph does not show whether it is the last one of its forward. So the check of a forward runs
+when the next forward begins with the same program.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from pab_compile.errors import UnsupportedModelError
+from pab_compile.plans.plan import Plan
+from pab_compile.runtime.forward import Forward
+
+from .analysis import nothing_found
+from .program import Runnable
+
+
+class WholeForward:
+    """Checks, once, the forwards that begin with one Dynamo graph."""
+
+    def __init__(self) -> None:
+        self._is_checked = False
+
+    def check(
+        self, before: Iterable[Forward], program: Runnable, plan: Plan
+    ) -> UnsupportedModelError | None:
+        """Check the last forward that began with a program.
+
+        Args:
+            before: the forwards before the current one, the latest first.
+            program: the program with which the current forward begins.
+            plan: the plan that the sites of all graphs together must fit.
+
+        Returns:
+            Why nothing in that forward can be reused; None if something can, or if the forward was
+            checked before.
+
+        Raises:
+            PlanError: the plan does not fit the sites of the forward.
+        """
+        alike = [other for other in before if other.visited[:1] == [program]]
+        if not alike or alike[0].failed:
+            return None
+        last, others = alike[0], alike[1:]
+        if any(_goes_on(other, last) for other in others):
+            last.fail()  # it was broken off
+            return None
+        is_over = not last.breaks[-1] or any(other.visited == last.visited for other in others)
+        if self._is_checked or not is_over:
+            return None
+        self._is_checked = True
+        sites = [site for ran in last.visited for site in ran.sites]
+        if not sites:
+            return nothing_found(last.findings, last.breaks)
+        plan.check(sites)
+        return None
+
+
+def _goes_on(longer: Forward, shorter: Forward) -> bool:
+    """Whether a forward ran the graphs of another one and then more."""
+    length = len(shorter.visited)
+    return longer.visited[:length] == shorter.visited != longer.visited

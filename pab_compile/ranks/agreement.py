@@ -1,0 +1,79 @@
+"""Agreement: the ranks that share a model compile the same programs, and fail together."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
+
+from torch import fx
+
+from pab_compile.passes.parallel.shard import Grid
+
+from .mesh import named_peers, own_peers
+from .team import Team, team_of
+
+P = TypeVar("P")
+
+
+class Agreement:
+    """The agreement of all ranks about one Dynamo graph. On one rank it does nothing.
+
+    Args:
+        graph_module: Dynamo's graph. Its collectives name the ranks of a model that is parallel by
+            itself.
+        options: options as the user gave them, before they are validated.
+    """
+
+    def __init__(self, graph_module: fx.GraphModule, options: Mapping[str, Any] | None) -> None:
+        self._graph_module = graph_module
+        self._options = options
+        self._team: Team | None = None
+
+    def begin(self) -> None:
+        """Begin a call of the graph.
+
+        Raises:
+            RanksError: a rank failed in an earlier call.
+        """
+        if self._team is not None:
+            self._team.begin()
+
+    def fail(self, error: BaseException) -> None:
+        """Tell the other ranks that a call failed on this one.
+
+        Raises:
+            RanksError: another rank failed, and this one failed only because it waited for it.
+        """
+        if self._team is not None:
+            self._team.fail(error)
+
+    def compiled(
+        self, compile_here: Callable[[Grid | None], P], fingerprint_of: Callable[[P, bool], str]
+    ) -> P:
+        """Compile a program on this rank, and compare it with those of the other ranks.
+
+        Args:
+            compile_here: compiles the program. It gets the ranks that share tokens and batch.
+            fingerprint_of: what must be the same on all ranks, of a program. It also gets whether
+                this compiler makes the ranks exchange.
+
+        Raises:
+            RanksError: the programs differ, or another rank failed.
+        """
+        if self._team is None:
+            self._team = team_of(named_peers(self._options)) or team_of(
+                own_peers(self._graph_module), exchanges=False
+            )
+        team = self._team
+        if team is None:
+            return compile_here(None)
+        grid = team.grid if team.exchanges else None
+        if not team.exchanges and not team.is_first(self._options):
+            return compile_here(grid)
+        try:
+            program = compile_here(grid)
+        except Exception as error:
+            team.agree("", error)
+            raise
+        team.agree(fingerprint_of(program, team.exchanges))
+        return program

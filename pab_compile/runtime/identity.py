@@ -1,0 +1,55 @@
+"""Identity: whether a tensor is the one that was seen before."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from .clock import version_of
+
+
+@dataclass(frozen=True, eq=False)
+class Identity:
+    """Which tensor this is: its memory, version and layout.
+
+    It holds the tensor, so that no other tensor can get its memory. Inference tensors have no
+    version. A copy of them is held and compared instead.
+    """
+
+    tensor: torch.Tensor
+    copy: torch.Tensor | None
+    key: tuple[object, ...]
+
+    @staticmethod
+    def of(tensor: torch.Tensor, *, remember: bool = True) -> Identity:
+        """The identity of a tensor as it is now.
+
+        Args:
+            tensor: the tensor.
+            remember: whether to copy an inference tensor.
+        """
+        key = (tensor.data_ptr(), version_of(tensor), tensor.shape, tensor.stride(), tensor.dtype)
+        copy = tensor.clone() if remember and tensor.is_inference() else None
+        return Identity(tensor, copy, key)
+
+    def is_same(self, other: torch.Tensor) -> bool:
+        """Whether a tensor is this one unchanged, or has equal values.
+
+        Values are compared only if the memory differs, since that synchronises an accelerator.
+        """
+        if self.copy is None and Identity.of(other, remember=False).key == self.key:
+            return True
+        if self.copy is None and version_of(self.tensor) != self.key[1]:
+            return False
+        mine = self.tensor if self.copy is None else self.copy
+        return (
+            mine.shape == other.shape
+            and mine.dtype == other.dtype
+            and mine.device == other.device
+            and torch.equal(mine, other)
+        )
+
+    def is_same_memory(self, other: torch.Tensor) -> bool:
+        """Whether a tensor is this one unchanged. Values are not compared."""
+        return self.copy is None and Identity.of(other, remember=False).key == self.key

@@ -1,0 +1,189 @@
+"""Lanes: the calls that a pipeline makes at every step, each with its own cache.
+
+A call is identified by the per-prompt inputs that it carries, not by counting calls. Counting would
+mix lanes if guidance is switched off in the middle of a generation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+
+from pab_compile.plans.schedule import Schedule
+
+from .cache_entry import CacheEntry
+from .clock import Reading
+from .identity import Identity
+from .weights import WeightMarks
+
+_MAX_LANES = 8
+
+
+@dataclass(frozen=True)
+class Call:
+    """One call of a compiled model, as the tracker sees it.
+
+    Attributes:
+        reading: what the timestep says. Its value is None if the user stated the step.
+        latents: the tensor that is denoised.
+        prompts: the per-prompt inputs by name.
+        names: which of them distinguish lanes; None for all.
+        is_hidden: whether Python code between graphs may add conditions that are not seen here.
+        lane: name of the lane, if the user gave one.
+        index: the step, if the user gave one.
+        schedule: the schedule, if the user gave one.
+    """
+
+    reading: Reading
+    latents: torch.Tensor
+    prompts: Mapping[str, torch.Tensor]
+    names: tuple[str, ...] | None = None
+    is_hidden: bool = False
+    lane: str | None = None
+    index: int | None = None
+    schedule: Schedule | None = None
+
+
+@dataclass(eq=False)
+class Lane:
+    """One of the calls per step, with its cache.
+
+    Attributes:
+        name: the name that the user gave (``step(lane=...)``), or None.
+        prompts: the per-prompt inputs that it carries.
+        latents: the latents of its last call.
+        step: the step of its last call.
+        cache: (graph, site) -> cache entry.
+        prelude: (graph, piece) -> values that are computed once for this lane.
+        weights: graph -> the weights that it ran with, as they were.
+    """
+
+    name: str | None
+    prompts: dict[str, Identity]
+    latents: Identity
+    step: int
+    cache: dict[tuple[str, int], CacheEntry] = field(default_factory=dict)
+    prelude: dict[tuple[str, int], tuple[torch.Tensor | None, ...]] = field(default_factory=dict)
+    weights: dict[str, WeightMarks] = field(default_factory=dict)
+
+    def has_weights(self, graph: str, weights: Sequence[torch.Tensor]) -> bool:
+        """Whether a graph runs with the tensors of its first run in this lane as weights."""
+        if graph not in self.weights:
+            self.weights[graph] = WeightMarks(weights)
+        return self.weights[graph].are_same(weights)
+
+    def drop_outdated(self, graph: str, weights: Sequence[torch.Tensor]) -> bool:
+        """Free what a graph computed if its weights changed since.
+
+        Returns:
+            Whether there was something to free.
+        """
+        known = self.weights.get(graph)
+        if known is not None and known.are_unchanged(weights):
+            return False
+        self.weights[graph] = WeightMarks(weights)
+        outdated = known is not None and any(
+            key[0] == graph for part in (self.cache, self.prelude) for key in part
+        )
+        self.free(graph)
+        return outdated
+
+    def carries_memory(
+        self, prompts: Mapping[str, torch.Tensor], names: Iterable[str] | None = None
+    ) -> bool:
+        """Whether these are the same tensors as this lane's. Values are not compared.
+
+        Args:
+            prompts: per-prompt inputs by name.
+            names: which of them count; None counts all, so their number must be the same too.
+        """
+        return self._compare(prompts, names, Identity.is_same_memory)
+
+    def carries(
+        self, prompts: Mapping[str, torch.Tensor], names: Iterable[str] | None = None
+    ) -> bool:
+        """Whether these per-prompt inputs are this lane's, by identity or by value."""
+        return self._compare(prompts, names, Identity.is_same)
+
+    def _compare(
+        self,
+        prompts: Mapping[str, torch.Tensor],
+        names: Iterable[str] | None,
+        is_same: Callable[[Identity, torch.Tensor], bool],
+    ) -> bool:
+        chosen = sorted(self.prompts.keys() | prompts.keys()) if names is None else list(names)
+        both = [name for name in chosen if name in prompts and name in self.prompts]
+        either = [name for name in chosen if name in prompts or name in self.prompts]
+        return both == either and all(is_same(self.prompts[n], prompts[n]) for n in both)
+
+    def free(self, graph: str | None = None) -> None:
+        """Free the cache, or the part of one graph."""
+        for part in (self.cache, self.prelude):
+            for key in [key for key in part if graph in (None, key[0])]:
+                del part[key]
+
+    def cache_bytes(self) -> int:
+        """Bytes in cache entries."""
+        return sum(entry.num_bytes() for entry in self.cache.values())
+
+    def prelude_bytes(self) -> int:
+        """Bytes of the values that are computed once."""
+        tensors = (t for values in self.prelude.values() for t in values if t is not None)
+        return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
+
+class Lanes:
+    """The lanes of one generation, at most 8 of them.
+
+    Attributes:
+        num_opened: number of lanes that were opened so far.
+    """
+
+    def __init__(self) -> None:
+        self._lanes: list[Lane] = []
+        self.num_opened = 0
+
+    def __iter__(self) -> Iterator[Lane]:
+        """The lanes, the oldest first."""
+        return iter(self._lanes)
+
+    def __len__(self) -> int:
+        """Number of open lanes."""
+        return len(self._lanes)
+
+    def find(self, call: Call, step: int) -> Lane | None:
+        """The lane of a call at a step, or None.
+
+        A named call belongs to the lane of that name. Any other call belongs to the first lane with
+        its prompts that was not called at this step yet.
+        """
+        if call.lane is not None:
+            return next((lane for lane in self._lanes if lane.name == call.lane), None)
+        unnamed = [lane for lane in self._lanes if lane.name is None]
+        mine = [lane for lane in unnamed if lane.carries_memory(call.prompts, call.names)]
+        mine = mine or [lane for lane in unnamed if lane.carries(call.prompts, call.names)]
+        return next((lane for lane in mine if lane.step < step), mine[-1] if mine else None)
+
+    def open(self, call: Call, step: int) -> tuple[Lane, bool]:
+        """Add a lane for a call. Returns it, and whether the oldest lane was dropped for it."""
+        is_full = len(self._lanes) >= _MAX_LANES
+        if is_full:
+            self._lanes.pop(0).free()
+        prompts = {name: Identity.of(prompt) for name, prompt in call.prompts.items()}
+        lane = Lane(call.lane, prompts, Identity.of(call.latents, remember=False), step)
+        self.num_opened += 1
+        self._lanes.append(lane)
+        return lane, is_full
+
+    def close(self, lane: Lane, graph: str) -> None:
+        """Free the cache that a graph has in a lane after its last step."""
+        lane.free(graph)
+        self._lanes = [other for other in self._lanes if other is not lane]
+
+    def free(self) -> None:
+        """Close all lanes and free their caches."""
+        for lane in self._lanes:
+            lane.free()
+        self._lanes.clear()

@@ -1,0 +1,93 @@
+"""Appending: adds ops to a graph, each with its fake value.
+
+The value of every op is computed as soon as the op is added. So a size that does not fit shows at
+once.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import fx
+
+from pab_compile.passes.graph import ir
+
+_aten = torch.ops.aten
+
+
+class Appender:
+    """Appends ops to a graph, with their fake values.
+
+    Args:
+        graph: the graph.
+    """
+
+    def __init__(self, graph: fx.Graph) -> None:
+        self.graph = graph
+
+    def call(self, target: Callable[..., Any], *args: Any, like: fx.Node, **kwargs: Any) -> fx.Node:
+        """Append one op; ``like`` is the node of the full graph that it serves."""
+        name = f"{like.name}_{ir.short_name(target)}"
+        return self._append(target, args, kwargs, name, like)
+
+    def stand_in(
+        self, node: fx.Node, target: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any]
+    ) -> fx.Node:
+        """Append an op of the full graph with local operands; it keeps its names."""
+        found = self._append(target, tuple(args), kwargs, node.name, node)
+        ir.copy_axis_names(found, node)
+        return found
+
+    def _append(
+        self,
+        target: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        name: str,
+        like: fx.Node,
+    ) -> fx.Node:
+        node = self.graph.create_node("call_function", target, args, kwargs, name)
+        ir.copy_facts(node, like)
+        times = [when for n in node.all_input_nodes if (when := ir.binding(n)) is not None]
+        ir.set_binding(node, max(times, default=ir.binding(like)))
+        ir.forget_axis_names(node)
+        ir.set_value(node, self.value(node))
+        return node
+
+    def value(self, node: fx.Node) -> Any:
+        """The fake value of a call on the fake values of its operands."""
+        args, kwargs = fx.map_arg((node.args, node.kwargs), ir.value)
+        assert callable(node.target)
+        with torch.no_grad():
+            return node.target(*args, **kwargs)
+
+    def reshape(self, x: fx.Node, shape: Sequence[int], like: fx.Node) -> fx.Node:
+        """Another view of the same elements; none where the shape is the same."""
+        if ir.shape(x) == tuple(shape):
+            return x
+        return self.call(_aten.reshape.default, x, list(shape), like=like)
+
+    def slice(self, x: fx.Node, dim: int, start: int, stop: int, like: fx.Node) -> fx.Node:
+        """A range of positions; none where it is all of them."""
+        if (start, stop) == (0, (ir.shape(x) or ())[dim]):
+            return x
+        return self.call(_aten.slice.Tensor, x, dim, start, stop, like=like)
+
+    def cat(self, parts: Sequence[fx.Node], dim: int, like: fx.Node) -> fx.Node:
+        """Concatenate; a single part stays as it is."""
+        if len(parts) == 1:
+            return parts[0]
+        return self.call(_aten.cat.default, list(parts), dim, like=like)
+
+    def permute(self, x: fx.Node, dims: Sequence[int], like: fx.Node) -> fx.Node:
+        """Reorder all dimensions; none where the order is the same."""
+        if list(dims) == sorted(dims):
+            return x
+        return self.call(_aten.permute.default, x, list(dims), like=like)
+
+    def pick(self, several: fx.Node, index: int, like: fx.Node) -> fx.Node:
+        """One output of an op with several."""
+        return self.call(operator.getitem, several, index, like=like)

@@ -1,0 +1,1 @@
+"""Faults put into the library on purpose, each of which the tests must find."""

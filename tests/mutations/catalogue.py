@@ -1,0 +1,302 @@
+"""The mutations: one place each, what is broken there, and the tests that should notice."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Mutation:
+    """A fault in one place of the library.
+
+    Attributes:
+        path: the source file.
+        what: what no longer holds.
+        old: text that occurs in the file exactly once.
+        new: what takes its place.
+        tests: files or folders of tests, the likeliest first.
+    """
+
+    path: str
+    what: str
+    old: str
+    new: str
+    tests: tuple[str, ...]
+
+    def applied(self, source: str) -> str:
+        """The source with the fault.
+
+        Raises:
+            ValueError: the text does not occur exactly once: the mutation is stale.
+        """
+        if (count := source.count(self.old)) != 1:
+            raise ValueError(
+                f"{self.path}: {self.old!r} occurs {count} times. Update the mutation."
+            )
+        return source.replace(self.old, self.new)
+
+
+MUTATIONS = (
+    # passes/graph
+    Mutation(
+        "passes/graph/structure.py",
+        "pieces of different layouts share one compiled function",
+        'lines.append(f"input {ir.layout(node)}")',
+        'lines.append("input")',
+        ("tests/compile/test_lower.py", "tests/passes/rewrite/test_pieces.py", "tests/compile"),
+    ),
+    Mutation(
+        "passes/graph/noise.py",
+        "dropout of a model in training is removed",
+        'ir.argument(node, 2, "train", True)',
+        'ir.argument(node, 9, "train", False)',
+        ("tests/passes/graph/test_capture.py",),
+    ),
+    Mutation(
+        "passes/graph/tracing.py",
+        "a graph that writes to its inputs is traced as if it did not",
+        "return None if writes else captured",
+        "return captured",
+        ("tests/passes/graph/test_capture.py",),
+    ),
+    Mutation(
+        "passes/graph/inputs.py",
+        "a program serves other sizes than its own",
+        "return (*(_plain(args[i]) for i in self.used), *layouts)",
+        "return tuple(_plain(args[i]) for i in self.used)",
+        ("tests/passes/graph/test_capture.py", "tests/runtime/test_broken_forwards_in_use.py"),
+    ),
+    Mutation(
+        "passes/graph/sizes_only.py",
+        "a gate laid out like the latents depends on them",
+        "if name in _FILLS:",
+        "if name in ():",
+        ("tests/passes/graph/test_sizes_only.py",),
+    ),
+    Mutation(
+        "passes/graph/inlining.py",
+        "what a checkpoint wraps stays an op of its own",
+        '_WRAPPERS = ("tag_activation_checkpoint", ',
+        "_WRAPPERS = (",
+        ("tests/passes/graph/test_inlining.py",),
+    ),
+    # passes/axes
+    Mutation(
+        "passes/axes/algebra.py",
+        "unlike axes of one input are taken for one",
+        "    if left is right:\n        return False\n    return any(",
+        "    if left is right or True:\n        return False\n    return any(",
+        ("tests/passes/axes",),
+    ),
+    Mutation(
+        "passes/axes/names.py",
+        "frames are called rows",
+        '"t"',
+        '"h"',
+        ("tests/passes/axes/test_names.py", "tests/passes/axes"),
+    ),
+    # passes/sites
+    Mutation(
+        "passes/sites/binding.py",
+        "random values count as constants",
+        "or ir.is_volatile(node) or ir.is_random(node)",
+        "or ir.is_volatile(node)",
+        ("tests/passes/sites/test_binding.py", "tests/models/test_foreign_ops.py"),
+    ),
+    Mutation(
+        "passes/sites/binding.py",
+        "inputs that may change without notice count as prompts",
+        "or ir.is_volatile(node) or ir.is_random(node)",
+        "or ir.is_random(node)",
+        ("tests/passes/sites/test_binding.py", "tests/runtime/test_broken_forwards.py"),
+    ),
+    Mutation(
+        "passes/sites/hoisting.py",
+        "a value of a multi-output op is left behind",
+        "if ir.is_getitem(node) and node.all_input_nodes[0] in hoisted:",
+        "if False:",
+        ("tests/passes/sites/test_hoisting.py",),
+    ),
+    Mutation(
+        "passes/sites/regions.py",
+        "mixers of different kinds merge",
+        "if len({self._kinds[group] for group in groups}) > 1:",
+        "if len({self._kinds[group] for group in groups}) > 2:",
+        ("tests/passes/sites/test_regions.py",),
+    ),
+    Mutation(
+        "passes/sites/regions.py",
+        "the gate is cached with the attention",
+        "if self._keep_gate_outside and any(",
+        "if False and any(",
+        ("tests/passes/sites/test_regions.py", "tests/passes/sites"),
+    ),
+    Mutation(
+        "passes/sites/regions.py",
+        "what is the same at every step dies with a region",
+        "if node in hoisted:",
+        "if node is None:",
+        ("tests/passes/sites/test_regions.py", "tests/passes"),
+    ),
+    Mutation(
+        "passes/sites/residual.py",
+        "the cut of an MLP lies after its gate",
+        "return latent[0] if len(latent) == 1 and gates else None",
+        "return None",
+        ("tests/passes/sites/test_residual.py",),
+    ),
+    Mutation(
+        "passes/sites/find_sites.py",
+        "a region with random numbers is left out",
+        "effects = dict.fromkeys(ir.op_name(node) for node in region if ir.has_effect(node))",
+        "effects = dict[str, None]()",
+        ("tests/passes/sites/test_find_sites.py", "tests/models/test_foreign_ops.py"),
+    ),
+    # passes/rewrite
+    Mutation(
+        "passes/rewrite/coalesce.py",
+        "a part that is read on a reuse is merged",
+        "elif _read_on_reuse(site, live):",
+        "elif False:",
+        ("tests/passes/rewrite/test_coalesce.py",),
+    ),
+    Mutation(
+        "passes/rewrite/coalesce.py",
+        "a sum that a stretch itself reads is cached",
+        "if not site.can_broadcast or _leaks(site) or site.cache_bytes >= before:",
+        "if not site.can_broadcast:",
+        ("tests/passes/rewrite/test_coalesce.py",),
+    ),
+    Mutation(
+        "passes/rewrite/sums.py",
+        "a slice of a larger value counts as a view of it",
+        "_num_elements(node) == _num_elements(sources[0])",
+        "True",
+        ("tests/passes/rewrite/test_coalesce.py",),
+    ),
+    Mutation(
+        "passes/rewrite/pieces.py",
+        "values that change at every step are computed once",
+        "hoisted = hoisted_nodes(graph_module.graph) if hoist else set()",
+        "hoisted = {n for n in graph_module.graph.nodes if ir.is_plain_call(n) "
+        "and ir.binding(n) is not None and ir.binding(n) < 3 and not ir.has_effect(n)}",
+        ("tests/passes/rewrite/test_pieces.py",),
+    ),
+    Mutation(
+        "passes/rewrite/verify.py",
+        "lost ops are not noticed",
+        'raise InvariantError(f"ops were lost',
+        'print(f"ops were lost',
+        ("tests/passes/rewrite/test_verify.py",),
+    ),
+    # passes/parallel
+    Mutation(
+        "passes/parallel/shard.py",
+        "positions that do not divide are lost",
+        "least + (rank < more)",
+        "least",
+        ("tests/passes/parallel",),
+    ),
+    Mutation(
+        "passes/parallel/rules.py",
+        "ranks draw random numbers of their own",
+        "if ir.is_random(node):",
+        "if False:",
+        ("tests/passes/parallel/test_rules.py",),
+    ),
+    # pab_compile/plans
+    Mutation(
+        "pab_compile/plans/plan.py",
+        "the window of timesteps contains its upper bound",
+        "low < moment.timestep < high",
+        "low < moment.timestep <= high",
+        ("tests/plans",),
+    ),
+    Mutation(
+        "pab_compile/plans/decisions.py",
+        "one output too few stays for a prediction",
+        "needed = max(needed, entries[step] + 1)",
+        "needed = max(needed, entries[step], 1)",
+        ("tests/plans/test_decisions.py",),
+    ),
+    Mutation(
+        "pab_compile/plans/plan_file.py",
+        "a resampled plan predicts at too high an order",
+        "else min(orders))",
+        "else max(orders))",
+        ("tests/plans/test_plan.py",),
+    ),
+    # pab_compile/runtime
+    Mutation(
+        "pab_compile/runtime/clock.py",
+        "a table that was rewritten in place is believed",
+        "and version_of(timestep) == self.version",
+        "and True",
+        ("tests/runtime/test_clock.py",),
+    ),
+    Mutation(
+        "pab_compile/runtime/recall.py",
+        "a generation that was broken off stays known",
+        "if known != timesteps[: len(known)]",
+        "if True",
+        ("tests/runtime/test_recall.py",),
+    ),
+    Mutation(
+        "pab_compile/runtime/tracker.py",
+        "the same step with other latents continues the generation",
+        "if not lane.latents.is_same_memory(call.latents):",
+        "if False:",
+        ("tests/runtime/test_tracker.py",),
+    ),
+    Mutation(
+        "pab_compile/runtime/lane.py",
+        "prompts are not compared",
+        "return both == either and all(is_same(self.prompts[n], prompts[n]) for n in both)",
+        "return True",
+        ("tests/runtime/test_tracker.py",),
+    ),
+    Mutation(
+        "pab_compile/runtime/weights.py",
+        "writes to weights are not seen",
+        "if self.weight() is not weight or version_of(weight) != self.version:",
+        "if self.weight() is not weight:",
+        ("tests/runtime/test_weights.py",),
+    ),
+    Mutation(
+        "pab_compile/runtime/cache_entry.py",
+        "a parabola weighs its last output as a line does",
+        "newest = (now - first) * (now - before) / ((last - first) * (last - before))",
+        "newest = (now - before) / (last - before)",
+        ("tests/runtime/test_cache_entry.py",),
+    ),
+    # pab_compile/compile
+    Mutation(
+        "pab_compile/compile/executor.py",
+        "an output of another step than the plan names is reused",
+        "== decision.source",
+        "is not None",
+        ("tests/runtime/test_generations.py", "tests/runtime", "tests/compile"),
+    ),
+    Mutation(
+        "pab_compile/compile/executor.py",
+        "the caller gets the cached tensor itself",
+        "if op.is_returned:",
+        "if False:",
+        ("tests/compile/test_costs.py", "tests/test_public_api.py", "tests/runtime"),
+    ),
+    # pab_compile/calibration, traffic, options
+    Mutation(
+        "pab_compile/calibration/drift.py",
+        "drift forgets what earlier steps did",
+        "errors = steps.cumsum(1).square()",
+        "errors = steps.square()",
+        ("tests/calibration/test_drift.py",),
+    ),
+    Mutation(
+        "pab_compile/options.py",
+        "an unknown option is ignored",
+        "        if name not in known:\n            raise OptionError(",
+        "        if name not in known:\n            print(",
+        ("tests/test_options.py",),
+    ),
+)
