@@ -19,7 +19,9 @@ REPOSITORY = "https://github.com/pab-compile/pab_compile"
 PAGES = re.compile(re.escape(REPOSITORY) + r"/(blob|tree)/main/([^#]+)")
 PICTURES = "https://raw.githubusercontent.com/pab-compile/pab_compile/main/"
 PICTURE = re.compile(r"!\[[^\]]*\]\(([^)\s]+)[^)]*\)|<img\b[^>]*src=\"([^\"]*)\"[^>]*>")
-LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)[^)]*\)|<a\b[^>]*href=\"([^\"]*)\"")
+LINK = re.compile(
+    r"\[[^\]]*\]\(([^)\s]+)[^)]*\)|<a\b[^>]*href=\"([^\"]*)\"|^\[[^\]]+\]: (\S+)$", re.M
+)
 IGNORED = (".*", "__pycache__", "*.egg-info", "build", "dist", "out", "outputs")
 KEPT = (".ci", ".gitignore", ".pre-commit-config.yaml")
 
@@ -107,7 +109,7 @@ def links(path: Path) -> Iterator[tuple[bool, str]]:
     """Whether each link of a page is a picture, and where it leads."""
     text = re.sub(r"`[^`\n]*`", "code", prose(path))
     yield from ((True, a or b) for a, b in PICTURE.findall(text))
-    yield from ((False, a or b) for a, b in LINK.findall(PICTURE.sub("picture", text)))
+    yield from ((False, a or b or c) for a, b, c in LINK.findall(PICTURE.sub("picture", text)))
 
 
 def wrong_link(is_picture: bool, target: str) -> str | None:
