@@ -43,7 +43,7 @@ MUTATIONS = (
         "pieces of different layouts share one compiled function",
         'lines.append(f"input {ir.layout(node)}")',
         'lines.append("input")',
-        ("tests/compile/test_lower.py", "tests/passes/rewrite/test_pieces.py", "tests/compile"),
+        ("tests/passes/graph/test_structure.py",),
     ),
     Mutation(
         "passes/graph/noise.py",
