@@ -63,7 +63,7 @@ def test_runs_of_calls_are_alike_if_wiring_and_results_are() -> None:
     model = captured(
         lambda x, y: (x.sin() * y, x.cos(), (y.sin() * x).cos()), x=values(3, 3), y=values(3, 3)
     )
-    calls = [node for node in ir.calls(model.graph)]
+    calls = list(ir.calls(model.graph))
 
     def run(*names: str) -> tuple[object, ...]:
         chosen = [node for node in calls if node.name in names]
