@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import sys
 import warnings
 from typing import Any
 
 import diffusers
+import pytest
 import torch
 from torch.utils import _pytree as pytree
 
@@ -38,6 +40,8 @@ def model_class(name: str) -> type[torch.nn.Module]:
         return getattr(diffusers, name)
     from .catalogue import transformer_classes
 
+    if name not in transformer_classes() and sys.version_info < (3, 11):
+        pytest.skip(f"the last diffusers for Python 3.10 has no {name}")
     return transformer_classes()[name]
 
 

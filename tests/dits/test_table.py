@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,9 @@ def rows() -> dict[str, list[str]]:
     return {row[0]: row for row in cells}
 
 
+@pytest.mark.skipif(
+    sys.version_info < (3, 11), reason="the last diffusers for Python 3.10 has fewer models"
+)
 def test_every_transformer_of_diffusers_is_described_or_said_not_to_be() -> None:
     described = {dit.cls for dit in CATALOGUE.values()}
     assert described.isdisjoint(NO_DITS)
