@@ -223,21 +223,21 @@ def run(result: Result, quick: bool, progress: Progress) -> None:
         result.add(f"sent by one process in a generation, {words}", sent / 1e6, "MB")
         result.add(f"collectives of a generation, {words}", calls, "")
         options = ALWAYS if name == "always" else PAB246
-        foretold = _foretold(size, num_steps, options) / 1e6
-        result.add(f"foretold: sent by one process, {words}", foretold, "MB")
+        predicted = _predicted(size, num_steps, options) / 1e6
+        result.add(f"predicted: sent by one process, {words}", predicted, "MB")
     samples = [100 * inside / all_ for all_, inside, _, _ in found["always, rows, metered"]]
     result.add("share of a step in collectives, the batch", median(samples), "%", None, samples)
     _, _, sent, calls = found["always, rows, metered"][0]
     result.add("sent by one process in a generation, the batch", sent / 1e6, "MB")
     result.add("collectives of a generation, the batch", calls, "")
-    foretold = _foretold(size, num_steps, {**ALWAYS, "batch_parallel": NUM_RANKS}) / 1e6
-    result.add("foretold: sent by one process, the batch", foretold, "MB")
+    predicted = _predicted(size, num_steps, {**ALWAYS, "batch_parallel": NUM_RANKS}) / 1e6
+    result.add("predicted: sent by one process, the batch", predicted, "MB")
     result.notes.append(
         "A collective's time holds the waiting for the other process; both share one machine."
     )
 
 
-def _foretold(size: Size, num_steps: int, options: dict[str, Any]) -> float:
+def _predicted(size: Size, num_steps: int, options: dict[str, Any]) -> float:
     """Bytes that one process sends in a generation."""
     with torch.no_grad():
         return pab_compile.comm(

@@ -1,4 +1,4 @@
-"""How long Open-Sora 1.2 would take on 1 to 64 GPUs, foretold, beside what is published.
+"""How long Open-Sora 1.2 would take on 1 to 64 GPUs, predicted, beside what is published.
 
     python examples/scaling.py
     python examples/scaling.py --seconds 26.54 --frames 51
@@ -21,7 +21,7 @@ PUBLISHED = {"one GPU": 97.5, "eight": 12.01, "eight with PAB246": 9.29}
 FRAMES = 204  # 8 s; the paper gives 21.3 to 21.6 frames per second
 
 
-def foretell(
+def predict(
     depth: int, num_frames: int, machine: pab_compile.Machine | float
 ) -> pab_compile.Scaling:
     """The times of a generation on 1 to 64 GPUs."""
@@ -41,11 +41,11 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--frames", type=int, default=FRAMES, help="a multiple of 17")
     parser.add_argument("--depth", type=int, default=open_sora.XL_2.depth, help="pairs of blocks")
     args = parser.parse_args(arguments)
-    found = foretell(args.depth, args.frames, args.seconds)
+    found = predict(args.depth, args.frames, args.seconds)
     print(found)
     row = found[8]
     if (args.seconds, args.frames) == (PUBLISHED["one GPU"], FRAMES) and row.always and row.planned:
-        print("eight GPUs                     foretold  published")
+        print("eight GPUs                     predicted  published")
         alone, eight, planned = PUBLISHED.values()
         before, after = row.always.seconds, row.planned.seconds
         for what, ours, theirs in (

@@ -91,8 +91,8 @@ def compare(
             print(f"{name}: largest difference {error:.1e} of the largest value", flush=True)
     if is_first:
         name, variant = list(variants.items())[-1]
-        foretold = pab_compile.comm(
+        predicted = pab_compile.comm(
             model, **inputs, num_ranks=num_ranks, schedule=schedule, options=variant
         )
-        print(f"foretold for {name}:\n{foretold}")
+        print(f"predicted for {name}:\n{predicted}")
     return agree

@@ -4,7 +4,7 @@
 
 Each process calls the small Latte of `examples/digits_latte` with the same inputs and gets the full
 video. Prints how long a generation took with reuse and without, and what one process exchanges with
-the others, as foretold from the graph. Exits with 1 if the video is another than one process makes.
+the others, as predicted from the graph. Exits with 1 if one process makes another video.
 """
 
 from __future__ import annotations

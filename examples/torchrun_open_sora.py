@@ -4,7 +4,7 @@
 
 The model and the sampling of `open_sora.py`: 15 frames, which two processes share unevenly. Prints
 how long a generation took with reuse and without, and what one process exchanges with the others,
-as foretold from the graph. Exits with 1 if the video is another than one process makes.
+as predicted from the graph. Exits with 1 if the video is another than one process makes.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What processes exchange for one video of Open-Sora 1.2, foretold for any number of them.
+"""What processes exchange for one video of Open-Sora 1.2, predicted for any number of them.
 
     python examples/traffic.py
     python examples/traffic.py --ranks 8 --depth 28
@@ -57,7 +57,7 @@ def describe(depth: int, num_frames: int = 51) -> Described:
     return Described(model, inputs, schedule)
 
 
-def foretell(num_ranks: int, depth: int) -> pab_compile.CommReport:
+def predict(num_ranks: int, depth: int) -> pab_compile.CommReport:
     """The traffic of a generation of 2 s by a number of ranks."""
     found = describe(depth)
     return pab_compile.comm(
@@ -73,7 +73,7 @@ def main(arguments: list[str] | None = None) -> None:
     times = open_sora.XL_2.depth / args.depth
     print("ranks  axis  GB without reuse  GB with PAB246  GB on the wire with PAB246", flush=True)
     for num_ranks in args.ranks:
-        found = foretell(num_ranks, args.depth)
+        found = predict(num_ranks, args.depth)
         gather = sum(row.wire_bytes for row in found.rows if row.what == "gather at the end")
         wire = times * (found.wire_bytes - gather) + gather
         print(

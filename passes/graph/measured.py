@@ -2,7 +2,7 @@
 
 With ``torch.compiler.config.capture_dynamic_output_shape_ops`` (or ``capture_scalar_outputs``)
 Dynamo keeps ops in its graph whose output sizes are unknown until they run. Their outputs are
-computed beforehand from the same inputs, and are further inputs of the rest of the graph::
+computed first, from the same inputs, and are further inputs of the rest of the graph::
 
     graph:   (text, mask) -> i = nonzero(mask); attend(text[i])
 
@@ -107,7 +107,7 @@ def _is_number(node: fx.Node) -> bool:
 
 
 def _can_run_twice(graph: fx.Graph, needed: Sequence[fx.Node]) -> bool:
-    """Whether some nodes give the same values alone beforehand as inside the graph."""
+    """Whether some nodes give the same values alone as inside the graph."""
     if any(_is_written_to(node) or _is_random(node) for node in needed):
         return False
     depth, within = 0, set[fx.Node]()

@@ -154,7 +154,8 @@ DITS = (
         ((r"^layers\.\d+\.self_attn$", "joint"),),
         "video",
         notes="prompt and video in one sequence, each with weights of its own, at positions that "
-        "are inputs: the prompt's own attention is not told from the video's, two sites per layer",
+        "are inputs: the prompt's own attention is not distinguished from the video's, two sites "
+        "per layer",
         streams=2,
         clock="vision_timesteps",
         latents="vision_tokens",

@@ -26,7 +26,7 @@ from pab_compile.passes.parallel.shard import Ranks
 from pab_compile.passes.parallel.shard_tokens import local_sites
 from pab_compile.passes.rewrite.broadcast import StepBranch, branches, broadcast
 
-Slots = dict[str, list[tuple[torch.Tensor, ...]]]
+Cached = dict[str, list[tuple[torch.Tensor, ...]]]
 """Name of a branch -> what it last computed, by rank."""
 Env = dict[fx.Node, Any]
 
@@ -55,25 +55,25 @@ class Lockstep:
     def run(
         self,
         inputs: Sequence[torch.Tensor],
-        slots: Slots | None = None,
+        cached: Cached | None = None,
         reuses: Callable[[str], bool] = lambda _: False,
     ) -> list[tuple[Any, ...]]:
         """One step of one lane.
 
         Args:
             inputs: the same for every rank.
-            slots: what the branches of this lane computed last.
-            reuses: whether a branch loads its slot, by its name.
+            cached: what the branches of this lane computed last.
+            reuses: whether a branch loads its cached output, by its name.
         """
         given = [list(inputs) for _ in self._modules]
         with torch.no_grad():
-            return self._graphs(self._modules, given, {} if slots is None else slots, reuses)
+            return self._graphs(self._modules, given, {} if cached is None else cached, reuses)
 
     def _graphs(
         self,
         modules: Sequence[fx.GraphModule],
         inputs: Sequence[Sequence[Any]],
-        slots: Slots,
+        cached: Cached,
         reuses: Callable[[str], bool],
     ) -> list[tuple[Any, ...]]:
         ranks = [list(module.graph.nodes) for module in modules]
@@ -93,8 +93,8 @@ class Lockstep:
                 if not reuses(name):
                     inner = [_branch(module, name) for module in modules]
                     mine = [args for args, _ in operands]
-                    slots[name] = self._graphs(inner, mine, slots, reuses)
-                results: Sequence[Any] = slots[name]
+                    cached[name] = self._graphs(inner, mine, cached, reuses)
+                results: Sequence[Any] = cached[name]
             elif ir.op_namespace(nodes[0]) == "_c10d_functional":
                 results = self._collective(nodes, [args[0] for args, _ in operands])
             else:
@@ -155,14 +155,14 @@ def check_generations(model: Captured, axis: str, num_ranks: int, steps: Sequenc
         ]
         alone, together = Lockstep([whole]), Lockstep(local)
         coin, names = random.Random(num_ranks), [str(node.target) for node, _ in branches(whole)]
-        slots: dict[tuple[int, bool], Slots] = {}
+        cached: dict[tuple[int, bool], Cached] = {}
         for number, lanes in enumerate(steps):
             tossed = {name for name in names if coin.random() < 0.5}
             reused = (set(), set(names))[number] if number < 2 else tossed
             together.all_to_alls = 0
             for lane, given in enumerate(lanes):
                 inputs = inputs_at(model, given)
-                mine = [slots.setdefault((lane, one), {}) for one in (True, False)]
+                mine = [cached.setdefault((lane, one), {}) for one in (True, False)]
                 ((expected, *_),) = alone.run(inputs, mine[0], reused.__contains__)
                 for found in together.run(inputs, mine[1], reused.__contains__):
                     assert_same(found[0], expected)

@@ -57,7 +57,7 @@ def generate(
     """A whole generation of a tiny Latte, by one rank of several or (without a group) alone.
 
     Returns:
-        The predictions, computations per kind, most bytes in slots, and per step the number of
+        The predictions, computations per kind, most cache bytes, and per step the number of
         all-to-alls and the bytes that this rank sent in them.
     """
     torch._dynamo.reset()
@@ -93,7 +93,7 @@ def generate_rows(
     """A generation of a tiny Latte whose ranks share the batch.
 
     Returns:
-        The predictions, computations per kind, most bytes in slots, all-to-alls per step, bytes
+        The predictions, computations per kind, most cache bytes, all-to-alls per step, bytes
         that this rank sent, and the notes of ``explain``.
     """
     torch._dynamo.reset()

@@ -21,7 +21,7 @@ pytestmark = pytest.mark.xdist_group("ranks")
 alone = functools.cache(functools.partial(rank_cases.generate_rows, None))
 
 
-def foretold(plan: str, rows: int, num_ranks: int, **options: Any) -> float:
+def predicted(plan: str, rows: int, num_ranks: int, **options: Any) -> float:
     """Bytes that rank 0 sends in a generation."""
     timesteps = tuple(map(float, ddim_timesteps(NUM_STEPS)))
     return pab_compile.comm(
@@ -47,7 +47,7 @@ def test_ranks_with_a_row_each_generate_what_one_process_does_and_gather_only(
         assert found["per step"] == [0] * NUM_STEPS
         assert found["cache"] * 2 == expected["cache"]
         assert any(note.startswith("batch: 1 of 2 rows per rank") for note in found["notes"])
-    assert ranks[0]["sent"] == foretold(plan, 2, 2) > 0
+    assert ranks[0]["sent"] == predicted(plan, 2, 2) > 0
 
 
 def test_rows_that_do_not_divide_are_shared_unevenly(world: World) -> None:
@@ -72,7 +72,7 @@ def test_four_ranks_share_both_the_batch_and_the_tokens(world: World, plan: str,
         assert found["cache"] * 4 == expected["cache"]
         assert any(note.startswith("batch: 1 of 2 rows") for note in found["notes"])
         assert "sharded axis: t, over 2 ranks" in found["notes"]
-    assert ranks[0]["sent"] == foretold(plan, 2, 4, shard="t")
+    assert ranks[0]["sent"] == predicted(plan, 2, 4, shard="t")
 
 
 @pytest.mark.parametrize(

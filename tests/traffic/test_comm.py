@@ -1,4 +1,4 @@
-"""Traffic is foretold from the graph, for ranks that do not exist."""
+"""Traffic is predicted from the graph, for ranks that do not exist."""
 
 from __future__ import annotations
 
@@ -119,7 +119,7 @@ def test_the_number_of_ranks_is_given_or_follows_from_the_options() -> None:
     assert latte_report(2, shard="h").axis == "h"
     assert latte_report(None, sequence_parallel=2, shard="w").num_ranks == 2
     assert latte_report(None, sequence_parallel=2, batch_parallel=2).num_batch_ranks == 2
-    assert latte_report(4, sequence_parallel=2).num_ranks == 4  # foretold, whatever runs
+    assert latte_report(4, sequence_parallel=2).num_ranks == 4  # predicted, whatever runs
     with pytest.raises(OptionError, match="give num_ranks, or options with mesh"):
         latte_report(None, shard="t")
     with pytest.raises(OptionError, match="num_ranks=3, and 2 ranks share the batch"):

@@ -30,10 +30,10 @@ def compared(*plans: tuple[int, int], **options: Any) -> dict[str, CommReport]:
         }
         for spatial, temporal in plans
     }
-    return foretold(named)
+    return predicted(named)
 
 
-def foretold(plans: dict[str, dict[str, Any]]) -> dict[str, CommReport]:
+def predicted(plans: dict[str, dict[str, Any]]) -> dict[str, CommReport]:
     return least_traffic(
         tiny_latte(DEPTH),
         hidden_states=draw_latents(batch=2),
@@ -91,7 +91,7 @@ def test_plans_that_treat_all_sites_alike_exchange_the_same_whichever_steps_they
         content = {"format": "pab_compile.plan/1", "num_steps": NUM_STEPS}
         path.write_text(json.dumps({**content, "sites": dict.fromkeys(names, row)}))
         plans[str(computed)] = {"plan": path}
-    found = foretold(plans)
+    found = predicted(plans)
     assert {report.wire_bytes for report in found.values()} == {bytes_by_hand(4)}
 
 
@@ -106,4 +106,4 @@ def test_a_plan_of_another_model_is_refused(tmp_path: Path) -> None:
     content = {"format": "pab_compile.plan/1", "num_steps": NUM_STEPS}
     path.write_text(json.dumps({**content, "sites": {"elsewhere": ["C"] * NUM_STEPS}}))
     with pytest.raises(PlanError, match="elsewhere"):
-        foretold({"known": {"ranges": {}}, "strange": {"plan": path}})
+        predicted({"known": {"ranges": {}}, "strange": {"plan": path}})
