@@ -16,8 +16,6 @@ from pab_compile.passes.rewrite.coalesce import Pattern, coalesce, verify_coales
 from pab_compile.passes.rewrite.pieces import cut_into_pieces
 from pab_compile.passes.rewrite.probes import insert_probes, verify_probes
 from pab_compile.passes.sites.binding import (
-    STATED_PROMPT,
-    STATED_STEP,
     Binding,
     bind,
     find_clock,
@@ -37,9 +35,7 @@ class InferAxes:
 
     def __call__(self, program: Program) -> int:
         """Infer the axes of a captured graph."""
-        roles = {STATED_STEP, *STATED_PROMPT}
-        stated = {k: v for k, v in self.stated.items() if v not in roles}
-        program.axes = infer_axes(program.graph_module, stated)
+        program.axes = infer_axes(program.graph_module, self.stated)
         single = [node for node in program.graph_module.graph.nodes if ir.tensor(node) is not None]
         for node in single:
             ir.set_axis_names(node, program.axes.names(node))

@@ -16,6 +16,7 @@ from pab_compile.passes.rewrite.broadcast import StepBranch
 from pab_compile.passes.rewrite.pieces import PRELUDE, Piece
 from pab_compile.passes.sites.site import Site
 from pab_compile.plans.decisions import Decision, Decisions
+from pab_compile.plans.nothing import why_nothing
 from pab_compile.plans.plan import Plan
 from pab_compile.runtime.cache_entry import CacheEntry, Tensors, copy_of
 from pab_compile.runtime.generation import Generation, Place
@@ -181,9 +182,13 @@ class Executor:
     def decisions_of(self, generation: Generation) -> Decisions:
         """The decisions for this graph in a generation, made once."""
         if self.identity not in generation.decisions:
+            schedule = generation.schedule
             generation.decisions[self.identity] = Decisions(
-                self._plan, self.sites, generation.schedule, generation.first_timestep
+                self._plan, self.sites, schedule, generation.first_timestep
             )
+            if schedule.is_known:
+                kinds = {site.kind for site in (*self.sites, *self.uncut)}
+                generation.record.why_nothing = why_nothing(self._plan, kinds, schedule)
         return generation.decisions[self.identity]
 
     def cacheable(self, tensor: torch.Tensor, is_returned: bool = False) -> torch.Tensor:

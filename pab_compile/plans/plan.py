@@ -70,11 +70,12 @@ class RangePlan:
 
     def entry(self, site: Site, moment: Moment) -> int:
         """``COMPUTE`` or the order of the reuse for this site at this moment."""
-        if moment.step % self.ranges.get(site.kind, 1) == 0 or not self._inside_window(moment):
+        if moment.step % self.ranges.get(site.kind, 1) == 0 or not self.is_inside(moment):
             return COMPUTE
         return self.predict.get(site.kind, 0)
 
-    def _inside_window(self, moment: Moment) -> bool:
+    def is_inside(self, moment: Moment) -> bool:
+        """Whether a step lies in the window."""
         low, high = self.window
         if isinstance(low, float):
             return low <= moment.progress < high

@@ -111,6 +111,7 @@ class GenerationRecord:
         peak_cache_bytes: most bytes in cache entries at once.
         held_bytes: most bytes of per-prompt values that are computed once.
         compilers: inner compiler -> number of its pieces and seconds that it took.
+        why_nothing: why the plan reuses nothing, to be noted if that is so.
     """
 
     notes: list[str] = field(default_factory=list)
@@ -118,6 +119,7 @@ class GenerationRecord:
     peak_cache_bytes: int = 0
     held_bytes: int = 0
     compilers: dict[int, tuple[int, float]] = field(default_factory=dict)
+    why_nothing: str = ""
 
     def note(self, text: str) -> None:
         """Note something once."""
@@ -150,10 +152,7 @@ class GenerationRecord:
         }
         notes = list(self.notes)
         if not notes and num_steps is not None and not any(call.reused for call in self.calls):
-            notes.append(
-                f"nothing was reused: the plan computes every site at each of the {num_steps} "
-                "steps; a schedule of few steps leaves little to reuse"
-            )
+            notes.append(self.why_nothing)
         gaps = step_seconds(self.calls).values()
         return RunStats(
             steps=len({call.step for call in self.calls}),

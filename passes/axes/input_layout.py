@@ -20,7 +20,7 @@ from .names import BATCH, CHANNEL, VIDEO, Namer
 from .trace import Dims, Trace, shape_of
 
 _GRIDS = {1: ("s",), 2: ("h", "w"), 3: ("t", "h", "w")}
-_NOT_AXES = ("step", "prompt", "held")
+_ROLES = ("step", "prompt", "held")  # of inputs, see ``passes.sites.binding``
 _LATENT_NAMES = ("latent", "hidden_states", "sample")
 
 
@@ -40,7 +40,7 @@ def check_stated(inputs: list[fx.Node], stated: Mapping[str, str]) -> dict[str, 
                 f"axes are stated for '{name}', which is no input of this graph{hint} "
                 f"(inputs: {', '.join(by_name)})"
             )
-        if text in _NOT_AXES:
+        if text in _ROLES:
             continue
         tensor = ir.tensor(by_name[name])
         names = tuple(CHANNEL if axis == "c" else axis for axis in text.split())

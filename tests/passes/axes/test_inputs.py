@@ -175,6 +175,11 @@ def test_stated_times_are_not_axes() -> None:
             "fit: give one distinct name per dimension, separated by spaces",
         ),
         (
+            {"latent": "step"},
+            "axes are stated for 'latent', which is no input of this graph; "
+            "did you mean 'latents'? (inputs: latents)",
+        ),
+        (
             {"latent": "b c t h w"},
             "axes are stated for 'latent', which is no input of this graph; "
             "did you mean 'latents'? (inputs: latents)",
