@@ -135,7 +135,7 @@ class Lane:
 
 
 class Lanes:
-    """The lanes of one generation, at most 8 of them.
+    """The lanes of one generation, at most 8 of them that the user did not name.
 
     Attributes:
         num_opened: number of lanes that were opened so far.
@@ -167,10 +167,16 @@ class Lanes:
         return next((lane for lane in mine if lane.step < step), mine[-1] if mine else None)
 
     def open(self, call: Call, step: int) -> tuple[Lane, bool]:
-        """Add a lane for a call. Returns it, and whether the oldest lane was dropped for it."""
-        is_full = len(self._lanes) >= _MAX_LANES
+        """Add a lane for a call.
+
+        Returns:
+            The lane, and whether the oldest lane without a name was dropped for it.
+        """
+        unnamed = [lane for lane in self._lanes if lane.name is None]
+        is_full = call.lane is None and len(unnamed) >= _MAX_LANES
         if is_full:
-            self._lanes.pop(0).free()
+            unnamed[0].free()
+            self._lanes.remove(unnamed[0])
         prompts = {name: Identity.of(prompt) for name, prompt in call.prompts.items()}
         lane = Lane(call.lane, prompts, Identity.of(call.latents, remember=False), step)
         self.num_opened += 1
