@@ -31,14 +31,14 @@ class WeightMark:
         weight: the weight.
         version: its version.
         address: address of its memory.
-        sample: bytes of some of its elements. They are compared only if the memory moved, as an
-            offloaded weight does.
+        sample: some of its elements, as bytes; on an accelerator they stay there. They are compared
+            only if the memory moved, as an offloaded weight does.
     """
 
     weight: weakref.ref[torch.Tensor]
     version: int
     address: int
-    sample: torch.Tensor
+    sample: torch.Tensor | bytes
 
     @staticmethod
     def of(weight: torch.Tensor) -> WeightMark:
@@ -53,13 +53,18 @@ class WeightMark:
             return False
         if weight.data_ptr() == self.address:
             return True
-        return torch.equal(_sample(weight).to(self.sample.device), self.sample)
+        return _read(_sample(weight)) == _read(self.sample)
 
 
-def _sample(weight: torch.Tensor) -> torch.Tensor:
+def _read(sample: torch.Tensor | bytes) -> bytes:
+    return sample if isinstance(sample, bytes) else bytes(sample.tolist())
+
+
+def _sample(weight: torch.Tensor) -> torch.Tensor | bytes:
     flat = weight.detach().reshape(-1)
     stride = max(1, flat.numel() // _NUM_SAMPLES)
-    return flat[::stride][:_NUM_SAMPLES].clone().view(torch.uint8)
+    sample = flat[::stride][:_NUM_SAMPLES].clone().view(torch.uint8)
+    return _read(sample) if weight.device.type == "cpu" else sample
 
 
 class WeightMarks:
