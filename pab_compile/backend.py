@@ -24,7 +24,7 @@ from .compile.lower import PieceCompiler
 from .compile.program import Runnable
 from .compile.progress import CompileProgress
 from .compile.whole_forward import WholeForward
-from .dynamo import compiling
+from .dynamo import compiling, model_calls
 from .errors import GradModeError
 from .options import parse_options
 from .ranks.agreement import Agreement
@@ -142,6 +142,7 @@ class CompiledGraph:
         settings.compiler.warm_up(request.args)
         watch_hotswap()
         try:
+            _check_other_caches()
             return compile_program(replace(request, grid=grid), settings)
         except (UnsupportedModelError, InvariantError) as error:
             refused: UnsupportedModelError | InvariantError = error
@@ -190,6 +191,17 @@ class CompiledGraph:
         options = parse_options(*self._given)
         compiler = PieceCompiler(options.inner, options.mode, self._progress)
         return Settings(options, options.make_plan(), compiler, self._given[0])
+
+
+def _check_other_caches() -> None:
+    """Refuse a model that diffusers lets reuse outputs too (``enable_cache``)."""
+    for module in (call.module for call in model_calls()):
+        if getattr(module, "is_cache_enabled", False):
+            name = type(getattr(module, "_cache_config", None)).__name__
+            raise UnsupportedModelError(
+                f"The model already has a cache ({name}), which reuses outputs as this backend "
+                "does. Call disable_cache() on the model, or compile it with another backend."
+            )
 
 
 def _defect(error: Exception) -> InvariantError:

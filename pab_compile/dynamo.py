@@ -92,10 +92,15 @@ class ModelCall:
     function: Any
     is_root: bool
 
+    @property
+    def module(self) -> torch.nn.Module | None:
+        """The module that was called; None if it was a function."""
+        owner = getattr(self.function, "__self__", None)
+        return owner if isinstance(owner, torch.nn.Module) else None
+
     def names(self) -> tuple[str, ...]:
         """Names of the positional arguments; ``()`` if they are unknown."""
-        owner = getattr(self.function, "__self__", None)
-        function = owner.forward if isinstance(owner, torch.nn.Module) else self.function
+        function = self.function if self.module is None else self.module.forward
         try:
             parameters = inspect.signature(function).parameters.values()
         except (TypeError, ValueError):

@@ -6,11 +6,12 @@ from typing import Any
 
 import pytest
 import torch
+from diffusers import FirstBlockCacheConfig, LatteTransformer3DModel
 
 import pab_compile
 import pab_compile.compile.build
-from helpers.eager_code import RANGES, calls, compiled, make
-from pab_compile.errors import InvariantError
+from helpers.eager_code import RANGES, Dit, calls, compiled, make
+from pab_compile.errors import InvariantError, UnsupportedModelError
 
 
 @pytest.fixture(
@@ -42,3 +43,14 @@ def test_passthrough_computes_at_every_step_and_says_why(failing: Exception) -> 
         else:
             found = passing(*inputs)
         assert torch.equal(found, model(*inputs))
+
+
+def test_a_cache_of_diffusers_on_the_same_model_is_refused_by_its_name() -> None:
+    class Cached(Dit):
+        is_cache_enabled = True
+        _cache_config = FirstBlockCacheConfig()
+
+    assert isinstance(LatteTransformer3DModel.is_cache_enabled, property)  # as diffusers has it
+    model = Cached().eval().requires_grad_(False)
+    with pytest.raises(UnsupportedModelError, match=r"FirstBlockCacheConfig.*disable_cache\(\)"):
+        compiled(model, RANGES)(*next(calls()))
