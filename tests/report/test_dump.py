@@ -95,8 +95,8 @@ def test_the_environment_turns_it_on_and_the_option_wins(monkeypatch: pytest.Mon
 def test_tlparse_shows_the_dump(tmp_path: Path) -> None:
     script = """
         import torch
-        from pab_compile.draw import SiteBox
-        from pab_compile.dump import Dumper
+        from pab_compile.report.draw import SiteBox
+        from pab_compile.report.dump import Dumper
         from pab_compile.passes.printer import format_graph
 
         def backend(graph_module, example_inputs):
