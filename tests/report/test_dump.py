@@ -97,7 +97,7 @@ def test_tlparse_shows_the_dump(tmp_path: Path) -> None:
         import torch
         from pab_compile.report.draw import SiteBox
         from pab_compile.report.dump import Dumper
-        from pab_compile.passes.printer import format_graph
+        from pab_compile.passes.graph.printer import format_graph
 
         def backend(graph_module, example_inputs):
             dumper = Dumper(None)
