@@ -187,6 +187,17 @@ def test_two_videos_on_one_table_and_prompt_are_not_trusted() -> None:
     assert any("pab_compile.generation()" in note for note in generation.record.notes)
 
 
+def test_other_latents_at_the_same_step_are_another_generation_that_is_not_trusted() -> None:
+    tracker = Tracker()
+    table = torch.tensor([900, 600, 300, 0])
+    first, _ = place(tracker, table[1], latents=torch.zeros(3))
+    second, lane = place(tracker, table[1], latents=torch.ones(3))
+    assert second is not first
+    assert first.closed
+    assert not second.trusted
+    assert list(second.lanes) == [lane]
+
+
 def test_rows_at_different_timesteps_have_no_place() -> None:
     tracker = Tracker()
     place(tracker, torch.tensor([900, 600])[0])
@@ -264,7 +275,7 @@ def test_a_schedule_read_by_value_is_known_from_the_second_generation_on() -> No
     assert generation.is_last_step
 
 
-def test_two_schedules_that_start_alike_are_told_apart_at_the_first_difference() -> None:
+def test_two_schedules_that_start_alike_are_distinguished_at_the_first_difference() -> None:
     tracker = Tracker()
     short, long = (1.0, 0.6, 0.2), (1.0, 0.9, 0.6, 0.3, 0.1)
     by_value(tracker, short)
