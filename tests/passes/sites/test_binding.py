@@ -76,6 +76,28 @@ def test_a_value_binds_as_late_as_the_latest_of_its_inputs() -> None:
     )
 
 
+def noisy(
+    latents: torch.Tensor, timestep: torch.Tensor, w_in: torch.Tensor, w_out: torch.Tensor
+) -> torch.Tensor:
+    """Noise that is drawn at every call, and what is computed from it and a weight."""
+    noise = torch.rand_like(w_out)
+    x = tokens_of(latents, w_in) + torch.sin(timestep)[:, None, None]
+    return latents_of(linear(x, noise * w_out))
+
+
+def test_random_values_and_what_is_computed_from_them_bind_at_every_step() -> None:
+    model = captured(noisy)
+    found = bound(model)
+    assert {"rand_like", "mul"} <= set(found["STEP"])
+    assert found["CONSTANT"] == ["w_in", "w_out"]
+
+
+def test_values_that_may_change_without_notice_bind_at_every_step() -> None:
+    model = captured(models.cross_attention)
+    ir.set_volatile(model.node("prompt"), True)
+    assert "prompt" in bound(model)["STEP"]
+
+
 def test_binding_twice_changes_nothing_the_second_time() -> None:
     model = captured(models.cross_attention)
     latents, clock = model.node("latents"), model.node("timestep")
