@@ -151,7 +151,8 @@ class GenerationRecord:
             kind: {call.step for call in self.calls if call.computed[kind]} for kind in kinds
         }
         notes = list(self.notes)
-        if not notes and num_steps is not None and not any(call.reused for call in self.calls):
+        is_over = num_steps is not None
+        if self.why_nothing and not notes and is_over and not any(c.reused for c in self.calls):
             notes.append(self.why_nothing)
         gaps = step_seconds(self.calls).values()
         return RunStats(

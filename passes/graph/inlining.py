@@ -13,6 +13,7 @@ After::
 
 from __future__ import annotations
 
+import functools
 import operator
 from collections.abc import Sequence
 from typing import Any
@@ -92,8 +93,8 @@ def _copy_body(
         if inside.op == "placeholder":
             continue
         copy = known[inside] = graph_module.graph.node_copy(inside, known.__getitem__)
-        if inside.op in ("get_attr", "call_module"):  # a graph that an op of the body is given
+        if inside.op in ("get_attr", "call_module"):  # a constant, or a graph that an op is given
             copy.target = f"{name}_{inside.target}".replace(".", "_")
-            held = body.get_submodule(str(inside.target))
-            graph_module.add_submodule(str(copy.target), held)
+            member = functools.reduce(getattr, str(inside.target).split("."), body)
+            setattr(graph_module, str(copy.target), member)
     raise AssertionError("a graph without an output")

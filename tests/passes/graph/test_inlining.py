@@ -33,6 +33,13 @@ def viewed(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
     return x @ torch.Tensor._make_subclass(torch.Tensor, y, False)
 
 
+def with_constant(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    def body(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        return x * torch.tensor([1.0, 2.0, 3.0]) + y
+
+    return checkpoint(body, x, y, use_reentrant=False)
+
+
 def dynamo_graph(function: Any, *args: torch.Tensor) -> Any:
     """Dynamo's graph of a call, with its ``inputs``."""
     found: list[fx.GraphModule] = []
@@ -84,6 +91,13 @@ def test_checkpoints_in_checkpoints_are_inlined_in_every_type() -> None:
         assert inline_calls(graph_module) >= 1
         assert "tag_activation_checkpoint" not in targets(graph_module)
         assert torch.equal(graph_module(x, y)[0], nested(x, y))
+
+
+def test_constants_of_a_body_come_along() -> None:
+    x, y = values(3, 3), values(3, 3, seed=1)
+    graph_module = dynamo_graph(with_constant, x, y)
+    assert inline_calls(graph_module) == 1
+    assert torch.equal(graph_module(x, y)[0], with_constant(x, y))
 
 
 def test_a_plain_view_of_a_tensor_is_that_tensor() -> None:
