@@ -57,7 +57,7 @@ class WeightMark:
 
 
 def _read(sample: torch.Tensor | bytes) -> bytes:
-    return sample if isinstance(sample, bytes) else bytes(sample.tolist())
+    return sample if isinstance(sample, bytes) else bytes(sample.untyped_storage().tolist())
 
 
 def _sample(weight: torch.Tensor) -> torch.Tensor | bytes:
