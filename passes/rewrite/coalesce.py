@@ -37,7 +37,6 @@ from pab_compile.passes.errors import InvariantError
 from pab_compile.passes.graph import ir
 from pab_compile.passes.graph.groups import Groups
 from pab_compile.passes.graph.outline import copy_with_nodes
-from pab_compile.passes.graph.walk import results
 from pab_compile.passes.sites.find_sites import with_region
 from pab_compile.passes.sites.regions import dead_regions
 from pab_compile.passes.sites.site import Site
@@ -246,7 +245,7 @@ class _Attempt:
                 continue
             names_of_parts = [part.name for part in parts[site.name]]
             before = sum(part.cache_bytes for part in site.parts)
-            if not site.can_broadcast or _leaks(site) or site.cache_bytes >= before:
+            if not site.can_broadcast or site.cache_bytes >= before:
                 bad |= dict.fromkeys(names_of_parts, _OWN_SUM)
             elif _read_on_reuse(site, live):
                 bad |= dict.fromkeys(names_of_parts, _READ_INSIDE)
@@ -268,8 +267,3 @@ def _moved(site: Site, nodes: dict[fx.Node, fx.Node]) -> Site:
         region=tuple(nodes[n] for n in site.region),
         parts=tuple(_moved(part, nodes) for part in site.parts),
     )
-
-
-def _leaks(site: Site) -> bool:
-    """Whether a value of the region, other than the cut, is read outside of the region."""
-    return not set(results(site.region)) <= set(site.cut)
