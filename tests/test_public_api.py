@@ -174,11 +174,12 @@ def test_explain_half_way_changes_nothing(small: LatteTransformer3DModel) -> Non
 
 
 @pytest.mark.slow
-def test_explain_latte_at_its_real_size_on_meta() -> None:
+def test_explain_a_quarter_of_latte_at_its_real_size_on_meta() -> None:
+    """A quarter of its 28 pairs of blocks, which are alike, in a quarter of two minutes."""
     start = time.process_time()
     with torch.device("meta"):
         latte = LatteTransformer3DModel(
-            num_layers=28,
+            num_layers=7,
             num_attention_heads=16,
             attention_head_dim=72,
             in_channels=4,
@@ -199,13 +200,13 @@ def test_explain_latte_at_its_real_size_on_meta() -> None:
             timestep=torch.tensor([500]).expand(2),
             encoder_hidden_states=torch.empty(2, 120, 4096, dtype=torch.bfloat16),
         )
-    assert time.process_time() - start < 120
-    assert found.counts() == {"spatial": 28, "temporal": 28, "cross": 28}
+    assert time.process_time() - start < 120 / 4
+    assert found.counts() == {"spatial": 7, "temporal": 7, "cross": 7}
     cached = [site.cache_bytes for site in found.sites if site.kind != "mlp"]
-    assert cached == [2 * 16 * 1024 * 1152 * 2] * 84
-    assert round(sum(cached) / 2**30, 3) == 5.906
-    assert "28 spatial, 28 temporal, 28 cross" in str(found)
-    assert "caches 5.906 GiB per lane" in str(found)
+    assert cached == [2 * 16 * 1024 * 1152 * 2] * 21
+    assert round(4 * sum(cached) / 2**30, 3) == 5.906
+    assert "7 spatial, 7 temporal, 7 cross" in str(found)
+    assert "caches 1.477 GiB per lane" in str(found)
 
 
 # stats and reset

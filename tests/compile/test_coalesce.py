@@ -44,7 +44,7 @@ NUM_STEPS = 9
 def test_a_generation_equals_the_oracle_and_caches_one_tensor(
     rule: Rule, guidance: Guidance
 ) -> None:
-    model, table, peaks = tiny_latte(depth=2), ddim_timesteps(NUM_STEPS), []
+    model, table, peaks = tiny_latte(depth=1), ddim_timesteps(NUM_STEPS), []
     oracle = Oracle(model, rule, "gated")
     expected = Loop(oracle, table, guidance=guidance).run()
     for coalesce in (False, True):
@@ -59,7 +59,7 @@ def test_a_generation_equals_the_oracle_and_caches_one_tensor(
         assert stats.reused == oracle.reused()
         assert stats.computed == oracle.computed()
         peaks.append(stats.peak_cache_bytes)
-    assert peaks[0] == 10 * peaks[1]
+    assert peaks[0] == 5 * peaks[1]
 
 
 def test_the_single_sites_of_a_plan_stay_beside_the_merged_ones() -> None:
@@ -107,14 +107,12 @@ def test_two_lanes_of_other_models_equal_their_oracle(
 
     expected = generate(BlockOracle(model, rule))
     assert_different(expected, generate(lambda _, **inputs: run(model, **inputs)[0]))
-    for coalesce in (False, True):
-        options = {"inner": "eager", "cut": "gated", **rule.options(), **dit.options}
-        options["coalesce"] = coalesce
-        compiled = torch.compile(model, backend="pab", options=options)
-        for steps in (3, num_steps):  # broken off, and whole
-            pab_compile.reset()
-            actual = generate(lambda _, compiled=compiled, **i: run(compiled, **i)[0], steps)
-        assert_same(actual, expected)
+    options = {"cut": "gated", "coalesce": True, **rule.options(), **dit.options}
+    compiled = compiled_pab(model, **options)
+    for steps in (3, num_steps):  # broken off, and whole
+        pab_compile.reset()
+        actual = generate(lambda _, **inputs: run(compiled, **inputs)[0], steps)
+    assert_same(actual, expected)
     found = pab_compile.explain(compiled)
     lines = [note for note in found.notes if note.startswith("coalesced")]
     numbers = [re.match(r"coalesced (\d+) sites, .* cache (\d+) tensor", line) for line in lines]
@@ -153,9 +151,9 @@ def deep_cogvideox(num_blocks: int, **options: Any) -> tuple[Any, Iterator[Any]]
 @pytest.mark.parametrize(
     "deep",
     [
-        pytest.param(Deep(deep_latte, (8, 24), 4 * (4 * 4 * 4) * 16), id="spatial and temporal"),
+        pytest.param(Deep(deep_latte, (8, 12), 4 * (4 * 4 * 4) * 16), id="spatial and temporal"),
         # The prompt is not read behind the last block.
-        pytest.param(Deep(deep_cogvideox, (4, 12), 4 * 2 * (3 * 4 * 6) * 32), id="two streams"),
+        pytest.param(Deep(deep_cogvideox, (4, 6), 4 * 2 * (3 * 4 * 6) * 32), id="two streams"),
     ],
 )
 @pytest.mark.slow

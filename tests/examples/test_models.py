@@ -247,7 +247,7 @@ def at_real_size(
 ) -> pab_compile.Explanation:
     """Explain two blocks of a model of the published size: the blocks are alike.
 
-    ``test_public_api`` explains a model of the published size and depth, Latte.
+    ``test_public_api`` explains a quarter of Latte in the same way.
     """
     (depth,) = (name for name in ("depth", "num_layers") if hasattr(config, name))
     with torch.device("meta"):
