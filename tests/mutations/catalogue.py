@@ -282,7 +282,7 @@ MUTATIONS = (
         "the caller gets the cached tensor itself",
         "if op.is_returned:",
         "if False:",
-        ("tests/compile/test_costs.py", "tests/test_public_api.py", "tests/runtime"),
+        ("tests/compile/test_returned.py",),
     ),
     # pab_compile/calibration, traffic, options
     Mutation(
