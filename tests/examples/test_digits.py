@@ -59,14 +59,14 @@ def test_the_calibrated_plan_of_a_model_computes_all_sites_at_few_steps(family: 
 def test_inductor_takes_what_is_predicted_for_what_was_computed() -> None:
     # What the attention of this model yields is a part of a larger tensor: video without prompt.
     trained = digits.load(digits.find_folder("joint"))
-    del trained.model.transformer_blocks[1:-1]  # which are like the others
+    del trained.model.transformer_blocks[1:]  # which are like the first
     options = {"ranges": {"joint": 2}, "predict": 1, "window": (0.0, 1.0)}
     videos = []
     for inner in ("eager", "inductor"):
         model = torch.compile(trained.model, backend="pab", options={"inner": inner, **options})
         noise = digits.make_noise(1)
         videos.append(digits.generate(trained, torch.tensor([3]), noise, model=model, num_steps=6))
-        assert pab_compile.stats(model).reused == {"joint": 2 * 3}
+        assert pab_compile.stats(model).reused == {"joint": 3}
     torch.testing.assert_close(*videos, rtol=0, atol=1e-4)
 
 

@@ -281,7 +281,8 @@ def context_parallel(
     from dits.catalogue import CATALOGUE
 
     dit = CATALOGUE[name]
-    model: Any = build(replace(dit, config={**dit.config, "num_attention_heads": 4}))
+    config = {key: 1 if key.endswith("_layers") else n for key, n in dit.config.items()}
+    model: Any = build(replace(dit, config={**config, "num_attention_heads": 4}))
     if group is not None:
         shape = (1, group.size())
         mesh = init_device_mesh("cpu", shape, mesh_dim_names=("ring", "ulysses"))
