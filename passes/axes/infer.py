@@ -116,6 +116,11 @@ def _open_questions(trace: Trace, namer: Namer) -> list[str]:
             notes.append(f"a view cuts across {'*'.join(a)}; its axes are mixed ({where})")
         elif a and b and a != b:
             notes.append(f"{'*'.join(a)} meets {'*'.join(b)}; kept apart ({where})")
+    for target in dict.fromkeys(str(node.target) for node in trace.guessed):
+        notes.append(
+            f"{target} is not known: taken for an attention, since it reads three tensors of one "
+            "head layout, each made by a projection, and a projection reads its result"
+        )
     for node in trace.unknown:
         if trace.feeds[node]:
             where = ir.source_line(node) or node.name

@@ -31,6 +31,8 @@ _RESAMPLING = ("upsample_", "_upsample", "avg_pool", "max_pool", "adaptive_", "_
 def dims_of_call(trace: Trace, node: fx.Node) -> Dims | Outputs:
     """Axes of the outputs of an op, from those of its operands."""
     if (call := attention_call(node, trace.of)) is not None:
+        if call.guessed:
+            trace.guessed.append(node)
         return axis_sums.attention(trace, node, call)
     if (spec := contraction(node)) is not None:
         return axis_sums.product(trace, node, spec)

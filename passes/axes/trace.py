@@ -33,6 +33,7 @@ class Trace:
         projected: Dimensions that each projection summed over, in order.
         clashes: Meetings of two dimensions that cannot be the same axis.
         unknown: Nodes whose op has no rule that fits.
+        guessed: Nodes whose op is taken for an attention, whatever its name.
     """
 
     dims: dict[fx.Node, Dims | Outputs | None] = field(default_factory=dict)
@@ -41,6 +42,7 @@ class Trace:
     projected: list[tuple[fx.Node, Dims]] = field(default_factory=list)
     clashes: list[tuple[fx.Node, Dim, Dim]] = field(default_factory=list)
     unknown: list[fx.Node] = field(default_factory=list)
+    guessed: list[fx.Node] = field(default_factory=list)
 
     def of(self, node: fx.Node) -> Dims:
         """Axes of a node that yields one tensor."""
