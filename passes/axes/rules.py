@@ -16,6 +16,7 @@ from pab_compile.passes.graph import ir
 from pab_compile.passes.graph.contractions import contraction
 
 from . import collectives as axis_collectives
+from . import patches as axis_patches
 from . import shapes as axis_shapes
 from . import sums as axis_sums
 from .atoms import Dim, size
@@ -163,9 +164,11 @@ RULES = _table(
         axis_sums.convolution: (
             "conv1d conv2d conv3d convolution conv_transpose1d conv_transpose2d conv_transpose3d"
         ),
-        axis_sums.pixel_shuffle: "pixel_shuffle",
-        axis_sums.pixel_unshuffle: "pixel_unshuffle",
-        axis_sums.unfold: "unfold",
+        axis_patches.pixel_shuffle: "pixel_shuffle",
+        axis_patches.pixel_unshuffle: "pixel_unshuffle",
+        axis_patches.unfold: "unfold",
+        axis_patches.im2col: "im2col",
+        axis_patches.col2im: "col2im",
         alike: (
             "layer_norm native_layer_norm group_norm native_group_norm rms_norm batch_norm "
             "native_batch_norm instance_norm _fused_rms_norm scatter scatter_add "

@@ -63,33 +63,6 @@ def strided(dim: Dim, num: int, window: int) -> Dim:
     return like(num, dim)
 
 
-def pixel_shuffle(trace: Trace, node: fx.Node) -> Dims:
-    """Channels become a finer grid. The axes of the grid keep their names."""
-    dims, shape = trace.of(first(node)), output_shape(node)
-    *batch, _, height, width = dims
-    factor = shape[-2] // size(height) if size(height) else 1
-    grid = ((*height, *fresh(factor)), (*width, *fresh(factor)))
-    return (*batch, fresh(shape[-3], feature=True), *grid)
-
-
-def pixel_unshuffle(trace: Trace, node: fx.Node) -> Dims:
-    """A finer grid becomes channels. The grid keeps its outer factor."""
-    dims, shape = trace.of(first(node)), output_shape(node)
-    grid = [strided(dim, n, size(dim) // n) for dim, n in zip(dims[-2:], shape[-2:], strict=True)]
-    return (*dims[:-3], fresh(shape[-3], feature=True), *grid)
-
-
-def unfold(trace: Trace, node: fx.Node) -> Dims:
-    """``Tensor.unfold``: windows along one dimension. Their inside is the last dimension."""
-    dims, shape = trace.of(first(node)), output_shape(node)
-    at = wrap(ir.argument(node, 1, "dimension"), len(dims))
-    window, step = ir.argument(node, 2, "size"), ir.argument(node, 3, "step")
-    outer, inner = like(shape[at], dims[at]), like(shape[-1], dims[at])
-    if window == step and (found := regroup([dims[at]], (shape[at], window))):
-        outer, inner = found
-    return (*dims[:at], outer, *dims[at + 1 :], inner)
-
-
 def convolution(trace: Trace, node: fx.Node) -> Dims:
     """Convolutions: channels are projected, and the grid becomes a grid of windows.
 
