@@ -31,6 +31,7 @@ class Atom:
         origins: Dimensions of inputs that this axis is (or is a part of).
         feature: Whether the axis was made by a projection, so that it holds channels.
         contracted: Whether a projection summed over this axis, as it does over channels.
+        summed: Whether a reduction summed over this axis, or took one position of it.
         shows: Atoms whose roles this one shows if it has no role of its own.
         learned: Whether its positions are learned queries, whose keys are the atoms it shows.
         parts: The dimensions that this axis is a concatenation of; empty if it is whole.
@@ -44,6 +45,7 @@ class Atom:
     origins: set[Origin] = field(default_factory=set)
     feature: bool = False
     contracted: bool = False
+    summed: bool = False
     shows: tuple[Atom, ...] = ()
     learned: bool = False
     parts: tuple[Dim, ...] = ()
@@ -134,6 +136,12 @@ def mark_contracted(dim: Dim) -> None:
     """Record that a projection summed over this dimension."""
     for atom in leaves(dim):
         atom.contracted = True
+
+
+def mark_summed(dim: Dim) -> None:
+    """Record that a reduction summed over this dimension."""
+    for atom in leaves(dim):
+        atom.summed = True
 
 
 def show(table: Dim, dim: Dim) -> None:

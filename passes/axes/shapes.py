@@ -10,7 +10,7 @@ from torch import fx
 from pab_compile.passes.graph import ir
 
 from .algebra import concat, cut, regroup_loosely
-from .atoms import Dim, fresh, like, size, sources
+from .atoms import Dim, fresh, like, mark_summed, size, sources
 from .trace import Dims, Outputs, Trace, anew, first, output_shape, output_shapes, wrap
 
 # -- views -------------------------------------------------------------------------------------
@@ -163,6 +163,7 @@ def unbind(trace: Trace, node: fx.Node) -> Outputs:
     """Take a dimension apart."""
     dims = trace.of(first(node))
     at = wrap(ir.argument(node, 1, "dim", 0), len(dims))
+    mark_summed(dims[at])
     return [(*dims[:at], *dims[at + 1 :])] * len(ir.value(node))
 
 
@@ -170,6 +171,7 @@ def select(trace: Trace, node: fx.Node) -> Dims:
     """Take one position of a dimension."""
     dims = trace.of(first(node))
     at = wrap(ir.argument(node, 1, "dim"), len(dims))
+    mark_summed(dims[at])
     return (*dims[:at], *dims[at + 1 :])
 
 

@@ -10,7 +10,7 @@ from pab_compile.passes.graph import ir
 from pab_compile.passes.graph.contractions import Contraction, Place
 
 from .algebra import regroup
-from .atoms import Atom, Dim, fresh, leaves, like, mark_contracted, size
+from .atoms import Atom, Dim, fresh, leaves, like, mark_contracted, mark_summed, size
 from .attention_call import AttentionCall
 from .trace import Dims, Outputs, Trace, anew, first, output_shape, output_shapes, wrap
 
@@ -29,12 +29,17 @@ def reduce(trace: Trace, node: fx.Node) -> Dims | Outputs:
 
 def _reduced(dims: Dims, node: fx.Node, shape: tuple[int, ...]) -> Dims:
     if len(shape) == len(dims):
+        for dim, n in zip(dims, shape, strict=True):
+            if n == 1:
+                mark_summed(dim)
         return tuple(() if n == 1 else dim for dim, n in zip(dims, shape, strict=True))
     position = 2 if ir.is_call(node, "norm", "linalg_vector_norm") else 1
     asked = ir.argument(node, position, "dim")
     if asked is None:
         return anew(shape)
     gone = {wrap(d, len(dims)) for d in (asked if isinstance(asked, (list, tuple)) else [asked])}
+    for i in gone:
+        mark_summed(dims[i])
     return tuple(dim for i, dim in enumerate(dims) if i not in gone)
 
 
@@ -107,6 +112,8 @@ def product(trace: Trace, node: fx.Node, spec: Contraction) -> Dims:
     for places in spec.summed:
         pairs = _pairs(trace, spec, places)
         trace.meet(node, pairs, max((size(dim) for dim, _ in pairs), default=1))
+    if len(fed) > 1:
+        trace.mixed += [trace.of(operand) for operand in fed]
     if len(fed) == 1 and len(spec.operands) > 1:
         summed = [trace.of(spec.operands[i])[d] for p in spec.summed for i, d in p]
         ours = [d for d in trace.of(fed[0]) if any(d is s for s in summed)]
@@ -129,6 +136,7 @@ def attention(trace: Trace, node: fx.Node, call: AttentionCall) -> Dims | Output
     """Whole attentions: q, k, v share batch and heads, k and v their tokens, q and k channels."""
     operands = (call.query, call.key, call.value)
     query, key, value = (trace.of(operand) for operand in operands)
+    trace.mixed += [query, key]
     channel = len(query) - 1
     out: list[Dim] = []
     for dim in range(len(query)):

@@ -31,6 +31,7 @@ class Trace:
         feeds: Inputs (by number; parameters do not count) that a node's value depends on.
         main: Inputs that have token axes of their own: the latents, prompts, other conditions.
         projected: Dimensions that each projection summed over, in order.
+        mixed: Axes of the queries and keys of attentions, and of other activations multiplied.
         clashes: Meetings of two dimensions that cannot be the same axis.
         unknown: Nodes whose op has no rule that fits.
         guessed: Nodes whose op is taken for an attention, whatever its name.
@@ -40,6 +41,7 @@ class Trace:
     feeds: dict[fx.Node, frozenset[int]] = field(default_factory=dict)
     main: frozenset[int] = frozenset()
     projected: list[tuple[fx.Node, Dims]] = field(default_factory=list)
+    mixed: list[Dims] = field(default_factory=list)
     clashes: list[tuple[fx.Node, Dim, Dim]] = field(default_factory=list)
     unknown: list[fx.Node] = field(default_factory=list)
     guessed: list[fx.Node] = field(default_factory=list)
