@@ -34,6 +34,7 @@ def split(atom: Atom, outer: int) -> None:
             atom.summed,
             shows,
             atom.learned,
+            atom.cached,
         )
         for index, num in enumerate((outer, inner))
     )
@@ -162,6 +163,7 @@ def _cut_atom(atom: Atom, start: int, stop: int) -> Dim:
                     atom.summed,
                     atom.shows,
                     atom.learned,
+                    atom.cached,
                     whole=atom,
                 ),
             )

@@ -34,6 +34,7 @@ class Atom:
         summed: Whether a reduction summed over this axis, or took one position of it.
         shows: Atoms whose roles this one shows if it has no role of its own.
         learned: Whether its positions are learned queries, whose keys are the atoms it shows.
+        cached: Whether its positions are those of a buffer that the graph writes to.
         parts: The dimensions that this axis is a concatenation of; empty if it is whole.
         factors: The product that this axis was split into; empty if it is whole.
         whole: The atom that was cut so that this one is a part of it.
@@ -48,6 +49,7 @@ class Atom:
     summed: bool = False
     shows: tuple[Atom, ...] = ()
     learned: bool = False
+    cached: bool = False
     parts: tuple[Dim, ...] = ()
     factors: Dim = ()
     whole: Atom | None = None

@@ -74,7 +74,8 @@ def _walk(graph: fx.Graph, inputs: list[fx.Node], trace: Trace) -> None:
         if node in numbers and shape is not None:
             trace.dims[node] = tuple(seed(n, numbers[node], i) for i, n in enumerate(shape))
         elif node.op != "call_function":
-            trace.dims[node] = None if shape is None else anew(shape)
+            cached = ir.is_volatile(node)
+            trace.dims[node] = None if shape is None else anew(shape, cached=cached)
         elif ir.is_getitem(node):
             several = trace.dims.get(node.args[0])
             trace.dims[node] = several[node.args[1]] if isinstance(several, list) else None

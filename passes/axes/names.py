@@ -12,6 +12,8 @@ VIDEO = frozenset("thws")
 """Axes of the latents that attention can mix."""
 GATHERED = "gathered"
 """Tokens of learned queries, which gathered them from other tokens."""
+CACHED = "cached"
+"""Tokens that a buffer of the model has from an earlier call."""
 
 
 @dataclass
@@ -72,6 +74,8 @@ class Namer:
             return (CHANNEL if is_inside else name,)
         if found := self._merged(leaves(atom.shows), (*above, atom)):
             return (GATHERED,) if atom.learned else found
+        if atom.cached:
+            return (CACHED,)
         return (CHANNEL,) if atom.feature else ()
 
     def _telling_parts(self, atom: Atom) -> list[Dim]:

@@ -16,7 +16,7 @@ from torch import fx
 from pab_compile.passes.graph import ir
 
 from .algebra import unify
-from .atoms import Dim, fresh, leaves, show, size, sources
+from .atoms import Atom, Dim, fresh, leaves, show, size, sources
 
 Dims = tuple[Dim, ...]
 Outputs = list[Dims | None]
@@ -114,9 +114,9 @@ def output_shapes(node: fx.Node) -> list[tuple[int, ...] | None]:
     return [shape_of(val) for val in ir.value(node)]
 
 
-def anew(shape: Iterable[int]) -> Dims:
-    """New axes for a tensor of this shape."""
-    return tuple(fresh(num) for num in shape)
+def anew(shape: Iterable[int], *, cached: bool = False) -> Dims:
+    """New axes for a tensor of this shape, those of a buffer that is written to if ``cached``."""
+    return tuple((Atom(num, cached=True),) if cached else fresh(num) for num in shape)
 
 
 def first(node: fx.Node) -> fx.Node:
