@@ -48,7 +48,7 @@ def stands_as_attention(
 
 def _have_one_layout(node: fx.Node, operands: tuple[fx.Node, ...]) -> bool:
     """Whether keys and values fit, queries differ from keys in one dimension, and so on."""
-    query, key, value = (ir.shape(operand) or () for operand in operands)
+    query, key, value = (tuple(ir.shape(operand) or ()) for operand in operands)
     results = ir.tensors(node)
     if not len(query) == len(key) == len(value) > 2 or not results:
         return False
