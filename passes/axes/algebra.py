@@ -31,8 +31,10 @@ def split(atom: Atom, outer: int) -> None:
             {Origin(o.source, o.dim, (*o.path, index)) for o in atom.origins},
             atom.feature,
             atom.contracted,
+            atom.summed,
             shows,
             atom.learned,
+            atom.cached,
         )
         for index, num in enumerate((outer, inner))
     )
@@ -158,8 +160,10 @@ def _cut_atom(atom: Atom, start: int, stop: int) -> Dim:
                     set(atom.origins),
                     atom.feature,
                     atom.contracted,
+                    atom.summed,
                     atom.shows,
                     atom.learned,
+                    atom.cached,
                     whole=atom,
                 ),
             )
@@ -351,6 +355,7 @@ def _merge(left: Atom, right: Atom) -> bool:
     keep.bundles += gone.bundles
     keep.feature |= gone.feature
     keep.contracted |= gone.contracted
+    keep.summed |= gone.summed
     keep.shows += tuple(atom for atom in gone.shows if root(atom) is not keep)
     return agreed
 

@@ -31,8 +31,10 @@ class Atom:
         origins: Dimensions of inputs that this axis is (or is a part of).
         feature: Whether the axis was made by a projection, so that it holds channels.
         contracted: Whether a projection summed over this axis, as it does over channels.
+        summed: Whether a reduction summed over this axis, or took one position of it.
         shows: Atoms whose roles this one shows if it has no role of its own.
         learned: Whether its positions are learned queries, whose keys are the atoms it shows.
+        cached: Whether its positions are those of a buffer that the graph writes to.
         parts: The dimensions that this axis is a concatenation of; empty if it is whole.
         factors: The product that this axis was split into; empty if it is whole.
         whole: The atom that was cut so that this one is a part of it.
@@ -44,8 +46,10 @@ class Atom:
     origins: set[Origin] = field(default_factory=set)
     feature: bool = False
     contracted: bool = False
+    summed: bool = False
     shows: tuple[Atom, ...] = ()
     learned: bool = False
+    cached: bool = False
     parts: tuple[Dim, ...] = ()
     factors: Dim = ()
     whole: Atom | None = None
@@ -134,6 +138,12 @@ def mark_contracted(dim: Dim) -> None:
     """Record that a projection summed over this dimension."""
     for atom in leaves(dim):
         atom.contracted = True
+
+
+def mark_summed(dim: Dim) -> None:
+    """Record that a reduction summed over this dimension."""
+    for atom in leaves(dim):
+        atom.summed = True
 
 
 def show(table: Dim, dim: Dim) -> None:

@@ -1,6 +1,7 @@
 """Ops that are whole attentions: where queries, keys and values are, and which dim holds tokens.
 
-For an op outside ATen, the axes of its operands show the layout.
+For an op outside ATen, the axes of its operands show the layout. If its name does not sound like
+attention, its place between projections may show that it is one (``passes.axes.attention_place``).
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from torch import fx
 from pab_compile.passes.graph import ir
 
 from .atoms import Dim, leaves
+from .attention_place import stands_as_attention
 
 _SDPA = "scaled_dot_product"
 
@@ -25,7 +27,17 @@ _CUSTOM = ("flash", "efficient", "sage", "xformers", "sdpa", _SDPA)
 
 @dataclass(frozen=True)
 class AttentionCall:
-    """One op that is a whole attention; ``heads`` is None where heads are folded into the batch."""
+    """One op that is a whole attention.
+
+    Attributes:
+        query: its queries.
+        key: its keys.
+        value: its values.
+        mask: its mask, or None.
+        tokens: the dimension of tokens.
+        heads: the dimension of heads; None where they are folded into the batch.
+        guessed: whether only the op's operands and place show that it is an attention.
+    """
 
     query: fx.Node
     key: fx.Node
@@ -33,6 +45,7 @@ class AttentionCall:
     mask: fx.Node | None
     tokens: int
     heads: int | None
+    guessed: bool = False
 
 
 def attention_call(
@@ -52,16 +65,20 @@ def attention_call(
     is_aten = ir.op_namespace(node) == "aten"
     is_custom = ("attention" in whole or "attn" in whole) and any(w in whole for w in _CUSTOM)
     known = _SDPA in name or name in _TOKENS_BEFORE_HEADS or name == "flex_attention"
-    if "backward" in name or not (known or (is_custom and not is_aten)):
+    named_so = known or (is_custom and not is_aten)
+    if "backward" in name or not (named_so or ir.is_foreign(node)):
         return None
     tensors = [arg for arg in node.args if isinstance(arg, fx.Node) and ir.tensor(arg) is not None]
-    named = [node.kwargs.get(key) for key in ("query", "key", "value")]
-    tensors = [arg for arg in named if isinstance(arg, fx.Node)] + tensors
+    for names in (("query", "key", "value"), ("q", "k", "v")):
+        named = [node.kwargs.get(key) for key in names]
+        tensors = [arg for arg in named if isinstance(arg, fx.Node)] + tensors
     if len(tensors) < 3:
         return None
     query, key, value = tensors[:3]
     rank = len(dims_of(query))
     if rank < 2 or len(dims_of(key)) != rank or len(dims_of(value)) != rank:
+        return None
+    if not named_so and not stands_as_attention(node, (query, key, value), dims_of):
         return None
     mask = ir.argument(node, 3, "attn_mask") if _SDPA in name else None
     mask = mask if isinstance(mask, fx.Node) else None
@@ -69,7 +86,7 @@ def attention_call(
     heads = None if rank < 4 else (rank - 3 if tokens == rank - 2 else rank - 2)
     if rank == 3 and tokens == 0:
         heads = 1
-    return AttentionCall(query, key, value, mask, tokens, heads)
+    return AttentionCall(query, key, value, mask, tokens, heads, guessed=not named_so)
 
 
 def _token_dim(name: str, query: tuple[Dim, ...], key: tuple[Dim, ...]) -> int:
@@ -83,6 +100,8 @@ def _token_dim(name: str, query: tuple[Dim, ...], key: tuple[Dim, ...]) -> int:
             return outer
         if _is_feature(key[inner]) and not _is_feature(key[outer]):
             return outer
+    if not query[rank - 3] and query[rank - 2]:
+        return rank - 2  # a single head, in front of the tokens
     return rank - 3 if rank == 4 else rank - 2
 
 

@@ -74,7 +74,8 @@ def _walk(graph: fx.Graph, inputs: list[fx.Node], trace: Trace) -> None:
         if node in numbers and shape is not None:
             trace.dims[node] = tuple(seed(n, numbers[node], i) for i, n in enumerate(shape))
         elif node.op != "call_function":
-            trace.dims[node] = None if shape is None else anew(shape)
+            cached = ir.is_volatile(node)
+            trace.dims[node] = None if shape is None else anew(shape, cached=cached)
         elif ir.is_getitem(node):
             several = trace.dims.get(node.args[0])
             trace.dims[node] = several[node.args[1]] if isinstance(several, list) else None
@@ -116,6 +117,11 @@ def _open_questions(trace: Trace, namer: Namer) -> list[str]:
             notes.append(f"a view cuts across {'*'.join(a)}; its axes are mixed ({where})")
         elif a and b and a != b:
             notes.append(f"{'*'.join(a)} meets {'*'.join(b)}; kept apart ({where})")
+    for target in dict.fromkeys(str(node.target) for node in trace.guessed):
+        notes.append(
+            f"{target} is not known: taken for an attention, since it reads three tensors of one "
+            "head layout, each made by a projection, and a projection reads its result"
+        )
     for node in trace.unknown:
         if trace.feeds[node]:
             where = ir.source_line(node) or node.name

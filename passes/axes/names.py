@@ -12,6 +12,8 @@ VIDEO = frozenset("thws")
 """Axes of the latents that attention can mix."""
 GATHERED = "gathered"
 """Tokens of learned queries, which gathered them from other tokens."""
+CACHED = "cached"
+"""Tokens that a buffer of the model has from an earlier call."""
 
 
 @dataclass
@@ -30,17 +32,25 @@ class Namer:
     order: list[int] = field(default_factory=list)
     flat: set[int] = field(default_factory=set)
 
-    def name_packed(self, dim: Dim, source: str) -> list[str]:
-        """Name the factors of packed video tokens: frames outside, space inside."""
+    def name_packed(self, dim: Dim, source: str, mixed: Sequence[Sequence[Dim]]) -> list[str]:
+        """Name the factors of packed video tokens: frames outside, space inside.
+
+        Args:
+            dim: the packed tokens.
+            source: name of their input.
+            mixed: the queries and keys of every attention. A factor that is summed over is an axis
+                only if one of them has it apart from its neighbours.
+        """
         notes: list[str] = []
         for top in _tops(dim):
-            # A projection sums over the inside of a patch. That is no axis of its own.
-            factors = [a for a in leaves((top,)) if a.size > 1 and not a.contracted]
-            if len(factors) < 2:
+            groups = _groups([a for a in leaves((top,)) if a.size > 1], mixed)
+            if len(groups) < 2:
                 continue
-            space = (("h",), ("w",)) if len(factors) == 3 else (("h", "w"),) * (len(factors) - 1)
-            self.packed |= dict(zip(factors, (("t",), *space), strict=True))
-            sizes = "*".join(str(atom.size) for atom in factors)
+            space = (("h",), ("w",)) if len(groups) == 3 else (("h", "w"),) * (len(groups) - 1)
+            for group, role in zip(groups, (("t",), *space), strict=True):
+                for factor in group:
+                    self.packed |= dict.fromkeys((factor, *_own_parts(factor, top)), role)
+            sizes = "*".join(str(size(group)) for group in groups)
             notes.append(
                 f"packed tokens of '{source}' are split into {sizes}: taken as frame-major, "
                 "the outer factor as t, the rest as space"
@@ -64,6 +74,8 @@ class Namer:
             return (CHANNEL if is_inside else name,)
         if found := self._merged(leaves(atom.shows), (*above, atom)):
             return (GATHERED,) if atom.learned else found
+        if atom.cached:
+            return (CACHED,)
         return (CHANNEL,) if atom.feature else ()
 
     def _telling_parts(self, atom: Atom) -> list[Dim]:
@@ -113,4 +125,49 @@ def _tops(dim: Dim) -> list[Atom]:
     found = [root(atom) for atom in dim]
     for atom in found:
         found.extend(root(a) for part in atom.parts if not atom.factors for a in part)
+    return found
+
+
+def _groups(factors: Sequence[Atom], mixed: Sequence[Sequence[Dim]]) -> list[list[Atom]]:
+    """Factors that are one axis, outer to inner.
+
+    The inside of a patch, and of what is pooled, belongs to the axis that it was split from.
+    """
+    groups: list[list[Atom]] = []
+    waits = False  # whether the last factor belongs to the next one
+    for factor in factors:
+        is_inside = factor.contracted or factor.summed
+        may_join = bool(groups) and (waits or is_inside)
+        if may_join and not _are_apart(groups[-1][-1], factor, mixed):
+            groups[-1].append(factor)
+            waits = False
+        else:
+            groups.append([factor])
+            waits = is_inside
+    return groups
+
+
+def _are_apart(left: Atom, right: Atom, mixed: Sequence[Sequence[Dim]]) -> bool:
+    """Whether the queries or keys of an attention run along one of two factors only."""
+    for dims in mixed:
+        split = [set(leaves(dim)) for dim in dims]
+        together = any({left, right} <= atoms for atoms in split)
+        if not together and all(any(atom in atoms for atoms in split) for atom in (left, right)):
+            return True
+    return False
+
+
+def _own_parts(factor: Atom, top: Atom) -> list[Atom]:
+    """The pieces that a factor was cut into, such as its first frame.
+
+    Args:
+        factor: the factor.
+        top: the axis that it is a factor of, whose origins it has.
+    """
+    own = {(o.source, o.dim) for o in top.origins}
+    found: list[Atom] = []
+    for atom in [a for part in factor.parts for a in leaves(part)]:
+        origins = {(o.source, o.dim) for o in atom.origins}
+        if origins and origins <= own:
+            found += [atom, *_own_parts(atom, top)]
     return found

@@ -76,7 +76,7 @@ class InputNaming:
         for dim, name in enumerate(names):
             self.namer.by_origin[number, dim] = CHANNEL if name == "c" else name
             if name == PACKED and number == self._latents:
-                self.notes += self.namer.name_packed(dims[dim], ir.source(node))
+                self.notes += self.namer.name_packed(dims[dim], ir.source(node), self._trace.mixed)
         self.namer.order.append(number)
         if number != self._latents:
             found = {name for dim in dims for name in self.namer.roles(dim)}

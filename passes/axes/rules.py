@@ -16,8 +16,10 @@ from pab_compile.passes.graph import ir
 from pab_compile.passes.graph.contractions import contraction
 
 from . import collectives as axis_collectives
+from . import patches as axis_patches
 from . import shapes as axis_shapes
 from . import sums as axis_sums
+from . import writes as axis_writes
 from .atoms import Dim, size
 from .attention_call import attention_call
 from .shapes import carried
@@ -31,6 +33,8 @@ _RESAMPLING = ("upsample_", "_upsample", "avg_pool", "max_pool", "adaptive_", "_
 def dims_of_call(trace: Trace, node: fx.Node) -> Dims | Outputs:
     """Axes of the outputs of an op, from those of its operands."""
     if (call := attention_call(node, trace.of)) is not None:
+        if call.guessed:
+            trace.guessed.append(node)
         return axis_sums.attention(trace, node, call)
     if (spec := contraction(node)) is not None:
         return axis_sums.product(trace, node, spec)
@@ -144,7 +148,9 @@ RULES = _table(
         axis_shapes.select: "select",
         axis_shapes.slice_: "slice",
         axis_shapes.narrow: "narrow",
-        axis_shapes.slice_scatter: "slice_scatter",
+        axis_shapes.pad_sequence: "pad_sequence",
+        axis_writes.slice_scatter: "slice_scatter",
+        axis_writes.select_scatter: "select_scatter",
         axis_shapes.pad: (
             "pad constant_pad_nd reflection_pad1d reflection_pad2d reflection_pad3d "
             "replication_pad1d replication_pad2d replication_pad3d"
@@ -153,7 +159,7 @@ RULES = _table(
         axis_shapes.index_select: "index_select",
         axis_shapes.resized: "gather take_along_dim as_strided diff reduce_scatter_tensor",
         axis_shapes.embedding: "embedding",
-        axis_shapes.scattered: "index_copy index_put",
+        axis_writes.scattered: "index_copy index_put index_add scatter scatter_add scatter_reduce",
         axis_sums.reduce: (
             "mean sum nansum prod amax amin max min argmax argmin std var var_mean std_mean any "
             "all logsumexp norm linalg_vector_norm median count_nonzero aminmax"
@@ -161,13 +167,15 @@ RULES = _table(
         axis_sums.convolution: (
             "conv1d conv2d conv3d convolution conv_transpose1d conv_transpose2d conv_transpose3d"
         ),
-        axis_sums.pixel_shuffle: "pixel_shuffle",
-        axis_sums.pixel_unshuffle: "pixel_unshuffle",
-        axis_sums.unfold: "unfold",
+        axis_patches.pixel_shuffle: "pixel_shuffle",
+        axis_patches.pixel_unshuffle: "pixel_unshuffle",
+        axis_patches.unfold: "unfold",
+        axis_patches.im2col: "im2col",
+        axis_patches.col2im: "col2im",
         alike: (
             "layer_norm native_layer_norm group_norm native_group_norm rms_norm batch_norm "
-            "native_batch_norm instance_norm _fused_rms_norm scatter scatter_add "
-            "select_scatter index_fill masked_scatter index_add sort cumsum"
+            "native_batch_norm instance_norm _fused_rms_norm "
+            "index_fill masked_scatter sort cumsum"
         ),
         axis_collectives.exchange: "all_to_all_single",
         axis_collectives.gather: "all_gather_into_tensor",

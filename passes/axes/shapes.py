@@ -10,7 +10,7 @@ from torch import fx
 from pab_compile.passes.graph import ir
 
 from .algebra import concat, cut, regroup_loosely
-from .atoms import Dim, fresh, like, size, sources
+from .atoms import Dim, fresh, like, mark_summed, size, sources
 from .trace import Dims, Outputs, Trace, anew, first, output_shape, output_shapes, wrap
 
 # -- views -------------------------------------------------------------------------------------
@@ -153,7 +153,7 @@ def divide(trace: Trace, node: fx.Node) -> Outputs:
     offset = 0
     for shape in output_shapes(node):
         assert shape is not None
-        piece = _piece(trace, first(node), dims[at], offset, offset + shape[at])
+        piece = part_of(trace, first(node), dims[at], offset, offset + shape[at])
         out.append((*dims[:at], piece, *dims[at + 1 :]))
         offset += shape[at]
     return out
@@ -163,6 +163,7 @@ def unbind(trace: Trace, node: fx.Node) -> Outputs:
     """Take a dimension apart."""
     dims = trace.of(first(node))
     at = wrap(ir.argument(node, 1, "dim", 0), len(dims))
+    mark_summed(dims[at])
     return [(*dims[:at], *dims[at + 1 :])] * len(ir.value(node))
 
 
@@ -170,17 +171,18 @@ def select(trace: Trace, node: fx.Node) -> Dims:
     """Take one position of a dimension."""
     dims = trace.of(first(node))
     at = wrap(ir.argument(node, 1, "dim"), len(dims))
+    mark_summed(dims[at])
     return (*dims[:at], *dims[at + 1 :])
 
 
-def _piece(trace: Trace, operand: fx.Node, dim: Dim, start: int, stop: int) -> Dim:
+def part_of(trace: Trace, operand: fx.Node, dim: Dim, start: int, stop: int) -> Dim:
     """A slice. Rows of a table that no input feeds are a new axis every time."""
     if trace.feeds[operand] or (start == 0 and stop == size(dim)):
         return cut(dim, start, stop)
     return fresh(stop - start)
 
 
-def _bounds(node: fx.Node, position: int, num: int) -> tuple[int, int, int]:
+def bounds(node: fx.Node, position: int, num: int) -> tuple[int, int, int]:
     """Start, stop and step of a slice whose arguments begin at this position.
 
     If a bound is known only at run time, the step is 0, which fits no range.
@@ -197,9 +199,9 @@ def slice_(trace: Trace, node: fx.Node) -> Dims:
     """Take a range of positions. A step of more than 1 makes a new atom."""
     dims, shape = trace.of(first(node)), output_shape(node)
     at = wrap(ir.argument(node, 1, "dim", 0), len(dims))
-    start, _, step = _bounds(node, 2, size(dims[at]))
+    start, _, step = bounds(node, 2, size(dims[at]))
     if step == 1:
-        new = _piece(trace, first(node), dims[at], start, start + shape[at])
+        new = part_of(trace, first(node), dims[at], start, start + shape[at])
     else:
         new = like(shape[at], dims[at])
     return (*dims[:at], new, *dims[at + 1 :])
@@ -214,29 +216,8 @@ def narrow(trace: Trace, node: fx.Node) -> Dims:
         new = like(shape[at], dims[at])
     else:
         start = wrap(start, size(dims[at]) + 1) if start < 0 else start
-        new = _piece(trace, first(node), dims[at], start, start + shape[at])
+        new = part_of(trace, first(node), dims[at], start, start + shape[at])
     return (*dims[:at], new, *dims[at + 1 :])
-
-
-def slice_scatter(trace: Trace, node: fx.Node) -> Dims:
-    """Overwrite a slice of a tensor. The slice gets the axes of the written tensor."""
-    base, written = node.args[0], node.args[1]
-    assert isinstance(base, fx.Node) and isinstance(written, fx.Node)
-    shape, old, new = output_shape(node), trace.of(base), trace.of(written)
-    at = wrap(ir.argument(node, 2, "dim", 0), len(shape))
-    start, stop, step = _bounds(node, 3, shape[at])
-    dims = [
-        trace.meet(node, [(old[i], base), (new[i], written)], num) for i, num in enumerate(shape)
-    ]
-    if step == 1 and size(new[at]) != shape[at]:
-        middle = _piece(trace, base, old[at], start, stop)
-        middle = trace.meet(node, [(middle, base), (new[at], written)], stop - start)
-        ends = [
-            _piece(trace, base, old[at], low, high) if low < high else fresh(0)
-            for low, high in ((0, start), (stop, shape[at]))
-        ]
-        dims[at] = concat([ends[0], middle, ends[1]])
-    return tuple(dims)
 
 
 def pad(trace: Trace, node: fx.Node) -> Dims:
@@ -251,6 +232,22 @@ def pad(trace: Trace, node: fx.Node) -> Dims:
         elif low or high:
             dims[at] = concat([fresh(low), dims[at], fresh(high)])
     return tuple(dims)
+
+
+def pad_sequence(trace: Trace, node: fx.Node) -> Dims:
+    """Sequences of several lengths as one tensor, each with padding behind it."""
+    shape = output_shape(node)
+    parts = list(ir.argument(node, 0, "sequences"))
+    batch_first = ir.argument(node, 1, "batch_first", False)
+    num = shape[1 if batch_first else 0]
+    padded = [concat([trace.of(n)[0], fresh(num - size(trace.of(n)[0]))]) for n in parts]
+    length = trace.meet(node, list(zip(padded, parts, strict=True)), num)
+    rest = [
+        trace.meet(node, [(trace.of(n)[i - 1], n) for n in parts], shape[i])
+        for i in range(2, len(shape))
+    ]
+    batch = fresh(len(parts))
+    return (batch, length, *rest) if batch_first else (length, batch, *rest)
 
 
 # -- lookups -----------------------------------------------------------------------------------
@@ -287,32 +284,6 @@ def index_select(trace: Trace, node: fx.Node) -> Dims:
     known = picked and (sources(picked[0]) & trace.main or not trace.feeds[first(node)])
     new = picked[0] if known else like(shape[at], dims[at])
     return (*dims[:at], new, *dims[at + 1 :])
-
-
-def scattered(trace: Trace, node: fx.Node) -> Dims:
-    """``index_copy`` and similar ops: a dimension gets rows of another tensor and shows both axes.
-
-    ``index_put`` with one vector of positions does the same.
-    """
-    dims, shape = trace.of(first(node)), output_shape(node)
-    if ir.is_call(node, "index_put"):
-        indices = ir.argument(node, 1, "indices")
-        at = next(i for i, index in enumerate(indices) if index is not None)
-        written = ir.argument(node, 2, "values")
-        plain = len(indices) == at + 1 and len(trace.of(indices[at])) == 1
-    else:
-        at = wrap(ir.argument(node, 1, "dim"), len(shape))
-        written = ir.argument(node, 3, "source")
-        plain = True
-    new = trace.of(written)
-    if not plain or len(new) != len(shape):
-        return dims
-    return tuple(
-        like(num, dims[i], new[i])
-        if i == at
-        else trace.meet(node, [(dims[i], first(node)), (new[i], written)], num)
-        for i, num in enumerate(shape)
-    )
 
 
 def resized(trace: Trace, node: fx.Node) -> Dims:

@@ -10,7 +10,7 @@ from pab_compile.passes.graph import ir
 from pab_compile.passes.graph.contractions import Contraction, Place
 
 from .algebra import regroup
-from .atoms import Atom, Dim, fresh, leaves, like, mark_contracted, size
+from .atoms import Atom, Dim, fresh, leaves, like, mark_contracted, mark_summed, size
 from .attention_call import AttentionCall
 from .trace import Dims, Outputs, Trace, anew, first, output_shape, output_shapes, wrap
 
@@ -29,12 +29,17 @@ def reduce(trace: Trace, node: fx.Node) -> Dims | Outputs:
 
 def _reduced(dims: Dims, node: fx.Node, shape: tuple[int, ...]) -> Dims:
     if len(shape) == len(dims):
+        for dim, n in zip(dims, shape, strict=True):
+            if n == 1:
+                mark_summed(dim)
         return tuple(() if n == 1 else dim for dim, n in zip(dims, shape, strict=True))
     position = 2 if ir.is_call(node, "norm", "linalg_vector_norm") else 1
     asked = ir.argument(node, position, "dim")
     if asked is None:
         return anew(shape)
     gone = {wrap(d, len(dims)) for d in (asked if isinstance(asked, (list, tuple)) else [asked])}
+    for i in gone:
+        mark_summed(dims[i])
     return tuple(dim for i, dim in enumerate(dims) if i not in gone)
 
 
@@ -61,33 +66,6 @@ def strided(dim: Dim, num: int, window: int) -> Dim:
         mark_contracted(found[1])
         return found[0]
     return like(num, dim)
-
-
-def pixel_shuffle(trace: Trace, node: fx.Node) -> Dims:
-    """Channels become a finer grid. The axes of the grid keep their names."""
-    dims, shape = trace.of(first(node)), output_shape(node)
-    *batch, _, height, width = dims
-    factor = shape[-2] // size(height) if size(height) else 1
-    grid = ((*height, *fresh(factor)), (*width, *fresh(factor)))
-    return (*batch, fresh(shape[-3], feature=True), *grid)
-
-
-def pixel_unshuffle(trace: Trace, node: fx.Node) -> Dims:
-    """A finer grid becomes channels. The grid keeps its outer factor."""
-    dims, shape = trace.of(first(node)), output_shape(node)
-    grid = [strided(dim, n, size(dim) // n) for dim, n in zip(dims[-2:], shape[-2:], strict=True)]
-    return (*dims[:-3], fresh(shape[-3], feature=True), *grid)
-
-
-def unfold(trace: Trace, node: fx.Node) -> Dims:
-    """``Tensor.unfold``: windows along one dimension. Their inside is the last dimension."""
-    dims, shape = trace.of(first(node)), output_shape(node)
-    at = wrap(ir.argument(node, 1, "dimension"), len(dims))
-    window, step = ir.argument(node, 2, "size"), ir.argument(node, 3, "step")
-    outer, inner = like(shape[at], dims[at]), like(shape[-1], dims[at])
-    if window == step and (found := regroup([dims[at]], (shape[at], window))):
-        outer, inner = found
-    return (*dims[:at], outer, *dims[at + 1 :], inner)
 
 
 def convolution(trace: Trace, node: fx.Node) -> Dims:
@@ -134,6 +112,8 @@ def product(trace: Trace, node: fx.Node, spec: Contraction) -> Dims:
     for places in spec.summed:
         pairs = _pairs(trace, spec, places)
         trace.meet(node, pairs, max((size(dim) for dim, _ in pairs), default=1))
+    if len(fed) > 1:
+        trace.mixed += [trace.of(operand) for operand in fed]
     if len(fed) == 1 and len(spec.operands) > 1:
         summed = [trace.of(spec.operands[i])[d] for p in spec.summed for i, d in p]
         ours = [d for d in trace.of(fed[0]) if any(d is s for s in summed)]
@@ -156,6 +136,7 @@ def attention(trace: Trace, node: fx.Node, call: AttentionCall) -> Dims | Output
     """Whole attentions: q, k, v share batch and heads, k and v their tokens, q and k channels."""
     operands = (call.query, call.key, call.value)
     query, key, value = (trace.of(operand) for operand in operands)
+    trace.mixed += [query, key]
     channel = len(query) - 1
     out: list[Dim] = []
     for dim in range(len(query)):

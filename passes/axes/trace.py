@@ -16,7 +16,7 @@ from torch import fx
 from pab_compile.passes.graph import ir
 
 from .algebra import unify
-from .atoms import Dim, fresh, leaves, show, size, sources
+from .atoms import Atom, Dim, fresh, leaves, show, size, sources
 
 Dims = tuple[Dim, ...]
 Outputs = list[Dims | None]
@@ -31,16 +31,20 @@ class Trace:
         feeds: Inputs (by number; parameters do not count) that a node's value depends on.
         main: Inputs that have token axes of their own: the latents, prompts, other conditions.
         projected: Dimensions that each projection summed over, in order.
+        mixed: Axes of the queries and keys of attentions, and of other activations multiplied.
         clashes: Meetings of two dimensions that cannot be the same axis.
         unknown: Nodes whose op has no rule that fits.
+        guessed: Nodes whose op is taken for an attention, whatever its name.
     """
 
     dims: dict[fx.Node, Dims | Outputs | None] = field(default_factory=dict)
     feeds: dict[fx.Node, frozenset[int]] = field(default_factory=dict)
     main: frozenset[int] = frozenset()
     projected: list[tuple[fx.Node, Dims]] = field(default_factory=list)
+    mixed: list[Dims] = field(default_factory=list)
     clashes: list[tuple[fx.Node, Dim, Dim]] = field(default_factory=list)
     unknown: list[fx.Node] = field(default_factory=list)
+    guessed: list[fx.Node] = field(default_factory=list)
 
     def of(self, node: fx.Node) -> Dims:
         """Axes of a node that yields one tensor."""
@@ -110,9 +114,9 @@ def output_shapes(node: fx.Node) -> list[tuple[int, ...] | None]:
     return [shape_of(val) for val in ir.value(node)]
 
 
-def anew(shape: Iterable[int]) -> Dims:
-    """New axes for a tensor of this shape."""
-    return tuple(fresh(num) for num in shape)
+def anew(shape: Iterable[int], *, cached: bool = False) -> Dims:
+    """New axes for a tensor of this shape, those of a buffer that is written to if ``cached``."""
+    return tuple((Atom(num, cached=True),) if cached else fresh(num) for num in shape)
 
 
 def first(node: fx.Node) -> fx.Node:

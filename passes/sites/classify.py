@@ -8,7 +8,7 @@ and its product with the queries.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import fx
 
@@ -122,7 +122,11 @@ class _Finder:
         """Add the mixer that a node completes, if it does."""
         if (call := attention_call(node, self._describer.axes.dims)) is not None:
             query, key = Side(call.query, [call.tokens]), Side(call.key, [call.tokens])
-            self._keep(self._describer.mixer(_with_first_pick(node), "sdpa", query, key))
+            found = self._describer.mixer(_with_first_pick(node), "sdpa", query, key)
+            if call.guessed:
+                reason = f"{found.reason}; {node.target} is taken for an attention by its place"
+                found = replace(found, reason=reason)
+            self._keep(found)
         elif (spec := contraction(node)) is not None and len(spec.operands) == 2:
             for pair in _pairs(node, spec):
                 if self._add_pair(pair):

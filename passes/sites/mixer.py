@@ -7,7 +7,7 @@ kind         queries run along                           keys run along
 ``temporal`` ``t`` only                                  the same
 ``full``     ``t`` with ``h``/``w``, or packed ``s``     the same
 ``joint``    video, or video and text                    video and text
-``cross``    video (an extra token may lead them)        other sources only, or tokens without a
+``cross``    video, or video and text                    other sources only, or tokens without a
                                                          name that do not depend on the latents
 ``text``     text                                        text
 ``other``    anything else
@@ -129,7 +129,7 @@ def kind_of(query: Iterable[str], key: Iterable[str]) -> str:
     if not q_video:
         return "text" if q == k == {TEXT} else "other"
     if not k_video:
-        return "cross" if k and not k & q else "other"
+        return "cross" if k else "other"
     if k - VIDEO:
         return "joint" if q - VIDEO <= k - VIDEO else "other"
     if q != k:

@@ -20,11 +20,14 @@ def mingle(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
 
 @mingle.register_fake
 def _(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
-    return torch.empty_like(v)
+    return v.new_empty(v.shape)
 
 
 class Dit(nn.Module):
-    """One attention of torch, and one of a stranger, over packed tokens ``[b, s, c]``."""
+    """One attention of torch, and one of a stranger, over packed tokens ``[b, s, c]``.
+
+    The stranger has no heads, so nothing but its name could say that it is an attention.
+    """
 
     def __init__(self, noise: float = 0.0) -> None:
         super().__init__()
@@ -41,6 +44,21 @@ class Dit(nn.Module):
             return x + self.back(mingle(*self.strange(x).chunk(3, -1)))
         noisy = self.strange(x + self.noise * torch.randn_like(x)).chunk(3, -1)
         return x + self.back(f.scaled_dot_product_attention(*noisy))
+
+
+class HeadsDit(nn.Module):
+    """The stranger again, with heads, between its projections."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.strange = nn.ModuleList(nn.Linear(WIDTH, WIDTH) for _ in range(3))
+        self.back = nn.Linear(WIDTH, WIDTH)
+        self.time = nn.Linear(8, WIDTH)
+
+    def forward(self, hidden_states: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
+        x = hidden_states + self.time((timestep[:, None] * torch.arange(8)).sin())[:, None]
+        q, k, v = (make(x).unflatten(-1, (2, -1)).transpose(1, 2) for make in self.strange)
+        return x + self.back(mingle(q, k, v).transpose(1, 2).flatten(2))
 
 
 def make(noise: float = 0.0) -> Dit:
@@ -87,6 +105,26 @@ def test_it_may_be_reused_where_the_user_says_so() -> None:
             if step % 2 == 0:
                 held = model.back(mingle(*model.strange(x).chunk(3, -1)))
         assert_same(actual, x + held)
+
+
+def test_an_op_of_any_name_between_projections_is_reused_as_an_attention() -> None:
+    torch.manual_seed(0)
+    model = HeadsDit().eval().requires_grad_(False)
+    found = pab_compile.explain(model, **inputs(0))
+    assert found.counts() == {"full": 1}
+    assert "pab_tests.mingle.default is not known: taken for an attention" in str(found)
+    compiled = compiled_pab(model, ranges={"full": 2}, window=(0.0, 1.0))
+    table = torch.arange(900.0, 300.0, -100.0)
+    held = torch.empty(0)
+    for step in range(NUM_STEPS):
+        latents = inputs(step)["hidden_states"]
+        with torch.no_grad():
+            actual = compiled(latents, timestep=table[step].expand(2))
+            x = latents + model.time((table[step] * torch.arange(8)).sin())
+            if step % 2 == 0:
+                held = model(latents, table[step].expand(2)) - x
+        assert_same(actual, x + held)
+    assert pab_compile.stats(compiled).reused == {"full": NUM_STEPS // 2}
 
 
 def test_a_branch_with_random_numbers_is_never_left_out() -> None:

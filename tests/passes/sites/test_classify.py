@@ -73,7 +73,7 @@ def heads(x: torch.Tensor) -> torch.Tensor:
         ("text", "text", "text"),
         ("image", "image", "other"),
         ("text", "image", "other"),
-        ("text s", "text", "other"),
+        ("text s", "text", "cross"),
         ("text", "text s", "other"),
         ("h w", "t", "other"),
         ("h w", "t h w", "other"),
