@@ -69,7 +69,9 @@ class PlainProgram:
         if self.part is None:
             outputs = self._function(*args)
         else:
-            outputs = _written_back(self.part, tensors, self._function(*tensors))
+            with torch._C.DisableTorchFunctionSubclass():  # as in Executor.run
+                outputs = self._function(*tensors)
+            outputs = _written_back(self.part, tensors, outputs)
         forward.finish(self, tensors, outputs)
         return outputs
 
