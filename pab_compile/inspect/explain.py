@@ -29,7 +29,7 @@ from pab_compile.plans.share import computed_share
 from pab_compile.report.dump import Dumper
 from pab_compile.report.explanation import Explanation, Finding, cache_bytes
 from pab_compile.runtime.forward import Forwards
-from pab_compile.runtime.last_runs import last_generation
+from pab_compile.runtime.last_runs import last_generation, last_runs
 
 
 def explain(
@@ -47,7 +47,7 @@ def explain(
     forward of several graphs gives one report. Then the model also runs, graph by graph.
 
     Args:
-        model: a module, compiled or not.
+        model: a module or function, compiled or not. Without inputs, also a pipeline around it.
         *args: inputs of the model; none for a compiled model that has run.
         options: options of the backend; see ``pab_compile.Options``. None: those of the compiled
             model, or the defaults.
@@ -61,7 +61,9 @@ def explain(
         PabError: no inputs were given, and the model has not run.
         UnsupportedModelError: no graph of the model has latents, a clock and attention.
     """
-    if options is None and not args and not kwargs and isinstance(model, torch.nn.Module):
+    can_have_run = isinstance(model, torch.nn.Module) or not callable(model)
+    can_have_run |= compilation_of(model) is not None or last_runs.find(model, None) is not None
+    if options is None and not args and not kwargs and can_have_run:
         last = last_generation(model, "Nothing to explain without inputs")
         return Explanation.of(last.findings, last.breaks)
     if options is None and (compilation := compilation_of(model)) is not None:
