@@ -104,6 +104,11 @@ class ModelCall:
         """What was called: a module, the object of another method, or a function."""
         return getattr(self.function, "__self__", self.function)
 
+    def arguments(self) -> dict[str, Any]:
+        """The arguments that have names."""
+        names = self.names() if self.args else ()
+        return {**dict(zip(names, self.args, strict=False)), **self.keywords}
+
     def names(self) -> tuple[str, ...]:
         """Names of the positional arguments; ``()`` if they are unknown."""
         function = self.function if self.module is None else self.module.forward

@@ -12,13 +12,16 @@ import torch
 from torch import fx
 
 from pab_compile.compile.analysis import analyse, finding, nothing_found, reason_of
+from pab_compile.compile.number_clocks import number_error
 from pab_compile.dynamo import compilation_of, compiling, trace_once
 from pab_compile.errors import UnsupportedModelError
 from pab_compile.options import Options, parse_options
+from pab_compile.passes.errors import NoTimestepError
 from pab_compile.passes.graph.capture import break_reason, capture
 from pab_compile.passes.graph.inputs import Inputs
 from pab_compile.passes.graph.join import Part
 from pab_compile.passes.graph.measured import measure
+from pab_compile.passes.graph.number_inputs import timely_numbers
 from pab_compile.passes.parallel.choose import choose
 from pab_compile.passes.parallel.split_batch import first_part
 from pab_compile.passes.program import Program
@@ -72,8 +75,14 @@ def explain(
     survey = _Survey(parsed, parsed.make_plan())
     module = getattr(model, "_orig_mod", model)
     forward = module.forward if isinstance(module, torch.nn.Module) else module
-    with torch.no_grad():
-        trace_once(forward, *by_name(forward, args, kwargs), survey.run)
+    arguments = by_name(forward, args, kwargs)
+    try:
+        with torch.no_grad():
+            trace_once(forward, *arguments, survey.run)
+    except NoTimestepError as error:
+        if numbers := timely_numbers(arguments[1]):
+            raise number_error(numbers) from error
+        raise error.as_unsupported() from None
     return survey.explanation()
 
 
