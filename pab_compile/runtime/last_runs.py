@@ -119,16 +119,16 @@ def _why_none(compiled: Any, compilation: Compilation | None) -> str:
     """Why a model has no generation, and what to do."""
     if why := why_uncompiled():
         return f"Compilation is switched off: {why}. Then torch runs the model as it is."
-    if compilation is not None and last_runs.find(compiled, None) is not None:
-        return "It ran with other options: pass the result of that torch.compile."
     if compilation is None:
         return (
             "It is not compiled itself. torch.compile(model) returns the compiled model and leaves "
             "the model as it is: call what it returns (pipe.transformer = torch.compile(...)), or "
             "use module.compile(...)."
         )
+    ran = last_runs.find(compiled, None) is not None
+    other = "It ran with other options: pass the result of that torch.compile. " if ran else ""
     return (
-        "Call it at least once. If you called the module that was given to torch.compile, the "
+        f"{other}Call it at least once. If you called the module that was given to torch.compile, the "
         "result of torch.compile was not used. If torch warned of recompile_limit, the model ran "
         "without being compiled. Dynamo limits the number of compilations (plans and sizes) of one "
         "model's code: raise torch.compiler.config.recompile_limit."
