@@ -129,9 +129,9 @@ def _why_none(compiled: Any, compilation: Compilation | None) -> str:
     other = "It ran with other options: pass the result of that torch.compile. " if ran else ""
     return (
         f"{other}Call it at least once. If you called the module that was given to torch.compile, "
-        "the result of torch.compile was not used. If torch warned of recompile_limit, the model ran "
-        "without being compiled. Dynamo limits the number of compilations (plans and sizes) of one "
-        "model's code: raise torch.compiler.config.recompile_limit."
+        "the result of torch.compile was not used. If torch warned of recompile_limit, the model "
+        "ran without being compiled. Dynamo limits the number of compilations (plans and sizes) of "
+        "one model's code: raise torch.compiler.config.recompile_limit."
     )
 
 
