@@ -12,15 +12,18 @@ import torch
 from torch import fx
 
 from pab_compile.errors import InvariantError, PabError, UnsupportedModelError
+from pab_compile.passes.errors import NoTimestepError
 from pab_compile.passes.graph.capture import break_reason
-from pab_compile.passes.graph.inputs import Inputs
+from pab_compile.passes.graph.inputs import Inputs, callers_name_of
 from pab_compile.passes.graph.measured import measure
+from pab_compile.passes.graph.number_inputs import take_numbers
 from pab_compile.passes.graph.printer import format_graph
 from pab_compile.passes.parallel.shard import Grid
 
 from .calibration.observe import current_observer
 from .compile.build import Request, Settings, compile_program, plain_program
 from .compile.lower import PieceCompiler
+from .compile.number_clocks import NUMBER_WAS_NEW, number_clocks
 from .compile.program import Runnable
 from .compile.progress import CompileProgress
 from .compile.whole_forward import WholeForward
@@ -70,8 +73,9 @@ class CompiledGraph:
         mode: str | None,
     ) -> None:
         self._measured = measure(graph_module)
-        self._graph_module = self._measured.rest
-        examples = (*example_inputs, *self._measured.examples)
+        self._numbers = take_numbers(self._measured.rest, callers_name_of)
+        self._graph_module = self._numbers.graph_module
+        examples = self._numbers.examples((*example_inputs, *self._measured.examples))
         self._inputs = Inputs.of(self._graph_module, examples)
         self._break_reason = break_reason(graph_module)
         self._given = (options, mode)
@@ -102,7 +106,7 @@ class CompiledGraph:
     def _request(self, forward: Forward, args: tuple[Any, ...]) -> Request:
         """The graph, with its inputs and their origins in the forward."""
         try:
-            args = self._measured.extend(args)
+            args = self._numbers.tensors(self._measured.extend(args))
         except BaseException:
             forward.fail()
             raise
@@ -141,11 +145,20 @@ class CompiledGraph:
         _check_gradients(request.args)
         settings.compiler.warm_up(request.args)
         watch_hotswap()
+        refused: UnsupportedModelError | InvariantError | None
         try:
             _check_other_caches()
-            return compile_program(replace(request, grid=grid), settings)
+            program = compile_program(replace(request, grid=grid), settings)
+            if self._numbers.positions and (calls := model_calls()):
+                number_clocks.forget(calls[0])
+            return program
+        except NoTimestepError as error:
+            calls = model_calls()
+            refused = number_clocks.check(calls[0], error) if calls else error.as_unsupported()
+            if refused is None:
+                return plain_program(request, settings, NUMBER_WAS_NEW)
         except (UnsupportedModelError, InvariantError) as error:
-            refused: UnsupportedModelError | InvariantError = error
+            refused = error
         except PabError:
             raise
         except Exception as error:

@@ -7,6 +7,7 @@ Three files may use private torch APIs: this one, ``passes/graph/tracing.py`` an
 from __future__ import annotations
 
 import inspect
+import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -98,6 +99,16 @@ class ModelCall:
         owner = getattr(self.function, "__self__", None)
         return owner if isinstance(owner, torch.nn.Module) else None
 
+    @property
+    def owner(self) -> Any:
+        """What was called: a module, the object of another method, or a function."""
+        return getattr(self.function, "__self__", self.function)
+
+    def arguments(self) -> dict[str, Any]:
+        """The arguments that have names."""
+        names = self.names() if self.args else ()
+        return {**dict(zip(names, self.args, strict=False)), **self.keywords}
+
     def names(self) -> tuple[str, ...]:
         """Names of the positional arguments; ``()`` if they are unknown."""
         function = self.function if self.module is None else self.module.forward
@@ -148,7 +159,7 @@ class Compilation:
 
 
 def compilation_of(model: Any) -> Compilation | None:
-    """How a module was compiled, by ``torch.compile`` or in place; None if it was not."""
+    """How something was compiled, by ``torch.compile`` or in place; None if it was not."""
     for candidate in _compile_contexts(model):
         backend = getattr(candidate, "callback", None)
         while backend is not None and not hasattr(backend, "kwargs"):
@@ -161,6 +172,39 @@ def compilation_of(model: Any) -> Compilation | None:
 def _compile_contexts(model: Any) -> Iterator[Any]:
     """Where Dynamo stores the backend: on the wrapper module, or in the closure of the call."""
     yield getattr(model, "dynamo_ctx", None)
-    in_place = getattr(model, "_compiled_call_impl", None)
-    for cell in getattr(in_place, "__closure__", None) or ():
-        yield cell.cell_contents
+    own_forward = getattr(model, "__dict__", {}).get("forward")
+    for call in (getattr(model, "_compiled_call_impl", None), model, own_forward):
+        if call is model and not hasattr(model, "_torchdynamo_orig_callable"):
+            continue
+        for cell in getattr(call, "__closure__", None) or ():
+            yield cell.cell_contents
+
+
+def inner_callables(model: Any) -> Iterator[Any]:
+    """A callable, and what Dynamo wrapped in it: modules, functions, the owners of methods."""
+    seen: set[int] = set()
+    waiting = [model]
+    while waiting:
+        found = waiting.pop()
+        if found is None or id(found) in seen:
+            continue
+        seen.add(id(found))
+        yield found
+        inside = ("_orig_mod", "_torchdynamo_orig_callable", "__self__")
+        waiting += [getattr(found, name, None) for name in inside]
+
+
+def why_uncompiled() -> str:
+    """Why torch runs nothing compiled just now; ``""`` if it does."""
+    from torch._dynamo import config, eval_frame
+
+    if os.environ.get("TORCHDYNAMO_DISABLE") == "1":
+        return "the environment variable TORCHDYNAMO_DISABLE is 1"
+    if os.environ.get("TORCH_COMPILE_DISABLE") == "1":
+        return "the environment variable TORCH_COMPILE_DISABLE is 1"
+    if config.disable:
+        return "torch._dynamo.config.disable is set"
+    stance = eval_frame._stance.stance
+    if stance in ("force_eager", "eager_on_recompile", "fail_on_recompile"):
+        return f"torch.compiler.set_stance({stance!r}) is in force"
+    return ""

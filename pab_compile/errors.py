@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
-from pab_compile.passes.errors import InvariantError, PabError, ShardingError, UnsupportedModelError
+from pab_compile.passes.errors import (
+    InvariantError,
+    PabError,
+    ShardingError,
+    UnsupportedModelError,
+)
 
 __all__ = [
     "CalibrationError",

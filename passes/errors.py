@@ -9,6 +9,14 @@ class UnsupportedModelError(PabError):
     """The graph cannot be given a step-conditioned rewrite (no attention, no clock, ...)."""
 
 
+class NoTimestepError(UnsupportedModelError):
+    """No input of the graph can be the timestep."""
+
+    def as_unsupported(self) -> UnsupportedModelError:
+        """The error as users see it."""
+        return UnsupportedModelError(str(self))
+
+
 class InvariantError(PabError):
     """A pass broke an invariant of the graph. This is a defect of the library, not of the model."""
 

@@ -19,11 +19,12 @@ from typing import Any
 
 import torch
 
+from pab_compile.dynamo import why_uncompiled
 from pab_compile.errors import ObservationError
-from pab_compile.passes.graph.wrapped import plain_tensors
 from pab_compile.passes.sites.site import Site
 from pab_compile.runtime.generation import Place
 from pab_compile.runtime.lane import Lane
+from pab_compile.runtime.whose import Named, Whose
 
 from .observation import MAX_LAG, Observation, ObservedRun, ObservedSite
 
@@ -33,16 +34,14 @@ _SEVERAL = (
 )
 
 
-def observe(
-    call: Callable[[], Any], *, model: torch.nn.Module | None = None, num_samples: int = 4096
-) -> Observation:
+def observe(call: Callable[[], Any], *, model: Any = None, num_samples: int = 4096) -> Observation:
     """Run whole generations without reuse and compare all outputs between the steps.
 
     Args:
         call: runs one or more generations with the same number of steps, as in
             ``lambda: pipe(prompt)``. The model is compiled with ``backend="pab"``. The result of
             the call is not used.
-        model: the compiled model to observe, if several run.
+        model: the compiled model to observe, if several run. A compiled function is understood too.
         num_samples: most elements to compare, of the output of a site and of the model. For larger
             outputs the numbers are estimates (see ``passes.rewrite.probes``).
 
@@ -167,12 +166,9 @@ class Observer:
         num_samples: see ``observe``.
     """
 
-    def __init__(self, num_samples: int, model: torch.nn.Module | None) -> None:
+    def __init__(self, num_samples: int, model: Any) -> None:
         self.num_samples = num_samples
-        self._own: set[int] | None = None
-        if model is not None:
-            weights = (*model.parameters(), *model.buffers())
-            self._own = {id(plain) for tensor in weights for _, plain in plain_tensors(tensor)}
+        self._named = None if model is None else Named.of(model)
         self._graphs: dict[str, Probed] = {}
         self._weights: dict[str, int] = {}
         self._runs: list[_Run] = []
@@ -183,7 +179,7 @@ class Observer:
         self,
         probed: Probed,
         place: Place | None,
-        weights: Sequence[torch.Tensor],
+        identity: Sequence[object],
         samples: Sequence[torch.Tensor],
     ) -> None:
         """Record what the probes of one graph returned in one call.
@@ -191,18 +187,18 @@ class Observer:
         Args:
             probed: what they are samples of.
             place: where the call belongs. A call without a place is left out.
-            weights: of the graph; they identify the model.
+            identity: the weights of the graph, or what was called. They identify the model.
             samples: float32, one tensor of shape ``[samples]`` per probe.
         """
         samples, rest = samples[: len(probed.sites)], samples[len(probed.sites) :]
-        if self._own is not None and not self._own.issuperset(map(id, weights)):
+        if self._named is not None and not Whose.running(identity).is_of(self._named):
             return
         if place is None or not place.generation.trusted:
             notes = place.generation.record.notes if place is not None else ()
             self._unplaced |= dict.fromkeys(notes or ["a call has no place in a generation"])
             return
         self._graphs.setdefault(probed.graph, probed)
-        if self._weights.setdefault(probed.graph, id(weights[0])) != id(weights[0]):
+        if self._weights.setdefault(probed.graph, id(identity[0])) != id(identity[0]):
             raise ObservationError(_SEVERAL)
         run = self._run_of(place)
         step = place.generation.step
@@ -221,7 +217,10 @@ class Observer:
             ObservationError: nothing ran, or several models or numbers of steps.
         """
         if not self._runs:
-            why = "; ".join(self._unplaced) or "no step of a model compiled with backend='pab' ran"
+            nothing = "no step of a model compiled with backend='pab' ran"
+            if off := why_uncompiled():
+                nothing += f", since compilation is switched off: {off}"
+            why = "; ".join(self._unplaced) or nothing
             raise ObservationError(f"Nothing was observed: {why}.")
         if any(run.tracks.keys() != self._graphs.keys() for run in self._runs):
             raise ObservationError(_SEVERAL)

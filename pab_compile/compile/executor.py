@@ -152,10 +152,19 @@ class Executor:
     ) -> tuple[torch.Tensor | None, ...]:
         """Run one step.
 
+        The class of a weight may have functions of its own (``__torch_function__``). Dynamo traced
+        them, so the ops of the graph are torch's.
+
         Args:
             inputs: one tensor per placeholder.
             place: where this call belongs; None computes everything and caches nothing.
         """
+        with torch._C.DisableTorchFunctionSubclass():
+            return self._run(inputs, place)
+
+    def _run(
+        self, inputs: Sequence[torch.Tensor], place: Place | None
+    ) -> tuple[torch.Tensor | None, ...]:
         registers: list[torch.Tensor | None] = [None] * self._num_registers
         for register, tensor in zip(self._inputs, inputs, strict=True):
             registers[register] = tensor

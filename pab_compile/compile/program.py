@@ -10,6 +10,7 @@ import torch
 
 from pab_compile.calibration.observe import Probed, current_observer
 from pab_compile.calibration.stopwatch import now
+from pab_compile.dynamo import model_calls
 from pab_compile.passes.graph import ir
 from pab_compile.passes.graph.join import Part
 from pab_compile.passes.sites.site import Site
@@ -69,7 +70,9 @@ class PlainProgram:
         if self.part is None:
             outputs = self._function(*args)
         else:
-            outputs = _written_back(self.part, tensors, self._function(*tensors))
+            with torch._C.DisableTorchFunctionSubclass():  # as in Executor.run
+                outputs = self._function(*tensors)
+            outputs = _written_back(self.part, tensors, outputs)
         forward.finish(self, tensors, outputs)
         return outputs
 
@@ -141,7 +144,7 @@ class CompiledProgram:
     ) -> Any:
         """Run one call of the model with the inputs of the captured graph."""
         weights = [tensors[position] for position in self._roles.weights]
-        identity = weights or [forward.inputs[self._roles.latents]]
+        identity = self._identity(weights)
         tracker = self._tracker(forward, identity)
         is_first = not forward.is_placed
         place = self._place(forward, tracker, weights)
@@ -162,10 +165,21 @@ class CompiledProgram:
         if place.lane.drop_outdated(self._executor.identity, weights):
             place.generation.note(_OTHER_WEIGHTS)
 
-    def _tracker(self, forward: Forward, weights: Sequence[torch.Tensor]) -> Tracker:
+    def _identity(self, weights: Sequence[torch.Tensor]) -> Sequence[object]:
+        """What identifies the model; it lives as long as the model.
+
+        A graph between two breaks may read no weight. Then what was called identifies the model.
+        Tensors of the call would be others at the next step.
+        """
+        if weights:
+            return weights
+        calls = model_calls()
+        return [calls[0].owner] if calls else [self]
+
+    def _tracker(self, forward: Forward, identity: Sequence[object]) -> Tracker:
         """The tracker of the forward, which its first graph with sites looks up."""
         if forward.tracker is None:
-            forward.tracker = current_scope().tracker(weights, self._compilation)
+            forward.tracker = current_scope().tracker(identity, self._compilation)
         forward.tracker.prompt_inputs |= dict.fromkeys(self._roles.prompt_inputs)
         return forward.tracker
 
@@ -221,7 +235,7 @@ class CompiledProgram:
         )
 
     def _without_samples(
-        self, outputs: Sequence[Any], place: Place | None, weights: Sequence[torch.Tensor]
+        self, outputs: Sequence[Any], place: Place | None, identity: Sequence[object]
     ) -> Sequence[Any]:
         """The outputs of the graph; the observer gets the samples behind them."""
         if self._probed is None:
@@ -229,7 +243,7 @@ class CompiledProgram:
         number = self._probed.num_probes
         outputs, samples = outputs[:-number], outputs[-number:]
         if (observer := current_observer()) is not None:
-            observer.record(self._probed, place, weights, samples)
+            observer.record(self._probed, place, identity, samples)
         return outputs
 
 

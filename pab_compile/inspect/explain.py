@@ -12,13 +12,16 @@ import torch
 from torch import fx
 
 from pab_compile.compile.analysis import analyse, finding, nothing_found, reason_of
+from pab_compile.compile.number_clocks import number_error
 from pab_compile.dynamo import compilation_of, compiling, trace_once
 from pab_compile.errors import UnsupportedModelError
 from pab_compile.options import Options, parse_options
+from pab_compile.passes.errors import NoTimestepError
 from pab_compile.passes.graph.capture import break_reason, capture
 from pab_compile.passes.graph.inputs import Inputs
 from pab_compile.passes.graph.join import Part
 from pab_compile.passes.graph.measured import measure
+from pab_compile.passes.graph.number_inputs import timely_numbers
 from pab_compile.passes.parallel.choose import choose
 from pab_compile.passes.parallel.split_batch import first_part
 from pab_compile.passes.program import Program
@@ -29,7 +32,7 @@ from pab_compile.plans.share import computed_share
 from pab_compile.report.dump import Dumper
 from pab_compile.report.explanation import Explanation, Finding, cache_bytes
 from pab_compile.runtime.forward import Forwards
-from pab_compile.runtime.last_runs import last_generation
+from pab_compile.runtime.last_runs import last_generation, last_runs
 
 
 def explain(
@@ -47,7 +50,7 @@ def explain(
     forward of several graphs gives one report. Then the model also runs, graph by graph.
 
     Args:
-        model: a module, compiled or not.
+        model: a module or function, compiled or not. Without inputs, also a pipeline around it.
         *args: inputs of the model; none for a compiled model that has run.
         options: options of the backend; see ``pab_compile.Options``. None: those of the compiled
             model, or the defaults.
@@ -61,7 +64,9 @@ def explain(
         PabError: no inputs were given, and the model has not run.
         UnsupportedModelError: no graph of the model has latents, a clock and attention.
     """
-    if options is None and not args and not kwargs and isinstance(model, torch.nn.Module):
+    can_have_run = isinstance(model, torch.nn.Module) or not callable(model)
+    can_have_run |= compilation_of(model) is not None or last_runs.find(model, None) is not None
+    if options is None and not args and not kwargs and can_have_run:
         last = last_generation(model, "Nothing to explain without inputs")
         return Explanation.of(last.findings, last.breaks)
     if options is None and (compilation := compilation_of(model)) is not None:
@@ -70,8 +75,14 @@ def explain(
     survey = _Survey(parsed, parsed.make_plan())
     module = getattr(model, "_orig_mod", model)
     forward = module.forward if isinstance(module, torch.nn.Module) else module
-    with torch.no_grad():
-        trace_once(forward, *by_name(forward, args, kwargs), survey.run)
+    arguments = by_name(forward, args, kwargs)
+    try:
+        with torch.no_grad():
+            trace_once(forward, *arguments, survey.run)
+    except NoTimestepError as error:
+        if numbers := timely_numbers(arguments[1]):
+            raise number_error(numbers) from error
+        raise error.as_unsupported() from None
     return survey.explanation()
 
 

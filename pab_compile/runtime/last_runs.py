@@ -6,17 +6,16 @@ import threading
 import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
-import torch
-
-from pab_compile.dynamo import Compilation, compilation_of
+from pab_compile.dynamo import Compilation, compilation_of, why_uncompiled
 from pab_compile.errors import PabError
-from pab_compile.passes.graph.wrapped import plain_tensors
 from pab_compile.report.explanation import Finding
 
 from .forward import Forward
 from .generation import Generation
 from .stats import RunStats
+from .whose import Named, Whose
 
 
 @dataclass(frozen=True, eq=False)
@@ -24,16 +23,16 @@ class LastRun:
     """The last generation of one compilation of one model.
 
     Attributes:
-        weight: a weight of the model. It is alive as long as the model is.
-        weights: ids of the weights, which identify the model.
+        anchor: a weight of the model, or what was called. It is alive as long as the model is.
+        whose: identifies the model.
         options: the options of the compilation, which identify it.
         running: the generation.
         findings: what was found in the graphs of its first call, which may still be running.
         breaks: why Dynamo broke the forward after each graph.
     """
 
-    weight: weakref.ref[torch.Tensor]
-    weights: frozenset[int]
+    anchor: weakref.ref[Any]
+    whose: Whose
     options: object
     running: Generation
     findings: Sequence[Finding]
@@ -43,8 +42,9 @@ class LastRun:
 class LastRuns:
     """The last generation of every compiled model, as long as the model is alive.
 
-    A compiled model is identified by its weights and by the options of its compilation. So several
-    compilations of one model have their own entries, and so have models that share some weights.
+    A compiled model is identified by what was called, its weights, and the options of its
+    compilation. So several compilations of one model have their own entries, and so have models
+    that share some weights.
     """
 
     def __init__(self) -> None:
@@ -53,35 +53,42 @@ class LastRuns:
 
     def publish(
         self,
-        weights: Sequence[torch.Tensor],
+        identity: Sequence[object],
         options: object,
         run: Generation,
         forward: Forward,
     ) -> None:
-        """Record the running generation of the model with these weights."""
+        """Record the running generation of the model with this identity.
+
+        Args:
+            identity: the weights that its graph reads, or what was called.
+            options: the options of the compilation.
+            run: the generation.
+            forward: the forward that is running.
+        """
         with self._lock:
             if self._entries and self._entries[-1].running is run:
                 return
-            key = frozenset(map(id, weights))
-            kept = [e for e in self._entries if e.weight() is not None and e.running is not run]
-            kept = [e for e in kept if e.weights != key or e.options != options]
+            whose = Whose.running(identity)
+            kept = [e for e in self._entries if e.anchor() is not None and e.running is not run]
+            kept = [e for e in kept if e.whose.weights != whose.weights or e.options != options]
             # The forward itself would keep tensors and compiled code alive.
             found = (forward.findings, forward.breaks)
-            self._entries = [*kept, LastRun(weakref.ref(weights[0]), key, options, run, *found)]
+            anchor = weakref.ref(identity[0])
+            self._entries = [*kept, LastRun(anchor, whose, options, run, *found)]
 
-    def find(self, module: torch.nn.Module, compilation: Compilation | None) -> LastRun | None:
+    def find(self, model: Any, compilation: Compilation | None) -> LastRun | None:
         """The last generation of a compiled model.
 
         Args:
-            module: the model.
+            model: the model, a compiled function, or a pipeline.
             compilation: how it was compiled; None for any. Compilations with equal options count as
                 one, as in Dynamo.
         """
-        weights = (*module.parameters(), *module.buffers())
-        own = {id(plain) for tensor in weights for _, plain in plain_tensors(tensor)}
+        named = Named.of(model)
         with self._lock:
-            entries = [e for e in reversed(self._entries) if e.weight() is not None]
-            mine = [entry for entry in entries if entry.weights <= own]
+            entries = [e for e in reversed(self._entries) if e.anchor() is not None]
+            mine = [entry for entry in entries if entry.whose.is_of(named)]
             if compilation is not None:
                 mine = [entry for entry in mine if entry.options == compilation.options]
             return mine[0] if mine else None
@@ -90,31 +97,51 @@ class LastRuns:
 last_runs = LastRuns()
 
 
-def last_generation(compiled: torch.nn.Module, missing: str) -> LastRun:
+def last_generation(compiled: Any, missing: str) -> LastRun:
     """The last generation of a compiled model.
 
     Args:
-        compiled: the model.
+        compiled: the model, a compiled function, or a pipeline.
         missing: how the error begins if there is no generation.
     """
-    found = last_runs.find(compiled, compilation_of(compiled))
+    compilation = compilation_of(compiled)
+    found = last_runs.find(compiled, compilation)
     if found is None:
+        name = getattr(compiled, "__qualname__", type(compiled).__name__)
         raise PabError(
-            f"{missing}: this {type(compiled).__name__} has not completed a step compiled with "
-            'backend="pab". Call it at least once, and pass the compiled module itself. If torch '
-            "warned of recompile_limit, the model ran without being compiled. Dynamo limits the "
-            "number of compilations (plans and sizes) of one model's code: raise "
-            "torch.compiler.config.recompile_limit."
+            f"{missing}: this {name} has not completed a step compiled with "
+            f'backend="pab". {_why_none(compiled, compilation)}'
         )
     return found
 
 
-def stats(compiled: torch.nn.Module) -> RunStats:
+def _why_none(compiled: Any, compilation: Compilation | None) -> str:
+    """Why a model has no generation, and what to do."""
+    if why := why_uncompiled():
+        return f"Compilation is switched off: {why}. Then torch runs the model as it is."
+    if compilation is None:
+        return (
+            "It is not compiled itself. torch.compile(model) returns the compiled model and leaves "
+            "the model as it is: call what it returns (pipe.transformer = torch.compile(...)), or "
+            "use module.compile(...)."
+        )
+    ran = last_runs.find(compiled, None) is not None
+    other = "It ran with other options: pass the result of that torch.compile. " if ran else ""
+    return (
+        f"{other}Call it at least once. If you called the module that was given to torch.compile, "
+        "the result of torch.compile was not used. If torch warned of recompile_limit, the model "
+        "ran without being compiled. Dynamo limits the number of compilations (plans and sizes) of "
+        "one model's code: raise torch.compiler.config.recompile_limit."
+    )
+
+
+def stats(compiled: Any) -> RunStats:
     """Statistics of the last generation of a compiled model, in whatever thread it ran.
 
     Args:
         compiled: the result of ``torch.compile(module, backend="pab")``, or a module on which
-            ``module.compile(backend="pab")`` was called.
+            ``module.compile(backend="pab")`` was called. A compiled function or method, a module
+            that it calls, and a pipeline that holds one of these are understood too.
 
     Raises:
         PabError: the model has not run, or was not compiled with this backend.

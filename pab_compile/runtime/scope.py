@@ -36,25 +36,25 @@ class Scope:
         self._trackers: dict[tuple[int, ...], tuple[_ModelTracker, ...]] = {}
         self.forwards = Forwards()
 
-    def tracker(self, weights: Sequence[torch.Tensor], options: object) -> Tracker:
+    def tracker(self, identity: Sequence[object], options: object) -> Tracker:
         """The tracker of a compiled model.
 
         Args:
-            weights: identify the model.
+            identity: objects that live as long as the model: its weights, or what was called.
             options: identify the compilation. They are compared by value, since Dynamo may run code
                 of one compilation in another one with equal options.
         """
-        key = tuple(map(id, weights))
+        key = tuple(map(id, identity))
         entries = self._trackers.get(key, ())
         for entry in entries:
-            if entry.weight() is weights[0] and entry.is_of(options):
+            if entry.anchor() is identity[0] and entry.is_of(options):
                 return entry.tracker
         self._trackers = {
             k: alive
             for k, others in self._trackers.items()
-            if (alive := tuple(e for e in others if e.weight() is not None))
+            if (alive := tuple(e for e in others if e.anchor() is not None))
         }
-        entry = _ModelTracker(weakref.ref(weights[0]), options, Tracker(self._schedule))
+        entry = _ModelTracker(weakref.ref(identity[0]), options, Tracker(self._schedule))
         self._trackers[key] = (*self._trackers.get(key, ()), entry)
         return entry.tracker
 
@@ -68,7 +68,7 @@ class Scope:
 
 @dataclass(frozen=True, eq=False)
 class _ModelTracker:
-    weight: weakref.ref[torch.Tensor]
+    anchor: weakref.ref[object]
     options: object
     tracker: Tracker
 

@@ -61,9 +61,10 @@ def _read(sample: torch.Tensor | bytes) -> bytes:
 
 
 def _sample(weight: torch.Tensor) -> torch.Tensor | bytes:
-    flat = weight.detach().reshape(-1)
-    stride = max(1, flat.numel() // _NUM_SAMPLES)
-    sample = flat[::stride][:_NUM_SAMPLES].clone().view(torch.uint8)
+    with torch._C.DisableTorchFunctionSubclass():  # the numbers in memory, whatever they stand for
+        flat = weight.detach().reshape(-1)
+        stride = max(1, flat.numel() // _NUM_SAMPLES)
+        sample = flat[::stride][:_NUM_SAMPLES].clone().view(torch.uint8)
     return _read(sample) if weight.device.type == "cpu" else sample
 
 

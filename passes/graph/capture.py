@@ -14,6 +14,7 @@ from torch import fx
 from pab_compile.passes.errors import UnsupportedModelError
 
 from . import ir
+from .constants import check_constants, is_fake
 from .folding import fold_mapped_constants
 from .inlining import inline_calls
 from .inputs import Inputs, with_constant_numbers
@@ -47,6 +48,7 @@ def capture(dynamo_graph: fx.GraphModule, args: Sequence[Any]) -> fx.GraphModule
     Raises:
         UnsupportedModelError: torch cannot trace the graph, or it switches autocast inside, or
             gives a tensor other memory.
+        InvariantError: a constant of the captured graph has no numbers.
     """
     refuse_other_memory(dynamo_graph)
     inputs = Inputs.of(dynamo_graph, args)
@@ -68,6 +70,8 @@ def capture(dynamo_graph: fx.GraphModule, args: Sequence[Any]) -> fx.GraphModule
     read_sizes_only(captured.graph)
     remove_noise(captured)
     refuse_autocast(captured.graph)
+    if not any(map(is_fake, inputs.tensors(args))):  # of a fake model, constants are fake too
+        check_constants(captured)
     return captured
 
 

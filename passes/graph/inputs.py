@@ -122,11 +122,20 @@ def with_constant_numbers(
     return fx.GraphModule(dynamo_graph, graph)
 
 
-def _describe_input(node: fx.Node, value: torch.Tensor) -> tuple[str, bool]:
-    """The caller's name of an input, and whether it is a parameter or buffer."""
+def callers_name_of(node: fx.Node) -> str:
+    """The caller's name of an input that is no weight."""
+    return _callers_name(_dynamo_name(node))
+
+
+def _dynamo_name(node: fx.Node) -> str:
     dynamo_source = getattr(node, "_dynamo_source", None)
     name = getattr(dynamo_source, "name", node.name)
-    name = str(name() if callable(name) else name)
+    return str(name() if callable(name) else name)
+
+
+def _describe_input(node: fx.Node, value: torch.Tensor) -> tuple[str, bool]:
+    """The caller's name of an input, and whether it is a parameter or buffer."""
+    name = _dynamo_name(node)
     constant = isinstance(value, torch.nn.Parameter) or bool(
         re.search(r"_parameters\b|_buffers\b", name)
     )

@@ -12,24 +12,14 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from torch import fx
 
-from pab_compile.passes.errors import UnsupportedModelError
+from pab_compile.passes.errors import NoTimestepError, UnsupportedModelError
 from pab_compile.passes.graph import ir
+from pab_compile.passes.graph.number_inputs import sounds_like_time
 from pab_compile.passes.graph.walk import reached
 
 STATED_STEP = "step"
 STATED_PROMPT = ("prompt", "held")  # "held" is the older word
 _CLOCK_OPS = ("sin", "cos", "embedding")
-_CLOCK_WORDS = (
-    "timestep",
-    "timesteps",
-    "time",
-    "times",
-    "t",
-    "ts",
-    "sigma",
-    "sigmas",
-    "noise_level",
-)
 
 
 class Binding(enum.IntEnum):
@@ -86,7 +76,8 @@ def find_clock(graph: fx.Graph, latents: fx.Node, stated: Mapping[str, str]) -> 
         stated: the user's ``axes`` option; an input stated as ``"step"`` is the clock.
 
     Raises:
-        UnsupportedModelError: no input, or more than one, can be the timestep.
+        NoTimestepError: no input can be the timestep.
+        UnsupportedModelError: more than one input can be it.
     """
     inputs = [
         n
@@ -103,7 +94,7 @@ def find_clock(graph: fx.Graph, latents: fx.Node, stated: Mapping[str, str]) -> 
                 f'changes at every step: options={{"axes": {{"<input>": "step"}}}}.'
             )
     seen = ", ".join(f"{ir.source(n)}{list(ir.shape(n) or ())}" for n in inputs) or "none"
-    raise UnsupportedModelError(
+    raise NoTimestepError(
         "No timestep was found: no input is one number (or one per batch row) that is embedded. "
         f"Inputs besides the latents {ir.source(latents)!r}: {seen}. If this is one block of a "
         "larger model (regional compilation), compile the whole model instead: equal blocks are "
@@ -162,8 +153,7 @@ def _is_scalar_per_row(node: fx.Node, latents: fx.Node) -> bool:
 
 
 def _sounds_like_time(node: fx.Node) -> bool:
-    name = ir.source(node).lower()
-    return name in _CLOCK_WORDS or "timestep" in name or "time" in name.split("_")
+    return sounds_like_time(ir.source(node))
 
 
 def _reaches(node: fx.Node, op_names: tuple[str, ...]) -> bool:
