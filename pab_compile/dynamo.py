@@ -12,12 +12,14 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from types import FrameType
 from typing import Any
 
 import torch
 from torch import fx
 
 _MODULE_FILE = torch.nn.modules.module.__file__
+_LIBRARIES = tuple(os.path.join(os.path.dirname(file), "") for file in (torch.__file__, __file__))
 
 
 @contextmanager
@@ -142,6 +144,31 @@ def model_calls() -> list[ModelCall]:
             num_frames += 1
         frame = frame.f_back
     return found
+
+
+def callers() -> list[FrameType]:
+    """The frames around the innermost call of a compiled model, the innermost first.
+
+    Frames of torch and of this library do not count.
+    """
+    from torch._dynamo import eval_frame
+
+    frames: list[FrameType] = []
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None:
+        code = frame.f_code
+        if code.co_filename == eval_frame.__file__ and code.co_name == "compile_wrapper":
+            frames += _outside(frame.f_back)
+            break
+        frame = frame.f_back
+    return frames
+
+
+def _outside(frame: FrameType | None) -> Iterator[FrameType]:
+    while frame is not None:
+        if not frame.f_code.co_filename.startswith(_LIBRARIES):
+            yield frame
+        frame = frame.f_back
 
 
 def _model_call(variables: Mapping[str, Any], num_frames: int) -> list[ModelCall]:

@@ -8,14 +8,15 @@ from typing import Any, Protocol
 
 import torch
 
+from pab_compile import dynamo
 from pab_compile.calibration.observe import Probed, current_observer
 from pab_compile.calibration.stopwatch import now
-from pab_compile.dynamo import model_calls
 from pab_compile.passes.graph import ir
 from pab_compile.passes.graph.join import Part
 from pab_compile.passes.sites.site import Site
 from pab_compile.plans.schedule import Schedule
 from pab_compile.report.explanation import Finding
+from pab_compile.runtime.caller import Callers
 from pab_compile.runtime.clock import Reading, read_timestep
 from pab_compile.runtime.forward import Forward, Ran, callers
 from pab_compile.runtime.generation import Place
@@ -173,7 +174,7 @@ class CompiledProgram:
         """
         if weights:
             return weights
-        calls = model_calls()
+        calls = dynamo.model_calls()
         return [calls[0].owner] if calls else [self]
 
     def _tracker(self, forward: Forward, identity: Sequence[object]) -> Tracker:
@@ -190,7 +191,9 @@ class CompiledProgram:
         if forward.is_placed:
             return self._checked_place(forward, tracker, weights)
         forward.is_placed = True
-        found = tracker.place(self._call(forward, tracker))
+        call = self._call(forward, tracker)
+        found = tracker.place(call)
+        call.callers.release()
         if found is None:
             return None
         generation, lane = found
@@ -221,8 +224,16 @@ class CompiledProgram:
         if not roles.is_blind:
             names = tuple(dict.fromkeys((*roles.prompt_inputs, *tracker.prompt_inputs)))
         if stated is None:
-            reading = read_timestep(forward.inputs[roles.clock], tracker.table)
-            return Call(reading, latents, prompts, names, roles.is_blind)
+            timestep = forward.inputs[roles.clock]
+            return Call(
+                read_timestep(timestep, tracker.tables),
+                latents,
+                prompts,
+                names,
+                roles.is_blind,
+                clock_dtype=timestep.dtype,
+                callers=Callers(dynamo.callers()),
+            )
         return Call(
             Reading(None),
             latents,

@@ -8,7 +8,7 @@ synchronises an accelerator once per call.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -52,20 +52,19 @@ class Reading:
     table: TimestepTable | None = field(default=None, compare=False)
 
 
-def read_timestep(timestep: torch.Tensor, known: TimestepTable | None) -> Reading:
+def read_timestep(timestep: torch.Tensor, known: Iterable[TimestepTable] = ()) -> Reading:
     """Read a timestep of shape ``[]``, ``[batch]`` or ``[batch, frames]``.
 
     Args:
         timestep: the clock input of this call.
-        known: the table of the running generation, which is not read again.
+        known: the tables of the running generations, which are not read again.
     """
     if not _is_one_element(timestep):
         values = timestep.flatten().tolist()
         return Reading(float(values[0]) if len(set(values)) == 1 else None)
     index = int(timestep.storage_offset())
-    if known is not None and known.holds(timestep):
-        return Reading(known.values[index], index, known)
-    table = _table_of(timestep)
+    table = next((table for table in known if table.holds(timestep)), None)
+    table = table or _table_of(timestep)
     if table is not None:
         return Reading(table.values[index], index, table)
     return Reading(float(timestep.flatten()[0].item()))

@@ -7,15 +7,18 @@ of the sampler is not trusted, and computes at every step.
 
 from __future__ import annotations
 
+import functools
+import weakref
 from dataclasses import dataclass
 
 from pab_compile.plans.decisions import Decisions
 from pab_compile.plans.schedule import Schedule
 
-from .clock import Reading, TimestepTable
+from .caller import Callers, Run, is_suspended
+from .clock import TimestepTable
 from .lane import Call, Lane, Lanes
-from .recall import Timesteps
 from .stats import GenerationRecord, RunStats, StepRecord
+from .visible_schedule import VisibleSchedule, find_schedules, holder_of
 
 _NOTHING_REPEATS = (
     "the per-prompt inputs differ at every call, so nothing can be reused: state those "
@@ -35,48 +38,60 @@ class Place:
 class Generation:
     """One run of the sampler with one model.
 
+    Args:
+        call: its first call.
+        trusted: as the attribute.
+        is_stated: as the attribute.
+        is_one: whether the user said that all calls are of one generation, whoever makes them.
+
     Attributes:
         step: the current step.
         timestep: the timestep that was read at the current step; None if the user stated the step.
         first_timestep: the timestep of the first step.
         table: the scheduler's table of timesteps, if the timestep is a view of one.
         origin: index of the first step in the table.
+        stride: every how many timesteps of the table the sampler takes.
         seen: the timesteps that were read, in order.
         schedule: what is known of the steps.
-        recalled: the schedules of earlier generations that this one may follow.
+        is_stated: whether the user gave the schedule.
+        visible: schedules of the callers that this generation may follow, the likeliest first.
         trusted: whether all calls are of one generation. If not, everything computes.
+        first_reusable_step: earliest step whose outputs may be reused. It is 1 if the first call
+            may be a single one, such as a warm-up.
         decisions: graph -> its decisions.
         lanes: the calls per step.
         record: what is noted for the statistics.
         closed: whether the generation is over.
     """
 
-    def __init__(self, call: Call, trusted: bool = True) -> None:
+    def __init__(
+        self, call: Call, trusted: bool = True, is_stated: bool = False, is_one: bool = False
+    ) -> None:
         reading = call.reading
         self.step = call.index or 0
         self.timestep = reading.value
         self.first_timestep = 0.0 if reading.value is None else reading.value
         self.table: TimestepTable | None = reading.table
         self.origin = reading.index or 0
+        self.stride = 1
         self.seen: list[float] = [] if reading.value is None else [reading.value]
-        self.schedule = call.schedule or _schedule_of(reading)
-        self.recalled: list[Timesteps] = []
+        self.schedule = call.schedule or Schedule()
+        self.is_stated = is_stated
+        self.visible: list[VisibleSchedule] = []
         self.trusted = trusted
         self.decisions: dict[str, Decisions] = {}
         self.lanes = Lanes()
         self.record = GenerationRecord()
         self.closed = False
+        self._path: tuple[Run, ...] = () if is_one else call.callers.runs
+        self._holder: Run | None = None  # the function that has the schedule in a variable
+        self._loop: Run | None = None  # the function that loops over the steps
+        self._end: Run | None = None  # calls back when the loop is over
+        if not self.schedule.is_known:
+            self._find_schedule(call)
+        self.first_reusable_step = 0 if self.schedule.is_known else 1
 
     # Steps and schedule.
-
-    @property
-    def first_reusable_step(self) -> int:
-        """Earliest step whose outputs may be reused.
-
-        Without a schedule, the first call may be a single one, such as a warm-up. So it is not
-        certain that its outputs belong to the calls after it.
-        """
-        return 0 if self.schedule.is_known else 1
 
     @property
     def timestep_now(self) -> float | None:
@@ -94,20 +109,93 @@ class Generation:
         """Whether at most one step is left. A table may have one timestep too many."""
         return self.schedule.num_steps is not None and self.step >= self.schedule.num_steps - 2
 
-    def recall(self, schedules: list[Timesteps]) -> None:
-        """Set the schedules that this generation may follow. It follows one only if it is alone."""
-        followed = Schedule(len(schedules[0]), schedules[0]) if len(schedules) == 1 else Schedule()
-        self.recalled = schedules
-        if followed != self.schedule:
-            self.schedule = followed
+    def advance(self, step: int, call: Call) -> None:
+        """Go to the next step."""
+        self._follow_loop(call.callers)
+        self.step = step
+        self.timestep = call.reading.value
+        if self.timestep is not None:
+            self.seen.append(self.timestep)
+            if self.visible:
+                self._follow([v for v in self.visible if v.has(step, self.timestep)])
+
+    def take_every(self, stride: int) -> None:
+        """Note that the sampler takes every second, third, ... timestep of its schedule."""
+        self.first_reusable_step = 1
+        if self.table is not None:
+            self.stride = stride
+            timesteps = self.table.values[self.origin :: stride]
+            self._set_schedule(Schedule(len(timesteps), timesteps))
+        else:
+            self.visible = [v.every(stride) for v in self.visible if len(v.timesteps) > stride]
+
+    def _find_schedule(self, call: Call) -> None:
+        reading = call.reading
+        if reading.table is not None:
+            timesteps = reading.table.values[self.origin :]
+            self.schedule = Schedule(len(timesteps), timesteps)
+            self._holder = holder_of(call.callers, reading.table.base)
+        elif reading.value is not None:
+            self._follow(find_schedules(call.callers, reading.value, call.clock_dtype))
+            self._holder = self.visible[0].holder if self.visible else None
+
+    def _follow(self, schedules: list[VisibleSchedule]) -> None:
+        """Follow the first of these schedules. Without one the number of steps is unknown."""
+        self.visible = schedules
+        timesteps = schedules[0].timesteps if schedules else None
+        self._set_schedule(Schedule(len(timesteps), timesteps) if timesteps else Schedule())
+
+    def _set_schedule(self, schedule: Schedule) -> None:
+        if schedule != self.schedule:
+            self.schedule = schedule
             self.decisions.clear()
 
-    def advance(self, step: int, reading: Reading) -> None:
-        """Go to the next step."""
-        self.step = step
-        self.timestep = reading.value
-        if reading.value is not None:
-            self.seen.append(reading.value)
+    # Callers.
+
+    def depth_in(self, callers: Callers) -> int | None:
+        """Position of the function that loops over the steps of this generation.
+
+        It is None if none of these functions does, and 0 if nothing is known of them.
+        """
+        if not callers.runs or not self._path:
+            return 0
+        if self._loop is not None:
+            return callers.depth(self._loop)
+        return callers.depth(callers.innermost_in(self._path))
+
+    def is_of(self, callers: Callers) -> bool:
+        """Whether the function that called the first step, or that has its schedule, calls now.
+
+        If another run of a function calls, it may be one step of this generation or the begin of
+        another one.
+        """
+        if not callers.runs or not self._path:
+            return True
+        return callers.runs[0] is self._path[0] or self._holder in callers.runs
+
+    def may_loop_in(self, callers: Callers) -> bool:
+        """Whether these functions may call its next step."""
+        return self._loop is not None or self.is_of(callers)
+
+    def may_wait(self, callers: Callers) -> bool:
+        """Whether it may go on after others: its loop is a suspended generator or coroutine."""
+        return any(is_suspended(run) for run in self._path if run not in callers.runs)
+
+    def _follow_loop(self, callers: Callers) -> None:
+        """Learn which function loops over the steps: the innermost that ran at both steps."""
+        if not self._path:
+            return
+        inner = callers.innermost_in(self._path)
+        if self._loop is None and not self.is_of(callers):
+            self.first_reusable_step = max(self.first_reusable_step, 1)
+        if inner is not self._loop:
+            if self._loop is not None:  # the steps before the last one were another loop's
+                self.first_reusable_step = self.step
+            self._loop = inner
+            mark = inner() if inner is not None else None
+            free = functools.partial(_free, weakref.ref(self))
+            self._end = None if mark is None else weakref.ref(mark, free)
+        self._path = callers.runs
 
     # Lanes.
 
@@ -149,8 +237,7 @@ class Generation:
         )
 
 
-def _schedule_of(reading: Reading) -> Schedule:
-    if reading.table is None:
-        return Schedule()
-    timesteps = reading.table.values[reading.index or 0 :]
-    return Schedule(len(timesteps), timesteps)
+def _free(generation: weakref.ref[Generation], _: Run) -> None:
+    """The loop over the steps is over, or was broken off."""
+    if (found := generation()) is not None:
+        found.free()

@@ -14,11 +14,13 @@ import torch
 from pab_compile.plans.schedule import Schedule
 
 from .cache_entry import CacheEntry
+from .caller import NOBODY, Callers
 from .clock import Reading
 from .identity import Identity
 from .weights import WeightMarks
 
 _MAX_LANES = 8
+_MAX_PLACES = 16
 
 
 @dataclass(frozen=True)
@@ -34,6 +36,8 @@ class Call:
         lane: name of the lane, if the user gave one.
         index: the step, if the user gave one.
         schedule: the schedule, if the user gave one.
+        clock_dtype: dtype of the timestep.
+        callers: the functions that run around the call.
     """
 
     reading: Reading
@@ -44,6 +48,8 @@ class Call:
     lane: str | None = None
     index: int | None = None
     schedule: Schedule | None = None
+    clock_dtype: torch.dtype = torch.float32
+    callers: Callers = NOBODY
 
 
 @dataclass(eq=False)
@@ -89,6 +95,11 @@ class Lane:
         )
         self.free(graph)
         return outdated
+
+    def take(self, prompts: Mapping[str, torch.Tensor]) -> None:
+        """Carry other per-prompt inputs from now on. What was computed for those before is freed."""
+        self.free()
+        self.prompts = {name: Identity.of(prompt) for name, prompt in prompts.items()}
 
     def carries_memory(
         self, prompts: Mapping[str, torch.Tensor], names: Iterable[str] | None = None
@@ -139,11 +150,14 @@ class Lanes:
 
     Attributes:
         num_opened: number of lanes that were opened so far.
+        by_place: whether a step makes several calls with equal prompts and different parts of the
+            latents, such as windows, tiles or rows. Then the part tells lanes apart as well.
     """
 
     def __init__(self) -> None:
         self._lanes: list[Lane] = []
         self.num_opened = 0
+        self.by_place = False
 
     def __iter__(self) -> Iterator[Lane]:
         """The lanes, the oldest first."""
@@ -164,6 +178,8 @@ class Lanes:
         unnamed = [lane for lane in self._lanes if lane.name is None]
         mine = [lane for lane in unnamed if lane.carries_memory(call.prompts, call.names)]
         mine = mine or [lane for lane in unnamed if lane.carries(call.prompts, call.names)]
+        if self.by_place:
+            mine = [lane for lane in mine if lane.latents.is_in_place_of(call.latents)]
         return next((lane for lane in mine if lane.step < step), mine[-1] if mine else None)
 
     def open(self, call: Call, step: int) -> tuple[Lane, bool]:
@@ -173,12 +189,13 @@ class Lanes:
             The lane, and whether the oldest lane without a name was dropped for it.
         """
         unnamed = [lane for lane in self._lanes if lane.name is None]
-        is_full = call.lane is None and len(unnamed) >= _MAX_LANES
+        limit = _MAX_LANES * (_MAX_PLACES if self.by_place else 1)
+        is_full = call.lane is None and len(unnamed) >= limit
         if is_full:
             unnamed[0].free()
             self._lanes.remove(unnamed[0])
-        prompts = {name: Identity.of(prompt) for name, prompt in call.prompts.items()}
-        lane = Lane(call.lane, prompts, Identity.of(call.latents, remember=False), step)
+        lane = Lane(call.lane, {}, Identity.of(call.latents, remember=False), step)
+        lane.take(call.prompts)
         self.num_opened += 1
         self._lanes.append(lane)
         return lane, is_full

@@ -27,12 +27,17 @@ from .tracker import Tracker
 class Scope:
     """Trackers and forwards of all compiled models that run in a thread or ``generation()`` block.
 
+    Args:
+        schedule: timesteps that the user gave, or None.
+        is_one: whether the scope is one generation, as a ``generation()`` block is.
+
     Attributes:
         forwards: the calls of compiled models that run now or ran last.
     """
 
-    def __init__(self, schedule: Schedule | None = None) -> None:
+    def __init__(self, schedule: Schedule | None = None, is_one: bool = False) -> None:
         self._schedule = schedule
+        self._is_one = is_one
         self._trackers: dict[tuple[int, ...], tuple[_ModelTracker, ...]] = {}
         self.forwards = Forwards()
 
@@ -54,7 +59,8 @@ class Scope:
             for k, others in self._trackers.items()
             if (alive := tuple(e for e in others if e.anchor() is not None))
         }
-        entry = _ModelTracker(weakref.ref(identity[0]), options, Tracker(self._schedule))
+        tracker = Tracker(self._schedule, self._is_one)
+        entry = _ModelTracker(weakref.ref(identity[0]), options, tracker)
         self._trackers[key] = (*self._trackers.get(key, ()), entry)
         return entry.tracker
 
@@ -124,7 +130,7 @@ def generation(timesteps: Iterable[float] | torch.Tensor | None = None) -> Itera
         if not listed:
             raise PabError("generation(timesteps=...) got no timesteps: give one per step.")
         schedule = Schedule(len(listed), tuple(float(value) for value in listed))
-    scope = Scope(schedule)
+    scope = Scope(schedule, is_one=True)
     token = _stated_scope.set(scope)
     try:
         yield

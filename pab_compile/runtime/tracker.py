@@ -6,51 +6,59 @@ from dataclasses import replace
 
 from pab_compile.plans.schedule import Schedule
 
+from .caller import Callers
 from .clock import TimestepTable
+from .continuation import is_over, step_of
 from .generation import Generation
 from .identity import Identity
 from .lane import Call, Lane
-from .recall import KnownSchedules, going_on
+
+_MAX_RUNNING = 4
 
 _INTERLEAVED = (
-    "two generations with the same timesteps and prompts run at once, or one was interrupted and "
+    "one function makes two generations with the same timesteps and prompts, or broke one off and "
     "started again, so none of their outputs were reused: wrap each in pab_compile.generation(), "
-    "or call pab_compile.reset() after an interruption"
+    "or name the calls of one step with pab_compile.step(..., lane=...)"
 )
-_OTHER_TIMESTEPS = (
-    "the timesteps start like those of an earlier generation and then differ, so from then on "
-    "nothing was reused: the number of steps may be another, or two generations may run at once; "
-    "give pab_compile.generation(timesteps=...); the next generation with these timesteps reuses"
+_NO_SCHEDULE = (
+    "no schedule was found that contains the timesteps, so nothing was reused: give "
+    "pab_compile.generation(timesteps=...)"
 )
 _HIDDEN = (
     "two calls of one step have the same inputs, and Python code between the graphs of the model "
     "may add conditions that distinguish them, so nothing was reused: name the calls with "
     "pab_compile.step(..., lane=...)"
 )
+_OTHER_PROMPT = (
+    "calls of one named lane have different prompts, so what was computed for one was not reused "
+    "for the other"
+)
 _MIXED = "the rows of the batch are at different timesteps, so this step was computed"
 
 
 class Tracker:
-    """The running generation of a model, within one scope.
+    """The running generations of a model, within one scope.
 
     Args:
         schedule: timesteps that the user gave for the scope, or None.
+        is_one: whether the user said that the scope is one generation.
 
     Attributes:
-        generation: the running one, or the last one.
+        generation: the one of the last call.
         prompt_inputs: names of the per-prompt inputs that some graph of the model reads.
     """
 
-    def __init__(self, schedule: Schedule | None = None) -> None:
+    def __init__(self, schedule: Schedule | None = None, is_one: bool = False) -> None:
         self._given = schedule
-        self._known = KnownSchedules()
+        self._is_one = is_one
+        self._running: list[Generation] = []
         self.generation: Generation | None = None
         self.prompt_inputs: dict[str, None] = {}
 
     @property
-    def table(self) -> TimestepTable | None:
-        """The scheduler's table of the running generation."""
-        return self.generation.table if self.generation else None
+    def tables(self) -> list[TimestepTable]:
+        """The scheduler's tables of the running generations."""
+        return [running.table for running in self._running if running.table is not None]
 
     def place(self, call: Call) -> tuple[Generation, Lane] | None:
         """Find the generation and the lane of a call, and move the generation to the call's step.
@@ -63,16 +71,18 @@ class Tracker:
             if self.generation is not None:
                 self.generation.note(_MIXED)
             return None
-        generation = self.generation
-        if generation is None or generation.closed:
-            generation = self._begin(call)
-        else:
-            generation = self._follow(generation, call)
+        generation = self._of_callers(call.callers)
+        if generation is None or not self._goes_on(generation, call):
+            generation = self._begin(call, generation)
+        self.generation = generation
         lane = generation.find_lane(call)
         if lane is not None and lane.step == generation.step:
-            if not lane.latents.is_same_memory(call.latents):
+            if call.lane is None and lane.latents.is_beside(call.latents):
+                generation.lanes.by_place = True  # parts of one tensor, such as windows of a video
+                lane = None
+            elif not lane.latents.is_same_memory(call.latents):
                 # The same step, prompts and lane, but other latents: another generation.
-                generation = self._begin(call, suspicious=True)
+                self.generation = generation = self._begin(call, generation, suspicious=True)
                 lane = None
             elif call.lane is None:
                 if call.is_hidden:
@@ -81,96 +91,69 @@ class Tracker:
                 lane = None
         if lane is None:
             lane = generation.open_lane(call)
+        elif call.lane is not None and not lane.carries(call.prompts, call.names):
+            lane.take(call.prompts)
+            generation.note(_OTHER_PROMPT)
         lane.step = generation.step
         lane.latents = Identity.of(call.latents, remember=False)
         return generation, lane
 
     def drop(self) -> None:
-        """Close the running generation and free its cache."""
-        if self.generation is not None:
-            self.generation.free()
+        """Close the running generations and free their caches."""
+        for running in self._running:
+            running.free()
+        self._running.clear()
 
-    def _follow(self, generation: Generation, call: Call) -> Generation:
-        """The generation of a call while one is running: that one, or a new one."""
-        step = self._next_step(generation, call)
-        if step is not None and step == generation.step:
-            return generation
-        if step is not None and step == generation.step + 1:
-            self._check_recalled(generation, call, step)
-            generation.advance(step, call.reading)
-            return generation
-        return self._begin(call, suspicious=self._may_be_interleaved(generation, call))
+    def _of_callers(self, callers: Callers) -> Generation | None:
+        """The generation of the innermost function that loops over the steps of one."""
+        open_ones = [running for running in self._running if not running.closed]
+        depths = [(running.depth_in(callers), running) for running in reversed(open_ones)]
+        found = [(depth, running) for depth, running in depths if depth is not None]
+        return min(found, key=lambda each: each[0])[1] if found else None
 
-    def _next_step(self, generation: Generation, call: Call) -> int | None:
-        """The step of a call in the running generation; None if it does not continue it."""
-        if call.index is not None:
-            return call.index
-        value, index = call.reading.value, call.reading.index
-        if generation.table is not None or call.reading.table is not None:
-            if index is None or generation.table is not call.reading.table:
-                return None
-            return index - generation.origin
-        if value is None or generation.timestep is None:
-            return None
-        if value == generation.timestep:
-            return (
-                generation.step + 1 if self._repeats_timestep(generation, call) else generation.step
-            )
-        if len(set(generation.seen)) < 2:
-            return generation.step + 1
-        falling = generation.seen[0] > generation.timestep
-        onwards = value < generation.timestep if falling else value > generation.timestep
-        return generation.step + 1 if onwards else None
-
-    def _repeats_timestep(self, generation: Generation, call: Call) -> bool:
-        """Whether the scheduler repeats a timestep (PNDM, Heun): same lane, other latents."""
-        if generation.step == 0:
+    def _goes_on(self, generation: Generation, call: Call) -> bool:
+        """Whether a call continues a generation, which then moves to the call's step."""
+        found = step_of(generation, call)
+        if found is None:
             return False
-        lane = generation.find_lane(call)
-        return (
-            lane is not None
-            and lane.step == generation.step
-            and not lane.latents.is_same_memory(call.latents)
-        )
+        if found.index != generation.step:
+            if found.stride > 1:
+                generation.take_every(found.stride)
+            if not found.is_shown and generation.trusted:
+                generation.trusted = False
+                generation.note(_NO_SCHEDULE)
+            generation.advance(found.index, call)
+        return True
 
-    def _may_be_interleaved(self, generation: Generation, call: Call) -> bool:
+    def _begin(self, call: Call, before: Generation | None, suspicious: bool = False) -> Generation:
+        """Begin a generation.
+
+        Args:
+            call: its first call.
+            before: the generation of the same functions.
+            suspicious: whether it may run at the same time as the one before.
+        """
+        suspicious = suspicious or (before is not None and self._may_interleave(before, call))
+        waiting = [other for other in self._running if other.may_wait(call.callers)]
+        kept = waiting[1 - _MAX_RUNNING :]
+        for other in self._running:
+            if other not in kept:
+                other.free()
+        stated_steps = call.schedule.num_steps if call.schedule is not None else None
+        is_given = self._given is not None and stated_steps in (None, self._given.num_steps)
+        if is_given:
+            call = replace(call, schedule=self._given)
+        begun = Generation(call, not suspicious, is_stated=is_given, is_one=self._is_one)
+        self._running = [*kept, begun]
+        if suspicious:
+            begun.note(_INTERLEAVED)
+        return begun
+
+    def _may_interleave(self, before: Generation, call: Call) -> bool:
         """Whether a new generation may run at the same time as an unfinished one."""
-        if not self._is_unfinished(generation):
+        if before.closed or is_over(before) or not before.may_loop_in(call.callers):
             return False
         if (call.reading.index or 0) > 0:
             return True
-        same_table = call.reading.table is generation.table
-        return same_table and generation.find_lane(call) is not None
-
-    def _is_unfinished(self, generation: Generation) -> bool:
-        """Whether more than one step is left, by the schedule or by earlier timesteps."""
-        if generation.schedule.is_known:
-            return not generation.is_nearly_done
-        return self._known.go_on_after(generation.timestep)
-
-    def _check_recalled(self, generation: Generation, call: Call, step: int) -> None:
-        """Without a table: check that the timesteps continue those of an earlier generation."""
-        value = call.reading.value
-        if value is None or call.index is not None or not generation.recalled:
-            return
-        generation.recall(going_on(generation.recalled, step, value))
-        if not generation.recalled and generation.trusted:
-            generation.trusted = False
-            generation.note(_OTHER_TIMESTEPS)
-
-    def _begin(self, call: Call, suspicious: bool = False) -> Generation:
-        before = self.generation
-        if before is not None:
-            if before.table is None and not before.closed:
-                self._known.learn(before.seen)
-            before.free()
-        given = self._given
-        stated_steps = call.schedule.num_steps if call.schedule is not None else None
-        if given is not None and stated_steps in (None, given.num_steps):
-            call = replace(call, schedule=given)
-        self.generation = Generation(call, trusted=not suspicious)
-        if not self.generation.schedule.is_known and call.reading.value is not None:
-            self.generation.recall(self._known.starting_with(call.reading.value))
-        if suspicious:
-            self.generation.note(_INTERLEAVED)
-        return self.generation
+        same_table = call.reading.table is before.table
+        return same_table and before.find_lane(call) is not None

@@ -26,7 +26,7 @@ def place(
 ) -> tuple[Generation, Lane]:
     """The place of a call."""
     latents = torch.zeros(1) if latents is None else latents
-    reading = read_timestep(timestep, tracker.table)
+    reading = read_timestep(timestep, tracker.tables)
     found = tracker.place(Call(reading, latents, {"prompt": PROMPTS[prompt]}))
     assert found is not None
     return found
@@ -145,7 +145,7 @@ def test_equal_prompts_in_new_memory_are_the_same_lane_and_changed_ones_another(
     lanes = []
     for timestep, prompt in zip(table, prompts, strict=True):
         found = tracker.place(
-            Call(read_timestep(timestep, tracker.table), torch.zeros(1), {"prompt": prompt})
+            Call(read_timestep(timestep, tracker.tables), torch.zeros(1), {"prompt": prompt})
         )
         assert found is not None
         lanes.append(found[1])
@@ -157,7 +157,7 @@ def test_a_prompt_that_is_written_to_is_another_lane() -> None:
     table, prompt = torch.tensor([900, 600, 300]), torch.ones(2)
     tracker, lanes = Tracker(), []
     for timestep in table[:2]:
-        call = Call(read_timestep(timestep, tracker.table), torch.zeros(1), {"prompt": prompt})
+        call = Call(read_timestep(timestep, tracker.tables), torch.zeros(1), {"prompt": prompt})
         found = tracker.place(call)
         assert found is not None
         lanes.append(found[1])
@@ -236,7 +236,7 @@ def test_prompts_that_differ_at_every_call_are_noticed() -> None:
     tracker = Tracker()
     for step, timestep in enumerate(table):
         call = Call(
-            read_timestep(timestep, tracker.table),
+            read_timestep(timestep, tracker.tables),
             torch.zeros(1),
             {"prompt": torch.tensor(float(step))},
         )

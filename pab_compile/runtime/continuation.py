@@ -1,0 +1,122 @@
+"""Continuation: the rule by which a call is believed to continue a generation.
+
+Wrong belief would reuse the outputs of another picture. So the timestep of a call must be exactly
+the next of a known schedule: one that the user stated, the scheduler's own table, one in the
+callers' variables, or evenly spaced timesteps. The tracker has checked before that the function
+that loops over the steps is still running (``Generation.depth_in``).
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from .generation import Generation
+from .lane import Call
+from .visible_schedule import VisibleSchedule, precision_of
+
+
+@dataclass(frozen=True)
+class Step:
+    """The step of a call.
+
+    Attributes:
+        index: number of the step.
+        stride: more than 1 if the sampler turns out to take only every second, third, ... timestep.
+        is_shown: whether a known schedule shows it. If not, the timestep only goes onwards.
+    """
+
+    index: int
+    stride: int = 1
+    is_shown: bool = True
+
+
+def step_of(generation: Generation, call: Call) -> Step | None:
+    """The step of a call in a generation; None if it does not continue it."""
+    reading, here, following = call.reading, generation.step, generation.step + 1
+    if call.index is not None:
+        return Step(call.index) if call.index in (here, following) else None
+    if generation.table is not None or reading.table is not None:
+        return _step_in_table(generation, call)
+    if reading.value is None or generation.timestep is None:
+        return None
+    is_equal = reading.value == generation.timestep
+    if is_equal and not _has_other_latents(generation, call):
+        return Step(here)
+    if any(schedule.has(following, reading.value) for schedule in generation.visible):
+        return Step(following)
+    if generation.is_stated and (is_equal or _goes_onwards(generation.seen, reading.value)):
+        return Step(following)
+    if is_equal:
+        return Step(here)
+    if here == 0 and generation.is_of(call.callers):
+        stride = _stride(generation.visible, reading.value)
+        if stride is not None:
+            return Step(following, stride)
+    if not _goes_onwards(generation.seen, reading.value) or (generation.visible and here > 0):
+        return None
+    timesteps = [*generation.seen, reading.value]
+    return Step(following, is_shown=here == 0 or _is_evenly_spaced(timesteps, call.clock_dtype))
+
+
+def _stride(schedules: Sequence[VisibleSchedule], timestep: float) -> int | None:
+    """Every how many timesteps of a schedule a sampler takes whose second timestep is given."""
+    for schedule in schedules:
+        for stride in range(2, len(schedule.timesteps)):
+            if schedule.has(stride, timestep):
+                return stride
+    return None
+
+
+def is_over(generation: Generation) -> bool:
+    """Whether at most one step is left of a generation, as far as its timesteps show."""
+    if generation.schedule.is_known:
+        return generation.is_nearly_done
+    seen = generation.seen
+    if len(seen) < 2:
+        return False
+    following = 2 * seen[-1] - seen[-2]
+    return following <= 0 if seen[-1] < seen[-2] else following >= (1 if following < 2 else 1000)
+
+
+def _step_in_table(generation: Generation, call: Call) -> Step | None:
+    reading = call.reading
+    if reading.index is None or generation.table is not reading.table:
+        return None
+    index, rest = divmod(reading.index - generation.origin, generation.stride)
+    if rest == 0 and index in (generation.step, generation.step + 1):
+        return Step(index)
+    if generation.step == 0 and index > 1 and generation.is_of(call.callers):
+        return Step(1, stride=index)
+    return None
+
+
+def _has_other_latents(generation: Generation, call: Call) -> bool:
+    """Whether a lane was called at this step with other latents.
+
+    Then the schedule has the timestep twice, or it is another video.
+    """
+    lane = generation.find_lane(call)
+    return (
+        lane is not None
+        and lane.step == generation.step
+        and not lane.latents.is_same_memory(call.latents)
+    )
+
+
+def _goes_onwards(seen: Sequence[float], value: float) -> bool:
+    if len(set(seen)) < 2:
+        return value != seen[-1]
+    return value < seen[-1] if seen[-1] < seen[0] else value > seen[-1]
+
+
+def _is_evenly_spaced(timesteps: Sequence[float], dtype: torch.dtype) -> bool:
+    """Whether timesteps have equal gaps, up to rounding that is clearly smaller than a gap."""
+    gaps = [b - a for a, b in itertools.pairwise(timesteps)]
+    rounding = 1.0
+    if dtype.is_floating_point:
+        rounding = 4 * precision_of(dtype) * max(map(abs, timesteps))
+    return rounding < abs(gaps[0]) and max(gaps) - min(gaps) <= rounding

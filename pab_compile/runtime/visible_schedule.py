@@ -1,0 +1,163 @@
+"""Visible schedules: the timesteps of a generation, found in the variables of the callers.
+
+Many pipelines give the model a copy of the timestep (a cast, ``t / 1000``). The copy does not show
+the schedule. But the function that loops over the steps has it in a variable, or in an attribute
+such as ``self.scheduler.timesteps``. A list or tensor of numbers that rise or fall can be the
+schedule if it contains the timestep, in one of the units in use. Often there are several. At every
+step, those that do not go on with the timestep are dropped.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from types import FunctionType, ModuleType
+from typing import Any
+
+import torch
+
+from .caller import Callers, Run
+from .clock import is_schedule
+
+# timestep = offset + factor * number: equal, of 1000 steps, in thousandths, rising from noise.
+_UNITS = ((0.0, 1.0), (0.0, 1e-3), (0.0, 1e3), (1.0, -1.0), (1.0, -1e-3))
+_MIN_PRECISION = 1e-6
+_LOW_PRECISION = torch.finfo(torch.bfloat16).eps  # a timestep may have been rounded on its way
+_CUT = 0.999  # a whole number may have been cut from its timestep
+_MAX_NUMBERS = 10_000
+_MAX_OBJECTS = 500  # per function
+
+
+@dataclass(frozen=True)
+class VisibleSchedule:
+    """Timesteps that the callers may be looping over, from the current one on.
+
+    Attributes:
+        timesteps: in the unit of the model's timestep.
+        precision: relative precision of the model's timestep.
+        slack: absolute precision.
+        holder: the innermost function that has them in its variables.
+    """
+
+    timesteps: tuple[float, ...]
+    precision: float
+    slack: float = 0.0
+    holder: Run | None = None
+
+    def has(self, step: int, timestep: float) -> bool:
+        """Whether a step has this timestep."""
+        if not 0 <= step < len(self.timesteps):
+            return False
+        here = self.timesteps[step]
+        return math.isclose(here, timestep, rel_tol=self.precision, abs_tol=self.slack)
+
+    def every(self, stride: int) -> VisibleSchedule:
+        """Every second, third, ... timestep."""
+        return replace(self, timesteps=self.timesteps[::stride])
+
+
+def precision_of(dtype: torch.dtype) -> float:
+    """Relative precision of a timestep."""
+    own = torch.finfo(dtype).eps if dtype.is_floating_point else 0.0
+    return max(own, _MIN_PRECISION)
+
+
+def find_schedules(callers: Callers, timestep: float, dtype: torch.dtype) -> list[VisibleSchedule]:
+    """The schedules that may start at a timestep, the likeliest first.
+
+    The likeliest is of the innermost function. Of several it is the one that begins with the
+    timestep, then the shortest.
+
+    Args:
+        callers: the functions around the call.
+        timestep: the value that the model got.
+        dtype: of the model's timestep.
+    """
+    for precision in (precision_of(dtype), _LOW_PRECISION):
+        unique: dict[tuple[float, ...], VisibleSchedule] = {}
+        for run, variables in callers.variables():
+            here = list(_going_on_from(timestep, precision, dtype, run, variables))
+            for _, schedule in sorted(here, key=lambda match: (match[0], len(match[1].timesteps))):
+                unique.setdefault(schedule.timesteps, schedule)
+        if unique:
+            return list(unique.values())
+    return []
+
+
+def holder_of(callers: Callers, table: torch.Tensor) -> Run | None:
+    """The innermost function that has a scheduler's table in its variables."""
+    address = table.untyped_storage().data_ptr()
+    for run, variables in callers.variables():
+        for value in _within_reach(variables):
+            if _is_row(value) and value.untyped_storage().data_ptr() == address:
+                return run
+    return None
+
+
+def _going_on_from(
+    timestep: float, precision: float, dtype: torch.dtype, run: Run, variables: Mapping[str, Any]
+) -> Iterator[tuple[int, VisibleSchedule]]:
+    """The schedules among a function's variables that go on from a timestep, and where it is."""
+    for value in _within_reach(variables):
+        numbers = _numbers(value)
+        if not is_schedule(numbers):
+            continue
+        is_cut = not dtype.is_floating_point and any(number != int(number) for number in numbers)
+        for offset, factor in _UNITS:
+            # A difference is as precise as its larger part.
+            slack = _CUT if is_cut else precision if offset else 0.0
+            timesteps = tuple(offset + factor * number for number in numbers)
+            for position, here in enumerate(timesteps[:-1]):
+                if math.isclose(here, timestep, rel_tol=precision, abs_tol=slack):
+                    yield position, VisibleSchedule(timesteps[position:], precision, slack, run)
+
+
+def _within_reach(variables: Mapping[str, Any]) -> list[Any]:
+    """Variables, their attributes, and the attributes of these, each once."""
+    own = list(variables.values())
+    first = list(itertools.islice(_attributes(own), _MAX_OBJECTS))
+    second = list(itertools.islice(_attributes(first), _MAX_OBJECTS))
+    return list({id(value): value for value in (*own, *first, *second)}.values())
+
+
+def _attributes(values: Iterable[Any]) -> Iterator[Any]:
+    opaque = (torch.nn.Module, torch.Tensor, ModuleType, FunctionType, type)
+    for value in values:
+        inside = None if isinstance(value, opaque) else getattr(value, "__dict__", None)
+        if isinstance(inside, dict):
+            yield from list(inside.values())
+
+
+def _numbers(value: Any) -> list[float]:
+    """A row of numbers as a list; ``[]`` for anything else."""
+    if isinstance(value, (list, tuple, range)):
+        return _listed(value)
+    if _is_row(value) or (type(value).__module__ == "numpy" and getattr(value, "ndim", 0) == 1):
+        listed = value.tolist() if len(value) <= _MAX_NUMBERS else []
+        return listed if all(type(number) in (int, float) for number in listed) else []
+    return []
+
+
+def _listed(values: Sequence[Any]) -> list[float]:
+    """The numbers of a list of numbers, or of a list of tensors that each repeat one number."""
+    if not 2 <= len(values) <= _MAX_NUMBERS:
+        return []
+    if all(type(value) in (int, float) for value in values):
+        return list(values)
+    if not all(type(v) is torch.Tensor and v.ndim <= 1 and v.numel() for v in values):
+        return []
+    if len({(v.device, v.dtype) for v in values}) > 1 or values[0].is_complex():
+        return []
+    return torch.stack([value.detach().reshape(-1)[0] for value in values]).tolist()
+
+
+def _is_row(value: Any) -> bool:
+    return (
+        type(value) is torch.Tensor
+        and value.ndim == 1
+        and len(value) > 1
+        and value.layout is torch.strided
+        and not value.is_meta
+    )

@@ -1,0 +1,91 @@
+"""Random generations: nothing foreign is reused, and little that could be reused is computed."""
+
+from __future__ import annotations
+
+import threading
+from collections import Counter
+from typing import Any
+
+import pytest
+import torch
+
+import pab_compile
+from pab_compile.runtime.tracker import Tracker
+
+from .model import drawn
+from .session import OPTIONS, Session, WrongReuse
+
+SESSIONS = 40
+PER_SESSION = 10
+# Not taken are: all of timesteps that follow no schedule, some of the first step, and some of
+# videos that run at once. ``python -m fuzz 10000`` prints how many of which.
+MOST_MISSED = 0.55
+
+pytestmark = pytest.mark.compiled_once
+
+
+@pytest.fixture(scope="module")
+def compiled() -> Any:
+    before = torch._dynamo.config.recompile_limit
+    torch._dynamo.config.recompile_limit = 64
+    yield torch.compile(drawn(), backend="pab", options=OPTIONS, dynamic=False)
+    torch._dynamo.config.recompile_limit = before
+
+
+def run(compiled: Any, seeds: range, **session: Any) -> tuple[int, int]:
+    """Run sessions: how many reuses were possible, and how many were not taken."""
+    possible, missed = Counter[tuple[str, str]](), Counter[tuple[str, str]]()
+    for seed in seeds:
+        pab_compile.reset()
+        drawn_session = Session(compiled._orig_mod, compiled, seed, **session)
+        drawn_session.run(PER_SESSION)
+        possible += drawn_session.possible
+        missed += drawn_session.missed
+    return possible.total(), missed.total()
+
+
+def test_random_generations_reuse_nothing_foreign_and_miss_little(compiled: Any) -> None:
+    possible, missed = run(compiled, range(SESSIONS))
+    assert possible > 1000
+    assert missed < MOST_MISSED * possible
+
+
+def test_two_threads_do_not_mix(compiled: Any) -> None:
+    failures: list[BaseException] = []
+    done: list[tuple[int, int]] = []
+
+    def work(seeds: range) -> None:
+        try:
+            done.append(run(compiled, seeds, writes=False))
+        except BaseException as error:
+            failures.append(error)
+
+    threads = [threading.Thread(target=work, args=(range(n, n + 4),)) for n in (1000, 2000)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not failures, failures
+    assert len(done) == 2
+
+
+# The oracle finds what is wrong.
+
+
+def test_a_rule_that_believes_every_call_is_found_out(
+    compiled: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def believing(tracker: Tracker, callers: Any) -> Any:
+        return tracker.generation if tracker.generation and not tracker.generation.closed else None
+
+    monkeypatch.setattr(Tracker, "_of_callers", believing)
+    with pytest.raises(WrongReuse, match="foreign"):
+        run(compiled, range(SESSIONS))
+
+
+def test_the_parts_of_the_model_are_its_output() -> None:
+    model = drawn()
+    latents, prompt = torch.randn(2, 6, 8), torch.randn(2, 3, 8)
+    timestep = torch.tensor([500.0, 500.0])
+    parts = model.own(latents, timestep), model.other(latents, timestep, prompt)
+    torch.testing.assert_close(model(latents, timestep, prompt), latents + parts[0] + parts[1])
