@@ -52,11 +52,12 @@ def step_of(generation: Generation, call: Call) -> Step | None:
         return Step(following)
     if is_equal:
         return Step(here)
-    if here == 0 and generation.is_of(call.callers):
-        stride = _stride(generation.visible, reading.value)
-        if stride is not None:
-            return Step(following, stride)
-    if not _goes_onwards(generation.seen, reading.value) or (generation.visible and here > 0):
+    is_second = here == 0 and generation.is_of(call.callers)
+    stride = _stride(generation.visible, reading.value) if is_second else None
+    if stride is not None:
+        return Step(following, stride)
+    # At the second call, what was taken for the schedule may turn out to be something else.
+    if not _goes_onwards(generation.seen, reading.value) or (generation.visible and not is_second):
         return None
     timesteps = [*generation.seen, reading.value]
     return Step(following, is_shown=here == 0 or _is_evenly_spaced(timesteps, call.clock_dtype))

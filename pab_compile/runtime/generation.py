@@ -161,6 +161,8 @@ class Generation:
             return 0
         if self._loop is not None:
             return callers.depth(self._loop)
+        if self.may_wait(callers):
+            return None
         return callers.depth(callers.innermost_in(self._path))
 
     def is_of(self, callers: Callers) -> bool:

@@ -97,7 +97,7 @@ class Lane:
         return outdated
 
     def take(self, prompts: Mapping[str, torch.Tensor]) -> None:
-        """Carry other per-prompt inputs from now on. What was computed for those before is freed."""
+        """Carry other per-prompt inputs from now on, and free what was computed before."""
         self.free()
         self.prompts = {name: Identity.of(prompt) for name, prompt in prompts.items()}
 

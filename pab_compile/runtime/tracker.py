@@ -82,7 +82,8 @@ class Tracker:
                 lane = None
             elif not lane.latents.is_same_memory(call.latents):
                 # The same step, prompts and lane, but other latents: another generation.
-                self.generation = generation = self._begin(call, generation, suspicious=True)
+                suspicious = generation.may_loop_in(call.callers)
+                self.generation = generation = self._begin(call, generation, suspicious)
                 lane = None
             elif call.lane is None:
                 if call.is_hidden:

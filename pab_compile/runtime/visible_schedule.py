@@ -67,8 +67,8 @@ def precision_of(dtype: torch.dtype) -> float:
 def find_schedules(callers: Callers, timestep: float, dtype: torch.dtype) -> list[VisibleSchedule]:
     """The schedules that may start at a timestep, the likeliest first.
 
-    The likeliest is of the innermost function. Of several it is the one that begins with the
-    timestep, then the shortest.
+    The likeliest is of the innermost function. Of several it is one that begins with the timestep,
+    then a variable rather than an attribute, then the longest. A last 0 does not count.
 
     Args:
         callers: the functions around the call.
@@ -78,8 +78,8 @@ def find_schedules(callers: Callers, timestep: float, dtype: torch.dtype) -> lis
     for precision in (precision_of(dtype), _LOW_PRECISION):
         unique: dict[tuple[float, ...], VisibleSchedule] = {}
         for run, variables in callers.variables():
-            here = list(_going_on_from(timestep, precision, dtype, run, variables))
-            for _, schedule in sorted(here, key=lambda match: (match[0], len(match[1].timesteps))):
+            here = _going_on_from(timestep, precision, dtype, run, variables)
+            for _, schedule in sorted(here, key=lambda match: match[0]):
                 unique.setdefault(schedule.timesteps, schedule)
         if unique:
             return list(unique.values())
@@ -90,7 +90,7 @@ def holder_of(callers: Callers, table: torch.Tensor) -> Run | None:
     """The innermost function that has a scheduler's table in its variables."""
     address = table.untyped_storage().data_ptr()
     for run, variables in callers.variables():
-        for value in _within_reach(variables):
+        for _, value in _within_reach(variables):
             if _is_row(value) and value.untyped_storage().data_ptr() == address:
                 return run
     return None
@@ -98,9 +98,9 @@ def holder_of(callers: Callers, table: torch.Tensor) -> Run | None:
 
 def _going_on_from(
     timestep: float, precision: float, dtype: torch.dtype, run: Run, variables: Mapping[str, Any]
-) -> Iterator[tuple[int, VisibleSchedule]]:
-    """The schedules among a function's variables that go on from a timestep, and where it is."""
-    for value in _within_reach(variables):
+) -> Iterator[tuple[tuple[int, ...], VisibleSchedule]]:
+    """The schedules among a function's variables that go on from a timestep, with their rank."""
+    for level, value in _within_reach(variables):
         numbers = _numbers(value)
         if not is_schedule(numbers):
             continue
@@ -111,15 +111,22 @@ def _going_on_from(
             timesteps = tuple(offset + factor * number for number in numbers)
             for position, here in enumerate(timesteps[:-1]):
                 if math.isclose(here, timestep, rel_tol=precision, abs_tol=slack):
-                    yield position, VisibleSchedule(timesteps[position:], precision, slack, run)
+                    rest = timesteps[position:]
+                    rank = (position, level, (numbers[-1] == 0) - len(rest), len(rest))
+                    yield rank, VisibleSchedule(rest, precision, slack, run)
 
 
-def _within_reach(variables: Mapping[str, Any]) -> list[Any]:
-    """Variables, their attributes, and the attributes of these, each once."""
+def _within_reach(variables: Mapping[str, Any]) -> Iterator[tuple[int, Any]]:
+    """Variables, their attributes, and the attributes of these, each once and with its level."""
     own = list(variables.values())
     first = list(itertools.islice(_attributes(own), _MAX_OBJECTS))
     second = list(itertools.islice(_attributes(first), _MAX_OBJECTS))
-    return list({id(value): value for value in (*own, *first, *second)}.values())
+    seen: set[int] = set()
+    for level, values in enumerate((own, first, second)):
+        for value in values:
+            if id(value) not in seen:
+                yield level, value
+            seen.add(id(value))
 
 
 def _attributes(values: Iterable[Any]) -> Iterator[Any]:

@@ -7,7 +7,7 @@ another one, or change something in between.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import torch
@@ -134,18 +134,21 @@ class Loop:
         both = torch.cat([self.null_prompt, self.prompt])
         values = self.timesteps.tolist()
         for step, timestep in enumerate(self.timesteps[self.start :]):
-            value = values[self.start + step]
+            moment = Moment(step, len(values) - self.start, values[self.start + step], "")
+            given = timestep.clone() if self.by_value else timestep
 
+            # It must not have ``self``: a method of an object with the schedule may be a sampler.
             def predict(
                 latents: torch.Tensor,
                 prompt: torch.Tensor,
                 lane: str,
-                now: tuple[int, torch.Tensor, float] = (step, timestep, value),
+                call: ModelCall = self.call,
+                given: torch.Tensor = given,
+                moment: Moment = moment,
             ) -> torch.Tensor:
-                moment = Moment(now[0], len(values) - self.start, now[2], lane)
-                given = now[1].clone() if self.by_value else now[1]
+                now = replace(moment, lane=lane)
                 with torch.no_grad():
-                    return self.call(latents, given.expand(len(latents)), prompt, moment)
+                    return call(latents, given.expand(len(latents)), prompt, now)
 
             if self.guidance == "batched":
                 prediction = guided(*predict(torch.cat([self.latents] * 2), both, "both").chunk(2))

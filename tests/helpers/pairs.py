@@ -12,6 +12,7 @@ from diffusers import LatteTransformer3DModel
 import pab_compile
 from helpers.latte import (
     Loop,
+    ModelCall,
     Moment,
     assert_different,
     assert_same,
@@ -46,19 +47,11 @@ class Pair:
     ) -> None:
         loop.setdefault("timesteps", ddim_timesteps(NUM_STEPS))
         self._model = model
-        self._compiled = compiled
         self._reused: list[set[str]] = []
         self._latents = loop.setdefault("latents", draw_latents())
-        self.actual = Loop(self._recorded, **loop)
+        self.actual = Loop(_recorded(compiled, self._reused), **loop)
         self.oracle = Loop(Oracle(model, RULE), **loop)
         self.eager = Loop(calls_of(model), **loop)
-
-    def _recorded(self, *call: Any) -> torch.Tensor:
-        result = calls_of(self._compiled)(*call)
-        stats = pab_compile.stats(self._compiled)  # type: ignore[arg-type]
-        letters = zip(stats.kinds, stats.patterns[-1], strict=True)
-        self._reused.append({kind for kind, letter in letters if letter == "-"})
-        return result
 
     def check_nothing_foreign(self) -> None:
         """Steps reused inside the window only, and what they reused was this video's own.
@@ -120,3 +113,16 @@ def _first(loop: Loop, count: int) -> torch.Tensor:
     if len(loop.predictions) < count:
         advance(loop.steps(), count)
     return torch.stack(loop.predictions[:count])
+
+
+def _recorded(compiled: Callable[..., Any], reused: list[set[str]]) -> ModelCall:
+    """A compiled model that records the kinds that it reused in every call."""
+
+    def call(*args: Any) -> torch.Tensor:
+        result = calls_of(compiled)(*args)
+        stats = pab_compile.stats(compiled)  # type: ignore[arg-type]
+        letters = zip(stats.kinds, stats.patterns[-1], strict=True)
+        reused.append({kind for kind, letter in letters if letter == "-"})
+        return result
+
+    return call

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import sys
+from collections.abc import Callable, Iterator, Sequence
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pab_compile.plans.schedule import Schedule
+from pab_compile.runtime.caller import Callers
 from pab_compile.runtime.clock import Reading, read_timestep
 from pab_compile.runtime.generation import Generation
 from pab_compile.runtime.lane import Call, Lane
@@ -165,10 +167,10 @@ def test_a_prompt_that_is_written_to_is_another_lane() -> None:
     assert lanes[0] is not lanes[1]
 
 
-def test_a_timestep_that_a_scheduler_evaluates_twice_is_a_step_of_its_own() -> None:
-    values = [900.0, 600.0, 600.0, 300.0, 0.0]  # as PNDM's warm-up does
+def test_a_timestep_that_the_schedule_has_twice_is_two_steps() -> None:
+    values = [900.0, 900.0, 600.0, 300.0, 0.0]
     tracker = Tracker()
-    assert steps_of(tracker, [torch.tensor(v) for v in values]) == [0, 1, 2, 3, 4]
+    assert [by_value(tracker, value).step for value in values] == [0, 1, 2, 3, 4]
 
 
 def test_a_jump_in_the_table_starts_afresh() -> None:
@@ -257,43 +259,170 @@ def test_dropping_frees_everything_and_the_next_call_starts_afresh() -> None:
     assert place(tracker, table[1])[0].step == 0
 
 
-def by_value(tracker: Tracker, timesteps: Sequence[float]) -> list[tuple[bool, int | None]]:
-    """Whether each step is trusted, and how many steps there are known to be."""
+# Timesteps by value: the functions around the call show the schedule, and when it is over.
+
+
+def by_value(tracker: Tracker, value: float, outwards: int = 1) -> Generation:
+    """The generation of a call that the caller of this function makes."""
+    frame = sys._getframe(outwards)
+    frames = [frame]
+    while (frame := frame.f_back) is not None:
+        frames.append(frame)
+    call = Call(
+        Reading(value),
+        torch.zeros(1),
+        {"prompt": PROMPTS["cond"]},
+        callers=Callers(frames),
+    )
+    found = tracker.place(call)
+    call.callers.release()
+    assert found is not None
+    return found[0]
+
+
+LONG = (1.0, 0.9, 0.6, 0.3, 0.1)
+
+
+def sample(
+    tracker: Tracker, timesteps: Sequence[float], stop: int | None = None
+) -> list[tuple[int, bool, int | None]]:
+    """Run a sampler; (step, trusted, number of steps) of every call."""
     seen = []
-    for value in timesteps:
-        generation, _ = place(tracker, torch.tensor(value))
-        seen.append((generation.trusted, generation.schedule.num_steps))
+    for value in timesteps[:stop]:
+        generation = by_value(tracker, value)
+        seen.append((generation.step, generation.trusted, generation.schedule.num_steps))
     return seen
 
 
-def test_a_schedule_read_by_value_is_known_from_the_second_generation_on() -> None:
+def wave(tracker: Tracker, timesteps: Sequence[float]) -> Iterator[Generation]:
+    for value in timesteps:
+        yield by_value(tracker, value)
+
+
+def test_the_first_generation_knows_its_schedule_as_the_second_does() -> None:
     tracker = Tracker()
-    assert by_value(tracker, (1.0, 0.9, 0.5, 0.2)) == [(True, None)] * 4
-    assert by_value(tracker, (1.0, 0.9, 0.5, 0.2)) == [(True, 4)] * 4
-    generation = tracker.generation
-    assert generation is not None
-    assert generation.is_last_step
+    expected = [(step, True, 5) for step in range(5)]
+    assert sample(tracker, LONG) == expected
+    assert sample(tracker, LONG) == expected
 
 
-def test_two_schedules_that_start_alike_are_distinguished_at_the_first_difference() -> None:
+def test_a_sampler_that_was_stopped_is_over_wherever_the_next_one_starts() -> None:
+    for stop in range(1, 5):
+        for start in {0, 1, 2, 3} - ({1} if stop == 1 else set()):
+            tracker = Tracker()
+            sample(tracker, LONG, stop)
+            rest = len(LONG) - start
+            expected = [(step, True, rest) for step in range(rest)]
+            assert sample(tracker, LONG[start:]) == expected, (stop, start)
+
+
+def test_the_caches_are_freed_when_the_sampler_returns() -> None:
     tracker = Tracker()
-    short, long = (1.0, 0.6, 0.2), (1.0, 0.9, 0.6, 0.3, 0.1)
-    by_value(tracker, short)
-    assert by_value(tracker, long) == [(True, 3)] + [(False, None)] * 4
-    assert by_value(tracker, short) == [(True, None)] + [(True, 3)] * 2
-    assert by_value(tracker, long) == [(True, None)] + [(True, 5)] * 4
+    sample(tracker, LONG, 3)
+    assert tracker.generation is not None
+    assert tracker.generation.closed
+    assert len(tracker.generation.lanes) == 0
 
 
-def test_a_generation_that_was_broken_off_does_not_stay_known() -> None:
+def test_generators_that_run_in_turns_are_two_generations() -> None:
     tracker = Tracker()
-    whole = (1.0, 0.9, 0.6, 0.3, 0.1)
-    by_value(tracker, whole[:3])
-    assert by_value(tracker, whole) == [(True, 3)] * 3 + [(False, None)] * 2
-    assert by_value(tracker, whole) == [(True, 5)] * 5
+    one, two = wave(tracker, LONG), wave(tracker, LONG)
+    first, second = next(one), next(two)
+    assert first is not second
+    assert [(next(one) is first, next(two) is second) for _ in range(4)] == [(True, True)] * 4
+    assert first.trusted
+    assert second.trusted
+    assert not first.closed
+    del one
+    assert first.closed
+
+
+def test_two_videos_in_turns_in_one_function_are_not_trusted() -> None:
+    tracker, timesteps = Tracker(), LONG
+    for value in timesteps[:3]:
+        by_value(tracker, value)
+    for value in timesteps[:2]:
+        assert not by_value(tracker, value).trusted
+
+
+def test_a_function_for_every_step_leaves_the_outputs_of_the_first_step() -> None:
+    def one(value: float, timesteps: Sequence[float]) -> Generation:
+        assert value in timesteps
+        return by_value(tracker, value)
+
+    tracker = Tracker()
+    found = [one(value, LONG) for value in LONG]
+    assert all(generation is found[0] for generation in found)
+    assert found[0].trusted
+    assert found[0].first_reusable_step == 1
+
+
+def test_a_sampler_that_was_stopped_after_one_step_leaves_nothing_to_the_next() -> None:
+    """It may have been one step of a loop further out, until the next one loops by itself."""
+    tracker = Tracker()
+    sample(tracker, LONG, 1)
+    assert [step for step, _, _ in sample(tracker, LONG[1:])] == [1, 2, 3, 4]
+    assert tracker.generation is not None
+    assert tracker.generation.first_reusable_step == 1
+
+
+@pytest.mark.parametrize("by_value_of", [lambda n: 1 - n / 7, lambda n: n / 7])
+def test_evenly_spaced_timesteps_need_no_schedule(by_value_of: Callable[[int], float]) -> None:
+    tracker = Tracker()
+    for step in range(7):
+        generation = by_value(tracker, by_value_of(step))
+        assert (generation.step, generation.trusted) == (step, True)
+        assert generation.first_reusable_step == 1
+
+
+def test_timesteps_that_follow_nothing_are_computed_and_said_so() -> None:
+    tracker = Tracker()
+    for step in range(6):
+        generation = by_value(tracker, (1 - step / 6) ** 2)
+    assert not generation.trusted
+    assert any("generation(timesteps=...)" in note for note in generation.record.notes)
+
+
+def test_a_sampler_may_take_every_second_timestep() -> None:
+    tracker, schedule = Tracker(), [1.0, 0.9, 0.7, 0.4, 0.2, 0.1]
+    for step, value in enumerate(schedule[::2]):
+        generation = by_value(tracker, value)
+        assert (generation.step, generation.trusted) == (step, True)
+    assert generation.schedule.timesteps == (1.0, 0.7, 0.2)
 
 
 def test_a_schedule_that_was_stated_is_not_replaced_by_one_that_was_seen() -> None:
-    timesteps = (1.0, 0.9, 0.5, 0.2)
-    tracker = Tracker(Schedule(5))
-    by_value(tracker, timesteps)
-    assert by_value(tracker, timesteps) == [(True, 5)] * 4
+    tracker = Tracker(Schedule(5), is_one=True)
+    assert [num for _, _, num in sample(tracker, LONG[:4])] == [5] * 4
+
+
+def test_parts_of_one_tensor_are_lanes_of_their_own() -> None:
+    table, tracker = torch.tensor([900, 600, 300]), Tracker()
+    lanes: list[list[Lane]] = []
+    for timestep in table:
+        video = torch.randn(1, 8)
+        parts = [video[:, :4], video[:, 2:6], video[:, 4:]]
+        lanes.append([place(tracker, timestep, latents=part)[1] for part in parts])
+    assert len(set(map(id, lanes[0]))) == 3
+    assert lanes[1] == lanes[2] == lanes[0]
+    assert tracker.generation is not None
+    assert tracker.generation.trusted
+
+
+def test_other_prompts_in_a_named_lane_free_what_it_cached() -> None:
+    tracker = Tracker()
+    _, lane = stated(tracker, 0, lane="a")
+    lane.prelude["graph", 0] = (torch.zeros(1),)
+    call = Call(
+        Reading(None),
+        torch.zeros(1),
+        {"prompt": PROMPTS["uncond"]},
+        lane="a",
+        index=1,
+        schedule=Schedule(4),
+    )
+    found = tracker.place(call)
+    assert found is not None
+    assert found[1] is lane
+    assert lane.prelude == {}
+    assert any("named lane" in note for note in found[0].record.notes)
