@@ -8,8 +8,8 @@ from .catalogue import CASES
 from .observe import OPTIONS, by_steps, generate, row
 
 HEADER = """\
-| | pipeline | timestep | calls per step | lanes | reads at step 0 | later | steps known |
-|---|---|---|---|---|---|---|---|"""
+| | pipeline | timestep | calls per step | lanes | reads at step 0 | later |
+|---|---|---|---|---|---|---|"""
 
 
 def main() -> None:

@@ -25,7 +25,6 @@ class Case:
         calls: calls of the transformer per step.
         config: what the transformer is configured with besides the DiT's own configuration.
         output: attribute of the result that holds the latents.
-        clock: what of the scheduler's table reaches the transformer: ``view`` or ``value``.
     """
 
     name: str
@@ -35,7 +34,6 @@ class Case:
     calls: int = 1
     config: Mapping[str, Any] = field(default_factory=dict)
     output: str = "frames"
-    clock: str = "view"
 
     @property
     def dit(self) -> Dit:

@@ -197,7 +197,6 @@ CASES = {
                 "negative_prompt_cu_seqlens": torch.tensor([0, 5], dtype=torch.int32),
             },
             calls=2,
-            clock="value",
         ),
         Case(
             "Flux",
@@ -209,7 +208,6 @@ CASES = {
                 if not key.startswith("negative")
             },
             output="images",
-            clock="value",
         ),
         Case(
             "Flux, two calls",
@@ -218,7 +216,6 @@ CASES = {
             lambda: {**_pooled(12, 10), "true_cfg_scale": 3.0},
             calls=2,
             output="images",
-            clock="value",
         ),
         Case(
             "Stable Diffusion 3",

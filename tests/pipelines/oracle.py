@@ -12,7 +12,7 @@ calls it is shows in the prompt's value.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,16 +30,11 @@ class Rule:
         ranges: kind -> compute every so many steps.
         window: fractions of the generation, half open.
         num_steps: steps of the generation.
-        way: (timestep, first timestep) -> fraction of the generation; without it, the step's place
-            among all steps is the fraction.
-        first_reusable: the first step whose outputs may be reused.
     """
 
     ranges: Mapping[str, int]
     window: tuple[float, float]
     num_steps: int
-    way: Callable[[float, float], float] | None = None
-    first_reusable: int = 0
 
 
 class Oracle:
@@ -86,11 +81,7 @@ class Oracle:
                 if not self._reuses(kind):
                     self._sources[kind] = self._step
         self._step = step
-        if self._rule.way is None:
-            self._fraction = step / (self._rule.num_steps - self._skipped)
-        else:
-            now, first = (float(self.timesteps[i].flatten()[0]) for i in (-1, 0))
-            self._fraction = self._rule.way(now, first)
+        self._fraction = step / (self._rule.num_steps - self._skipped)
         self._lane = kwargs["encoder_hidden_states"].float().numpy().tobytes()
         if self._lane not in self.lanes:
             self.lanes.append(self._lane)
@@ -108,7 +99,7 @@ class Oracle:
             self._calls[path] += 1
             step, output = self._outputs.get(key, (-1, None))
             wanted = self._reuses(kind)
-            if wanted and step == self._sources.get(kind) and step >= self._rule.first_reusable:
+            if wanted and step == self._sources.get(kind):
                 self.reused[kind] += 1
                 return output
             self.computed[kind] += 1

@@ -11,7 +11,7 @@ from helpers.latte import assert_different, assert_same
 
 from .case import Case
 from .catalogue import CASES
-from .observe import NUM_STEPS, OPTIONS, Generation, by_steps, by_timesteps, generate, row
+from .observe import NUM_STEPS, OPTIONS, Generation, by_steps, generate, row
 
 DOCS = Path(__file__).parents[2] / "docs" / "pipelines.md"
 
@@ -34,10 +34,6 @@ def test_one_line_gives_what_hooks_on_the_attention_modules_give(case: Case) -> 
     pipe = case.build()
     eager = case.generate(pipe, NUM_STEPS)
     pipe.transformer = torch.compile(pipe.transformer, backend="pab", options=OPTIONS)
-    rule = by_steps(case) if case.clock == "view" else by_timesteps(case)
-    first = generate(case, pipe, rule)
+    first = generate(case, pipe, by_steps(case))
     check(case, first, eager)
-    if case.clock == "value":
-        # What the first generation went through is known by now: windows count steps.
-        check(case, generate(case, pipe, by_steps(case)), eager)
     assert row(case, first) in DOCS.read_text(), row(case, first)
