@@ -18,9 +18,11 @@ from pab_compile.plans.schedule import Schedule
 from pab_compile.report.explanation import Finding
 from pab_compile.runtime.clock import Reading, read_timestep
 from pab_compile.runtime.forward import Forward, Ran, callers
-from pab_compile.runtime.generation import Place
+from pab_compile.runtime.generation import Generation, Place
 from pab_compile.runtime.lane import Call
 from pab_compile.runtime.last_runs import last_runs
+from pab_compile.runtime.level_notes import note_levels
+from pab_compile.runtime.levels import STANDING, Level
 from pab_compile.runtime.scope import current_scope, stated_step
 from pab_compile.runtime.stats import StepRecord
 from pab_compile.runtime.tracker import Tracker
@@ -190,10 +192,12 @@ class CompiledProgram:
         if forward.is_placed:
             return self._checked_place(forward, tracker, weights)
         forward.is_placed = True
-        found = tracker.place(self._call(forward, tracker))
-        if found is None:
-            return None
-        generation, lane = found
+        call, before = self._call(forward, tracker), tracker.generation
+        generation, lane = tracker.place(call)
+        if (level := call.reading.level) is not None:
+            generation.trusted &= level.value is not None
+            goes_on = generation is before and generation.step > 0
+            note_levels(level, call.latents, generation.record, goes_on)
         forward.place = Place(generation, lane, StepRecord(generation.step, started=now()))
         for reason in filter(None, (ran.reason for ran in forward.findings)):
             generation.note(reason)
@@ -219,10 +223,15 @@ class CompiledProgram:
         latents, prompts = forward.inputs[roles.latents], roles.prompts_in(forward.inputs)
         names: tuple[str, ...] | None = None
         if not roles.is_blind:
-            names = tuple(dict.fromkeys((*roles.prompt_inputs, *tracker.prompt_inputs)))
+            names = tuple(dict.fromkeys((*roles.prompt_inputs, *tracker.prompt_inputs, STANDING)))
         if stated is None:
-            reading = read_timestep(forward.inputs[roles.clock], tracker.table)
-            return Call(reading, latents, prompts, names, roles.is_blind)
+            reading = read_timestep(forward.inputs[roles.clock], tracker.table, tracker.levels)
+            index, level = None, reading.level
+            if level is not None and level.value is None:
+                index = _step_apart(level, tracker.generation)
+            elif level is not None and level.pattern.key is not None:
+                prompts = {**prompts, STANDING: level.pattern.key}
+            return Call(reading, latents, prompts, names, roles.is_blind, index=index)
         return Call(
             Reading(None),
             latents,
@@ -245,6 +254,18 @@ class CompiledProgram:
         if (observer := current_observer()) is not None:
             observer.record(self._probed, place, identity, samples)
         return outputs
+
+
+def _step_apart(level: Level, generation: Generation | None) -> int:
+    """The step of a call whose elements are at different timesteps: counted, since none is read."""
+    if generation is None or generation.closed:
+        return 0
+    timestep = generation.timestep
+    if level.is_start or (timestep is not None and level.highest > abs(timestep)):
+        return 0
+    if not level.is_next:
+        return generation.step
+    return 0 if generation.is_last_step else generation.step + 1
 
 
 def _written_back(

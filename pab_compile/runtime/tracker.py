@@ -10,6 +10,7 @@ from .clock import TimestepTable
 from .generation import Generation
 from .identity import Identity
 from .lane import Call, Lane
+from .levels import Levels
 from .recall import KnownSchedules, going_on
 
 _INTERLEAVED = (
@@ -27,7 +28,6 @@ _HIDDEN = (
     "may add conditions that distinguish them, so nothing was reused: name the calls with "
     "pab_compile.step(..., lane=...)"
 )
-_MIXED = "the rows of the batch are at different timesteps, so this step was computed"
 
 
 class Tracker:
@@ -39,6 +39,7 @@ class Tracker:
     Attributes:
         generation: the running one, or the last one.
         prompt_inputs: names of the per-prompt inputs that some graph of the model reads.
+        levels: what is known of timesteps whose elements differ.
     """
 
     def __init__(self, schedule: Schedule | None = None) -> None:
@@ -46,23 +47,19 @@ class Tracker:
         self._known = KnownSchedules()
         self.generation: Generation | None = None
         self.prompt_inputs: dict[str, None] = {}
+        self.levels = Levels()
 
     @property
     def table(self) -> TimestepTable | None:
         """The scheduler's table of the running generation."""
         return self.generation.table if self.generation else None
 
-    def place(self, call: Call) -> tuple[Generation, Lane] | None:
+    def place(self, call: Call) -> tuple[Generation, Lane]:
         """Find the generation and the lane of a call, and move the generation to the call's step.
 
         Returns:
-            The generation and the lane, which may be new. None for a call with batch rows at
-            different timesteps: it computes.
+            The generation and the lane, which may be new.
         """
-        if call.reading.value is None and call.index is None:
-            if self.generation is not None:
-                self.generation.note(_MIXED)
-            return None
         generation = self.generation
         if generation is None or generation.closed:
             generation = self._begin(call)
