@@ -26,6 +26,8 @@ class Case:
         config: what the transformer is configured with besides the DiT's own configuration.
         output: attribute of the result that holds the latents.
         clock: what of the scheduler's table reaches the transformer: ``view`` or ``value``.
+        generations: how many times the pipeline goes through the schedule.
+        in_suite: whether the tests run it. If not, only ``python -m pipelines`` does.
     """
 
     name: str
@@ -36,6 +38,8 @@ class Case:
     config: Mapping[str, Any] = field(default_factory=dict)
     output: str = "frames"
     clock: str = "view"
+    generations: int = 1
+    in_suite: bool = True
 
     @property
     def dit(self) -> Dit:

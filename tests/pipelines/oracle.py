@@ -45,11 +45,12 @@ class Rule:
 class Oracle:
     """A transformer whose attention modules compute or reuse by a rule; the model is changed.
 
-    A transformer that starts in the middle of a generation counts from its own first step.
+    A transformer that starts in the middle of a generation counts from its own first step. A
+    pipeline may go through the schedule several times.
 
     Attributes:
-        computed: kind -> computations.
-        reused: kind -> reuses.
+        computed: kind -> computations in the last generation.
+        reused: kind -> reuses in the last generation.
         lanes: prompts, by value.
         timesteps: what reached the model, call by call.
     """
@@ -73,7 +74,7 @@ class Oracle:
 
     def end_step(self, pipe: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> Any:
         """What the pipeline calls at the end of every step."""
-        self._global_step = step + 1
+        self._global_step = (step + 1) % pipe.num_timesteps
         return tensors
 
     def _enter(self, module: torch.nn.Module, args: tuple[Any, ...], kwargs: Any) -> None:
@@ -81,6 +82,9 @@ class Oracle:
         if self._skipped is None:
             self._skipped = self._global_step
         step = self._global_step - self._skipped
+        if step < self._step:
+            self.computed.clear()
+            self.reused.clear()
         if step != self._step:
             for kind in self._kinds:
                 if not self._reuses(kind):
@@ -89,7 +93,7 @@ class Oracle:
         if self._rule.way is None:
             self._fraction = step / (self._rule.num_steps - self._skipped)
         else:
-            now, first = (float(self.timesteps[i].flatten()[0]) for i in (-1, 0))
+            now, first = (float(self.timesteps[i].max()) for i in (-1, 0))  # not what stands at 0
             self._fraction = self._rule.way(now, first)
         self._lane = kwargs["encoder_hidden_states"].float().numpy().tobytes()
         if self._lane not in self.lanes:
