@@ -192,9 +192,13 @@ class CompiledProgram:
         if forward.is_placed:
             return self._checked_place(forward, tracker, weights)
         forward.is_placed = True
-        call, before = self._call(forward, tracker), tracker.generation
+        reading = self._read(forward, tracker)
+        level = reading.level
+        if level is not None and level.value is None:
+            tracker = self._tracker_apart(forward, tracker, weights, level)
+        call, before = self._call(forward, tracker, reading), tracker.generation
         generation, lane = tracker.place(call)
-        if (level := call.reading.level) is not None:
+        if level is not None:
             generation.trusted &= level.value is not None
             goes_on = generation is before and generation.step > 0
             note_levels(level, call.latents, generation.record, goes_on)
@@ -217,7 +221,30 @@ class CompiledProgram:
             return None
         return place
 
-    def _call(self, forward: Forward, tracker: Tracker) -> Call:
+    def _read(self, forward: Forward, tracker: Tracker) -> Reading:
+        """What the timestep says. It is not read if the user stated the step."""
+        if stated_step() is not None:
+            return Reading(None)
+        return read_timestep(forward.inputs[self._roles.clock], tracker.table, tracker.levels)
+
+    def _tracker_apart(
+        self, forward: Forward, tracker: Tracker, weights: Sequence[torch.Tensor], level: Level
+    ) -> Tracker:
+        """The tracker of calls whose elements are at different timesteps.
+
+        They have no step in the running generation. If it began with them, it ends.
+        """
+        running = tracker.generation
+        if running is not None and running.table is None and running.timestep is not None:
+            tracker.drop()
+        apart = current_scope().tracker(self._identity(weights), (self._compilation, "apart"))
+        apart.prompt_inputs |= tracker.prompt_inputs
+        if level.is_start:
+            apart.drop()
+        forward.tracker = apart
+        return apart
+
+    def _call(self, forward: Forward, tracker: Tracker, reading: Reading) -> Call:
         """The forward as the tracker sees it."""
         roles, stated = self._roles, stated_step()
         latents, prompts = forward.inputs[roles.latents], roles.prompts_in(forward.inputs)
@@ -225,7 +252,6 @@ class CompiledProgram:
         if not roles.is_blind:
             names = tuple(dict.fromkeys((*roles.prompt_inputs, *tracker.prompt_inputs, STANDING)))
         if stated is None:
-            reading = read_timestep(forward.inputs[roles.clock], tracker.table, tracker.levels)
             index, level = None, reading.level
             if level is not None and level.value is None:
                 index = _step_apart(level, tracker.generation)
@@ -233,7 +259,7 @@ class CompiledProgram:
                 prompts = {**prompts, STANDING: level.pattern.key}
             return Call(reading, latents, prompts, names, roles.is_blind, index=index)
         return Call(
-            Reading(None),
+            reading,
             latents,
             prompts,
             names,
@@ -259,9 +285,6 @@ class CompiledProgram:
 def _step_apart(level: Level, generation: Generation | None) -> int:
     """The step of a call whose elements are at different timesteps: counted, since none is read."""
     if generation is None or generation.closed:
-        return 0
-    timestep = generation.timestep
-    if level.is_start or (timestep is not None and level.highest > abs(timestep)):
         return 0
     if not level.is_next:
         return generation.step

@@ -47,8 +47,7 @@ def where(pattern: Pattern, latents: torch.Tensor) -> str:
         pattern: of the timestep.
         latents: what is denoised. It shows what the elements are.
     """
-    shape, levels = pattern.shape, pattern.levels
-    num_rows = shape[0] if len(shape) > 1 or shape[0] == latents.shape[0] else 1
+    levels, num_rows = pattern.levels, pattern.shape[0]
     width = len(levels) // num_rows
     rows = [tuple(levels[start : start + width]) for start in range(0, len(levels), width)]
     if width == 1:

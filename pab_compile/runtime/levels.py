@@ -87,14 +87,15 @@ class Level:
         pattern: the elements that stand still. If several levels move, all elements.
         before: the pattern of the call before, if this call is the first with its own one.
         is_next: whether the levels differ from those of the call before.
-        is_start: whether they are above those of the call before, as at the start of a generation.
+        is_start: whether they are above those of the call before, as at the start of a generation,
+            or the first ones of which several move.
     """
 
     value: float | None
     pattern: Pattern
     before: Pattern | None = None
     is_next: bool = True
-    is_start: bool = False
+    is_start: bool = True
 
     @property
     def values(self) -> Iterator[float]:
@@ -117,7 +118,8 @@ class Levels:
     """Reads the timesteps of a model's calls, and remembers which elements stand still.
 
     The level of the largest magnitude moves; the others must stand. If an element that stood has
-    moved, several levels move, until the levels rise again as at the start of a generation.
+    moved, several levels move, until the levels rise again as at the start of a generation. Rows
+    that differ in a timestep per row are of different generations.
     """
 
     def __init__(self) -> None:
@@ -137,7 +139,8 @@ class Levels:
         if self._is_apart and level.pattern.key is not None and not starts:
             level = Level(None, Pattern.of(timestep, tuple(level.values), None))
         if last is not None:
-            level = replace(level, is_next=level.distinct != last.distinct, is_start=starts)
+            is_next = level.distinct != last.distinct
+            level = replace(level, is_next=is_next, is_start=starts or not self._is_apart)
         self._is_apart = level.value is None
         self._remember(level)
         return level
@@ -183,6 +186,8 @@ def _judged(timestep: torch.Tensor, values: Sequence[float], alike: Sequence[Lev
     moving = max(values, key=abs)
     standing = set(values) - {moving}
     is_clear = all(value == value for value in values) and -moving not in standing
+    if standing and len(values) == timestep.shape[0]:
+        is_clear = False  # rows of a batch may be of different generations
     if is_clear and standing and standing != {0.0} and alike:
         before = alike[0]
         is_start = abs(moving) > before.highest
