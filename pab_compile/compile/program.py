@@ -225,7 +225,8 @@ class CompiledProgram:
         """What the timestep says. It is not read if the user stated the step."""
         if stated_step() is not None:
             return Reading(None)
-        return read_timestep(forward.inputs[self._roles.clock], tracker.table, tracker.levels)
+        clock, latents = (forward.inputs[n] for n in (self._roles.clock, self._roles.latents))
+        return read_timestep(clock, tracker.table, tracker.levels, latents.shape[0])
 
     def _tracker_apart(
         self, forward: Forward, tracker: Tracker, weights: Sequence[torch.Tensor], level: Level

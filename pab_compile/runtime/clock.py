@@ -57,7 +57,10 @@ class Reading:
 
 
 def read_timestep(
-    timestep: torch.Tensor, known: TimestepTable | None, levels: Levels | None = None
+    timestep: torch.Tensor,
+    known: TimestepTable | None,
+    levels: Levels | None = None,
+    batch: int | None = None,
 ) -> Reading:
     """Read a timestep of shape ``[]``, ``[batch]``, ``[batch, frames]`` or ``[batch, tokens]``.
 
@@ -65,9 +68,10 @@ def read_timestep(
         timestep: the clock input of this call.
         known: the table of the running generation, which is not read again.
         levels: what is known of timesteps whose elements differ; None if there was no call yet.
+        batch: size of the batch; None if it is the timestep's first dimension.
     """
     if not _is_one_element(timestep):
-        level = (levels or Levels()).read(timestep)
+        level = (levels or Levels()).read(timestep, batch)
         return Reading(level.value, level=level)
     index = int(timestep.storage_offset())
     if known is not None and known.holds(timestep):

@@ -51,7 +51,7 @@ def where(pattern: Pattern, latents: torch.Tensor) -> str:
     width = len(levels) // num_rows
     rows = [tuple(levels[start : start + width]) for start in range(0, len(levels), width)]
     if width == 1:
-        return f"rows {_ranges(levels)}"
+        return f"{'rows' if num_rows == latents.shape[0] else 'entries'} {_ranges(levels)}"
     unit = "frames" if latents.ndim > 3 and width in latents.shape[1:3] else "tokens"
     if len(set(rows)) == 1:
         return f"{unit} {_ranges(rows[0])}"

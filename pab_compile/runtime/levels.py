@@ -126,14 +126,20 @@ class Levels:
         self._seen: list[Level] = []  # the last call of each pattern, the newest last
         self._is_apart = False
 
-    def read(self, timestep: torch.Tensor) -> Level:
-        """Read a timestep. It is read from its device once."""
+    def read(self, timestep: torch.Tensor, batch: int | None = None) -> Level:
+        """Read a timestep. It is read from its device once.
+
+        Args:
+            timestep: the timestep. Its first dimension is the batch, or it has no batch.
+            batch: size of the batch; None if it is the first dimension.
+        """
+        is_per_row = timestep.numel() == timestep.shape[0] == (batch or timestep.shape[0])
         timestep = _without_repeats(timestep)
         alike = [level for level in reversed(self._seen) if level.pattern.fits(timestep)]
         level = self._read_known(timestep, alike)
         if level is None:
             values = tuple(map(float, timestep.flatten().tolist()))
-            level = _known(values, alike) or _judged(timestep, values, alike)
+            level = _known(values, alike) or _judged(timestep, values, alike, is_per_row)
         last = self._seen[-1] if self._seen else None
         starts = last is not None and level.highest > last.highest
         if self._is_apart and level.pattern.key is not None and not starts:
@@ -181,12 +187,14 @@ def _known(values: Sequence[float], alike: Sequence[Level]) -> Level | None:
     return None
 
 
-def _judged(timestep: torch.Tensor, values: Sequence[float], alike: Sequence[Level]) -> Level:
+def _judged(
+    timestep: torch.Tensor, values: Sequence[float], alike: Sequence[Level], is_per_row: bool
+) -> Level:
     """The level of a timestep with a new pattern."""
     moving = max(values, key=abs)
     standing = set(values) - {moving}
     is_clear = all(value == value for value in values) and -moving not in standing
-    if standing and len(values) == timestep.shape[0]:
+    if standing and is_per_row:
         is_clear = False  # rows of a batch may be of different generations
     if is_clear and standing and standing != {0.0} and alike:
         before = alike[0]

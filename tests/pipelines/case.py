@@ -64,6 +64,7 @@ class Case:
 
     def generate(self, pipe: Any, num_steps: int, seed: int = 5, **changes: Any) -> torch.Tensor:
         """Latents of a video or picture."""
+        torch.manual_seed(seed)  # some pipelines draw more noise, without the generator
         output = pipe(
             **{**self.arguments(), **changes},
             num_inference_steps=num_steps,

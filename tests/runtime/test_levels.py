@@ -185,6 +185,7 @@ def test_it_works_where_tensors_have_no_version() -> None:
         ),
         ([[0.5] * 24 + [1.5] * 48] * 2, TOKENS, "tokens 0-23 at 0.5, 24-71 at 1.5"),
         ([900.0, 300.0], TOKENS, "rows 0 at 900, 1 at 300"),
+        ([900.0, 300.0], VIDEO, "entries 0 at 900, 1 at 300"),
         ([[900.0], [300.0]], TOKENS, "rows 0 at 900, 1 at 300"),
         (
             [[1.0, 9.0, 9.0], [9.0] * 3],
