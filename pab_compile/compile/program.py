@@ -16,12 +16,14 @@ from pab_compile.passes.graph.join import Part
 from pab_compile.passes.sites.site import Site
 from pab_compile.plans.schedule import Schedule
 from pab_compile.report.explanation import Finding
-from pab_compile.runtime.caller import Callers
+from pab_compile.runtime.caller import NOBODY, Callers
 from pab_compile.runtime.clock import Reading, read_timestep
 from pab_compile.runtime.forward import Forward, Ran, callers
-from pab_compile.runtime.generation import Place
+from pab_compile.runtime.generation import Generation, Place
 from pab_compile.runtime.lane import Call
 from pab_compile.runtime.last_runs import last_runs
+from pab_compile.runtime.level_notes import note_levels
+from pab_compile.runtime.levels import STANDING, Level
 from pab_compile.runtime.scope import current_scope, stated_step
 from pab_compile.runtime.stats import StepRecord
 from pab_compile.runtime.tracker import Tracker
@@ -191,12 +193,17 @@ class CompiledProgram:
         if forward.is_placed:
             return self._checked_place(forward, tracker, weights)
         forward.is_placed = True
-        call = self._call(forward, tracker)
-        found = tracker.place(call)
+        reading = self._read(forward, tracker)
+        level = reading.level
+        if level is not None and level.value is None:
+            tracker = self._tracker_apart(forward, tracker, weights, level)
+        call, before = self._call(forward, tracker, reading), tracker.generation
+        generation, lane = tracker.place(call)
         call.callers.release()
-        if found is None:
-            return None
-        generation, lane = found
+        if level is not None:
+            generation.trusted &= level.value is not None
+            goes_on = generation is before and generation.step > 0
+            note_levels(level, call.latents, generation.record, goes_on)
         forward.place = Place(generation, lane, StepRecord(generation.step, started=now()))
         for reason in filter(None, (ran.reason for ran in forward.findings)):
             generation.note(reason)
@@ -216,26 +223,55 @@ class CompiledProgram:
             return None
         return place
 
-    def _call(self, forward: Forward, tracker: Tracker) -> Call:
+    def _read(self, forward: Forward, tracker: Tracker) -> Reading:
+        """What the timestep says. It is not read if the user stated the step."""
+        if stated_step() is not None:
+            return Reading(None)
+        clock, latents = (forward.inputs[n] for n in (self._roles.clock, self._roles.latents))
+        return read_timestep(clock, tracker.tables, tracker.levels, latents.shape[0])
+
+    def _tracker_apart(
+        self, forward: Forward, tracker: Tracker, weights: Sequence[torch.Tensor], level: Level
+    ) -> Tracker:
+        """The tracker of calls whose elements are at different timesteps.
+
+        They have no step in the running generation. If it began with them, it ends.
+        """
+        running = tracker.generation
+        if running is not None and running.table is None and running.timestep is not None:
+            running.free()
+        apart = current_scope().tracker(self._identity(weights), (self._compilation, "apart"))
+        apart.prompt_inputs |= tracker.prompt_inputs
+        if level.is_start:
+            apart.drop()
+        forward.tracker = apart
+        return apart
+
+    def _call(self, forward: Forward, tracker: Tracker, reading: Reading) -> Call:
         """The forward as the tracker sees it."""
         roles, stated = self._roles, stated_step()
         latents, prompts = forward.inputs[roles.latents], roles.prompts_in(forward.inputs)
         names: tuple[str, ...] | None = None
         if not roles.is_blind:
-            names = tuple(dict.fromkeys((*roles.prompt_inputs, *tracker.prompt_inputs)))
+            names = tuple(dict.fromkeys((*roles.prompt_inputs, *tracker.prompt_inputs, STANDING)))
         if stated is None:
-            timestep = forward.inputs[roles.clock]
+            index, level = None, reading.level
+            if level is not None and level.value is None:
+                index = _step_apart(level, tracker.generation)
+            elif level is not None and level.pattern.key is not None:
+                prompts = {**prompts, STANDING: level.pattern.key}
             return Call(
-                read_timestep(timestep, tracker.tables),
+                reading,
                 latents,
                 prompts,
                 names,
                 roles.is_blind,
-                clock_dtype=timestep.dtype,
-                callers=Callers(dynamo.callers()),
+                index=index,
+                clock_dtype=forward.inputs[roles.clock].dtype,
+                callers=Callers(dynamo.callers()) if index is None else NOBODY,
             )
         return Call(
-            Reading(None),
+            reading,
             latents,
             prompts,
             names,
@@ -256,6 +292,15 @@ class CompiledProgram:
         if (observer := current_observer()) is not None:
             observer.record(self._probed, place, identity, samples)
         return outputs
+
+
+def _step_apart(level: Level, generation: Generation | None) -> int:
+    """The step of a call whose elements are at different timesteps: counted, since none is read."""
+    if generation is None or generation.closed:
+        return 0
+    if not level.is_next:
+        return generation.step
+    return 0 if generation.is_last_step else generation.step + 1
 
 
 def _written_back(

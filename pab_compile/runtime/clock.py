@@ -2,7 +2,7 @@
 
 Often a timestep is a view of a scheduler's table. Then its offset is the step, and the table is the
 schedule. The table is read from the device only once. Any other timestep is read by value, which
-synchronises an accelerator once per call.
+synchronises an accelerator once per call. Its elements may differ (``levels``).
 """
 
 from __future__ import annotations
@@ -12,6 +12,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 import torch
+
+from .levels import Level, Levels
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,26 +44,35 @@ class Reading:
     """What a call's timestep says.
 
     Attributes:
-        value: timestep value; None if the rows of the batch are at different timesteps.
+        value: timestep value, without elements that stand still; None if several levels move.
         index: its position in ``table``, or None without a table.
         table: the scheduler's table, if the timestep is a view of one.
+        level: what its elements say, if they are several numbers in memory.
     """
 
     value: float | None
     index: int | None = None
     table: TimestepTable | None = field(default=None, compare=False)
+    level: Level | None = field(default=None, compare=False)
 
 
-def read_timestep(timestep: torch.Tensor, known: Iterable[TimestepTable] = ()) -> Reading:
-    """Read a timestep of shape ``[]``, ``[batch]`` or ``[batch, frames]``.
+def read_timestep(
+    timestep: torch.Tensor,
+    known: Iterable[TimestepTable] = (),
+    levels: Levels | None = None,
+    batch: int | None = None,
+) -> Reading:
+    """Read a timestep of shape ``[]``, ``[batch]``, ``[batch, frames]`` or ``[batch, tokens]``.
 
     Args:
         timestep: the clock input of this call.
         known: the tables of the running generations, which are not read again.
+        levels: what is known of timesteps whose elements differ; None if there was no call yet.
+        batch: size of the batch; None if it is the timestep's first dimension.
     """
     if not _is_one_element(timestep):
-        values = timestep.flatten().tolist()
-        return Reading(float(values[0]) if len(set(values)) == 1 else None)
+        level = (levels or Levels()).read(timestep, batch)
+        return Reading(level.value, level=level)
     index = int(timestep.storage_offset())
     table = next((table for table in known if table.holds(timestep)), None)
     table = table or _table_of(timestep)

@@ -12,6 +12,7 @@ from .continuation import is_over, step_of
 from .generation import Generation
 from .identity import Identity
 from .lane import Call, Lane
+from .levels import Levels
 
 _MAX_RUNNING = 4
 
@@ -33,7 +34,6 @@ _OTHER_PROMPT = (
     "calls of one named lane have different prompts, so what was computed for one was not reused "
     "for the other"
 )
-_MIXED = "the rows of the batch are at different timesteps, so this step was computed"
 
 
 class Tracker:
@@ -46,6 +46,7 @@ class Tracker:
     Attributes:
         generation: the one of the last call.
         prompt_inputs: names of the per-prompt inputs that some graph of the model reads.
+        levels: what is known of timesteps whose elements differ.
     """
 
     def __init__(self, schedule: Schedule | None = None, is_one: bool = False) -> None:
@@ -54,23 +55,19 @@ class Tracker:
         self._running: list[Generation] = []
         self.generation: Generation | None = None
         self.prompt_inputs: dict[str, None] = {}
+        self.levels = Levels()
 
     @property
     def tables(self) -> list[TimestepTable]:
         """The scheduler's tables of the running generations."""
         return [running.table for running in self._running if running.table is not None]
 
-    def place(self, call: Call) -> tuple[Generation, Lane] | None:
+    def place(self, call: Call) -> tuple[Generation, Lane]:
         """Find the generation and the lane of a call, and move the generation to the call's step.
 
         Returns:
-            The generation and the lane, which may be new. None for a call with batch rows at
-            different timesteps: it computes.
+            The generation and the lane, which may be new.
         """
-        if call.reading.value is None and call.index is None:
-            if self.generation is not None:
-                self.generation.note(_MIXED)
-            return None
         generation = self._of_callers(call.callers)
         if generation is None or not self._goes_on(generation, call):
             generation = self._begin(call, generation)

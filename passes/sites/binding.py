@@ -122,18 +122,26 @@ def step_inputs(graph: fx.Graph, clock: fx.Node, stated: Mapping[str, str]) -> f
     """All inputs that change at every step.
 
     These are the clock, other inputs of its shape that sound like time (the end of the step, the
-    timestep of another stream), and the inputs that the user stated as ``"step"``.
+    timestep of another stream), and the inputs that the user stated as ``"step"``. If the clock has
+    a number per token, others may have one per batch row.
     """
     inputs = [n for n in ir.placeholders(graph) if not ir.is_constant_input(n)]
     declared = [n for n in inputs if stated.get(ir.source(n)) == STATED_STEP]
     timely = [
         n
         for n in inputs
-        if ir.shape(n) == ir.shape(clock)
+        if _is_leading_part(ir.shape(n), ir.shape(clock))
         and _sounds_like_time(n)
         and not _is_stated_prompt(n, stated)
     ]
     return frozenset([clock, *declared, *timely])
+
+
+def _is_leading_part(shape: tuple[int, ...] | None, whole: tuple[int, ...] | None) -> bool:
+    """Whether a shape is another one, or its first dimensions."""
+    if not shape or not whole:
+        return shape == whole
+    return shape == whole[: len(shape)]
 
 
 def _is_stated_prompt(node: fx.Node, stated: Mapping[str, str]) -> bool:

@@ -25,6 +25,8 @@ class Case:
         calls: calls of the transformer per step.
         config: what the transformer is configured with besides the DiT's own configuration.
         output: attribute of the result that holds the latents.
+        generations: how many times the pipeline goes through the schedule.
+        in_suite: whether the tests run it. If not, only ``python -m pipelines`` does.
     """
 
     name: str
@@ -34,6 +36,8 @@ class Case:
     calls: int = 1
     config: Mapping[str, Any] = field(default_factory=dict)
     output: str = "frames"
+    generations: int = 1
+    in_suite: bool = True
 
     @property
     def dit(self) -> Dit:
@@ -58,6 +62,7 @@ class Case:
 
     def generate(self, pipe: Any, num_steps: int, seed: int = 5, **changes: Any) -> torch.Tensor:
         """Latents of a video or picture."""
+        torch.manual_seed(seed)  # some pipelines draw more noise, without the generator
         output = pipe(
             **{**self.arguments(), **changes},
             num_inference_steps=num_steps,

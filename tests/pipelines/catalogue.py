@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import diffusers
@@ -14,6 +15,7 @@ from diffusers import (
     FlowMatchEulerDiscreteScheduler,
     UniPCMultistepScheduler,
 )
+from PIL import Image
 
 from .case import Case, embeddings, masks, noise
 
@@ -46,6 +48,76 @@ def _unipc() -> UniPCMultistepScheduler:
     return UniPCMultistepScheduler(
         prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0
     )
+
+
+def _wan_image(transformer: torch.nn.Module, **parts: Any) -> Any:
+    """Wan 2.2 TI2V: the tokens of the given picture stand at timestep 0."""
+    vae = diffusers.AutoencoderKLWan(
+        base_dim=3,
+        z_dim=4,
+        dim_mult=[1, 1, 1, 1],
+        num_res_blocks=1,
+        temperal_downsample=[False, True, True],
+        latents_mean=[0.0] * 4,
+        latents_std=[1.0] * 4,
+    )
+    return _bare(
+        diffusers.WanImageToVideoPipeline,
+        _unipc,
+        *("image_encoder", "image_processor", "transformer_2"),
+        expand_timesteps=True,
+    )(transformer, vae=vae, **parts)
+
+
+class _Autoencoder(torch.nn.Module):
+    """In the place of an autoencoder that is asked only for sizes and means.
+
+    Args:
+        channels: of the latents.
+        settings: what else is asked for.
+    """
+
+    device, dtype = torch.device("cpu"), torch.float32
+
+    def __init__(self, channels: int, **settings: int) -> None:
+        super().__init__()
+        self.latents_mean, self.latents_std = torch.zeros(channels), torch.ones(channels)
+        self.config = SimpleNamespace(scaling_factor=1.0, latent_channels=channels, **settings)
+        vars(self).update(settings)
+
+
+def _ltx2_image_to_video(transformer: torch.nn.Module, **parts: Any) -> Any:
+    return _bare(
+        diffusers.LTX2ImageToVideoPipeline,
+        _flow(use_dynamic_shifting=True),
+        "vocoder",
+        vae=_Autoencoder(4, spatial_compression_ratio=32, temporal_compression_ratio=8),
+        audio_vae=_Autoencoder(
+            5,
+            mel_bins=4,
+            sample_rate=16000,
+            mel_hop_length=160,
+            mel_compression_ratio=4,
+            temporal_compression_ratio=4,
+        ),
+        # In the place of what makes the prompts of the video and of the sound.
+        connectors=lambda prompt, mask, **_: (prompt, prompt.flip(1), mask),
+    )(transformer, **parts)
+
+
+def _ltx2_image() -> dict[str, Any]:
+    return {
+        "height": 128,
+        "width": 192,
+        "num_frames": 17,
+        "latents": noise(1, 4, 3, 4, 6, seed=5),
+        **embeddings(14),
+        **masks(),
+        "stg_scale": 0.0,
+        "modality_scale": 1.0,
+        "audio_stg_scale": 0.0,
+        "audio_modality_scale": 1.0,
+    }
 
 
 _TWO = ("text_encoder_2", "tokenizer_2")
@@ -120,6 +192,29 @@ CASES = {
             config={"inject_sample_info": False},
         ),
         Case(
+            "Wan 2.2, image to video",
+            "wan",
+            _wan_image,
+            lambda: {**VIDEO, **embeddings(20), "image": Image.new("RGB", (96, 64), (90, 20, 200))},
+            calls=2,
+        ),
+        Case(
+            "SkyReels V2, long video",
+            "skyreels_v2",
+            _bare(diffusers.SkyReelsV2DiffusionForcingPipeline, _unipc),
+            lambda: {
+                **VIDEO,
+                **embeddings(20),
+                "num_frames": 25,
+                "base_num_frames": 17,
+                "overlap_history": 9,
+                "addnoise_condition": 20,
+                "prompt": None,
+            },
+            calls=2,
+            generations=2,
+        ),
+        Case(
             "HunyuanVideo",
             "hunyuan_video",
             _bare(diffusers.HunyuanVideoPipeline, _flow(7.0), *_TWO),
@@ -145,6 +240,27 @@ CASES = {
                 **embeddings(14),
                 **masks(dtype=torch.bool),
             },
+        ),
+        Case(
+            "LTX, image to video",
+            "ltx",
+            _bare(diffusers.LTXImageToVideoPipeline, _flow(use_dynamic_shifting=True)),
+            lambda: {
+                "height": 128,
+                "width": 192,
+                "num_frames": 17,
+                "latents": noise(1, 3 * 4 * 6, 4, seed=5),
+                **embeddings(14),
+                **masks(dtype=torch.bool),
+            },
+            in_suite=False,
+        ),
+        Case(
+            "LTX-2, image to video",
+            "ltx2",
+            _ltx2_image_to_video,
+            _ltx2_image,
+            in_suite=False,
         ),
         Case(
             "Mochi",

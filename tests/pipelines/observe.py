@@ -54,7 +54,7 @@ def generate(case: Case, pipe: Any, rule: Rule, seed: int = 5) -> Generation:
 
     def end_step(pipe: Any, index: int, timestep: Any, tensors: dict[str, Any]) -> Any:
         nonlocal step
-        step = index + 1
+        step = (index + 1) % pipe.num_timesteps
         return tensors
 
     def count() -> None:
@@ -91,14 +91,15 @@ def row(case: Case, first: Generation) -> str:
     seen = first.oracle.timesteps
     one_table = seen[0].untyped_storage().data_ptr() == seen[-1].untyped_storage().data_ptr()
     clock = "a view into the table" if one_table else "computed"
-    later = sum(n for step, n in first.reads.items() if step > 0) / (NUM_STEPS - 1)
+    start = first.reads[0] / case.generations
+    later = (first.reads.total() - first.reads[0]) / case.generations / (NUM_STEPS - 1)
     cells = [
         case.name,
         case.pipeline_name,
         clock,
-        len(seen) // NUM_STEPS,
+        len(seen) // NUM_STEPS // case.generations,
         first.stats.lanes,
-        first.reads[0],
+        f"{start:g}",
         f"{later:g}",
     ]
     return f"| {' | '.join(map(str, cells))} |"

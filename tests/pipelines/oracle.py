@@ -40,11 +40,12 @@ class Rule:
 class Oracle:
     """A transformer whose attention modules compute or reuse by a rule; the model is changed.
 
-    A transformer that starts in the middle of a generation counts from its own first step.
+    A transformer that starts in the middle of a generation counts from its own first step. A
+    pipeline may go through the schedule several times.
 
     Attributes:
-        computed: kind -> computations.
-        reused: kind -> reuses.
+        computed: kind -> computations in the last generation.
+        reused: kind -> reuses in the last generation.
         lanes: prompts, by value.
         timesteps: what reached the model, call by call.
     """
@@ -68,7 +69,7 @@ class Oracle:
 
     def end_step(self, pipe: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> Any:
         """What the pipeline calls at the end of every step."""
-        self._global_step = step + 1
+        self._global_step = (step + 1) % pipe.num_timesteps
         return tensors
 
     def _enter(self, module: torch.nn.Module, args: tuple[Any, ...], kwargs: Any) -> None:
@@ -76,6 +77,9 @@ class Oracle:
         if self._skipped is None:
             self._skipped = self._global_step
         step = self._global_step - self._skipped
+        if step < self._step:
+            self.computed.clear()
+            self.reused.clear()
         if step != self._step:
             for kind in self._kinds:
                 if not self._reuses(kind):

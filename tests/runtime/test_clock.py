@@ -73,6 +73,11 @@ def test_rows_at_different_timesteps_have_no_value() -> None:
     assert read_timestep(torch.tensor([660, 330])).value is None
 
 
+def test_tokens_that_stand_still_do_not_count() -> None:
+    reading = read_timestep(torch.tensor([[0, 0, 660, 660]]), None)
+    assert (reading.value, reading.index, reading.table) == (660, None, None)
+
+
 @pytest.mark.parametrize(
     "values",
     [

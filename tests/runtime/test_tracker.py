@@ -200,15 +200,6 @@ def test_other_latents_at_the_same_step_are_another_generation_that_is_not_trust
     assert list(second.lanes) == [lane]
 
 
-def test_rows_at_different_timesteps_have_no_place() -> None:
-    tracker = Tracker()
-    place(tracker, torch.tensor([900, 600])[0])
-    call = Call(Reading(None), torch.zeros(2), {"prompt": PROMPTS["cond"]})
-    assert tracker.place(call) is None
-    assert tracker.generation is not None
-    assert any("different timesteps" in note for note in tracker.generation.record.notes)
-
-
 def test_explicit_steps_and_lanes_are_taken_as_they_are() -> None:
     tracker = Tracker()
     found = [stated(tracker, i, lane=lane) for i in range(4) for lane in ("a", "b")]

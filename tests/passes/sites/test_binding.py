@@ -174,6 +174,20 @@ def test_of_several_that_sound_like_time_the_timestep_is_the_clock_and_all_chang
     assert "guidance" in bound(scalar_model("guidance timestep"))["PROMPT"]
 
 
+def test_with_a_timestep_per_token_another_per_row_changes_with_it() -> None:
+    def model(latents, timestep, audio_timestep, text_time, w_in):
+        x = tokens_of(latents, w_in) + torch.sin(timestep).mean(1)[:, None, None]
+        x = x + torch.sin(audio_timestep)[:, None, None] + text_time.mean(1)[:, None, None]
+        return latents_of(x)
+
+    per_row, other = values(BATCH), values(BATCH, 4)
+    found = bound(
+        captured(model, timestep=values(BATCH, 3), audio_timestep=per_row, text_time=other)
+    )
+    assert {"timestep", "audio_timestep"} <= set(found["STEP"])
+    assert "text_time" in found["PROMPT"]
+
+
 def test_two_scalars_that_look_alike_are_ambiguous() -> None:
     model = scalar_model("foo bar")
     with pytest.raises(UnsupportedModelError) as caught:
