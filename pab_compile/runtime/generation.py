@@ -16,11 +16,7 @@ from .clock import Reading, TimestepTable
 from .lane import Call, Lane, Lanes
 from .recall import Timesteps
 from .stats import GenerationRecord, RunStats, StepRecord
-
-_NOTHING_REPEATS = (
-    "the per-prompt inputs differ at every call, so nothing can be reused: state those "
-    'that change with the step as options={"axes": {"<input>": "step"}}'
-)
+from .stepping import enter_unknown
 
 
 @dataclass(frozen=True, eq=False)
@@ -116,11 +112,12 @@ class Generation:
         return self.lanes.find(call, self.step)
 
     def open_lane(self, call: Call) -> Lane:
-        """Add a lane for a call."""
-        lane, is_full = self.lanes.open(call, self.step)
-        if is_full:
-            self.note(_NOTHING_REPEATS)
-        return lane
+        """The lane that a call continues with other inputs, or a new one (``stepping``)."""
+        entered = enter_unknown(self.lanes, call, self.step)
+        self.trusted = self.trusted and entered.is_certain
+        if entered.note:
+            self.note(entered.note)
+        return entered.lane
 
     def free(self) -> None:
         """Close the generation and free every cached tensor."""

@@ -39,6 +39,7 @@ class Tracker:
     Attributes:
         generation: the running one, or the last one.
         prompt_inputs: names of the per-prompt inputs that some graph of the model reads.
+        fixed_inputs: those of them that cannot change at every step, since they may be prompts.
     """
 
     def __init__(self, schedule: Schedule | None = None) -> None:
@@ -46,6 +47,7 @@ class Tracker:
         self._known = KnownSchedules()
         self.generation: Generation | None = None
         self.prompt_inputs: dict[str, None] = {}
+        self.fixed_inputs: set[str] = set()
 
     @property
     def table(self) -> TimestepTable | None:
