@@ -140,12 +140,14 @@ class CompiledGraph:
             self._inputs.specialisation(request.args),
         )
 
-    def _restated(self, program: Runnable, request: Request, names: Collection[str]) -> Runnable:
+    def _restated(
+        self, program: Runnable, request: Request, names: Collection[str], clock: str
+    ) -> Runnable:
         """The program for a request if inputs of these names change at every step.
 
         If nothing could be reused then, it is the given one.
         """
-        request = replace(request, stepping=frozenset(names))
+        request = replace(request, stepping=frozenset(names), clock=clock)
         try:
             return self._program(request)
         except UnsupportedModelError:

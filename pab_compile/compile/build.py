@@ -63,10 +63,12 @@ class Settings:
     compiler: PieceCompiler
     compilation: object
 
-    def with_stepping(self, names: Collection[str]) -> Settings:
-        """The same settings for inputs that change at every step."""
-        axes = {**self.options.axes, **dict.fromkeys(sorted(names), "step")}
-        return replace(self, options=replace(self.options, axes=axes)) if names else self
+    def with_stepping(self, clock: str, names: Collection[str]) -> Settings:
+        """The same settings for a graph with a known clock, and inputs that change with it."""
+        if not names:
+            return self
+        axes = {**self.options.axes, **dict.fromkeys(sorted(names), "step"), clock: "clock"}
+        return replace(self, options=replace(self.options, axes=axes))
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,6 +85,7 @@ class Request:
         grid: the ranks that share the tokens and the batch, or None for one rank.
         stepping: names of inputs that turned out to change at every step, as if the user had stated
             so.
+        clock: name of the timestep, if any of them did.
         num_samples: None, or how many elements to sample of each output for an observation. Then
             every site computes at every step.
     """
@@ -95,6 +98,7 @@ class Request:
     alone: bool
     grid: Grid | None = None
     stepping: frozenset[str] = frozenset()
+    clock: str = ""
     num_samples: int | None = None
 
     @property
@@ -114,7 +118,7 @@ def compile_program(request: Request, settings: Settings) -> Runnable:
         ObservationError: a rank of a mesh cannot observe the whole model.
     """
     _check(request)
-    settings = settings.with_stepping(request.stepping)
+    settings = settings.with_stepping(request.clock, request.stepping)
     try:
         part = _captured(request)
     except UnsupportedModelError as error:

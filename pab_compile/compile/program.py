@@ -42,8 +42,8 @@ _REPEATED = (
 class Restate(Protocol):
     """Compiles a graph again."""
 
-    def __call__(self, names: Collection[str]) -> Runnable:
-        """The program if inputs of these names change at every step."""
+    def __call__(self, names: Collection[str], clock: str) -> Runnable:
+        """The program if inputs of these names change at every step, as the timestep does."""
         ...
 
 
@@ -206,7 +206,7 @@ class CompiledProgram:
         if self._probed is not None:  # an observation computes every site anyway
             place.lane.free(self._executor.identity)
             return self._executor
-        other = restate(names)
+        other = restate(names, self._roles.clock)
         executor = other._executor if isinstance(other, CompiledProgram) else self._executor
         if executor.identity != self._executor.identity or executor is self._executor:
             place.lane.free(self._executor.identity)

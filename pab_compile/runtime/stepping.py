@@ -76,7 +76,7 @@ def enter_named(lanes: Lanes, lane: Lane, call: Call) -> str:
         return ""
     if not missing and changed <= call.may_step and not _unnamed(lanes):
         lanes.learn(changed)
-        return ""
+        return _learned(changed)
     lane.free()
     lane.remember(seen.prompts)
     return (
@@ -186,8 +186,8 @@ def _stated(names: Iterable[str]) -> str:
 
 def _learned(names: Collection[str]) -> str:
     return (
-        f"{_listed(names)} changed at every step. This showed after two changes, and nothing was "
-        f"reused before: {_stated(names)} says it from the start"
+        f"{_listed(names)} changed from step to step. Until this showed, nothing was reused: "
+        f"{_stated(names)} says it from the start"
     )
 
 

@@ -20,7 +20,7 @@ from .stated import by_entry
 from .trace import Dims, Trace, shape_of
 
 _GRIDS = {1: ("s",), 2: ("h", "w"), 3: ("t", "h", "w")}
-_ROLES = ("step", "prompt", "held")  # of inputs, see ``passes.sites.binding``
+_ROLES = ("clock", "step", "prompt", "held")  # of inputs, see ``passes.sites.binding``
 _LATENT_NAMES = ("latent", "hidden_states", "sample")
 
 
