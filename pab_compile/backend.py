@@ -92,8 +92,8 @@ class CompiledGraph:
         self._agreement.begin()
         program = self._program(request)
         if not forward.visited and not request.alone:
-            before, plan = forwards.before(forward), self._settings.plan
-            error = self._whole_forward.check(before, program, plan)
+            before, settings = forwards.before(forward), self._settings
+            error = self._whole_forward.check(before, program, settings.plan, settings.options.axes)
             if error is not None:
                 self._refuse(error, stacklevel=3)
         forward.breaks.append(self._break_reason)

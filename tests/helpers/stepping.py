@@ -25,10 +25,16 @@ Branch = Callable[[str, str, Callable[[], torch.Tensor]], torch.Tensor]
 
 
 class SteppingDit(nn.Module):
-    """Self-attention with a gate, cross-attention, and a residual, twice."""
+    """Self-attention with a gate, cross-attention, and a residual, twice.
 
-    def __init__(self, dtype: torch.dtype = torch.float32) -> None:
+    Args:
+        dtype: of the weights.
+        breaks: whether Dynamo breaks the forward between the blocks.
+    """
+
+    def __init__(self, dtype: torch.dtype = torch.float32, breaks: bool = False) -> None:
         super().__init__()
+        self.breaks = breaks
         torch.manual_seed(0)
         self.enter, self.leave = nn.Linear(4, WIDTH), nn.Linear(WIDTH, 4)
         self.embed, self.project = nn.Linear(8, WIDTH), nn.Linear(WIDTH, WIDTH)
@@ -51,10 +57,12 @@ class SteppingDit(nn.Module):
         time = self.embed(torch.cat([angles.sin(), angles.cos()], -1).to(hidden_states.dtype))
         given = list(residuals.values()) if isinstance(residuals, dict) else residuals
         x = self.enter(hidden_states)
-        for number, residual in enumerate(given):
-            x = self._block(number, x, time, encoder_hidden_states, strength)
-            x = x + self.project(residual).tanh()
-        return self.leave(x)
+        x = self._block(0, x, time, encoder_hidden_states, strength)
+        x = x + self.project(given[0]).tanh()
+        if self.breaks:
+            torch._dynamo.graph_break()
+        x = self._block(1, x, time, encoder_hidden_states, strength)
+        return self.leave(x + self.project(given[1]).tanh())
 
     def _block(
         self,

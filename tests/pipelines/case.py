@@ -26,6 +26,8 @@ class Case:
         config: what the transformer is configured with besides the DiT's own configuration.
         output: attribute of the result that holds the latents.
         clock: what of the scheduler's table reaches the transformer: ``view`` or ``value``.
+        stepping: inputs of the transformer that change at every step, which it takes until the
+            third to learn.
     """
 
     name: str
@@ -36,6 +38,7 @@ class Case:
     config: Mapping[str, Any] = field(default_factory=dict)
     output: str = "frames"
     clock: str = "view"
+    stepping: tuple[str, ...] = ()
 
     @property
     def dit(self) -> Dit:

@@ -44,7 +44,7 @@ class Generation:
 
 def by_steps(case: Case, num_steps: int = NUM_STEPS) -> Rule:
     """The rule where the number of steps is known."""
-    return Rule(RANGES, WINDOW, num_steps)
+    return Rule(RANGES, WINDOW, num_steps, first_reusable=int(bool(case.stepping)))
 
 
 def by_timesteps(case: Case) -> Rule:

@@ -77,6 +77,19 @@ def test_an_entry_is_stated_by_its_full_name_which_comes_first() -> None:
     assert (stats.lanes, stats.notes) == (1, ())
 
 
+def test_graphs_of_a_broken_forward_learn_together() -> None:
+    model, loop = SteppingDit(breaks=True), fading()
+    actual = compiled(model, axes={"hidden_states": "b s c"})
+    for _ in range(2):
+        assert check(loop, model, actual, learned).lanes == 1
+
+
+def test_a_name_that_no_graph_of_a_broken_forward_has_is_an_error() -> None:
+    actual = compiled(SteppingDit(breaks=True), axes={"residual": "step"})
+    with pytest.raises(pab_compile.PabError, match="did you mean 'residuals'"):
+        fading().run(call_of(actual))
+
+
 def test_what_is_learned_keeps_no_values_of_a_step() -> None:
     model = SteppingDit()
     held = []
