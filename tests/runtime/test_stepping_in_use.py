@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 
 import pab_compile
+from dits.build import Denoising, build
+from dits.catalogue import CATALOGUE
+from dits.oracle import Oracle
 from helpers.latte import assert_different, assert_same
 from helpers.stepping import RULE, Stepping, SteppingDit, SteppingOracle
 
@@ -164,3 +168,39 @@ def test_a_name_that_no_input_has_is_an_error(name: str, hint: str) -> None:
     actual = compiled(SteppingDit(), axes={name: "step"})
     with pytest.raises(pab_compile.PabError, match=f"did you mean {hint}.*inputs: .*residuals"):
         fading().run(call_of(actual))
+
+
+class _Controlled(Denoising):
+    """A loop of Flux beside a control model, whose residuals are new at every step."""
+
+    def at(self, step: int) -> dict[str, Any]:
+        given = super().at(step)
+        batch, tokens, _ = given["hidden_states"].shape
+        dtype, generator = given["hidden_states"].dtype, torch.Generator().manual_seed(step)
+        names = ("controlnet_block_samples", "controlnet_single_block_samples")
+        draw = lambda: torch.randn(batch, tokens, 32, generator=generator).to(dtype)  # noqa: E731
+        return given | {name: [draw(), draw()] for name in names}
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_residuals_of_a_control_model(dtype: torch.dtype) -> None:
+    flux = CATALOGUE["flux"]
+    dit = replace(
+        flux, dtype=dtype, config={**flux.config, "num_layers": 1, "num_single_layers": 1}
+    )
+    model, loop = build(dit), _Controlled(dit, 7, batch=1, height=2, dtype=dtype)
+    # The window begins after the third step, so that learned and stated are the same.
+    options = {"ranges": {"joint": 2}, "window": (0.3, 1.0), "inner": "eager"}
+    axes = {f"controlnet_{name}samples": "step" for name in ("block_", "single_block_")}
+    for stated, notes in (({}, 1), (axes, 0)):
+        torch._dynamo.reset()
+        actual = torch.compile(model, backend="pab", options={**options, "axes": stated})
+        oracle = Oracle(model, dit, {"joint": 2}, (0.3, 1.0))
+        with torch.no_grad():
+            expected = torch.stack([first for first, *_ in oracle.run(loop)])
+            oracle.remove()
+            assert_different(loop.predictions(model), expected)
+            assert_same(loop.predictions(actual), expected)
+        stats = pab_compile.stats(actual)
+        assert (stats.lanes, len(stats.notes)) == (1, notes)
+        assert stats.reused["joint"] == oracle.reused["joint"]
