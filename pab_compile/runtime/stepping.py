@@ -15,7 +15,7 @@ input that may be a prompt (``passes.sites.may_step``).
 from __future__ import annotations
 
 import itertools
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 
 from pab_compile.passes.axes.stated import list_name
@@ -128,7 +128,7 @@ def _changes_since(last: Lane, lanes: Lanes, call: Call, step: int) -> _Changes:
     if len(set(steps)) < len(steps) or step in steps or _have_twins(lanes, ignored):
         return _Changes(last, names, _told_apart(names))
     for earlier, later in itertools.pairwise(chain):
-        if any(earlier.prompts[name].is_equal(later.prompts[name]) for name in names):
+        if any(earlier.prompts[name].is_equal(later.prompts[name]) for name in sorted(names)):
             return _Changes()
     return _Changes(last, names)
 
@@ -142,26 +142,29 @@ def _agreeing(lanes: Lanes, call: Call, ignored: Collection[str]) -> list[Lane]:
     return [
         lane
         for lane in _unnamed(lanes)
-        if lane.carries(call.prompts, _names(lane, call).difference(ignored))
+        if lane.carries(call.prompts, [n for n in _names(lane, call) if n not in ignored])
     ]
 
 
-def _names(lane: Lane, call: Call) -> frozenset[str]:
-    """The inputs that distinguish lanes."""
-    return frozenset(
-        call.prompts.keys() | lane.prompts.keys() if call.names is None else call.names
-    )
+def _names(lane: Lane, call: Call) -> Sequence[str]:
+    """The inputs that distinguish lanes, in a fixed order."""
+    return sorted(call.prompts.keys() | lane.prompts.keys()) if call.names is None else call.names
 
 
 def _differing(lane: Lane, call: Call) -> frozenset[str]:
     """The inputs whose values are others in a call than in a lane."""
-    both = _names(lane, call) & call.prompts.keys() & lane.prompts.keys()
-    return frozenset(name for name in both if not lane.prompts[name].is_same(call.prompts[name]))
+    return frozenset(
+        name
+        for name in _names(lane, call)
+        if name in lane.prompts
+        and name in call.prompts
+        and not lane.prompts[name].is_same(call.prompts[name])
+    )
 
 
 def _missing(lane: Lane, call: Call) -> frozenset[str]:
     """The inputs that only one of a lane and a call has."""
-    return _names(lane, call) & (call.prompts.keys() ^ lane.prompts.keys())
+    return frozenset(_names(lane, call)) & (call.prompts.keys() ^ lane.prompts.keys())
 
 
 def _have_twins(lanes: Lanes, ignored: Collection[str]) -> bool:

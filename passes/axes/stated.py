@@ -56,7 +56,7 @@ def is_named(name: str, stated: Iterable[str]) -> bool:
 
 
 def check_names(inputs: Sequence[fx.Node], stated: Collection[str]) -> None:
-    """Refuse names that mean none of the inputs.
+    """Refuse names that mean none of the inputs. A graph may not read every entry of a list.
 
     Raises:
         StatedAxesError: says which name was perhaps meant, and which inputs there are.
@@ -64,7 +64,8 @@ def check_names(inputs: Sequence[fx.Node], stated: Collection[str]) -> None:
     known = {name: None for node in inputs for name in names_of(node)}
     lists = dict.fromkeys(list_name(ir.source(node)) for node in inputs)
     for name in stated:
-        if name not in known:
+        is_entry = name != list_name(name) and list_name(name) in lists
+        if name not in known and not is_entry:
             near = difflib.get_close_matches(name, known, n=1)
             hint = f"; did you mean '{near[0]}'?" if near else ""
             raise StatedAxesError(
