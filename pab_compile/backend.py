@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -92,8 +92,8 @@ class CompiledGraph:
         self._agreement.begin()
         program = self._program(request)
         if not forward.visited and not request.alone:
-            before, plan = forwards.before(forward), self._settings.plan
-            error = self._whole_forward.check(before, program, plan)
+            before, settings = forwards.before(forward), self._settings
+            error = self._whole_forward.check(before, program, settings.plan, settings.options.axes)
             if error is not None:
                 self._refuse(error, stacklevel=3)
         forward.breaks.append(self._break_reason)
@@ -121,13 +121,7 @@ class CompiledGraph:
 
     def _program(self, request: Request) -> Runnable:
         """The program for a request; the first such request compiles it."""
-        key = (
-            request.alone,
-            request.origins,
-            request.volatile,
-            request.num_samples,
-            self._inputs.specialisation(request.args),
-        )
+        key = self._key(request)
         if key not in self._programs:
             with compiling():
                 if key not in self._programs:
@@ -135,6 +129,29 @@ class CompiledGraph:
                         functools.partial(self._compile, request), self._fingerprint
                     )
         return self._programs[key]
+
+    def _key(self, request: Request) -> tuple[Any, ...]:
+        return (
+            request.alone,
+            request.origins,
+            request.volatile,
+            request.stepping,
+            request.num_samples,
+            self._inputs.specialisation(request.args),
+        )
+
+    def _restated(
+        self, program: Runnable, request: Request, names: Collection[str], clock: str
+    ) -> Runnable:
+        """The program for a request if inputs of these names change at every step.
+
+        If nothing could be reused then, it is the given one.
+        """
+        request = replace(request, stepping=frozenset(names), clock=clock)
+        try:
+            return self._program(request)
+        except UnsupportedModelError:
+            return self._programs.setdefault(self._key(request), program)
 
     def _compile(self, request: Request, grid: Grid | None) -> Runnable:
         """Compile the program on this rank."""
@@ -184,7 +201,8 @@ class CompiledGraph:
         """Run a program. An error drops the cache of the generation and reaches other ranks."""
         self._progress.start()
         try:
-            return program(forward, request.args, request.tensors)
+            restate = functools.partial(self._restated, program, request)
+            return program(forward, request.args, request.tensors, restate)
         except BaseException as error:
             forward.fail()
             self._agreement.fail(error)

@@ -19,6 +19,7 @@ import torch
 from torch import fx
 
 _MODULE_FILE = torch.nn.modules.module.__file__
+_PARTS = ("<lambda>", "<listcomp>", "<genexpr>", "<setcomp>", "<dictcomp>")
 _LIBRARIES = tuple(os.path.join(os.path.dirname(file), "") for file in (torch.__file__, __file__))
 
 
@@ -149,7 +150,8 @@ def model_calls() -> list[ModelCall]:
 def callers() -> list[FrameType]:
     """The frames around the innermost call of a compiled model, the innermost first.
 
-    Frames of torch and of this library do not count.
+    Frames of torch and of this library do not count. Neither do comprehensions and lambdas, which
+    are parts of a function.
     """
     from torch._dynamo import eval_frame
 
@@ -166,7 +168,8 @@ def callers() -> list[FrameType]:
 
 def _outside(frame: FrameType | None) -> Iterator[FrameType]:
     while frame is not None:
-        if not frame.f_code.co_filename.startswith(_LIBRARIES):
+        code = frame.f_code
+        if code.co_name not in _PARTS and not code.co_filename.startswith(_LIBRARIES):
             yield frame
         frame = frame.f_back
 

@@ -44,7 +44,8 @@ class Options:
             more. None: as ``default``.
         axes: input name -> its axes, such as ``"b c t h w"``, if they cannot be inferred.
             ``"step"`` marks the timestep, or another input that changes at every step.
-            ``"prompt"`` marks an input that stays the same for a whole generation.
+            ``"prompt"`` marks an input that stays the same for a whole generation. The name of a
+            list or dict means all of its entries.
         mesh: an axis of a ``DeviceMesh`` (``mesh["sp"]``). Its ranks share the tokens.
         sequence_parallel: the number of ranks that share the tokens. It replaces mesh if all ranks
             run this model.

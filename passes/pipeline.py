@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from torch import fx
 
@@ -23,6 +23,7 @@ from pab_compile.passes.sites.binding import (
 )
 from pab_compile.passes.sites.classify import find_mixers
 from pab_compile.passes.sites.find_sites import find_sites
+from pab_compile.passes.sites.may_step import may_step
 from pab_compile.passes.sites.site import Site
 
 
@@ -70,8 +71,9 @@ class BindTimes:
 
 @dataclass(frozen=True)
 class Classify:
-    """Find token mixers and their kinds."""
+    """Find token mixers and their kinds, and the inputs that they show to be no prompts."""
 
+    stated: Mapping[str, str] = field(default_factory=dict)
     name: str = "classify"
 
     def __call__(self, program: Program) -> int:
@@ -84,6 +86,9 @@ class Classify:
                 f"{ir.source(program.inferred_axes.latents)!r}). Is this the denoising model? If "
                 'its latents were mistaken, state them: options={"axes": {"<input>": "b c t h w"}}.'
             )
+        inputs = ir.placeholders(program.graph_module.graph)
+        prompts = [node for node in inputs if ir.source(node) in program.prompt_inputs]
+        program.may_step = may_step(prompts, program.inferred_axes, program.mixers, self.stated)
         return 0
 
 
@@ -176,7 +181,7 @@ def analysis(axes: Mapping[str, str], cut: str) -> tuple[Pass, ...]:
 
 def recognition(axes: Mapping[str, str]) -> tuple[Pass, ...]:
     """The passes that analyse a graph together with the graphs that feed it."""
-    return (InferAxes(axes), BindTimes(axes), Classify())
+    return (InferAxes(axes), BindTimes(axes), Classify(axes))
 
 
 def rewriting(

@@ -34,6 +34,8 @@ class Program:
         prompt_inputs: the caller's names of the per-prompt inputs (after ``BindTimes``).
         stepping: the caller's names of the other inputs that change at every step (after
             ``BindTimes``).
+        may_step: the caller's names of the per-prompt inputs that may turn out to change at every
+            step (after ``Classify``).
         has_eager_inputs: whether Python code made some input between two graphs (after
             ``BindTimes``).
         mixers: token mixers (after ``Classify``).
@@ -51,6 +53,7 @@ class Program:
     clock: str = ""
     prompt_inputs: tuple[str, ...] = ()
     stepping: tuple[str, ...] = ()
+    may_step: tuple[str, ...] = ()
     has_eager_inputs: bool = False
     mixers: tuple[Mixer, ...] = ()
     sites: tuple[Site, ...] = ()

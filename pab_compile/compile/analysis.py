@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+
+from torch import fx
 
 from pab_compile.errors import UnsupportedModelError
 from pab_compile.options import Options
+from pab_compile.passes.axes.stated import by_entry, names_of
 from pab_compile.passes.graph import ir
 from pab_compile.passes.graph.flops import count_flops
 from pab_compile.passes.graph.join import Part, join
@@ -39,10 +42,7 @@ def analyse(
     if not alone and not has_mixer_ops(part.graph_module.graph):
         raise NoAttentionError("No attention was found in this graph.")
     joined = join(part)
-    stated = options.axes
-    if not alone:
-        known = {ir.source(node) for node in ir.placeholders(joined.graph_module.graph)}
-        stated = {name: value for name, value in stated.items() if name in known}
+    stated = _stated(ir.placeholders(joined.graph_module.graph), options.axes, alone)
     program = Program(joined.graph_module)
     run_passes(program, recognition(stated), dumper.watch)
     program = narrow(program, joined, part.graph_module)
@@ -58,6 +58,15 @@ def analyse(
         lambda: [site_box(site, plan) for site in program.sites],
     )
     return program
+
+
+def _stated(inputs: Sequence[fx.Node], axes: Mapping[str, str], alone: bool) -> Mapping[str, str]:
+    """What the user states of the inputs of a graph, by their full names."""
+    own = [node for node in inputs if not ir.is_constant_input(node)]
+    if not alone:  # a name may mean an input of another graph
+        known = {name for node in own for name in names_of(node)}
+        axes = {name: value for name, value in axes.items() if name in known}
+    return by_entry(own, axes)
 
 
 def finding(part: Part | None, program: Program | None, plan: Plan, reason: str = "") -> Finding:

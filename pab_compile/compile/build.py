@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -63,6 +63,13 @@ class Settings:
     compiler: PieceCompiler
     compilation: object
 
+    def with_stepping(self, clock: str, names: Collection[str]) -> Settings:
+        """The same settings for a graph with a known clock, and inputs that change with it."""
+        if not names:
+            return self
+        axes = {**self.options.axes, **dict.fromkeys(sorted(names), "step"), clock: "clock"}
+        return replace(self, options=replace(self.options, axes=axes))
+
 
 @dataclass(frozen=True, eq=False)
 class Request:
@@ -76,6 +83,9 @@ class Request:
         volatile: numbers of the tensors that may change between graphs without notice.
         alone: whether the graph is the whole forward.
         grid: the ranks that share the tokens and the batch, or None for one rank.
+        stepping: names of inputs that turned out to change at every step, as if the user had stated
+            so.
+        clock: name of the timestep, if any of them did.
         num_samples: None, or how many elements to sample of each output for an observation. Then
             every site computes at every step.
     """
@@ -87,6 +97,8 @@ class Request:
     volatile: frozenset[int]
     alone: bool
     grid: Grid | None = None
+    stepping: frozenset[str] = frozenset()
+    clock: str = ""
     num_samples: int | None = None
 
     @property
@@ -106,6 +118,7 @@ def compile_program(request: Request, settings: Settings) -> Runnable:
         ObservationError: a rank of a mesh cannot observe the whole model.
     """
     _check(request)
+    settings = settings.with_stepping(request.clock, request.stepping)
     try:
         part = _captured(request)
     except UnsupportedModelError as error:
@@ -205,6 +218,7 @@ def _roles_of(program: Program, part: Part, request: Request, options: Options) 
         latents=ir.source(program.inferred_axes.latents),
         clock=program.clock,
         prompt_inputs=program.prompt_inputs,
+        may_step=program.may_step,
         stepping=(*program.stepping, *stated),
         sees_all=request.alone,
         is_blind=program.has_eager_inputs and not request.alone,

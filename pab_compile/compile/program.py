@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -11,6 +11,7 @@ import torch
 from pab_compile import dynamo
 from pab_compile.calibration.observe import Probed, current_observer
 from pab_compile.calibration.stopwatch import now
+from pab_compile.passes.axes.stated import is_named
 from pab_compile.passes.graph import ir
 from pab_compile.passes.graph.join import Part
 from pab_compile.passes.sites.site import Site
@@ -26,6 +27,7 @@ from pab_compile.runtime.level_notes import note_levels
 from pab_compile.runtime.levels import STANDING, Level
 from pab_compile.runtime.scope import current_scope, stated_step
 from pab_compile.runtime.stats import StepRecord
+from pab_compile.runtime.stepping import enter_named
 from pab_compile.runtime.tracker import Tracker
 
 from .executor import Executor
@@ -40,13 +42,32 @@ _REPEATED = (
 )
 
 
+class Restate(Protocol):
+    """Compiles a graph again."""
+
+    def __call__(self, names: Collection[str], clock: str) -> Runnable:
+        """The program if inputs of these names change at every step, as the timestep does."""
+        ...
+
+
 class Runnable(Ran, Protocol):
     """A graph of a forward, ready to run."""
 
     def __call__(
-        self, forward: Forward, args: Sequence[Any], tensors: Sequence[torch.Tensor]
+        self,
+        forward: Forward,
+        args: Sequence[Any],
+        tensors: Sequence[torch.Tensor],
+        restate: Restate,
     ) -> Any:
-        """Run it in a forward, with Dynamo's inputs and the tensors among them."""
+        """Run it in a forward.
+
+        Args:
+            forward: the call of the model.
+            args: Dynamo's inputs.
+            tensors: the tensors among them.
+            restate: compiles the graph again if some of its inputs turn out to be stepping.
+        """
         ...
 
 
@@ -67,7 +88,11 @@ class PlainProgram:
         self._function = function
 
     def __call__(
-        self, forward: Forward, args: Sequence[Any], tensors: Sequence[torch.Tensor]
+        self,
+        forward: Forward,
+        args: Sequence[Any],
+        tensors: Sequence[torch.Tensor],
+        restate: Restate,
     ) -> Any:
         """Compute the graph."""
         if self.part is None:
@@ -88,6 +113,7 @@ class InputRoles:
         latents: name of the tensor that is denoised.
         clock: name of the timestep.
         prompt_inputs: names of the per-prompt inputs.
+        may_step: those of them that may turn out to change at every step.
         stepping: names of other inputs that change at every step.
         sees_all: whether the graph is the whole forward, so that other inputs do not matter.
         is_blind: whether Python code between the graphs makes some of its inputs. A graph that is
@@ -98,6 +124,7 @@ class InputRoles:
     latents: str
     clock: str
     prompt_inputs: tuple[str, ...]
+    may_step: tuple[str, ...]
     stepping: tuple[str, ...]
     sees_all: bool
     is_blind: bool
@@ -109,7 +136,7 @@ class InputRoles:
             return {name: inputs[name] for name in self.prompt_inputs}
         others = {self.latents, self.clock, *self.stepping}
         others |= {callers(name) for name in others}
-        return {name: tensor for name, tensor in inputs.items() if name not in others}
+        return {name: tensor for name, tensor in inputs.items() if not is_named(name, others)}
 
 
 class CompiledProgram:
@@ -143,7 +170,11 @@ class CompiledProgram:
         self._probed = probed
 
     def __call__(
-        self, forward: Forward, args: Sequence[Any], tensors: Sequence[torch.Tensor]
+        self,
+        forward: Forward,
+        args: Sequence[Any],
+        tensors: Sequence[torch.Tensor],
+        restate: Restate,
     ) -> Any:
         """Run one call of the model with the inputs of the captured graph."""
         weights = [tensors[position] for position in self._roles.weights]
@@ -151,22 +182,38 @@ class CompiledProgram:
         tracker = self._tracker(forward, identity)
         is_first = not forward.is_placed
         place = self._place(forward, tracker, weights)
+        executor = self._executor
         if place is not None:
-            self._drop_outdated(place, weights)
-        outputs = self._executor.run(tensors, place)
+            executor = self._restated(place, restate)
+            if place.lane.drop_outdated(executor.identity, weights):
+                place.generation.note(_OTHER_WEIGHTS)
+        outputs = executor.run(tensors, place)
         outputs = self._without_samples(outputs, place, identity)
         outputs = _written_back(self.part, tensors, outputs)
         if place is not None:
-            self._executor.report(place.generation)
+            executor.report(place.generation)
             if is_first:
                 last_runs.publish(identity, self._compilation, place.generation, forward)
         forward.finish(self, tensors, outputs)
         return outputs
 
-    def _drop_outdated(self, place: Place, weights: Sequence[torch.Tensor]) -> None:
-        """Free what this graph cached from weights that have other values now."""
-        if place.lane.drop_outdated(self._executor.identity, weights):
-            place.generation.note(_OTHER_WEIGHTS)
+    def _restated(self, place: Place, restate: Restate) -> Executor:
+        """What runs the graph, now that some inputs may have turned out to be stepping.
+
+        It is the executor that the graph would have if the user had stated them. What another one
+        cached may depend on them, so it is freed.
+        """
+        names = place.generation.lanes.stepping.intersection(self._roles.prompt_inputs)
+        if not names:
+            return self._executor
+        if self._probed is not None:  # an observation computes every site anyway
+            place.lane.free(self._executor.identity)
+            return self._executor
+        other = restate(names, self._roles.clock)
+        executor = other._executor if isinstance(other, CompiledProgram) else self._executor
+        if executor.identity != self._executor.identity or executor is self._executor:
+            place.lane.free(self._executor.identity)
+        return executor
 
     def _identity(self, weights: Sequence[torch.Tensor]) -> Sequence[object]:
         """What identifies the model; it lives as long as the model.
@@ -183,7 +230,9 @@ class CompiledProgram:
         """The tracker of the forward, which its first graph with sites looks up."""
         if forward.tracker is None:
             forward.tracker = current_scope().tracker(identity, self._compilation)
-        forward.tracker.prompt_inputs |= dict.fromkeys(self._roles.prompt_inputs)
+        roles = self._roles
+        forward.tracker.prompt_inputs |= dict.fromkeys(roles.prompt_inputs)
+        forward.tracker.fixed_inputs.update({*roles.prompt_inputs}.difference(roles.may_step))
         return forward.tracker
 
     def _place(
@@ -200,6 +249,8 @@ class CompiledProgram:
         call, before = self._call(forward, tracker, reading), tracker.generation
         generation, lane = tracker.place(call)
         call.callers.release()
+        if call.lane is not None and (note := enter_named(generation.lanes, lane, call)):
+            generation.note(note)
         if level is not None:
             generation.trusted &= level.value is not None
             goes_on = generation is before and generation.step > 0
@@ -219,7 +270,9 @@ class CompiledProgram:
         if self in forward.visited or not place.lane.has_weights(self._executor.identity, weights):
             place.generation.note(_REPEATED)
             return None
-        if not place.lane.carries(forward.inputs, self._roles.prompt_inputs):
+        stepping = place.generation.lanes.stepping
+        names = [name for name in self._roles.prompt_inputs if name not in stepping]
+        if not place.lane.carries(forward.inputs, names):
             return None
         return place
 
@@ -251,9 +304,9 @@ class CompiledProgram:
         """The forward as the tracker sees it."""
         roles, stated = self._roles, stated_step()
         latents, prompts = forward.inputs[roles.latents], roles.prompts_in(forward.inputs)
-        names: tuple[str, ...] | None = None
-        if not roles.is_blind:
-            names = tuple(dict.fromkeys((*roles.prompt_inputs, *tracker.prompt_inputs, STANDING)))
+        known = tuple(dict.fromkeys((*roles.prompt_inputs, *tracker.prompt_inputs)))
+        names = None if roles.is_blind else (*known, STANDING)
+        may_step = frozenset(known) - tracker.fixed_inputs
         if stated is None:
             index, level = None, reading.level
             if level is not None and level.value is None:
@@ -267,6 +320,7 @@ class CompiledProgram:
                 names,
                 roles.is_blind,
                 index=index,
+                may_step=may_step,
                 clock_dtype=forward.inputs[roles.clock].dtype,
                 callers=Callers(dynamo.callers()) if index is None else NOBODY,
             )
@@ -279,6 +333,7 @@ class CompiledProgram:
             lane=stated.lane,
             index=stated.index,
             schedule=Schedule(stated.num_steps),
+            may_step=may_step,
         )
 
     def _without_samples(

@@ -18,12 +18,8 @@ from .caller import Callers, Run, is_suspended
 from .clock import TimestepTable
 from .lane import Call, Lane, Lanes
 from .stats import GenerationRecord, RunStats, StepRecord
+from .stepping import enter_unknown
 from .visible_schedule import VisibleSchedule, find_schedules, holder_of
-
-_NOTHING_REPEATS = (
-    "the per-prompt inputs differ at every call, so nothing can be reused: state those "
-    'that change with the step as options={"axes": {"<input>": "step"}}'
-)
 
 
 @dataclass(frozen=True, eq=False)
@@ -206,11 +202,12 @@ class Generation:
         return self.lanes.find(call, self.step)
 
     def open_lane(self, call: Call) -> Lane:
-        """Add a lane for a call."""
-        lane, is_full = self.lanes.open(call, self.step)
-        if is_full:
-            self.note(_NOTHING_REPEATS)
-        return lane
+        """The lane that a call continues with other inputs, or a new one (``stepping``)."""
+        entered = enter_unknown(self.lanes, call, self.step)
+        self.trusted = self.trusted and entered.is_certain
+        if entered.note:
+            self.note(entered.note)
+        return entered.lane
 
     def free(self) -> None:
         """Close the generation and free every cached tensor."""

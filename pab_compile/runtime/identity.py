@@ -50,6 +50,14 @@ class Identity:
             and torch.equal(mine, other)
         )
 
+    def is_equal(self, other: Identity) -> bool:
+        """Whether two tensors are one, or had equal values when they were seen."""
+        if self.copy is None and self.key == other.key:
+            return True
+        if other.copy is None and version_of(other.tensor) != other.key[1]:
+            return False
+        return self.is_same(other.tensor if other.copy is None else other.copy)
+
     def is_same_memory(self, other: torch.Tensor) -> bool:
         """Whether a tensor is this one unchanged. Values are not compared."""
         return self.copy is None and Identity.of(other, remember=False).key == self.key

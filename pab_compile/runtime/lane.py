@@ -6,8 +6,8 @@ mix lanes if guidance is switched off in the middle of a generation.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import torch
 
@@ -19,7 +19,7 @@ from .clock import Reading
 from .identity import Identity
 from .weights import WeightMarks
 
-_MAX_LANES = 8
+MAX_LANES = 8
 _MAX_PLACES = 16
 
 
@@ -32,6 +32,7 @@ class Call:
         latents: the tensor that is denoised.
         prompts: the per-prompt inputs by name.
         names: which of them distinguish lanes; None for all.
+        may_step: which of them may turn out to change at every step (``stepping``).
         is_hidden: whether Python code between graphs may add conditions that are not seen here.
         lane: name of the lane, if the user gave one.
         index: the step, if the user gave one.
@@ -50,6 +51,15 @@ class Call:
     schedule: Schedule | None = None
     clock_dtype: torch.dtype = torch.float32
     callers: Callers = NOBODY
+    may_step: frozenset[str] = frozenset()
+
+    def without(self, ignored: Collection[str]) -> Call:
+        """The same call without some of its per-prompt inputs."""
+        if not ignored:
+            return self
+        prompts = {name: x for name, x in self.prompts.items() if name not in ignored}
+        names = self.names and tuple(name for name in self.names if name not in ignored)
+        return replace(self, prompts=prompts, names=names)
 
 
 @dataclass(eq=False)
@@ -61,6 +71,7 @@ class Lane:
         prompts: the per-prompt inputs that it carries.
         latents: the latents of its last call.
         step: the step of its last call.
+        first_step: the step of its first call.
         cache: (graph, site) -> cache entry.
         prelude: (graph, piece) -> values that are computed once for this lane.
         weights: graph -> the weights that it ran with, as they were.
@@ -70,6 +81,7 @@ class Lane:
     prompts: dict[str, Identity]
     latents: Identity
     step: int
+    first_step: int
     cache: dict[tuple[str, int], CacheEntry] = field(default_factory=dict)
     prelude: dict[tuple[str, int], tuple[torch.Tensor | None, ...]] = field(default_factory=dict)
     weights: dict[str, WeightMarks] = field(default_factory=dict)
@@ -95,11 +107,6 @@ class Lane:
         )
         self.free(graph)
         return outdated
-
-    def take(self, prompts: Mapping[str, torch.Tensor]) -> None:
-        """Carry other per-prompt inputs from now on, and free what was computed before."""
-        self.free()
-        self.prompts = {name: Identity.of(prompt) for name, prompt in prompts.items()}
 
     def carries_memory(
         self, prompts: Mapping[str, torch.Tensor], names: Iterable[str] | None = None
@@ -129,6 +136,17 @@ class Lane:
         either = [name for name in chosen if name in prompts or name in self.prompts]
         return both == either and all(is_same(self.prompts[n], prompts[n]) for n in both)
 
+    def agrees(self, other: Lane, ignored: Collection[str] = ()) -> bool:
+        """Whether two lanes have equal prompts, apart from some inputs."""
+        mine, others = (
+            {n: i for n, i in x.items() if n not in ignored} for x in (self.prompts, other.prompts)
+        )
+        return mine.keys() == others.keys() and all(mine[n].is_equal(others[n]) for n in mine)
+
+    def remember(self, prompts: Mapping[str, torch.Tensor]) -> None:
+        """Carry these per-prompt inputs from now on."""
+        self.prompts = {name: Identity.of(prompt) for name, prompt in prompts.items()}
+
     def free(self, graph: str | None = None) -> None:
         """Free the cache, or the part of one graph."""
         for part in (self.cache, self.prelude):
@@ -152,12 +170,15 @@ class Lanes:
         num_opened: number of lanes that were opened so far.
         by_place: whether a step makes several calls with equal prompts and different parts of the
             latents, such as windows, tiles or rows. Then the part tells lanes apart as well.
+        stepping: per-prompt inputs that turned out to change at every step (``stepping``). They do
+            not distinguish lanes.
     """
 
     def __init__(self) -> None:
         self._lanes: list[Lane] = []
         self.num_opened = 0
         self.by_place = False
+        self.stepping: frozenset[str] = frozenset()
 
     def __iter__(self) -> Iterator[Lane]:
         """The lanes, the oldest first."""
@@ -175,12 +196,41 @@ class Lanes:
         """
         if call.lane is not None:
             return next((lane for lane in self._lanes if lane.name == call.lane), None)
+        call = self.seen(call)
         unnamed = [lane for lane in self._lanes if lane.name is None]
         mine = [lane for lane in unnamed if lane.carries_memory(call.prompts, call.names)]
         mine = mine or [lane for lane in unnamed if lane.carries(call.prompts, call.names)]
-        if self.by_place:
-            mine = [lane for lane in mine if lane.latents.is_in_place_of(call.latents)]
+        mine = [lane for lane in mine if self.share_place(lane, call.latents)]
         return next((lane for lane in mine if lane.step < step), mine[-1] if mine else None)
+
+    def seen(self, call: Call) -> Call:
+        """A call without the inputs that change at every step."""
+        return call.without(self.stepping)
+
+    def learn(self, names: Collection[str]) -> None:
+        """Note that inputs change at every step. Of lanes that differed in them, keep the last."""
+        self.stepping = self.stepping.union(names)
+        for lane in self._lanes:
+            lane.prompts = {n: i for n, i in lane.prompts.items() if n not in self.stepping}
+        outdated = [lane for lane in self._lanes if self._is_outdated(lane)]
+        for lane in outdated:
+            lane.free()
+        self._lanes = [lane for lane in self._lanes if lane not in outdated]
+        self.num_opened -= len(outdated)
+
+    def _is_outdated(self, lane: Lane) -> bool:
+        """Whether a later lane without a name has the same prompts."""
+        return lane.name is None and any(
+            other.name is None
+            and other.step > lane.step
+            and other.agrees(lane)
+            and self.share_place(lane, other.latents.tensor)
+            for other in self._lanes
+        )
+
+    def share_place(self, lane: Lane, latents: torch.Tensor) -> bool:
+        """Whether latents are in the place of a lane's, where the place distinguishes lanes."""
+        return not self.by_place or lane.latents.is_in_place_of(latents)
 
     def open(self, call: Call, step: int) -> tuple[Lane, bool]:
         """Add a lane for a call.
@@ -189,13 +239,13 @@ class Lanes:
             The lane, and whether the oldest lane without a name was dropped for it.
         """
         unnamed = [lane for lane in self._lanes if lane.name is None]
-        limit = _MAX_LANES * (_MAX_PLACES if self.by_place else 1)
+        limit = MAX_LANES * (_MAX_PLACES if self.by_place else 1)
         is_full = call.lane is None and len(unnamed) >= limit
         if is_full:
             unnamed[0].free()
             self._lanes.remove(unnamed[0])
-        lane = Lane(call.lane, {}, Identity.of(call.latents, remember=False), step)
-        lane.take(call.prompts)
+        lane = Lane(call.lane, {}, Identity.of(call.latents, remember=False), step, step)
+        lane.remember(self.seen(call).prompts)
         self.num_opened += 1
         self._lanes.append(lane)
         return lane, is_full

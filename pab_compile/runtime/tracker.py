@@ -30,10 +30,6 @@ _HIDDEN = (
     "may add conditions that distinguish them, so nothing was reused: name the calls with "
     "pab_compile.step(..., lane=...)"
 )
-_OTHER_PROMPT = (
-    "calls of one named lane have different prompts, so what was computed for one was not reused "
-    "for the other"
-)
 
 
 class Tracker:
@@ -47,6 +43,7 @@ class Tracker:
         generation: the one of the last call.
         prompt_inputs: names of the per-prompt inputs that some graph of the model reads.
         levels: what is known of timesteps whose elements differ.
+        fixed_inputs: those of them that cannot change at every step, since they may be prompts.
     """
 
     def __init__(self, schedule: Schedule | None = None, is_one: bool = False) -> None:
@@ -56,6 +53,7 @@ class Tracker:
         self.generation: Generation | None = None
         self.prompt_inputs: dict[str, None] = {}
         self.levels = Levels()
+        self.fixed_inputs: set[str] = set()
 
     @property
     def tables(self) -> list[TimestepTable]:
@@ -89,9 +87,6 @@ class Tracker:
                 lane = None
         if lane is None:
             lane = generation.open_lane(call)
-        elif call.lane is not None and not lane.carries(call.prompts, call.names):
-            lane.take(call.prompts)
-            generation.note(_OTHER_PROMPT)
         lane.step = generation.step
         lane.latents = Identity.of(call.latents, remember=False)
         return generation, lane

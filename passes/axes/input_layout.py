@@ -6,7 +6,6 @@ projection sums over. What the user states comes first.
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping, Sequence
 
 from torch import fx
@@ -17,10 +16,11 @@ from pab_compile.passes.graph import ir
 from .atoms import Atom, Dim, leaves, size, sources
 from .input_roles import is_text
 from .names import BATCH, CHANNEL, VIDEO, Namer
+from .stated import by_entry
 from .trace import Dims, Trace, shape_of
 
 _GRIDS = {1: ("s",), 2: ("h", "w"), 3: ("t", "h", "w")}
-_ROLES = ("step", "prompt", "held")  # of inputs, see ``passes.sites.binding``
+_ROLES = ("clock", "step", "prompt", "held")  # of inputs, see ``passes.sites.binding``
 _LATENT_NAMES = ("latent", "hidden_states", "sample")
 
 
@@ -32,14 +32,7 @@ def check_stated(inputs: list[fx.Node], stated: Mapping[str, str]) -> dict[str, 
     """
     by_name = {ir.source(node): node for node in inputs}
     given: dict[str, tuple[str, ...]] = {}
-    for name, text in stated.items():
-        if name not in by_name:
-            near = difflib.get_close_matches(name, by_name, n=1)
-            hint = f"; did you mean '{near[0]}'?" if near else ""
-            raise StatedAxesError(
-                f"axes are stated for '{name}', which is no input of this graph{hint} "
-                f"(inputs: {', '.join(by_name)})"
-            )
+    for name, text in by_entry(inputs, stated).items():
         if text in _ROLES:
             continue
         tensor = ir.tensor(by_name[name])

@@ -33,10 +33,11 @@ _PLACE = re.compile(r"(\[\d+\])+$")
 def is_text(node: fx.Node) -> bool:
     """Whether an input is prompt embeddings: tokens, or those of several layers of an encoder."""
     tensor = ir.tensor(node)
-    return _is_named_text(node) and tensor is not None and tensor.ndim in (2, 3, 4)
+    return is_named_text(node) and tensor is not None and tensor.ndim in (2, 3, 4)
 
 
-def _is_named_text(node: fx.Node) -> bool:
+def is_named_text(node: fx.Node) -> bool:
+    """Whether an input is called like text."""
     name = ir.source(node).lower()
     is_other = any(word in name for word in _OTHER_NAMES)
     return any(word in name for word in _TEXT_NAMES) and not is_other
@@ -44,7 +45,7 @@ def _is_named_text(node: fx.Node) -> bool:
 
 def axis_name(node: fx.Node) -> str:
     """Name of an input's own token axis."""
-    return TEXT if _is_named_text(node) else ir.source(node)
+    return TEXT if is_named_text(node) else ir.source(node)
 
 
 def is_alike(node: fx.Node, latents: fx.Node) -> bool:

@@ -64,8 +64,10 @@ def capture(dynamo_graph: fx.GraphModule, args: Sequence[Any]) -> fx.GraphModule
             f"The graph could not be captured: {str(error).splitlines()[0]}. "
             + _why_not_captured(inputs)
         ) from error
-    for node, (name, constant) in zip(ir.placeholders(captured.graph), inputs.sources, strict=True):
+    named = zip(ir.placeholders(captured.graph), inputs.sources, inputs.holders, strict=True)
+    for node, (name, constant), holders in named:
         ir.set_source(node, name)
+        ir.set_holders(node, holders)
         ir.set_constant_input(node, constant)
     read_sizes_only(captured.graph)
     remove_noise(captured)

@@ -17,6 +17,7 @@ _PLACES = re.compile(r"(\[\d+\])+$")
 
 
 _LAST_INDEX = re.compile(r"\[['\"]?([^\]'\"]+)['\"]?\]$|\.(\w+)$")
+_KEYS = re.compile(r"\[['\"]([^\]'\"]+)['\"]\]")
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,7 @@ class Inputs:
         used: positions of the numbers that an op uses.
         resizable: positions of the tensors whose sizes or strides Dynamo leaves open.
         sources: per plain tensor, the caller's name of it, and whether it is a weight.
+        holders: per plain tensor, the caller's names of the dicts that hold it.
         wrapped: position of a tensor that is made of others -> its name and type.
         measured: the plain tensors that were added to give the graph static shapes.
     """
@@ -39,6 +41,7 @@ class Inputs:
     used: tuple[int, ...]
     resizable: tuple[int, ...]
     sources: tuple[tuple[str, bool], ...]
+    holders: tuple[tuple[str, ...], ...]
     wrapped: Mapping[int, str]
     measured: frozenset[int] = frozenset()
 
@@ -50,6 +53,7 @@ class Inputs:
         used = tuple(i for i, n in enumerate(nodes) if is_number[i] and n.users)
         resizable = tuple(i for i, n in enumerate(nodes) if _is_resizable(n))
         sources: list[tuple[str, bool]] = []
+        holders: list[tuple[str, ...]] = []
         wrapped: dict[int, str] = {}
         measured: set[int] = set()
         for number, (node, arg) in enumerate(zip(nodes, args, strict=True)):
@@ -58,11 +62,13 @@ class Inputs:
             name, constant = _describe_input(node, arg)
             if ir.is_eager(node):
                 measured.add(len(sources))
-            sources += [(plain, constant) for plain, _ in plain_tensors(arg, name)]
+            plain_names = [plain for plain, _ in plain_tensors(arg, name)]
+            sources += [(plain, constant) for plain in plain_names]
+            holders += [() if constant else _holders(node)] * len(plain_names)
             if is_wrapped(arg):
                 wrapped[number] = f"{name!r} is a {type(arg).__name__}"
-        found = tuple(sources)
-        return Inputs(is_number, used, resizable, found, wrapped, frozenset(measured))
+        found = tuple(sources), tuple(holders)
+        return Inputs(is_number, used, resizable, *found, wrapped, frozenset(measured))
 
     def tensors(self, args: Sequence[Any]) -> list[torch.Tensor]:
         """The inputs of the captured graph."""
@@ -140,6 +146,11 @@ def _describe_input(node: fx.Node, value: torch.Tensor) -> tuple[str, bool]:
         re.search(r"_parameters\b|_buffers\b", name)
     )
     return (ir.short_path(name) if constant else _callers_name(name)), constant
+
+
+def _holders(node: fx.Node) -> tuple[str, ...]:
+    """Names of the dicts in ``L['outer']['inner']['input'][0]``, the outermost first."""
+    return tuple(_KEYS.findall(_dynamo_name(node))[:-1])
 
 
 def _callers_name(name: str) -> str:

@@ -16,6 +16,7 @@ import torch
 from torch import fx
 
 _SOURCE = "pab_source"
+_HOLDERS = "pab_holders"
 _CONSTANT = "pab_constant"
 _EAGER = "pab_eager"
 _VOLATILE = "pab_volatile"
@@ -193,6 +194,16 @@ def source(node: fx.Node) -> str:
 def set_source(node: fx.Node, name: str) -> None:
     """Record how the model's caller names this input."""
     node.meta[_SOURCE] = name
+
+
+def holders(node: fx.Node) -> tuple[str, ...]:
+    """The caller's names of the lists and dicts that hold this input, the outermost first."""
+    return node.meta.get(_HOLDERS, ())
+
+
+def set_holders(node: fx.Node, names: tuple[str, ...]) -> None:
+    """Record the caller's names of the lists and dicts that hold this input."""
+    node.meta[_HOLDERS] = names
 
 
 def is_constant_input(node: fx.Node) -> bool:

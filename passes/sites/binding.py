@@ -17,6 +17,7 @@ from pab_compile.passes.graph import ir
 from pab_compile.passes.graph.number_inputs import sounds_like_time
 from pab_compile.passes.graph.walk import reached
 
+STATED_CLOCK = "clock"  # what this library states of a graph whose clock it knows
 STATED_STEP = "step"
 STATED_PROMPT = ("prompt", "held")  # "held" is the older word
 _CLOCK_OPS = ("sin", "cos", "embedding")
@@ -68,12 +69,13 @@ def find_clock(graph: fx.Graph, latents: fx.Node, stated: Mapping[str, str]) -> 
     """Find the timestep: an embedded input of one number, or one per batch row (and frame).
 
     Several inputs may have names that sound like time. Then the one called ``timestep`` is taken,
-    or the one that is named after the latents.
+    or the one that is named after the latents. An input that is stated as ``"step"`` is the clock
+    if no other one sounds like time and is embedded. Otherwise it only changes with the clock.
 
     Args:
         graph: a captured graph.
         latents: the placeholder that is denoised.
-        stated: the user's ``axes`` option; an input stated as ``"step"`` is the clock.
+        stated: the user's ``axes`` option.
 
     Raises:
         NoTimestepError: no input can be the timestep.
@@ -108,9 +110,16 @@ def _clock_candidates(
 ) -> Iterator[list[fx.Node]]:
     """Inputs that may be the clock, the most certain first."""
     scalars = [n for n in inputs if _is_scalar_per_row(n, latents)]
-    yield [n for n in scalars if stated.get(ir.source(n)) == STATED_STEP]
+    yield [n for n in inputs if stated.get(ir.source(n)) == STATED_CLOCK]
+    declared = [n for n in scalars if stated.get(ir.source(n)) == STATED_STEP]
     timely = [n for n in scalars if _sounds_like_time(n)]
     embedded = [n for n in timely if _reaches(n, _CLOCK_OPS)]
+    if declared:
+        yield [n for n in declared if n in timely]
+        certain = [n for n in embedded if not _is_stated_prompt(n, stated)]
+        yield [n for n in certain if ir.source(n).lower() == "timestep"]
+        yield certain if len(certain) == 1 else []
+        yield declared
     yield [n for n in embedded if ir.source(n).lower() == "timestep"]
     yield [n for n in embedded if ir.source(n).startswith(ir.source(latents))]
     yield embedded
@@ -126,7 +135,7 @@ def step_inputs(graph: fx.Graph, clock: fx.Node, stated: Mapping[str, str]) -> f
     a number per token, others may have one per batch row.
     """
     inputs = [n for n in ir.placeholders(graph) if not ir.is_constant_input(n)]
-    declared = [n for n in inputs if stated.get(ir.source(n)) == STATED_STEP]
+    declared = [n for n in inputs if stated.get(ir.source(n)) in (STATED_STEP, STATED_CLOCK)]
     timely = [
         n
         for n in inputs

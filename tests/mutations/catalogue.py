@@ -111,6 +111,13 @@ MUTATIONS = (
         ("tests/passes/sites/test_binding.py", "tests/runtime/test_broken_forwards.py"),
     ),
     Mutation(
+        "passes/sites/may_step.py",
+        "tokens that attention reads may be learned as stepping",
+        "axes.sources.get(name) not in read",
+        "True",
+        ("tests/passes/sites/test_may_step.py",),
+    ),
+    Mutation(
         "passes/sites/hoisting.py",
         "a value of a multi-output op is left behind",
         "if ir.is_getitem(node) and node.all_input_nodes[0] in hoisted:",
@@ -326,6 +333,27 @@ MUTATIONS = (
         ("tests/runtime/test_tracker.py",),
     ),
     Mutation(
+        "pab_compile/runtime/stepping.py",
+        "an input that may be a prompt is learned as stepping",
+        "if (prompts := [name for name in names if name not in call.may_step]) != []:",
+        "if prompts := []:",
+        ("tests/runtime/test_stepping.py",),
+    ),
+    Mutation(
+        "pab_compile/runtime/stepping.py",
+        "an input that alone distinguishes two calls of a step is learned as stepping",
+        "if len(set(steps)) < len(steps) or step in steps or _have_twins(lanes, ignored):",
+        "if False:",
+        ("tests/runtime/test_stepping.py",),
+    ),
+    Mutation(
+        "pab_compile/runtime/stepping.py",
+        "two calls that only learned inputs distinguish are trusted",
+        "is_certain=False",
+        "is_certain=True",
+        ("tests/runtime/test_stepping.py",),
+    ),
+    Mutation(
         "pab_compile/runtime/weights.py",
         "writes to weights are not seen",
         "if self.weight() is not weight or version_of(weight) != self.version:",
@@ -360,6 +388,13 @@ MUTATIONS = (
         "with torch._C.DisableTorchFunctionSubclass():",
         "if True:",
         ("tests/models/test_real_packages.py",),
+    ),
+    Mutation(
+        "pab_compile/compile/program.py",
+        "what was computed once from a stepping input is kept",
+        "names = place.generation.lanes.stepping.intersection(self._roles.prompt_inputs)",
+        "names: frozenset[str] = frozenset()",
+        ("tests/runtime/test_stepping_in_use.py",),
     ),
     Mutation(
         "pab_compile/compile/program.py",

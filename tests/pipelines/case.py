@@ -27,6 +27,8 @@ class Case:
         output: attribute of the result that holds the latents.
         generations: how many times the pipeline goes through the schedule.
         in_suite: whether the tests run it. If not, only ``python -m pipelines`` does.
+        stepping: inputs of the transformer that change at every step, which it takes until the
+            third to learn.
     """
 
     name: str
@@ -38,6 +40,7 @@ class Case:
     output: str = "frames"
     generations: int = 1
     in_suite: bool = True
+    stepping: tuple[str, ...] = ()
 
     @property
     def dit(self) -> Dit:

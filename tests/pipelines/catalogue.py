@@ -17,6 +17,10 @@ from diffusers import (
 )
 from PIL import Image
 
+from dits.build import build
+from dits.catalogue import CATALOGUE
+from dits.spec import Dit
+
 from .case import Case, embeddings, masks, noise
 
 VIDEO = {"height": 64, "width": 96, "num_frames": 9}
@@ -152,6 +156,53 @@ def _pooled(channels: int, pooled: int) -> dict[str, Any]:
         "pooled_prompt_embeds": noise(1, pooled, seed=3),
         "negative_pooled_prompt_embeds": noise(1, pooled, seed=4),
     }
+
+
+class _Encoder:
+    """In the place of a video encoder: one latent per 4 frames and 8 times 8 pixels."""
+
+    dtype = torch.float32
+    temperal_downsample = (False, True, True)
+    config = SimpleNamespace(
+        block_out_channels=(1,) * 4, z_dim=4, latents_mean=[0.0] * 4, latents_std=[1.0] * 4
+    )
+
+    def encode(self, video: torch.Tensor) -> Any:
+        pixels = torch.cat([video, video.mean(1, keepdim=True)], 1)[:, :, ::4, ::8, ::8]
+        return SimpleNamespace(latents=pixels)
+
+
+def _flux_controlnet(transformer: torch.nn.Module, **parts: Any) -> Any:
+    """A pipeline of Flux whose second model sees a picture and returns residuals."""
+    own = {"patch_size": 2, "conditioning_embedding_channels": 1, "num_layers": 1}
+    dit = CATALOGUE["flux"]
+    config = {**dit.config, **own, "num_single_layers": 1}
+    controlnet = build(Dit(**{**vars(dit), "cls": "FluxControlNetModel", "config": config}))
+    make = _bare(
+        diffusers.FluxControlNetPipeline,
+        _flow(3.0, use_dynamic_shifting=True),
+        *_TWO,
+        vae=_Encoder(),
+        controlnet=controlnet,
+    )
+    return make(transformer, **parts)
+
+
+class _Fading(Case):
+    """A pipeline of Wan with a control video, whose strength the caller lowers at every step."""
+
+    def generate(self, pipe: Any, num_steps: int, seed: int = 5, **changes: Any) -> torch.Tensor:
+        """Latents of a video."""
+        strength = torch.ones(2)
+        end_step = changes.pop("callback_on_step_end", lambda *args: args[-1])
+
+        def fade(*args: Any) -> Any:
+            strength.mul_(0.8)
+            return end_step(*args)
+
+        return super().generate(
+            pipe, num_steps, seed, conditioning_scale=strength, callback_on_step_end=fade, **changes
+        )
 
 
 CASES = {
@@ -332,6 +383,27 @@ CASES = {
             lambda: {**_pooled(12, 10), "true_cfg_scale": 3.0},
             calls=2,
             output="images",
+        ),
+        Case(
+            "Flux ControlNet",
+            "flux",
+            _flux_controlnet,
+            lambda: {
+                **{k: v for k, v in _pooled(12, 10).items() if not k.startswith("negative")},
+                "control_image": noise(1, 3, 64, 96, seed=6),
+            },
+            output="images",
+            clock="value",
+            stepping=("controlnet_block_samples", "controlnet_single_block_samples"),
+        ),
+        _Fading(
+            "Wan VACE, fading strength",
+            "wan_vace",
+            _bare(diffusers.WanVACEPipeline, _unipc, vae=_Encoder()),
+            lambda: {**VIDEO, **embeddings(20)},
+            calls=2,
+            config={"vace_in_channels": 72},
+            stepping=("control_hidden_states_scale",),
         ),
         Case(
             "Stable Diffusion 3",

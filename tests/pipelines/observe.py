@@ -44,7 +44,7 @@ class Generation:
 
 def by_steps(case: Case, num_steps: int = NUM_STEPS) -> Rule:
     """The rule of every pipeline: the number of steps is known from the first call on."""
-    return Rule(RANGES, WINDOW, num_steps)
+    return Rule(RANGES, WINDOW, num_steps, first_reusable=int(bool(case.stepping)))
 
 
 def generate(case: Case, pipe: Any, rule: Rule, seed: int = 5) -> Generation:

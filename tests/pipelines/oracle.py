@@ -30,11 +30,13 @@ class Rule:
         ranges: kind -> compute every so many steps.
         window: fractions of the generation, half open.
         num_steps: steps of the generation.
+        first_reusable: the first step whose outputs may be reused.
     """
 
     ranges: Mapping[str, int]
     window: tuple[float, float]
     num_steps: int
+    first_reusable: int = 0
 
 
 class Oracle:
@@ -103,7 +105,7 @@ class Oracle:
             self._calls[path] += 1
             step, output = self._outputs.get(key, (-1, None))
             wanted = self._reuses(kind)
-            if wanted and step == self._sources.get(kind):
+            if wanted and step == self._sources.get(kind) and step >= self._rule.first_reusable:
                 self.reused[kind] += 1
                 return output
             self.computed[kind] += 1

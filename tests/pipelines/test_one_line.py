@@ -24,7 +24,8 @@ def check(case: Case, found: Generation, eager: torch.Tensor) -> None:
     assert reused == dict(found.oracle.reused)
     assert found.stats.calls == case.calls * NUM_STEPS
     assert found.stats.lanes == len(found.oracle.lanes) == case.calls
-    assert found.stats.notes == ()
+    learned = [f"{', '.join(map(repr, case.stepping))} changed from step to step"]
+    assert [note.partition(". ")[0] for note in found.stats.notes] == learned[: bool(case.stepping)]
 
 
 @pytest.mark.filterwarnings("ignore:In CPU autocast")  # a model asks for what CPUs do not have

@@ -74,7 +74,7 @@ def test_rows_at_different_timesteps_have_no_value() -> None:
 
 
 def test_tokens_that_stand_still_do_not_count() -> None:
-    reading = read_timestep(torch.tensor([[0, 0, 660, 660]]), None)
+    reading = read_timestep(torch.tensor([[0, 0, 660, 660]]))
     assert (reading.value, reading.index, reading.table) == (660, None, None)
 
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch import fx
 from torch.nn import functional as F
 
 from helpers.axes_of import inferred, named, tokens
 from helpers.graphs import returned, traced
 from pab_compile.passes.axes.infer import infer_axes
+from pab_compile.passes.axes.stated import by_entry
 from pab_compile.passes.errors import PabError, StatedAxesError, UnsupportedModelError
 from pab_compile.passes.graph import ir
 
@@ -212,3 +214,20 @@ def test_roles_leave_out_what_has_no_name() -> None:
     output = returned(graph_module)[0]
     assert table.names(output) == ("b*t*2", "c", "h", "w")
     assert [table.roles(output, dim) for dim in range(2)] == [("b", "t"), ("channel",)]
+
+
+def test_the_name_of_a_list_or_dict_means_its_entries_and_a_full_name_comes_first() -> None:
+    graph = fx.Graph()
+    entries = [graph.placeholder(f"entry{number}") for number in range(3)]
+    for number, node in enumerate(entries):
+        ir.set_source(node, f"residuals[{number}]")
+    ir.set_holders(entries[2], ("outer", "inner"))
+    assert by_entry(entries, {"residuals[1]": "prompt", "residuals": "step"}) == {
+        "residuals[0]": "step",
+        "residuals[1]": "prompt",
+        "residuals[2]": "step",
+    }
+    for name in ("outer", "inner"):
+        assert by_entry(entries, {name: "step"}) == {"residuals[2]": "step"}
+    with pytest.raises(StatedAxesError, match=r"did you mean 'residuals'\? \(inputs: residuals\)"):
+        by_entry(entries, {"residual": "step"})

@@ -202,8 +202,15 @@ def test_stating_one_of_them_settles_it(stated: dict[str, str]) -> None:
     assert clock_of(scalar_model("foo bar"), stated) == "bar"
 
 
-def test_a_stated_clock_wins_over_one_that_sounds_like_time() -> None:
-    assert clock_of(scalar_model("timestep bar"), {"bar": "step"}) == "bar"
+def test_an_input_stated_to_step_is_the_clock_only_if_no_other_is_certain() -> None:
+    for name in ("timestep", "t"):
+        model = scalar_model(f"{name} bar")
+        assert clock_of(model, {"bar": "step"}) == name
+        assert {name, "bar"} <= set(bound(model, {"bar": "step"})["STEP"])
+        assert clock_of(model, {"bar": "step", name: "step"}) == name
+        assert clock_of(model, {"bar": "step", name: "prompt"}) == "bar"
+    assert clock_of(scalar_model("time bar", "none sin"), {"bar": "step"}) == "bar"
+    assert clock_of(scalar_model("time t"), {"t": "step"}) == "t"
 
 
 def test_two_stated_clocks_are_ambiguous() -> None:
