@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import torch
@@ -307,34 +307,25 @@ class CompiledProgram:
         known = tuple(dict.fromkeys((*roles.prompt_inputs, *tracker.prompt_inputs)))
         names = None if roles.is_blind else (*known, STANDING)
         may_step = frozenset(known) - tracker.fixed_inputs
-        if stated is None:
-            index, level = None, reading.level
-            if level is not None and level.value is None:
-                index = _step_apart(level, tracker.generation)
-            elif level is not None and level.pattern.key is not None:
-                prompts = {**prompts, STANDING: level.pattern.key}
-            return Call(
-                reading,
-                latents,
-                prompts,
-                names,
-                roles.is_blind,
-                index=index,
-                may_step=may_step,
-                clock_dtype=forward.inputs[roles.clock].dtype,
-                callers=Callers(dynamo.callers()) if index is None else NOBODY,
-            )
-        return Call(
+        call = Call(
             reading,
             latents,
             prompts,
             names,
             roles.is_blind,
-            lane=stated.lane,
-            index=stated.index,
-            schedule=Schedule(stated.num_steps),
             may_step=may_step,
+            clock_dtype=forward.inputs[roles.clock].dtype,
+            callers=Callers(dynamo.callers()),
         )
+        if stated is not None:
+            schedule = Schedule(stated.num_steps)
+            return replace(call, lane=stated.lane, index=stated.index, schedule=schedule)
+        level = reading.level
+        if level is not None and level.value is None:
+            return replace(call, index=_step_apart(level, tracker.generation), callers=NOBODY)
+        if level is not None and level.pattern.key is not None:
+            return replace(call, prompts={**prompts, STANDING: level.pattern.key})
+        return call
 
     def _without_samples(
         self, outputs: Sequence[Any], place: Place | None, identity: Sequence[object]

@@ -79,6 +79,7 @@ class Generation:
         self.lanes = Lanes()
         self.record = GenerationRecord()
         self.closed = False
+        self._is_told = call.index is not None
         self._path: tuple[Run, ...] = () if is_one else call.callers.runs
         self._holder: Run | None = None  # the function that has the schedule in a variable
         self._loop: Run | None = None  # the function that loops over the steps
@@ -173,7 +174,9 @@ class Generation:
 
     def may_loop_in(self, callers: Callers) -> bool:
         """Whether these functions may call its next step."""
-        return self._loop is not None or self.is_of(callers)
+        if self._loop is None:
+            return self.is_of(callers)
+        return self._loop in callers.runs
 
     def may_wait(self, callers: Callers) -> bool:
         """Whether it may go on after others: its loop is a suspended generator or coroutine."""
@@ -184,16 +187,19 @@ class Generation:
         if not self._path:
             return
         inner = callers.innermost_in(self._path)
+        if not self._is_told:
+            self._check_loop(inner, callers)
+        self._loop, self._path = inner, callers.runs
+
+    def _check_loop(self, inner: Run | None, callers: Callers) -> None:
+        """Note which outputs may be of another loop, and when this one is over."""
         if self._loop is None and not self.is_of(callers):
             self.first_reusable_step = max(self.first_reusable_step, 1)
-        if inner is not self._loop:
-            if self._loop is not None:  # the steps before the last one were another loop's
-                self.first_reusable_step = self.step
-            self._loop = inner
-            mark = inner() if inner is not None else None
-            free = functools.partial(_free, weakref.ref(self))
-            self._end = None if mark is None else weakref.ref(mark, free)
-        self._path = callers.runs
+        elif self._loop is not None and inner is not self._loop:
+            self.first_reusable_step = self.step  # the steps before were another loop's
+        mark = inner() if inner is not None and inner is not self._loop else None
+        if mark is not None:
+            self._end = weakref.ref(mark, functools.partial(_free, weakref.ref(self)))
 
     # Lanes.
 

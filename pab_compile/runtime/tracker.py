@@ -6,7 +6,6 @@ from dataclasses import replace
 
 from pab_compile.plans.schedule import Schedule
 
-from .caller import Callers
 from .clock import TimestepTable
 from .continuation import is_over, step_of
 from .generation import Generation
@@ -66,7 +65,7 @@ class Tracker:
         Returns:
             The generation and the lane, which may be new.
         """
-        generation = self._of_callers(call.callers)
+        generation = self._of_callers(call)
         if generation is None or not self._goes_on(generation, call):
             generation = self._begin(call, generation)
         self.generation = generation
@@ -97,12 +96,18 @@ class Tracker:
             running.free()
         self._running.clear()
 
-    def _of_callers(self, callers: Callers) -> Generation | None:
-        """The generation of the innermost function that loops over the steps of one."""
-        open_ones = [running for running in self._running if not running.closed]
-        depths = [(running.depth_in(callers), running) for running in reversed(open_ones)]
-        found = [(depth, running) for depth, running in depths if depth is not None]
-        return min(found, key=lambda each: each[0])[1] if found else None
+    def _of_callers(self, call: Call) -> Generation | None:
+        """The generation of the innermost function that loops over the steps of one.
+
+        If the user states the step, other functions may continue a generation too.
+        """
+        running = [other for other in reversed(self._running) if not other.closed]
+        depths = [(other.depth_in(call.callers), other) for other in running]
+        found = [(depth, other) for depth, other in depths if depth is not None]
+        if found:
+            return min(found, key=lambda each: each[0])[1]
+        over = [other for other in running if not other.may_wait(call.callers)]
+        return over[0] if over and call.index is not None else None
 
     def _goes_on(self, generation: Generation, call: Call) -> bool:
         """Whether a call continues a generation, which then moves to the call's step."""

@@ -75,12 +75,13 @@ def find_schedules(callers: Callers, timestep: float, dtype: torch.dtype) -> lis
         timestep: the value that the model got.
         dtype: of the model's timestep.
     """
+    rows = list(_rows(callers))
     for precision in (precision_of(dtype), _LOW_PRECISION):
         unique: dict[tuple[float, ...], VisibleSchedule] = {}
-        for run, variables in callers.variables():
-            here = _going_on_from(timestep, precision, dtype, run, variables)
-            for _, schedule in sorted(here, key=lambda match: match[0]):
-                unique.setdefault(schedule.timesteps, schedule)
+        for run, here in itertools.groupby(rows, key=lambda row: row.run):
+            found = [match for row in here for match in row.going_on(timestep, precision, dtype)]
+            for _, schedule in sorted(found, key=lambda match: match[0]):
+                unique.setdefault(schedule.timesteps, replace(schedule, holder=run))
         if unique:
             return list(unique.values())
     return []
@@ -96,24 +97,47 @@ def holder_of(callers: Callers, table: torch.Tensor) -> Run | None:
     return None
 
 
-def _going_on_from(
-    timestep: float, precision: float, dtype: torch.dtype, run: Run, variables: Mapping[str, Any]
-) -> Iterator[tuple[tuple[int, ...], VisibleSchedule]]:
-    """The schedules among a function's variables that go on from a timestep, with their rank."""
-    for level, value in _within_reach(variables):
-        numbers = _numbers(value)
-        if not is_schedule(numbers):
-            continue
-        is_cut = not dtype.is_floating_point and any(number != int(number) for number in numbers)
+@dataclass(frozen=True, eq=False)
+class _Row:
+    """Numbers that rise or fall, in the variables of a function.
+
+    Attributes:
+        run: the function.
+        level: 0 for a variable, 1 for an attribute of one, 2 for an attribute of an attribute.
+        numbers: the numbers.
+    """
+
+    run: Run
+    level: int
+    numbers: Sequence[float]
+
+    def going_on(
+        self, timestep: float, precision: float, dtype: torch.dtype
+    ) -> Iterator[tuple[tuple[int, ...], VisibleSchedule]]:
+        """The schedules that go on from a timestep, one per unit and position, with a rank."""
+        is_cut = not dtype.is_floating_point and any(n != int(n) for n in self.numbers)
         for offset, factor in _UNITS:
             # A difference is as precise as its larger part.
             slack = _CUT if is_cut else precision if offset else 0.0
-            timesteps = tuple(offset + factor * number for number in numbers)
+            timesteps = tuple(offset + factor * number for number in self.numbers)
             for position, here in enumerate(timesteps[:-1]):
                 if math.isclose(here, timestep, rel_tol=precision, abs_tol=slack):
                     rest = timesteps[position:]
-                    rank = (position, level, (numbers[-1] == 0) - len(rest), len(rest))
-                    yield rank, VisibleSchedule(rest, precision, slack, run)
+                    size = len(rest) - (self.numbers[-1] == 0)
+                    rank = (position, self.level, -size, len(rest))
+                    yield rank, VisibleSchedule(rest, precision, slack)
+
+
+def _rows(callers: Callers) -> Iterator[_Row]:
+    """Rows of numbers that rise or fall, of the innermost function first. Each is read once."""
+    known: dict[int, tuple[Any, Sequence[float]]] = {}  # with the object, so that its id stays
+    for run, variables in callers.variables():
+        for level, value in _within_reach(variables):
+            if id(value) not in known:
+                numbers = _numbers(value)
+                known[id(value)] = value, numbers if is_schedule(numbers) else []
+            if known[id(value)][1]:
+                yield _Row(run, level, known[id(value)][1])
 
 
 def _within_reach(variables: Mapping[str, Any]) -> Iterator[tuple[int, Any]]:

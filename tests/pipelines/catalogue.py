@@ -393,7 +393,6 @@ CASES = {
                 "control_image": noise(1, 3, 64, 96, seed=6),
             },
             output="images",
-            clock="value",
             stepping=("controlnet_block_samples", "controlnet_single_block_samples"),
         ),
         _Fading(
