@@ -12,7 +12,7 @@ import inspect
 import sys
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from types import FrameType
+from types import CodeType, FrameType
 from typing import Any
 
 _SUSPENDABLE = inspect.CO_GENERATOR | inspect.CO_COROUTINE | inspect.CO_ASYNC_GENERATOR
@@ -52,10 +52,18 @@ class Callers:
 
     Args:
         frames: their frames. They are held until ``release``.
+
+    Attributes:
+        runs: the run of each.
+        site: where in its code each of them is. Calls from one line have the same site at every
+            step.
     """
 
     def __init__(self, frames: Sequence[FrameType] = ()) -> None:
         self.runs: tuple[Run, ...] = tuple(weakref.ref(_mark(frame)) for frame in frames)
+        self.site: tuple[tuple[CodeType, int], ...] = tuple(
+            (frame.f_code, frame.f_lasti) for frame in frames
+        )
         self._frames = tuple(frames)
 
     def release(self) -> None:

@@ -105,6 +105,7 @@ def _has_other_latents(generation: Generation, call: Call) -> bool:
         lane is not None
         and lane.step == generation.step
         and not lane.latents.is_same_memory(call.latents)
+        and not lane.is_beside(call)
     )
 
 

@@ -221,6 +221,13 @@ class Generation:
         self.table = None
         self.closed = True
 
+    def distrust(self, why: str) -> None:
+        """Compute from here on, since calls may belong to another generation."""
+        self.trusted = False
+        self.note(why)
+        for lane in self.lanes:
+            lane.free()
+
     # Statistics.
 
     def note(self, text: str) -> None:

@@ -62,19 +62,7 @@ class Identity:
         """Whether a tensor is this one unchanged. Values are not compared."""
         return self.copy is None and Identity.of(other, remember=False).key == self.key
 
-    def is_beside(self, other: torch.Tensor) -> bool:
-        """Whether a tensor is another part of the memory that this one is a part of."""
-        mine = self.tensor
-        return (
-            mine.untyped_storage().data_ptr() == other.untyped_storage().data_ptr()
-            and version_of(other) == self.key[1]
-            and mine.storage_offset() != other.storage_offset()
-        )
-
-    def is_in_place_of(self, other: torch.Tensor) -> bool:
-        """Whether a tensor is the same part of its memory as this one of its own."""
-        return _place(self.tensor) == _place(other)
-
-
-def _place(tensor: torch.Tensor) -> tuple[object, ...]:
-    return tensor.storage_offset(), tensor.shape, tensor.stride()
+    def shares_memory(self, other: torch.Tensor) -> bool:
+        """Whether a tensor is a part of the memory that this one is a part of, unchanged."""
+        mine = self.tensor.untyped_storage().data_ptr()
+        return mine == other.untyped_storage().data_ptr() and version_of(other) == self.key[1]

@@ -23,6 +23,9 @@ MAX_LANES = 8
 _MAX_PLACES = 16
 
 
+Place = tuple[object, ...]
+
+
 @dataclass(frozen=True)
 class Call:
     """One call of a compiled model, as the tracker sees it.
@@ -53,6 +56,16 @@ class Call:
     callers: Callers = NOBODY
     may_step: frozenset[str] = frozenset()
 
+    @property
+    def place(self) -> Place:
+        """Which part of the latents it gets, and from where in the code it comes.
+
+        A call from another line, of another shape or with another part of one tensor is another
+        one at every step.
+        """
+        x = self.latents
+        return self.callers.site, tuple(x.shape), x.stride(), x.storage_offset()
+
     def without(self, ignored: Collection[str]) -> Call:
         """The same call without some of its per-prompt inputs."""
         if not ignored:
@@ -70,6 +83,7 @@ class Lane:
         name: the name that the user gave (``step(lane=...)``), or None.
         prompts: the per-prompt inputs that it carries.
         latents: the latents of its last call.
+        place: the place of its last call.
         step: the step of its last call.
         first_step: the step of its first call.
         cache: (graph, site) -> cache entry.
@@ -80,11 +94,29 @@ class Lane:
     name: str | None
     prompts: dict[str, Identity]
     latents: Identity
+    place: Place
     step: int
     first_step: int
     cache: dict[tuple[str, int], CacheEntry] = field(default_factory=dict)
     prelude: dict[tuple[str, int], tuple[torch.Tensor | None, ...]] = field(default_factory=dict)
     weights: dict[str, WeightMarks] = field(default_factory=dict)
+
+    def called(self, call: Call, step: int) -> None:
+        """Note its last call."""
+        self.step = step
+        self.latents = Identity.of(call.latents, remember=False)
+        self.place = call.place
+
+    def is_beside(self, call: Call) -> bool:
+        """Whether a call of the same step is another one, although it has other latents.
+
+        It is if both have a part of one tensor, latents of another shape, or come from other lines.
+        If not, their order alone could tell them apart. They may also be of two videos.
+        """
+        (site, shape, _, offset), (mine, own, _, start) = call.place, self.place
+        if self.latents.shares_memory(call.latents):
+            return offset != start
+        return shape != own or site != mine
 
     def has_weights(self, graph: str, weights: Sequence[torch.Tensor]) -> bool:
         """Whether a graph runs with the tensors of its first run in this lane as weights."""
@@ -168,8 +200,8 @@ class Lanes:
 
     Attributes:
         num_opened: number of lanes that were opened so far.
-        by_place: whether a step makes several calls with equal prompts and different parts of the
-            latents, such as windows, tiles or rows. Then the part tells lanes apart as well.
+        by_place: whether a step makes several calls with equal prompts and other latents, such as
+            windows, tiles or guidance by a picture. Then the place tells lanes apart as well.
         stepping: per-prompt inputs that turned out to change at every step (``stepping``). They do
             not distinguish lanes.
     """
@@ -200,7 +232,7 @@ class Lanes:
         unnamed = [lane for lane in self._lanes if lane.name is None]
         mine = [lane for lane in unnamed if lane.carries_memory(call.prompts, call.names)]
         mine = mine or [lane for lane in unnamed if lane.carries(call.prompts, call.names)]
-        mine = [lane for lane in mine if self.share_place(lane, call.latents)]
+        mine = [lane for lane in mine if self.share_place(lane, call)]
         return next((lane for lane in mine if lane.step < step), mine[-1] if mine else None)
 
     def seen(self, call: Call) -> Call:
@@ -224,13 +256,13 @@ class Lanes:
             other.name is None
             and other.step > lane.step
             and other.agrees(lane)
-            and self.share_place(lane, other.latents.tensor)
+            and self.share_place(lane, other)
             for other in self._lanes
         )
 
-    def share_place(self, lane: Lane, latents: torch.Tensor) -> bool:
-        """Whether latents are in the place of a lane's, where the place distinguishes lanes."""
-        return not self.by_place or lane.latents.is_in_place_of(latents)
+    def share_place(self, lane: Lane, other: Lane | Call) -> bool:
+        """Whether two have the same place, where the place tells lanes apart."""
+        return not self.by_place or lane.place == other.place
 
     def open(self, call: Call, step: int) -> tuple[Lane, bool]:
         """Add a lane for a call.
@@ -244,7 +276,8 @@ class Lanes:
         if is_full:
             unnamed[0].free()
             self._lanes.remove(unnamed[0])
-        lane = Lane(call.lane, {}, Identity.of(call.latents, remember=False), step, step)
+        latents = Identity.of(call.latents, remember=False)
+        lane = Lane(call.lane, {}, latents, call.place, step, step)
         lane.remember(self.seen(call).prompts)
         self.num_opened += 1
         self._lanes.append(lane)

@@ -142,7 +142,7 @@ def _agreeing(lanes: Lanes, call: Call, ignored: Collection[str]) -> list[Lane]:
     return [
         lane
         for lane in _unnamed(lanes)
-        if lanes.share_place(lane, call.latents)
+        if lanes.share_place(lane, call)
         and lane.carries(call.prompts, [n for n in _names(lane, call) if n not in ignored])
     ]
 
@@ -171,9 +171,7 @@ def _missing(lane: Lane, call: Call) -> frozenset[str]:
 def _have_twins(lanes: Lanes, ignored: Collection[str]) -> bool:
     """Whether two calls of one step differ in nothing but some inputs."""
     return any(
-        one.step == other.step
-        and one.agrees(other, ignored)
-        and lanes.share_place(one, other.latents.tensor)
+        one.step == other.step and one.agrees(other, ignored) and lanes.share_place(one, other)
         for one, other in itertools.combinations(_unnamed(lanes), 2)
     )
 

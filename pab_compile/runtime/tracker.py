@@ -9,7 +9,6 @@ from pab_compile.plans.schedule import Schedule
 from .clock import TimestepTable
 from .continuation import is_over, step_of
 from .generation import Generation
-from .identity import Identity
 from .lane import Call, Lane
 from .levels import Levels
 
@@ -17,8 +16,12 @@ _MAX_RUNNING = 4
 
 _INTERLEAVED = (
     "one function makes two generations with the same timesteps and prompts, or broke one off and "
-    "started again, so none of their outputs were reused: wrap each in pab_compile.generation(), "
-    "or name the calls of one step with pab_compile.step(..., lane=...)"
+    "started again, so none of their outputs were reused: wrap each in pab_compile.generation()"
+)
+_ALIKE = (
+    "calls of one step have the same prompts and other latents, so it is unknown which of them "
+    "belong together, and nothing was reused: name them with pab_compile.step(..., lane=...), or "
+    "wrap each video in pab_compile.generation()"
 )
 _NO_SCHEDULE = (
     "no schedule was found that contains the timesteps, so nothing was reused: give "
@@ -71,23 +74,22 @@ class Tracker:
         self.generation = generation
         lane = generation.find_lane(call)
         if lane is not None and lane.step == generation.step:
-            if call.lane is None and lane.latents.is_beside(call.latents):
-                generation.lanes.by_place = True  # parts of one tensor, such as windows of a video
+            if call.lane is None and lane.is_beside(call):
+                generation.lanes.by_place = True
                 lane = None
             elif not lane.latents.is_same_memory(call.latents):
-                # The same step, prompts and lane, but other latents: another generation.
-                suspicious = generation.may_loop_in(call.callers)
-                self.generation = generation = self._begin(call, generation, suspicious)
+                if generation.may_loop_in(call.callers):
+                    generation.distrust(_ALIKE)
+                else:
+                    self.generation = generation = self._begin(call, generation)
                 lane = None
             elif call.lane is None:
                 if call.is_hidden:
-                    generation.trusted = False
-                    generation.note(_HIDDEN)
+                    generation.distrust(_HIDDEN)
                 lane = None
         if lane is None:
             lane = generation.open_lane(call)
-        lane.step = generation.step
-        lane.latents = Identity.of(call.latents, remember=False)
+        lane.called(call, generation.step)
         return generation, lane
 
     def drop(self) -> None:
@@ -118,20 +120,18 @@ class Tracker:
             if found.stride > 1:
                 generation.take_every(found.stride)
             if not found.is_shown and generation.trusted:
-                generation.trusted = False
-                generation.note(_NO_SCHEDULE)
+                generation.distrust(_NO_SCHEDULE)
             generation.advance(found.index, call)
         return True
 
-    def _begin(self, call: Call, before: Generation | None, suspicious: bool = False) -> Generation:
+    def _begin(self, call: Call, before: Generation | None) -> Generation:
         """Begin a generation.
 
         Args:
             call: its first call.
             before: the generation of the same functions.
-            suspicious: whether it may run at the same time as the one before.
         """
-        suspicious = suspicious or (before is not None and self._may_interleave(before, call))
+        suspicious = before is not None and self._may_interleave(before, call)
         waiting = [other for other in self._running if other.may_wait(call.callers)]
         kept = waiting[1 - _MAX_RUNNING :]
         for other in self._running:

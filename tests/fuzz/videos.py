@@ -77,6 +77,18 @@ class Video:
                 seen = self.ask(self, f"window {start}", part, timestep.expand(batch), cond)
                 result[:, start : start + NUM_TOKENS] += seen
             return result
+        if self.guidance == "copies":  # as windows that wrap around
+            parts = self.latents.clone(), self.latents.roll(1, 1)
+            seen = [
+                self.ask(self, f"copy {number}", part, timestep.expand(batch), cond)
+                for number, part in enumerate(parts)
+            ]
+            return (seen[0] + seen[1].roll(-1, 1)) / 2
+        if self.guidance == "picture":  # one prompt, with and without a picture
+            with_picture = self.latents + 0.1
+            one = self.ask(self, "with", with_picture, timestep.expand(batch), cond)
+            two = self.ask(self, "without", self.latents.clone(), timestep.expand(batch), cond)
+            return two + 2 * (one - two)
         return self.ask(self, "cond", self.latents, timestep.expand(batch), cond)
 
     def update(self, prediction: torch.Tensor) -> None:
@@ -224,7 +236,7 @@ LOOPS = {
     )
 }
 CLOCKS = ("view", "value", "thousandth", "bfloat16", "rising", "number")
-GUIDANCES = ("none", "two calls", "batched", "windows")
+GUIDANCES = ("none", "two calls", "batched", "windows", "copies", "picture")
 
 
 def draw_video(

@@ -189,15 +189,19 @@ def test_two_videos_on_one_table_and_prompt_are_not_trusted() -> None:
     assert any("pab_compile.generation()" in note for note in generation.record.notes)
 
 
-def test_other_latents_at_the_same_step_are_another_generation_that_is_not_trusted() -> None:
+def test_other_latents_at_the_same_step_are_not_trusted_unless_the_place_tells() -> None:
     tracker = Tracker()
     table = torch.tensor([900, 600, 300, 0])
-    first, _ = place(tracker, table[1], latents=torch.zeros(3))
-    second, lane = place(tracker, table[1], latents=torch.ones(3))
-    assert second is not first
-    assert first.closed
-    assert not second.trusted
-    assert list(second.lanes) == [lane]
+    first, lane = place(tracker, table[1], latents=torch.zeros(3))
+    lane.prelude["graph", 0] = (torch.zeros(1),)
+    second, _ = place(tracker, table[1], latents=torch.zeros(4))
+    assert second is first
+    assert first.trusted
+    third, _ = place(tracker, table[1], latents=torch.ones(3))
+    assert third is first
+    assert not first.trusted
+    assert lane.prelude == {}
+    assert any("step(..., lane=...)" in note for note in first.record.notes)
 
 
 def test_explicit_steps_and_lanes_are_taken_as_they_are() -> None:
