@@ -116,6 +116,8 @@ class Tracker:
         found = step_of(generation, call)
         if found is None:
             return False
+        if found.index == generation.step == 0 and call.index is None:
+            return generation.is_of(call.callers)  # else another sampler may begin as this one did
         if found.index != generation.step:
             if found.stride > 1:
                 generation.take_every(found.stride)
