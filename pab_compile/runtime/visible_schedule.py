@@ -189,6 +189,7 @@ def _is_row(value: Any) -> bool:
         type(value) is torch.Tensor
         and value.ndim == 1
         and len(value) > 1
+        and value.stride(0) != 0  # an expanded timestep is one number
         and value.layout is torch.strided
         and not value.is_meta
     )

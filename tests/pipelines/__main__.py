@@ -1,8 +1,13 @@
-"""``python -m pipelines`` (in ``tests/``) prints the table of ``docs/pipelines.md``."""
+"""``python -m pipelines`` (in ``tests/``) prints the table of ``docs/pipelines.md``.
+
+It checks that every pipeline equals the one with hooks.
+"""
 
 from __future__ import annotations
 
 import torch
+
+from helpers.latte import assert_same
 
 from .catalogue import CASES
 from .observe import OPTIONS, by_steps, generate, row
@@ -18,8 +23,11 @@ def main() -> None:
     for case in CASES.values():
         torch._dynamo.reset()
         pipe = case.build()
-        pipe.transformer = torch.compile(pipe.transformer, backend="pab", options=OPTIONS)
-        print(row(case, generate(case, pipe, by_steps(case))), flush=True)
+        options = {**OPTIONS, **case.dit.options}
+        pipe.transformer = torch.compile(pipe.transformer, backend="pab", options=options)
+        found = generate(case, pipe, by_steps(case))
+        assert_same(found.actual, found.expected)
+        print(row(case, found), flush=True)
 
 
 if __name__ == "__main__":

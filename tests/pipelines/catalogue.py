@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from types import SimpleNamespace
 from typing import Any
+from unittest import mock
 
 import diffusers
 import torch
@@ -15,6 +16,7 @@ from diffusers import (
     FlowMatchEulerDiscreteScheduler,
     UniPCMultistepScheduler,
 )
+from diffusers.pipelines.qwenimage import pipeline_qwenimage_edit_plus
 from PIL import Image
 
 from dits.build import build
@@ -83,11 +85,56 @@ class _Autoencoder(torch.nn.Module):
 
     device, dtype = torch.device("cpu"), torch.float32
 
-    def __init__(self, channels: int, **settings: int) -> None:
+    def __init__(self, channels: int, **settings: Any) -> None:
         super().__init__()
         self.latents_mean, self.latents_std = torch.zeros(channels), torch.ones(channels)
         self.config = SimpleNamespace(scaling_factor=1.0, latent_channels=channels, **settings)
         vars(self).update(settings)
+
+
+class _Pictures(_Autoencoder):
+    """It also encodes, with a latent per 8 times 8 pixels."""
+
+    def encode(self, picture: torch.Tensor) -> Any:
+        gray = picture.mean(1, keepdim=True)[..., ::8, ::8]
+        latents = gray.repeat(1, self.config.latent_channels, *[1] * (picture.ndim - 2))
+        return SimpleNamespace(
+            latent_dist=SimpleNamespace(sample=lambda generator: latents, mode=lambda: latents)
+        )
+
+
+class _TwoPictures(Case):
+    """A pipeline of Qwen-Image that edits two pictures, which it makes small."""
+
+    def generate(self, *args: Any, **changes: Any) -> torch.Tensor:
+        """Latents of a picture."""
+        sizes = {"VAE_IMAGE_SIZE": 64 * 64, "CONDITION_IMAGE_SIZE": 32 * 32}
+        with mock.patch.multiple(pipeline_qwenimage_edit_plus, **sizes):
+            return super().generate(*args, **changes)
+
+
+def _two_pictures() -> dict[str, Any]:
+    mask = torch.ones(1, 7, dtype=torch.bool)
+    return {
+        "image": [Image.new("RGB", (width, 64), (90, 20, 200)) for width in (96, 64)],
+        "height": 64,
+        "width": 96,
+        **embeddings(12),
+        "prompt_embeds_mask": mask,
+        "negative_prompt_embeds_mask": mask,
+        "true_cfg_scale": 3.0,
+    }
+
+
+class _Sections(Case):
+    """A pipeline that makes a video section by section, each from those before."""
+
+    def generate(self, *args: Any, **changes: Any) -> torch.Tensor:
+        """Latents of all sections."""
+        pipe = diffusers.HunyuanVideoFramepackPipeline
+        with mock.patch.object(pipe, "encode_image", lambda *_, **__: noise(1, 5, 15, seed=8)):
+            *_, whole = super().generate(*args, **changes)
+        return whole
 
 
 def _ltx2_image_to_video(transformer: torch.nn.Module, **parts: Any) -> Any:
@@ -403,6 +450,46 @@ CASES = {
             calls=2,
             config={"vace_in_channels": 72},
             stepping=("control_hidden_states_scale",),
+        ),
+        _TwoPictures(
+            "Qwen-Image, two pictures edited",
+            "qwen_image",
+            _bare(
+                diffusers.QwenImageEditPlusPipeline,
+                _flow(use_dynamic_shifting=True),
+                "processor",
+                vae=_Pictures(
+                    1,
+                    z_dim=1,
+                    latents_mean=[0.0],
+                    latents_std=[1.0],
+                    temperal_downsample=(False, True, True),
+                ),
+            ),
+            _two_pictures,
+            calls=2,
+            output="images",
+        ),
+        _Sections(
+            "FramePack",
+            "hunyuan_video_framepack",
+            _bare(
+                diffusers.HunyuanVideoFramepackPipeline,
+                _flow(use_dynamic_shifting=True),
+                *_TWO,
+                "image_encoder",
+                "feature_extractor",
+                vae=_Pictures(4, spatial_compression_ratio=8, temporal_compression_ratio=4),
+            ),
+            lambda: {
+                **_hunyuan(),
+                "num_frames": 17,
+                "latent_window_size": 3,
+                "image": noise(1, 3, 64, 96, seed=6).sigmoid(),
+                "sampling_type": "vanilla",
+            },
+            generations=2,
+            in_suite=False,
         ),
         Case(
             "Stable Diffusion 3",

@@ -36,7 +36,8 @@ def check(case: Case, found: Generation, eager: torch.Tensor) -> None:
 def test_one_line_gives_what_hooks_on_the_attention_modules_give(case: Case) -> None:
     pipe = case.build()
     eager = case.generate(pipe, NUM_STEPS)
-    pipe.transformer = torch.compile(pipe.transformer, backend="pab", options=OPTIONS)
+    options = {**OPTIONS, **case.dit.options}
+    pipe.transformer = torch.compile(pipe.transformer, backend="pab", options=options)
     first = generate(case, pipe, by_steps(case))
     check(case, first, eager)
     assert row(case, first) in DOCS.read_text(), row(case, first)

@@ -160,6 +160,17 @@ def test_the_function_that_has_a_table_is_found_without_reading_it() -> None:
     assert found == (callers.runs[0], None)
 
 
+def test_a_timestep_that_is_expanded_is_not_its_table() -> None:
+    def wrapper(timestep: torch.Tensor) -> bool:
+        frame = sys._getframe()
+        assert frame.f_back is not None
+        callers = Callers([frame, frame.f_back])
+        return holder_of(callers, timestep) is callers.runs[1]
+
+    table = torch.tensor(TIMESTEPS)
+    assert wrapper(table[1].expand(2))
+
+
 def test_nothing_of_the_callers_is_kept() -> None:
     schedule: Any = torch.tensor(TIMESTEPS)
     gone = weakref.ref(schedule)
