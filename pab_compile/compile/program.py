@@ -10,7 +10,7 @@ import torch
 
 from pab_compile.calibration.observe import Probed, current_observer
 from pab_compile.calibration.stopwatch import now
-from pab_compile.dynamo import model_calls
+from pab_compile.dynamo import model_calls, torchs_own_functions
 from pab_compile.passes.graph import ir
 from pab_compile.passes.graph.join import Part
 from pab_compile.passes.sites.site import Site
@@ -70,7 +70,7 @@ class PlainProgram:
         if self.part is None:
             outputs = self._function(*args)
         else:
-            with torch._C.DisableTorchFunctionSubclass():  # as in Executor.run
+            with torchs_own_functions():
                 outputs = self._function(*tensors)
             outputs = _written_back(self.part, tensors, outputs)
         forward.finish(self, tensors, outputs)
