@@ -10,7 +10,7 @@ import inspect
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from types import FrameType
 from typing import Any
@@ -40,6 +40,15 @@ def compiling() -> Iterator[None]:
             yield
         finally:
             torch.compiler._is_compiling_flag = before
+
+
+def torchs_own_functions() -> AbstractContextManager[None]:
+    """Ops on tensors of a subclass do what torch does, not what the subclass defines.
+
+    The class of a weight may have functions of its own (``__torch_function__``). Dynamo traces
+    them, so the ops of a graph are torch's, and must not go through the class a second time.
+    """
+    return torch._C.DisableTorchFunctionSubclass()
 
 
 def known_modes() -> tuple[str, ...]:

@@ -41,9 +41,9 @@ LAYERS: dict[str, tuple[tuple[str, ...], ...]] = {
         ("__init__",),
     ),
 }
-PRIVATE_APIS = ("torch._dynamo", "torch._functorch", "torch._inductor")
+PRIVATE_APIS = ("torch._C", "torch._dynamo", "torch._functorch", "torch._inductor")
 MAY_USE = {
-    "passes/graph/tracing.py": ("torch._dynamo", "torch._functorch"),
+    "passes/graph/tracing.py": ("torch._C", "torch._dynamo", "torch._functorch"),
     "pab_compile/compile/lower.py": PRIVATE_APIS,
     "pab_compile/dynamo.py": PRIVATE_APIS,
 }

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import fx
 
+from pab_compile.dynamo import torchs_own_functions
 from pab_compile.passes.graph import ir
 from pab_compile.passes.graph.structure import structure_key
 from pab_compile.passes.rewrite.broadcast import StepBranch
@@ -152,14 +153,11 @@ class Executor:
     ) -> tuple[torch.Tensor | None, ...]:
         """Run one step.
 
-        The class of a weight may have functions of its own (``__torch_function__``). Dynamo traced
-        them, so the ops of the graph are torch's.
-
         Args:
             inputs: one tensor per placeholder.
             place: where this call belongs; None computes everything and caches nothing.
         """
-        with torch._C.DisableTorchFunctionSubclass():
+        with torchs_own_functions():
             return self._run(inputs, place)
 
     def _run(

@@ -98,7 +98,7 @@ class PlainProgram:
         if self.part is None:
             outputs = self._function(*args)
         else:
-            with torch._C.DisableTorchFunctionSubclass():  # as in Executor.run
+            with dynamo.torchs_own_functions():
                 outputs = self._function(*tensors)
             outputs = _written_back(self.part, tensors, outputs)
         forward.finish(self, tensors, outputs)

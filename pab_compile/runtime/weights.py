@@ -17,6 +17,8 @@ from typing import Any
 
 import torch
 
+from pab_compile.dynamo import torchs_own_functions
+
 from .clock import version_of
 
 _NUM_SAMPLES = 8
@@ -61,7 +63,7 @@ def _read(sample: torch.Tensor | bytes) -> bytes:
 
 
 def _sample(weight: torch.Tensor) -> torch.Tensor | bytes:
-    with torch._C.DisableTorchFunctionSubclass():  # the numbers in memory, whatever they stand for
+    with torchs_own_functions():  # the numbers in memory, whatever they stand for
         flat = weight.detach().reshape(-1)
         stride = max(1, flat.numel() // _NUM_SAMPLES)
         sample = flat[::stride][:_NUM_SAMPLES].clone().view(torch.uint8)

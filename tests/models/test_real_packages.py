@@ -7,9 +7,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import bitsandbytes
 import diffusers
+import gguf
 import pytest
 import torch
+from optimum import quanto
 
 import pab_compile
 from dits.build import Denoising, build, run
@@ -30,7 +33,6 @@ def from_gguf(quantised: str) -> Callable[[Any, Path], Any]:
     """Writes a GGUF file whose blocks are quantised, and loads it as diffusers' users do."""
 
     def load(model: Any, folder: Path) -> Any:
-        gguf = pytest.importorskip("gguf")
         kind = gguf.GGMLQuantizationType[quantised]
         writer = gguf.GGUFWriter(folder / "model.gguf", "wan")
         for name, tensor in model.state_dict().items():
@@ -59,7 +61,6 @@ def from_bitsandbytes(model: Any, _: Path) -> Any:
 
     diffusers does not load such weights without an accelerator, so the layers are replaced here.
     """
-    bitsandbytes = pytest.importorskip("bitsandbytes")
     for path, layer in list(model.blocks.named_modules()):
         if type(layer) is not torch.nn.Linear:
             continue
@@ -76,7 +77,6 @@ def from_bitsandbytes(model: Any, _: Path) -> Any:
 
 def from_quanto(model: Any, folder: Path) -> Any:
     """Integers of 8 bits; the package wraps them in a tensor of its own."""
-    quanto = pytest.importorskip("optimum.quanto")
     quanto.quantize(model, weights=quanto.qint8)
     quanto.freeze(model)
     return model

@@ -385,7 +385,7 @@ MUTATIONS = (
     Mutation(
         "pab_compile/compile/executor.py",
         "a weight's own functions run a second time",
-        "with torch._C.DisableTorchFunctionSubclass():",
+        "with torchs_own_functions():",
         "if True:",
         ("tests/models/test_real_packages.py",),
     ),
