@@ -100,9 +100,24 @@ def test_the_plan_file_of_these_tests_is_right_where_nothing_is_replaced(
     model: torch.nn.Module, tmp_path: Path
 ) -> None:
     compiled = compiled_pab(model, plan=plan_file(tmp_path / "plan.json"))
-    for step in range(4):
-        call(compiled, step)
+    with pab_compile.generation():
+        for step in range(4):
+            call(compiled, step)
     assert pab_compile.stats(compiled).reused["spatial"] == 3
+    assert pab_compile.stats(compiled).notes == ()
+
+
+def test_a_first_step_that_the_plan_reuses_and_that_may_be_a_warm_up_is_said(
+    model: torch.nn.Module, tmp_path: Path
+) -> None:
+    compiled = compiled_pab(model, plan=plan_file(tmp_path / "plan.json"))
+    for step in range(4):
+        call(compiled, step)  # a function for every step
+    stats = pab_compile.stats(compiled)
+    assert stats.reused["spatial"] == 0
+    [note] = stats.notes
+    assert note.startswith("the outputs of the first step were not reused")
+    assert "pab_compile.generation()" in note
 
 
 def test_a_plan_file_that_is_not_there_or_no_json_is_refused(tmp_path: Path) -> None:

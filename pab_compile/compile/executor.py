@@ -240,7 +240,7 @@ class _LaneStep:
         cached = self._lane.cache.get((self._executor.identity, op.site))
         step = self._generation.step
         if self._may_reuse(decision, cached) and cached is not None:
-            first = self._generation.first_reusable_step
+            first = max(self._generation.first_reusable_step, self._lane.first_reusable_step)
             loaded = cached.load(step, decision.entry, self._timestep, first)
             if op.is_returned:
                 loaded = tuple(map(copy_of, loaded))
@@ -278,14 +278,11 @@ class _LaneStep:
         generation.finish_call(self._lane, record, self._executor.identity)
 
     def _may_reuse(self, decision: Decision, cached: CacheEntry | None) -> bool:
-        return (
-            decision.reuses
-            and self._generation.trusted
-            and cached is not None
-            and cached.last_step is not None
-            and cached.last_step == decision.source
-            and cached.last_step >= self._generation.first_reusable_step
-        )
+        if not decision.reuses or not self._generation.trusted:
+            return False
+        if cached is None or cached.last_step is None or cached.last_step != decision.source:
+            return False
+        return self._generation.may_reuse_from(self._lane, cached.last_step)
 
     def _store(self, op: Op, decision: Decision, tensors: Tensors) -> None:
         length = decision.history

@@ -80,6 +80,11 @@ class Callers:
         """Position of a run among these; None if it is not among them."""
         return self.runs.index(run) if run in self.runs else None
 
+    @property
+    def lines(self) -> set[tuple[Run, int]]:
+        """Each run, and where in its code it is: an offset in the bytecode."""
+        return {(run, offset) for run, (_, offset) in zip(self.runs, self.site, strict=True)}
+
     def innermost_in(self, others: Sequence[Run]) -> Run | None:
         """The innermost function that is also one of the others; None if there is none."""
         return next((run for run in self.runs if run in others), None)

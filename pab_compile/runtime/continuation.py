@@ -26,7 +26,8 @@ class Step:
     Attributes:
         index: number of the step.
         stride: more than 1 if the sampler turns out to take only every second, third, ... timestep.
-        is_shown: whether a known schedule shows it. If not, the timestep only goes onwards.
+        is_shown: whether a known schedule or the user's word for one generation shows it. If not,
+            the timestep only goes onwards.
     """
 
     index: int
@@ -57,10 +58,13 @@ def step_of(generation: Generation, call: Call) -> Step | None:
     if stride is not None:
         return Step(following, stride)
     # At the second call, what was taken for the schedule may turn out to be something else.
-    if not _goes_onwards(generation.seen, reading.value) or (generation.visible and not is_second):
+    if not _goes_onwards(generation.seen, reading.value) or (
+        generation.visible and not is_second and not generation.is_one
+    ):
         return None
     timesteps = [*generation.seen, reading.value]
-    return Step(following, is_shown=here == 0 or _is_evenly_spaced(timesteps, call.clock_dtype))
+    is_shown = generation.is_one or here == 0 or _is_evenly_spaced(timesteps, call.clock_dtype)
+    return Step(following, is_shown=is_shown)
 
 
 def _stride(schedules: Sequence[VisibleSchedule], timestep: float) -> int | None:

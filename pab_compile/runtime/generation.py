@@ -21,6 +21,16 @@ from .stats import GenerationRecord, RunStats, StepRecord
 from .stepping import enter_unknown
 from .visible_schedule import VisibleSchedule, find_schedules, holder_of
 
+_REMEDY = "; if all calls are of one video: call the model in `with pab_compile.generation():`"
+_MAY_BE_SINGLE = (
+    "the outputs of the first step were not reused, since its call may have been a single one, "
+    "such as a warm-up, or of another loop" + _REMEDY
+)
+_OTHER_LINE = (
+    "the outputs of the steps before step {} were not reused, since it was called from another "
+    "line of the code than they, and may be of another video" + _REMEDY
+)
+
 
 @dataclass(frozen=True, eq=False)
 class Place:
@@ -38,7 +48,7 @@ class Generation:
         call: its first call.
         trusted: as the attribute.
         is_stated: as the attribute.
-        is_one: whether the user said that all calls are of one generation, whoever makes them.
+        is_one: as the attribute.
 
     Attributes:
         step: the current step.
@@ -50,6 +60,7 @@ class Generation:
         seen: the timesteps that were read, in order.
         schedule: what is known of the steps.
         is_stated: whether the user gave the schedule.
+        is_one: whether the user said that all calls are of one generation, whoever makes them.
         visible: schedules of the callers that this generation may follow, the likeliest first.
         trusted: whether all calls are of one generation. If not, everything computes.
         first_reusable_step: earliest step whose outputs may be reused. It is 1 if the first call
@@ -73,6 +84,7 @@ class Generation:
         self.seen: list[float] = [] if reading.value is None else [reading.value]
         self.schedule = call.schedule or Schedule()
         self.is_stated = is_stated
+        self.is_one = is_one
         self.visible: list[VisibleSchedule] = []
         self.trusted = trusted
         self.decisions: dict[str, Decisions] = {}
@@ -86,7 +98,7 @@ class Generation:
         self._end: Run | None = None  # calls back when the loop is over
         if not self.schedule.is_known:
             self._find_schedule(call)
-        self.first_reusable_step = 0 if self.schedule.is_known else 1
+        self.first_reusable_step = 0 if self.schedule.is_known or is_one else 1
 
     # Steps and schedule.
 
@@ -118,7 +130,7 @@ class Generation:
 
     def take_every(self, stride: int) -> None:
         """Note that the sampler takes every second, third, ... timestep of its schedule."""
-        self.first_reusable_step = 1
+        self.first_reusable_step = 0 if self.is_one else 1
         if self.table is not None:
             self.stride = stride
             timesteps = self.table.values[self.origin :: stride]
@@ -190,6 +202,19 @@ class Generation:
         if not self._is_told:
             self._check_loop(inner, callers)
         self._loop, self._path = inner, callers.runs
+
+    def enter(self, lane: Lane, call: Call) -> None:
+        """Note that a call belongs to a lane."""
+        looked_at = self._loop if self._path and not self._is_told else None
+        lane.called(call, self.step, looked_at)
+
+    def may_reuse_from(self, lane: Lane, step: int) -> bool:
+        """Whether the outputs of a step are surely of this generation. If not, notes why."""
+        if step < self.first_reusable_step:
+            self.note(_MAY_BE_SINGLE)
+        elif step < lane.first_reusable_step:
+            self.note(_OTHER_LINE.format(lane.first_reusable_step))
+        return step >= max(self.first_reusable_step, lane.first_reusable_step)
 
     def _check_loop(self, inner: Run | None, callers: Callers) -> None:
         """Note which outputs may be of another loop, and when this one is over."""

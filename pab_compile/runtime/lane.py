@@ -14,7 +14,7 @@ import torch
 from pab_compile.plans.schedule import Schedule
 
 from .cache_entry import CacheEntry
-from .caller import NOBODY, Callers
+from .caller import NOBODY, Callers, Run
 from .clock import Reading
 from .identity import Identity
 from .weights import WeightMarks
@@ -86,6 +86,10 @@ class Lane:
         place: the place of its last call.
         step: the step of its last call.
         first_step: the step of its first call.
+        first_reusable_step: earliest step whose outputs may be reused. If the loop calls from a
+            line from which this lane was not called before, it may be another loop of the same
+            function, and the steps before are not its own.
+        lines: where its last call came from, and all lines of the loop that called it.
         cache: (graph, site) -> cache entry.
         prelude: (graph, piece) -> values that are computed once for this lane.
         weights: graph -> the weights that it ran with, as they were.
@@ -97,12 +101,26 @@ class Lane:
     place: Place
     step: int
     first_step: int
+    first_reusable_step: int = 0
+    lines: set[tuple[Run, int]] = field(default_factory=set)
     cache: dict[tuple[str, int], CacheEntry] = field(default_factory=dict)
     prelude: dict[tuple[str, int], tuple[torch.Tensor | None, ...]] = field(default_factory=dict)
     weights: dict[str, WeightMarks] = field(default_factory=dict)
 
-    def called(self, call: Call, step: int) -> None:
-        """Note its last call."""
+    def called(self, call: Call, step: int, loop: Run | None = None) -> None:
+        """Note its last call.
+
+        Args:
+            call: the call.
+            step: its step.
+            loop: the function that loops over the steps, if its lines tell loops apart.
+        """
+        lines = call.callers.lines
+        if self.lines and loop is not None:
+            if not any(run is loop for run, _ in self.lines & lines):
+                self.first_reusable_step = step
+            self.lines = {(run, line) for run, line in self.lines if run is loop}
+        self.lines |= lines
         self.step = step
         self.latents = Identity.of(call.latents, remember=False)
         self.place = call.place

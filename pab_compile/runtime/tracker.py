@@ -89,7 +89,7 @@ class Tracker:
                 lane = None
         if lane is None:
             lane = generation.open_lane(call)
-        lane.called(call, generation.step)
+        generation.enter(lane, call)
         return generation, lane
 
     def drop(self) -> None:

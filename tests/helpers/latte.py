@@ -152,13 +152,12 @@ class Loop:
 
             if self.guidance == "batched":
                 prediction = guided(*predict(torch.cat([self.latents] * 2), both, "both").chunk(2))
-            elif self.guidance == "two calls":
-                prediction = guided(
-                    predict(self.latents, self.null_prompt, "uncond"),
-                    predict(self.latents, self.prompt, "cond"),
-                )
             else:
+                uncond = None
+                if self.guidance == "two calls":
+                    uncond = predict(self.latents, self.null_prompt, "uncond")
                 prediction = predict(self.latents, self.prompt, "cond")
+                prediction = prediction if uncond is None else guided(uncond, prediction)
             self.predictions.append(prediction)
             if self.update is None:
                 self.latents = self.latents + 0.3 * prediction

@@ -49,7 +49,7 @@ class Pair:
         self._model = model
         self._reused: list[set[str]] = []
         self._latents = loop.setdefault("latents", draw_latents())
-        self.actual = Loop(_recorded(compiled, self._reused), **loop)
+        self.actual = Loop(recorded(compiled, self._reused), **loop)
         self.oracle = Loop(Oracle(model, RULE), **loop)
         self.eager = Loop(calls_of(model), **loop)
 
@@ -115,7 +115,7 @@ def _first(loop: Loop, count: int) -> torch.Tensor:
     return torch.stack(loop.predictions[:count])
 
 
-def _recorded(compiled: Callable[..., Any], reused: list[set[str]]) -> ModelCall:
+def recorded(compiled: Callable[..., Any], reused: list[set[str]]) -> ModelCall:
     """A compiled model that records the kinds that it reused in every call."""
 
     def call(*args: Any) -> torch.Tensor:

@@ -14,6 +14,7 @@ import pab_compile
 from helpers.latte import (
     Guidance,
     Loop,
+    Moment,
     assert_same,
     calls_of,
     compiled_pab,
@@ -21,9 +22,12 @@ from helpers.latte import (
     draw_latents,
     draw_prompt,
 )
-from helpers.pairs import NUM_STEPS, RULE, Pair, advance
+from helpers.oracle import Oracle
+from helpers.pairs import NUM_STEPS, RULE, Pair, Replay, advance, recorded
 
 pytestmark = pytest.mark.compiled_once
+
+NOW = Moment(0, NUM_STEPS, 0.0, "cond")  # a compiled model is not told
 
 
 # One after the other.
@@ -107,6 +111,33 @@ def test_after_a_generation_that_was_stopped_between_calls(
         for seed, start in ((8, 0), (9, 6), (10, 7)):
             noise = draw_latents(seed)
             Pair(model, compiled, latents=noise, by_value=by_value, start=start, **table).run()
+
+
+@pytest.mark.parametrize("by_value", [False, True])
+def test_a_sampler_of_the_same_function_goes_on_where_another_one_stopped(
+    model: LatteTransformer3DModel, compiled: Callable[..., Any], by_value: bool
+) -> None:
+    reused: list[set[str]] = []
+    call, prompt, timesteps = recorded(compiled, reused), draw_prompt(), ddim_timesteps(NUM_STEPS)
+    first, second = draw_latents(1), draw_latents(2)
+    predictions = []
+    with torch.no_grad():
+        for t in timesteps[:5]:
+            given = t.clone() if by_value else t
+            predictions.append(call(first, given.expand(1), prompt, NOW))
+            first = first + 0.3 * predictions[-1]
+        for t in timesteps[5:]:
+            given = t.clone() if by_value else t
+            predictions.append(call(second, given.expand(1), prompt, NOW))
+            second = second + 0.3 * predictions[-1]
+    assert any(reused[:5])
+    assert any(reused[5:])
+    for seed, start, steps in ((1, 0, slice(0, 5)), (2, 5, slice(5, None))):
+        replay = Replay(RULE.ranges, RULE.window, reused=tuple(map(frozenset, reused[steps])))
+        alone = Loop(Oracle(model, replay), timesteps, draw_latents(seed), prompt, start=start)
+        advance(alone.steps(), len(reused[steps]))
+        assert_same(torch.stack(predictions[steps]), torch.stack(alone.predictions))
+    assert any("from another line" in note for note in pab_compile.stats(compiled).notes)  # type: ignore[arg-type]
 
 
 def test_reset_between_steps_frees_what_was_cached(

@@ -353,6 +353,38 @@ def test_a_function_for_every_step_leaves_the_outputs_of_the_first_step() -> Non
     assert found[0].first_reusable_step == 1
 
 
+def test_two_samplers_in_one_function_share_nothing() -> None:
+    """The first is left early, and the second begins at the next timestep."""
+    timesteps, tracker = list(LONG), Tracker()
+    for value in timesteps[:2]:
+        generation = by_value(tracker, value)
+    [lane] = generation.lanes
+    assert generation.may_reuse_from(lane, 0)
+    for value in timesteps[2:]:
+        generation = by_value(tracker, value)
+        assert (list(generation.lanes), generation.trusted) == ([lane], True)
+    assert not generation.may_reuse_from(lane, 1)
+    [note] = generation.record.notes
+    assert "before step 2 were not reused" in note
+    assert generation.may_reuse_from(lane, 2)
+
+
+def test_a_sampler_may_call_from_several_lines() -> None:
+    timesteps, tracker = [1.0, 0.9, 0.6, 0.5, 0.3, 0.1], Tracker()
+    for step in range(0, 6, 2):
+        by_value(tracker, timesteps[step])
+        generation = by_value(tracker, timesteps[step + 1])
+    [lane] = generation.lanes
+    assert (generation.step, lane.first_reusable_step) == (5, 1)
+
+
+def test_the_first_step_of_a_stated_generation_may_be_reused() -> None:
+    tracker = Tracker(is_one=True)
+    for value in LONG[::2]:
+        generation = by_value(tracker, value)
+        assert (generation.first_reusable_step, generation.trusted) == (0, True)
+
+
 def test_a_sampler_that_was_stopped_after_one_step_leaves_nothing_to_the_next() -> None:
     """It may have been one step of a loop further out, until the next one loops by itself."""
     tracker = Tracker()
