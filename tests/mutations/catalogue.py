@@ -265,8 +265,8 @@ MUTATIONS = (
     Mutation(
         "pab_compile/compile/program.py",
         "the elements of the timestep that stand still do not distinguish lanes",
-        "prompts = {**prompts, STANDING: level.pattern.key}",
-        "pass",
+        "replace(call, prompts={**prompts, STANDING: level.pattern.key})",
+        "call",
         ("tests/dits/test_per_token.py",),
     ),
     Mutation(
@@ -300,8 +300,8 @@ MUTATIONS = (
     Mutation(
         "pab_compile/runtime/continuation.py",
         "timesteps that follow nothing are believed",
-        "is_shown=here == 0 or _is_evenly_spaced(timesteps, call.clock_dtype)",
-        "is_shown=True",
+        "generation.is_one or here == 0 or _is_evenly_spaced(timesteps, call.clock_dtype)",
+        "True",
         ("tests/runtime/test_tracker.py",),
     ),
     Mutation(
@@ -323,6 +323,13 @@ MUTATIONS = (
         "the same step with other latents continues the generation",
         "elif not lane.latents.is_same_memory(call.latents):",
         "elif False:",
+        ("tests/runtime/test_tracker.py",),
+    ),
+    Mutation(
+        "pab_compile/runtime/lane.py",
+        "a second loop in the same function reuses what the first one left",
+        "                self.first_reusable_step = step",
+        "                pass",
         ("tests/runtime/test_tracker.py",),
     ),
     Mutation(
@@ -371,8 +378,8 @@ MUTATIONS = (
     Mutation(
         "pab_compile/compile/executor.py",
         "an output of another step than the plan names is reused",
-        "== decision.source",
-        "is not None",
+        "cached.last_step != decision.source",
+        "False",
         ("tests/runtime/test_generations.py", "tests/runtime", "tests/compile"),
     ),
     Mutation(

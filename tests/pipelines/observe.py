@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -60,12 +61,17 @@ def generate(case: Case, pipe: Any, rule: Rule, seed: int = 5) -> Generation:
     def count() -> None:
         reads[step] += 1
 
-    with _counting_reads(count), case.dit.switched():
-        actual = case.generate(pipe, NUM_STEPS, seed, **case.callback(end_step))
+    def run() -> tuple[torch.Tensor, pab_compile.RunStats]:
+        latents = case.generate(pipe, NUM_STEPS, seed, **case.callback(end_step))
+        return latents, pab_compile.stats(pipe.transformer)
+
+    # The schedule is looked for in all callers. In a thread these are the pipeline's only.
+    with _counting_reads(count), case.dit.switched(), ThreadPoolExecutor(1) as thread:
+        actual, stats = thread.submit(run).result()
     hooked = case.build()
     oracle = Oracle(hooked.transformer, case.dit, rule)
     expected = case.generate(hooked, NUM_STEPS, seed, **case.callback(oracle.end_step))
-    return Generation(actual, expected, pab_compile.stats(pipe.transformer), oracle, reads)
+    return Generation(actual, expected, stats, oracle, reads)
 
 
 @contextmanager
