@@ -62,11 +62,12 @@ def generate(case: Case, pipe: Any, rule: Rule, seed: int = 5) -> Generation:
         reads[step] += 1
 
     def run() -> tuple[torch.Tensor, pab_compile.RunStats]:
-        latents = case.generate(pipe, NUM_STEPS, seed, **case.callback(end_step))
+        with case.dit.switched():
+            latents = case.generate(pipe, NUM_STEPS, seed, **case.callback(end_step))
         return latents, pab_compile.stats(pipe.transformer)
 
     # The schedule is looked for in all callers. In a thread these are the pipeline's only.
-    with _counting_reads(count), case.dit.switched(), ThreadPoolExecutor(1) as thread:
+    with _counting_reads(count), ThreadPoolExecutor(1) as thread:
         actual, stats = thread.submit(run).result()
     hooked = case.build()
     oracle = Oracle(hooked.transformer, case.dit, rule)
