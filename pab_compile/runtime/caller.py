@@ -8,10 +8,12 @@ never looks at it.
 
 from __future__ import annotations
 
+import functools
 import inspect
+import itertools
 import sys
 import weakref
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from types import CodeType, FrameType
 from typing import Any
 
@@ -41,6 +43,21 @@ Run = weakref.ref[Mark]
 """One run of a function. The reference is empty once the run is over."""
 
 
+Position = Hashable
+"""Where in its code a function calls: lines and columns, or an offset in the bytecode."""
+
+
+@functools.lru_cache(maxsize=1024)
+def position_in(code: CodeType, offset: int) -> Position:
+    """Where an offset in the bytecode is in the source.
+
+    One call has several offsets: of the instruction, or of the cache behind it.
+    """
+    if sys.version_info < (3, 11):
+        return offset
+    return next(itertools.islice(code.co_positions(), offset // 2, None), offset)
+
+
 def is_suspended(run: Run) -> bool:
     """Whether a function that is not running now may go on: a generator or a coroutine."""
     mark = run()
@@ -61,8 +78,8 @@ class Callers:
 
     def __init__(self, frames: Sequence[FrameType] = ()) -> None:
         self.runs: tuple[Run, ...] = tuple(weakref.ref(_mark(frame)) for frame in frames)
-        self.site: tuple[tuple[CodeType, int], ...] = tuple(
-            (frame.f_code, frame.f_lasti) for frame in frames
+        self.site: tuple[tuple[CodeType, Position], ...] = tuple(
+            (frame.f_code, position_in(frame.f_code, frame.f_lasti)) for frame in frames
         )
         self._frames = tuple(frames)
 
@@ -81,9 +98,9 @@ class Callers:
         return self.runs.index(run) if run in self.runs else None
 
     @property
-    def lines(self) -> set[tuple[Run, int]]:
-        """Each run, and where in its code it is: an offset in the bytecode."""
-        return {(run, offset) for run, (_, offset) in zip(self.runs, self.site, strict=True)}
+    def lines(self) -> set[tuple[Run, Position]]:
+        """Each run, and where in its code it is."""
+        return {(run, position) for run, (_, position) in zip(self.runs, self.site, strict=True)}
 
     def innermost_in(self, others: Sequence[Run]) -> Run | None:
         """The innermost function that is also one of the others; None if there is none."""

@@ -14,7 +14,7 @@ import torch
 from pab_compile.plans.schedule import Schedule
 
 from .cache_entry import CacheEntry
-from .caller import NOBODY, Callers, Run
+from .caller import NOBODY, Callers, Position, Run
 from .clock import Reading
 from .identity import Identity
 from .weights import WeightMarks
@@ -102,7 +102,7 @@ class Lane:
     step: int
     first_step: int
     first_reusable_step: int = 0
-    lines: set[tuple[Run, int]] = field(default_factory=set)
+    lines: set[tuple[Run, Position]] = field(default_factory=set)
     cache: dict[tuple[str, int], CacheEntry] = field(default_factory=dict)
     prelude: dict[tuple[str, int], tuple[torch.Tensor | None, ...]] = field(default_factory=dict)
     weights: dict[str, WeightMarks] = field(default_factory=dict)

@@ -153,11 +153,14 @@ class Loop:
             if self.guidance == "batched":
                 prediction = guided(*predict(torch.cat([self.latents] * 2), both, "both").chunk(2))
             else:
+                # Guidance may be switched on in the middle: the line of the prompt stays.
                 uncond = None
                 if self.guidance == "two calls":
                     uncond = predict(self.latents, self.null_prompt, "uncond")
                 prediction = predict(self.latents, self.prompt, "cond")
-                prediction = prediction if uncond is None else guided(uncond, prediction)
+                if uncond is not None:
+                    prediction = guided(uncond, prediction)
+                    del uncond  # tests count bytes
             self.predictions.append(prediction)
             if self.update is None:
                 self.latents = self.latents + 0.3 * prediction

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import dis
 import sys
 import weakref
 from collections.abc import Iterator
 from typing import Any
 
-from pab_compile.runtime.caller import Callers, Run, is_suspended
+import pytest
+
+from pab_compile.runtime.caller import Callers, Run, is_suspended, position_in
 
 
 class Thing:
@@ -36,6 +39,15 @@ def test_a_run_is_the_same_at_every_call_and_another_one_the_next_time() -> None
     assert one is same
     assert one is not other
     assert one() is None, "the function has returned"
+
+
+@pytest.mark.skipif(sys.version_info < (3, 11), reason="a call has one offset")
+def test_a_call_has_one_position_whichever_of_its_offsets_is_seen() -> None:
+    code = twice.__code__
+    calls = [each.offset for each in dis.get_instructions(code) if each.opname == "CALL"]
+    behind = [position_in(code, offset + 2) for offset in calls]
+    assert behind == [position_in(code, offset) for offset in calls]
+    assert len(set(behind)) == 2
 
 
 def test_the_caller_is_still_running() -> None:
