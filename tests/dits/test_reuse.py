@@ -66,6 +66,8 @@ def test_what_is_found_is_what_runs_and_ten_steps_are_those_of_module_hooks(dit:
 
 def _generate(compiled: Any, loop: Denoising) -> list[tuple[torch.Tensor, ...]]:
     """All steps of a loop, the first of which compiles all that will be needed."""
-    first = run(compiled, **loop.at(0))
-    with torch._dynamo.config.patch(error_on_recompile=True):
-        return [first, *(run(compiled, **loop.at(step)) for step in range(1, NUM_STEPS))]
+    outputs = []
+    for step in range(NUM_STEPS):
+        with torch._dynamo.config.patch(error_on_recompile=step > 0):
+            outputs.append(run(compiled, **loop.at(step)))
+    return outputs
