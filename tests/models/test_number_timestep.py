@@ -51,8 +51,10 @@ def test_a_number_is_read_without_a_compilation_per_step(name: str, number: type
     reusing = compiled(model, RANGES)
     torch._dynamo.utils.counters.clear()
     inputs = numbered(number)
+    timesteps = [timestep for _, timestep, _ in inputs]
     for generation in range(3):
-        for step, (x, timestep, context) in enumerate(inputs):
+        for step, timestep in enumerate(timesteps):
+            x, _, context = inputs[step]
             actual = reusing(x, timestep, context)
             # Dynamo takes the first value for a constant; the second generation shows the steps.
             if generation == 2:
