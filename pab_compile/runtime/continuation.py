@@ -47,7 +47,9 @@ def step_of(generation: Generation, call: Call) -> Step | None:
     is_equal = reading.value == generation.timestep
     if is_equal and not _has_other_latents(generation, call):
         return Step(here)
-    if any(schedule.has(following, reading.value) for schedule in generation.visible):
+    going_on = [v for v in generation.visible if v.has(following, reading.value)]
+    # An equal timestep may be another call of this step: numbers that are no schedule may be close.
+    if going_on and (not is_equal or all(v in going_on for v in _whole(generation.visible))):
         return Step(following)
     if generation.is_stated and (is_equal or _goes_onwards(generation.seen, reading.value)):
         return Step(following)
@@ -65,6 +67,20 @@ def step_of(generation: Generation, call: Call) -> Step | None:
     timesteps = [*generation.seen, reading.value]
     is_shown = generation.is_one or here == 0 or _is_evenly_spaced(timesteps, call.clock_dtype)
     return Step(following, is_shown=is_shown)
+
+
+def _whole(schedules: Sequence[VisibleSchedule]) -> list[VisibleSchedule]:
+    """The schedules that are not the end of another one, as where a timestep is in it twice."""
+    rows = [schedule.timesteps for schedule in schedules]
+    return [
+        schedule
+        for schedule in schedules
+        if not any(
+            len(row) > len(schedule.timesteps)
+            and row[-len(schedule.timesteps) :] == schedule.timesteps
+            for row in rows
+        )
+    ]
 
 
 def _stride(schedules: Sequence[VisibleSchedule], timestep: float) -> int | None:

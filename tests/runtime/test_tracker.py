@@ -258,7 +258,13 @@ def test_dropping_frees_everything_and_the_next_call_starts_afresh() -> None:
 # Timesteps by value: the functions around the call show the schedule, and when it is over.
 
 
-def by_value(tracker: Tracker, value: float, outwards: int = 1) -> Generation:
+def by_value(
+    tracker: Tracker,
+    value: float,
+    outwards: int = 1,
+    dtype: torch.dtype = torch.float32,
+    latents: torch.Tensor | None = None,
+) -> Generation:
     """The generation of a call that the caller of this function makes."""
     frame = sys._getframe(outwards)
     frames = [frame]
@@ -266,8 +272,9 @@ def by_value(tracker: Tracker, value: float, outwards: int = 1) -> Generation:
         frames.append(frame)
     call = Call(
         Reading(value),
-        torch.zeros(1),
+        torch.zeros(1) if latents is None else latents,
         {"prompt": PROMPTS["cond"]},
+        clock_dtype=dtype,
         callers=Callers(frames),
     )
     found = tracker.place(call)
@@ -351,6 +358,16 @@ def test_a_function_for_every_step_leaves_the_outputs_of_the_first_step() -> Non
     assert all(generation is found[0] for generation in found)
     assert found[0].trusted
     assert found[0].first_reusable_step == 1
+
+
+def test_close_numbers_in_sight_do_not_make_two_calls_of_a_step_two_steps() -> None:
+    timesteps, seeds = [1000.0, 900.0, 700.0], range(1000, 1004)
+    assert seeds
+    tracker, parts = Tracker(), [torch.zeros(1), torch.zeros(1)]
+    for part in parts:
+        found = by_value(tracker, timesteps[0], dtype=torch.bfloat16, latents=part)
+        assert found.step == 0
+    assert not found.trusted
 
 
 def test_two_samplers_in_one_function_share_nothing() -> None:
