@@ -1,4 +1,4 @@
-"""Whole residual branches over whole generations: what a hook keeps of each branch, in any dtype."""
+"""Whole residual branches over whole generations: what hooks keep of each, in any dtype."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ class Branch(torch.nn.Module):
     """What a block adds: attention and MLP side by side, in one of several ways.
 
     Args:
-        how: ``fused`` (one projection in, one out), ``parallel`` (added), ``sandwich`` (a norm after
-            both) or ``post-norm`` (attention alone, with a norm after it).
+        how: ``fused`` (one projection in, one out), ``parallel`` (added), ``sandwich`` (a norm
+            after both) or ``post-norm`` (attention alone, with a norm after it).
     """
 
     def __init__(self, how: str) -> None:
@@ -125,3 +125,8 @@ def test_a_generation_equals_hooks_on_the_branches(how: str, dtype: torch.dtype)
         assert_same(actual, expected, tolerance)
         stats = pab_compile.stats(compiled)  # type: ignore[arg-type]
         assert stats.reused == oracle.reused() == {"full": 6}
+        found = pab_compile.explain(compiled)
+        assert sum(site.flops for site in found.sites) > 0.9 * found.total_flops
+        said = {site.branch.partition(" FLOPs")[0] for site in found.sites}
+        assert all(one.startswith("holds also: an MLP of ") for one in said) or how == "post-norm"
+        assert ("Residual branches:\n  2 like branches.0" in str(found)) == (how != "post-norm")
