@@ -77,6 +77,12 @@ def post_norm(x: Any, h: Any, emb: Any, w: Any, w_qkv: Any, w_both: Any) -> Any:
     return x + layer_norm(linear(self_attention(h, w_qkv), w), [CHANNELS])
 
 
+def rounded(x: Any, h: Any, emb: Any, w: Any, w_qkv: Any, w_both: Any) -> Any:
+    """A value before the norm needs less memory than what is added."""
+    attended = linear(self_attention(h, w_qkv), w).half()
+    return x + layer_norm(attended.float(), [CHANNELS])
+
+
 def sandwich(x: Any, h: Any, emb: Any, w: Any, w_qkv: Any, w_both: Any) -> Any:
     both = torch.cat([self_attention(h, w_qkv), gelu(linear(h, w))], -1)
     return emb * layer_norm(linear(both, w_both), [CHANNELS]) + x
@@ -100,6 +106,7 @@ WHOLE = [
         (multiplied, "mul"),
         (with_its_input, "linear"),
         (post_norm, "layer_norm"),
+        (rounded, "layer_norm"),
         (sandwich, "mul"),
         (scaled_stream, "add"),
         (wide_addend, "linear"),
