@@ -44,7 +44,7 @@ def main() -> None:
     parser.add_argument("--plans", type=int, default=30)
     parser.add_argument("--videos", type=int, default=4)
     parser.add_argument("--steps", type=int, default=30)
-    parser.add_argument("--cut", choices=("attention", "gated"), default="gated")
+    parser.add_argument("--cut", choices=("attention", "gated", "branch"), default="gated")
     args, console = parser.parse_args(), Console()
     trained, draw = digits.load(digits.find_folder(args.model)), random.Random(0)
     prompts = torch.arange(args.videos) % digits.NUM_DIGITS

@@ -27,7 +27,7 @@ import pab_compile
 from plans import ALL_KINDS, plans_of
 
 OBSERVED_SEED, CHECKED_SEED = 1000, 2000
-SUMS = {"cut": "gated", "coalesce": True}
+SUMS = {"cut": "branch", "coalesce": True}
 
 
 def compiled(trained: digits.DigitsModel, **options: Any) -> Any:

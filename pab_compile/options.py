@@ -34,7 +34,8 @@ class Options:
         predict: order of the reuse: 0 repeats, 1 extrapolates linearly, 2 quadratically. An
             integer, or a mapping from kind to integer.
         predict_in: orders 1 and 2 extrapolate in the ``step`` or in the ``timestep``.
-        cut: ``attention`` caches before the gate, ``gated`` after it.
+        cut: ``attention`` caches an attention before its gate, ``gated`` after it. ``branch``
+            caches all that is added to the stream, also where an MLP runs beside the attention.
         coalesce: sites that the plan always reuses together cache the sum of their outputs.
         plan: a function, or the path of a plan file. It replaces ranges, window and predict.
         inner: compiler of the pieces: ``inductor``, ``eager``, a registered backend, or a function

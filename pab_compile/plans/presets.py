@@ -28,7 +28,7 @@ class Preset:
         ranges: kind -> compute at every n-th step.
         window: part of the generation in which reuse is allowed.
         predict: order of the reuse.
-        cut: ``attention`` or ``gated``.
+        cut: ``attention``, ``gated`` or ``branch``.
         coalesce: whether sites that are reused together cache their sum.
     """
 
@@ -52,7 +52,7 @@ def _ranges(spatial: int, temporal: int, cross: int) -> dict[str, int]:
 
 def _lines(range_: int) -> Preset:
     """All sites alike. The first steps compute, since outputs change most there."""
-    return Preset(dict.fromkeys(KINDS, range_), (0.1, 1.0), 1, "gated", coalesce=True)
+    return Preset(dict.fromkeys(KINDS, range_), (0.1, 1.0), 1, "branch", coalesce=True)
 
 
 PRESETS = {

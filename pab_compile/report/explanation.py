@@ -30,8 +30,11 @@ class SiteReport:
         range: it computes at every n-th step inside the window. None: the plan has no such number.
         cache_bytes: most bytes in its cache in one lane, for ``history`` outputs.
         flops: floating point operations that one reuse saves.
-        reason: evidence for the kind, and why it is not broadcast if it is not.
+        reason: evidence for the kind, what its residual branch holds, and why it is not broadcast
+            if it is not.
         history: most outputs that are cached at once: one more than the order of the prediction.
+        branch: what its residual branch holds beside the attention, or why the branch is not one
+            site; ``""`` if there is nothing to say.
     """
 
     name: str
@@ -45,6 +48,7 @@ class SiteReport:
     flops: int
     reason: str
     history: int = 1
+    branch: str = ""
 
     def to_json(self) -> dict[str, Any]:
         """All fields, in types of JSON."""
@@ -54,7 +58,7 @@ class SiteReport:
 def describe_site(site: Site, plan: Plan) -> SiteReport:
     """A site, and what a plan does with it."""
     steps = plan.range_of(site) if site.can_broadcast else 1
-    reason, history = site.reason, 1
+    reason, history = "; ".join(filter(None, (site.reason, site.branch))), 1
     if plan.may_reuse(site):
         history += plan.max_order(site)
     if site.can_broadcast and not plan.may_reuse(site):
@@ -71,6 +75,7 @@ def describe_site(site: Site, plan: Plan) -> SiteReport:
         flops=site.flops,
         reason=reason,
         history=history,
+        branch=site.branch,
     )
 
 
@@ -196,6 +201,9 @@ class Explanation:
         always = [group for group in _similar(self.sites) if group[0].range == 1]
         lines += ["Computed at every step:"] if always else []
         lines += [f"  {_name(group)} ({group[0].kind}): {group[0].reason}" for group in always]
+        said = [group for group in _similar(self.sites) if group[0].branch and group not in always]
+        lines += ["Residual branches:"] if said else []
+        lines += [f"  {_name(group)} ({group[0].kind}): {group[0].branch}" for group in said]
         if self.num_graphs > 1:
             lines.append(f"The forward runs as {self.num_graphs} graphs; Dynamo broke it up at:")
             lines += [f"  {reason}" for reason in self.breaks]
@@ -232,6 +240,7 @@ def _similar(sites: Sequence[SiteReport]) -> list[list[SiteReport]]:
     groups: dict[tuple[Any, ...], list[SiteReport]] = {}
     for site in sites:
         key = (site.kind, site.mechanism, site.query_axes, site.key_axes, site.range, site.flops)
+        key = (*key, site.branch)
         groups.setdefault(key, []).append(site)
     return list(groups.values())
 

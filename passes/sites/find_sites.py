@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
 from torch import fx
@@ -11,11 +11,12 @@ from torch import fx
 from pab_compile.passes.axes.table import AxisTable
 from pab_compile.passes.graph import ir
 from pab_compile.passes.graph.flops import count_flops
-from pab_compile.passes.graph.walk import positions
+from pab_compile.passes.graph.walk import positions, results
 
 from .binding import Binding
+from .growth import Growth
 from .mixer import Mixer
-from .regions import Growth, RegionFinder, cheapest_cut, dead_regions
+from .regions import RegionFinder, cut_of_growth, dead_regions
 from .residual import Branch, cut_of, find_branches
 from .site import Site
 
@@ -29,7 +30,8 @@ def find_sites(
         graph: a captured graph with binding times.
         mixers: its token mixers (``passes.sites.classify``).
         axes: its axes.
-        cut: ``attention`` (before the gate) or ``gated`` (after it).
+        cut: ``attention`` (before the gate), ``gated`` (after it) or ``branch`` (the whole residual
+            branch that holds the attention).
 
     Returns:
         Sites whose regions are disjoint. A site that cannot be broadcast has no cut, and its reason
@@ -37,23 +39,45 @@ def find_sites(
     """
     latent = [m for m in mixers if ir.binding(m.nodes[-1]) == Binding.LATENT]
     finder = RegionFinder(graph, [m.nodes for m in latent], [m.kind for m in latent], cut)
-    drafts = [
-        _attention_site([latent[i] for i in growth.mixers], growth) for growth in finder.grow()
-    ]
+    growths = finder.grow()
+    drafts = [_attention_site([latent[i] for i in growth.mixers], growth) for growth in growths]
     drafts += [_bound_early_site(m) for m in mixers if m not in latent]
     mixer_nodes = frozenset(node for mixer in mixers for node in mixer.nodes)
-    drafts += [_mlp_site(b, axes, cut) for b in find_branches(graph, mixer_nodes)]
+    held = {node for growth in growths if growth.is_branch for node in growth.inside}
+    found = [b for b in find_branches(graph, mixer_nodes) if not held.issuperset(b.ends)]
+    drafts += [_mlp_site(b, axes, cut) for b in found]
     order = positions(graph)
     anchored = sorted(drafts, key=lambda draft: order[draft.region[-1]])
     named = _with_unique_names(anchored)
-    regions = dead_regions(graph, {site.name: site.cut for site in named if site.cut})
-    return tuple(with_region(site, regions.get(site.name, ())) for site in named)
+    cuts = {site.name: site.cut for site in named if site.cut}
+    regions = dead_regions(graph, cuts)
+    done = [with_region(site, regions.get(site.name, ())) for site in named]
+    shared = {growth.nodes[-1]: growth for growth in growths if growth.beside}
+    wholes = {site.name: shared[site.region[-1]] for site in named if site.region[-1] in shared}
+    return _with_what_they_hold(graph, done, cuts, wholes)
+
+
+def _with_what_they_hold(
+    graph: fx.Graph,
+    sites: Sequence[Site],
+    cuts: Mapping[str, Sequence[fx.Node]],
+    wholes: Mapping[str, Growth],
+) -> tuple[Site, ...]:
+    """Say of whole branches what they hold beside the mixer, in FLOPs more than it alone has."""
+    alone = {name: results(growth.alone) for name, growth in wholes.items()}
+    regions = dead_regions(graph, {**cuts, **alone}) if wholes else {}
+    found = []
+    for site in sites:
+        more = site.flops - count_flops(regions[site.name]) if site.name in wholes else 0
+        said = f"holds also: an MLP of {more:,} FLOPs, with the projections that both share"
+        found.append(replace(site, branch=said) if more and site.can_broadcast else site)
+    return tuple(found)
 
 
 def _attention_site(mixers: Sequence[Mixer], growth: Growth) -> Site:
     first = mixers[0]
     reason = "; ".join(dict.fromkeys(mixer.reason for mixer in mixers))
-    cut = cheapest_cut(growth)
+    cut = cut_of_growth(growth)
     if not cut:
         reason += "; not broadcast: no tensor separates it from the rest of the graph"
     return Site(
@@ -68,6 +92,7 @@ def _attention_site(mixers: Sequence[Mixer], growth: Growth) -> Site:
         cache_bytes=0,
         flops=0,
         reason=reason,
+        branch=f"its branch is not one site: {growth.refused}" if growth.refused else "",
     )
 
 

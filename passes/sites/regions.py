@@ -10,14 +10,18 @@ all its latent-dependent inputs are in the region. The region ends before
   3.2, as diffusers caches. With ``gated`` the region continues to the residual add, as the paper's
   Open-Sora and Latte cache.
 
-The *frontier* is the nodes that are read outside of the region. The cheapest cut between the mixer
-and the frontier is cached. Going backwards, nodes that feed only the cut belong to the region too.
+With the cut ``branch`` the region takes in what runs beside the mixer too, if the whole residual
+branch can be one region (``passes.sites.beside``). Otherwise it grows as with ``gated``.
+
+The *frontier* is the nodes that are read outside of the region. A whole branch is cached there, as
+what it adds to its streams. Of other regions the cheapest cut between the mixer and the frontier is
+cached. Going backwards, nodes that feed only the cut belong to the region too.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 
 from torch import fx
 
@@ -28,20 +32,13 @@ from pab_compile.passes.graph.ops import is_communication
 from pab_compile.passes.graph.walk import fed_by, feeding, operands, positions, results
 
 from .adds import stream_of
+from .beside import Streams, cone, may_join, narrowest, why_not
 from .binding import Binding
+from .growth import Growth, latent_inputs
 from .hoisting import hoisted_nodes
 
 _FACTOR_OPS = ("mul", "div")
 _MAX_FACTOR_NODES = 40
-
-
-@dataclass(frozen=True, eq=False)
-class Growth:
-    """What grew from one or several merged mixers: ``nodes`` in graph order, and ``frontier``."""
-
-    mixers: tuple[int, ...]
-    nodes: tuple[fx.Node, ...]
-    frontier: tuple[fx.Node, ...]
 
 
 class RegionFinder:
@@ -51,7 +48,7 @@ class RegionFinder:
         graph: a captured graph with binding times.
         seeds: per mixer, the nodes that make it; the last one is its output.
         kinds: per mixer, its kind: only mixers of one kind merge.
-        cut: ``attention`` or ``gated``.
+        cut: ``attention``, ``gated`` or ``branch``.
     """
 
     def __init__(
@@ -62,13 +59,37 @@ class RegionFinder:
         self._seeds = seeds
         self._kinds = kinds
         self._keep_gate_outside = cut == "attention"
+        self._whole_branches = cut == "branch"
         self._groups = Groups(range(len(seeds)))
-        self._owner: dict[fx.Node, int] = {seed[-1]: index for index, seed in enumerate(seeds)}
+        self._owner: dict[fx.Node, int] = {}
+        self._beside: dict[fx.Node, int] = {}
+        self._alone: dict[int, str] = {}
+        self._noticed: dict[int, str] = {}
         self._mixer_nodes = {node for seed in seeds for node in seed}
         self._ancestors = [feeding(seed) for seed in seeds]
 
     def grow(self) -> tuple[Growth, ...]:
         """Grow every region to its frontier. The result has one ``Growth`` per merged group."""
+        while True:
+            growths = self._grow()
+            if not self._whole_branches:
+                return growths
+            added = {node for growth in growths for node in growth.frontier}
+            failed = {
+                mixer: why
+                for growth in growths
+                if self._alone.keys().isdisjoint(growth.mixers)
+                and (why := self._why_no_branch(growth, added))
+                for mixer in growth.mixers
+            }
+            if not failed:
+                return tuple(self._judged(growth) for growth in growths)
+            self._alone |= failed
+
+    def _grow(self) -> tuple[Growth, ...]:
+        self._groups = Groups(range(len(self._seeds)))
+        self._owner = {seed[-1]: index for index, seed in enumerate(self._seeds)}
+        self._beside, self._noticed = {}, {}
         for node in self._graph.nodes:
             if node.op == "call_function" and node not in self._mixer_nodes:
                 groups = self._groups_to_join(node)
@@ -79,24 +100,81 @@ class RegionFinder:
 
     def _growth(self, group: int) -> Growth:
         mixers = tuple(self._groups.members(group))
-        nodes = [n for n, owner in self._owner.items() if self._groups.leader(owner) == group]
-        nodes.sort(key=self._order.__getitem__)
-        return Growth(mixers, tuple(nodes), tuple(results(nodes)))
+        nodes, beside = (
+            sorted(
+                (n for n, owner in owners.items() if self._groups.leader(owner) == group),
+                key=self._order.__getitem__,
+            )
+            for owners in (self._owner, self._beside)
+        )
+        return Growth(mixers, tuple(nodes), tuple(results([*nodes, *beside])), tuple(beside))
 
     def _groups_to_join(self, node: fx.Node) -> list[int]:
         """The groups that a node belongs to; empty if the node stays outside."""
-        foreign = [n for n in _latent_inputs(node) if n not in self._owner]
-        latent_inputs = [n for n in _latent_inputs(node) if n in self._owner]
-        if not latent_inputs or not all(self._is_own_factor(n, node) for n in foreign):
+        latent = latent_inputs(node)
+        foreign = [n for n in latent if n not in self._owner]
+        owned = [n for n in latent if n in self._owner]
+        if not owned:
             return []
         if self._keep_gate_outside and any(
             ir.binding(n) == Binding.STEP for n in node.all_input_nodes
         ):
             return []
-        groups = sorted({self._groups.leader(self._owner[n]) for n in latent_inputs})
+        groups = sorted({self._groups.leader(self._owner[n]) for n in owned})
         if len({self._kinds[group] for group in groups}) > 1:
+            self._notice(groups, "it holds attentions of several kinds")
             return []
-        return [] if self._is_residual_add(node, groups) else groups
+        if self._is_residual_add(node, groups):
+            return []
+        return groups if self._may_join(node, foreign, groups) else []
+
+    def _may_join(self, node: fx.Node, foreign: Sequence[fx.Node], groups: Sequence[int]) -> bool:
+        """Whether what a region does not hold may join it in an op."""
+        if not foreign or not self._is_whole(groups):
+            return all(self._is_own_factor(n, node) for n in foreign)
+        if not may_join(node):
+            self._notice(groups, "it holds a product that may mix tokens")
+            return False
+        streams = self._streams(self._members(groups))
+        beside: dict[fx.Node, int] = {}
+        for start in foreign:
+            found = cone(start, streams)
+            if found is None:
+                self._notice(groups, "what runs beside it has no end, or another input")
+                return False
+            if not self._owner.keys().isdisjoint(found):
+                return False
+            if not self._mixer_nodes.isdisjoint(found):
+                self._notice(groups, "another attention runs beside it")
+                return False
+            beside |= dict.fromkeys(found, groups[0])
+        self._beside |= beside
+        return True
+
+    def _is_whole(self, groups: Sequence[int]) -> bool:
+        """Whether some groups may still become a whole branch."""
+        return self._whole_branches and self._alone.keys().isdisjoint(self._members(groups))
+
+    def _members(self, groups: Sequence[int]) -> list[int]:
+        return [mixer for group in groups for mixer in self._groups.members(group)]
+
+    def _streams(self, mixers: Sequence[int]) -> Streams:
+        return Streams([self._ancestors[mixer] for mixer in mixers], self._owner)
+
+    def _notice(self, groups: Sequence[int], why: str) -> None:
+        """Keep the first reason why a region cannot go on."""
+        for mixer in self._members(groups):
+            self._noticed.setdefault(mixer, why)
+
+    def _why_no_branch(self, growth: Growth, added: set[fx.Node]) -> str:
+        streams = self._streams(growth.mixers)
+        why = why_not(growth, self._mixer_nodes, streams, added)
+        noticed = [self._noticed[mixer] for mixer in growth.mixers if mixer in self._noticed]
+        return next(iter(noticed), why) if why else ""
+
+    def _judged(self, growth: Growth) -> Growth:
+        refused = [self._alone[mixer] for mixer in growth.mixers if mixer in self._alone]
+        return replace(growth, is_branch=not refused, refused=next(iter(refused), ""))
 
     def _is_own_factor(self, factor: fx.Node, product: fx.Node) -> bool:
         """Whether a factor comes from what the mixer reads, and only this product uses it."""
@@ -123,12 +201,17 @@ class RegionFinder:
         return True
 
     def _is_residual_add(self, node: fx.Node, groups: Sequence[int]) -> bool:
-        mixers = [mixer for group in groups for mixer in self._groups.members(group)]
+        mixers = self._members(groups)
+        if self._is_whole(groups):
+            return bool(self._streams(mixers).of(node))
         return any(stream_of(node, self._ancestors[mixer]) is not None for mixer in mixers)
 
 
-def _latent_inputs(node: fx.Node) -> list[fx.Node]:
-    return [n for n in node.all_input_nodes if ir.binding(n) == Binding.LATENT]
+def cut_of_growth(growth: Growth) -> tuple[fx.Node, ...]:
+    """The tensors to cache: what a whole branch adds, or the cheapest cut of another region."""
+    if not growth.is_branch:
+        return cheapest_cut(growth)
+    return tuple(dict.fromkeys(narrowest(node, growth.inside) for node in growth.frontier))
 
 
 def cheapest_cut(growth: Growth) -> tuple[fx.Node, ...]:
@@ -151,7 +234,7 @@ def cheapest_cut(growth: Growth) -> tuple[fx.Node, ...]:
         sources = [n for n in node.all_input_nodes if n in inside]
         edges += [(source, node) for source in sources]
         # A product with a factor of its own is cached after the product.
-        if not sources or any(n not in inside for n in _latent_inputs(node)):
+        if not sources or any(n not in inside for n in latent_inputs(node)):
             starts.append(node)
     cut = minimum_cut(sizes, edges, starts, growth.frontier)
     frontier_bytes = sum(ir.num_bytes(node) for node in growth.frontier)

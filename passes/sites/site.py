@@ -16,7 +16,7 @@ ATTENTION_KINDS: tuple[str, ...] = (
     "other",
 )
 KINDS: tuple[str, ...] = (*ATTENTION_KINDS, "mlp")
-CUTS = ("attention", "gated")
+CUTS = ("attention", "gated", "branch")
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,6 +35,8 @@ class Site:
         cache_bytes: size of the cut in bytes for one output.
         flops: floating point operations of the region (two per multiply-add).
         reason: evidence for the kind. If the site cannot be broadcast, it also says why.
+        branch: what its residual branch holds beside the mixer, or why the branch is not one site;
+            ``""`` if there is nothing to say.
         parts: the sites that cache one sum together, itself the first; empty for a single site
             (``passes.rewrite.coalesce``).
     """
@@ -50,6 +52,7 @@ class Site:
     cache_bytes: int
     flops: int
     reason: str
+    branch: str = ""
     parts: tuple[Site, ...] = ()
 
     @property

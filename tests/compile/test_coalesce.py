@@ -84,10 +84,16 @@ def test_open_sora_equals_its_oracle() -> None:
 # Sites that are merged, and the sums that they cache: one per stream that is read afterwards, which
 # CogVideoX's prompt is not.
 @pytest.mark.parametrize(
-    ("name", "merged"), [("cogvideox", [(4, 1)]), ("wan", [(6, 1)]), ("flux", [(6, 1)])]
+    ("name", "cut", "merged"),
+    [
+        ("cogvideox", "gated", [(4, 1)]),
+        ("wan", "branch", [(6, 1)]),
+        ("flux", "gated", [(6, 1)]),
+        ("flux", "branch", [(7, 1)]),
+    ],
 )
 def test_two_lanes_of_other_models_equal_their_oracle(
-    name: str, merged: list[tuple[int, int]]
+    name: str, cut: str, merged: list[tuple[int, int]]
 ) -> None:
     dit = CATALOGUE[name]
     model, loop, num_steps = build(dit), Denoising(dit, 6), 6
@@ -105,9 +111,9 @@ def test_two_lanes_of_other_models_equal_their_oracle(
             ]
         )
 
-    expected = generate(BlockOracle(model, rule))
+    expected = generate(BlockOracle(model, rule, cut))
     assert_different(expected, generate(lambda _, **inputs: run(model, **inputs)[0]))
-    options = {"cut": "gated", "coalesce": True, **rule.options(), **dit.options}
+    options = {"cut": cut, "coalesce": True, **rule.options(), **dit.options}
     compiled = compiled_pab(model, **options)
     for steps in (3, num_steps):  # broken off, and whole
         pab_compile.reset()

@@ -2,7 +2,8 @@
 
 Every block of a copy of the model gets a forward of its own, written after diffusers', that asks
 for the result of every residual branch, gates included (``oracle.Broadcast``). Where prompt and
-video go through one branch together, its result is of both, one after the other.
+video go through one branch together, its result is of both, one after the other. With the cut
+``branch`` the result is all that is added, with ``gated`` that of the attention alone.
 """
 
 from __future__ import annotations
@@ -25,8 +26,9 @@ Forward = Callable[..., Any]
 class BlockOracle(Broadcast):
     """A copy of a model that broadcasts by a rule, with the gates inside of what is reused."""
 
-    def __init__(self, model: torch.nn.Module, rule: Rule) -> None:
+    def __init__(self, model: torch.nn.Module, rule: Rule, cut: str = "gated") -> None:
         super().__init__(rule, "gated")
+        self.whole_branches = cut == "branch"
         self._model = copy.deepcopy(model)
         for path, module in self._model.named_modules():
             make = BLOCKS.get(type(module).__name__)
@@ -133,7 +135,7 @@ def _flux(oracle: BlockOracle, path: str) -> Forward:
 
 
 def _flux_single(oracle: BlockOracle, path: str) -> Forward:
-    """Its attention alone: one projection mixes it with the MLP before the gate."""
+    """One projection mixes attention and MLP before the gate."""
 
     def forward(
         block: Any,
@@ -150,9 +152,16 @@ def _flux_single(oracle: BlockOracle, path: str) -> Forward:
         def attention() -> torch.Tensor:
             return block.attn(hidden_states=x, image_rotary_emb=image_rotary_emb)
 
-        attended = oracle.branch(f"{path}.attn", "joint", attention)
-        mixed = torch.cat([attended, block.act_mlp(block.proj_mlp(x))], 2)
-        after = joined + gate[:, None] * block.proj_out(mixed)
+        def projected(attended: torch.Tensor) -> torch.Tensor:
+            mixed = torch.cat([attended, block.act_mlp(block.proj_mlp(x))], 2)
+            return gate[:, None] * block.proj_out(mixed)
+
+        name, kind = f"{path}.attn", "joint"
+        if oracle.whole_branches:
+            added = oracle.branch(name, kind, lambda: projected(attention()))
+        else:
+            added = projected(oracle.branch(name, kind, attention))
+        after = joined + added
         return after[:, :length], after[:, length:]
 
     return forward

@@ -134,7 +134,7 @@ def check_generations(model: Captured, axis: str, num_ranks: int, steps: Sequenc
     The first step computes everything, the second nothing, and then a site is reused or not as a
     coin says. With both cuts.
     """
-    programs = [analysed(model, cut) for cut in ("attention", "gated")]
+    programs = [analysed(model, cut) for cut in ("attention", "branch")]
     axes, mixers = programs[0].inferred_axes, programs[0].mixers
     shared = dict(candidates(axes))[axis]
     layout = lay_out(model.graph, axes, mixers, shared, num_ranks)

@@ -19,7 +19,8 @@ from helpers.captured import (
     tokens_of,
 )
 from pab_compile.passes.graph import ir
-from pab_compile.passes.sites.regions import Growth, RegionFinder, cheapest_cut, dead_regions
+from pab_compile.passes.sites.growth import Growth
+from pab_compile.passes.sites.regions import RegionFinder, cheapest_cut, dead_regions
 
 
 def grow(function: Callable[..., torch.Tensor], cut: str = "attention") -> list[Growth]:
