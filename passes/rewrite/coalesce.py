@@ -176,7 +176,7 @@ class _Attempt:
         self.count = 0
         self._graph = self.graph_module.graph
         self._members = [site for site in self.sites if site.name in members]
-        self._owner = {node: site.name for site in self._members for node in site.cut}
+        self._owner = {node: site.name for site in self._members for node in site.ends}
         self._sums = find_sums(self._graph, frozenset(self._owner))
         self._refused = refused
         self._groups = self._find_groups()
@@ -265,5 +265,6 @@ def _moved(site: Site, nodes: dict[fx.Node, fx.Node]) -> Site:
         site,
         cut=tuple(nodes[n] for n in site.cut),
         region=tuple(nodes[n] for n in site.region),
+        ends=tuple(nodes[n] for n in site.ends),
         parts=tuple(_moved(part, nodes) for part in site.parts),
     )

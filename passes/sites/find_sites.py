@@ -68,6 +68,7 @@ def _attention_site(mixers: Sequence[Mixer], growth: Growth) -> Site:
         cache_bytes=0,
         flops=0,
         reason=reason,
+        ends=growth.frontier,
     )
 
 
@@ -106,6 +107,7 @@ def _mlp_site(branch: Branch, axes: AxisTable, cut: str) -> Site:
         cache_bytes=0,
         flops=0,
         reason=f"residual branch without a token mixer, at {ir.source_line(branch.ends[-1])}",
+        ends=cached if cut == "attention" else branch.ends,
     )
 
 

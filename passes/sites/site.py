@@ -37,6 +37,7 @@ class Site:
         reason: evidence for the kind. If the site cannot be broadcast, it also says why.
         parts: the sites that cache one sum together, itself the first; empty for a single site
             (``passes.rewrite.coalesce``).
+        ends: what the site hands on. The cut lies before these nodes, or is these nodes.
     """
 
     name: str
@@ -51,6 +52,7 @@ class Site:
     flops: int
     reason: str
     parts: tuple[Site, ...] = ()
+    ends: tuple[fx.Node, ...] = ()
 
     @property
     def can_broadcast(self) -> bool:
