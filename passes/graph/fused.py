@@ -28,6 +28,7 @@ from . import ir
 aten = torch.ops.aten
 
 _PART = "part"
+_SCALED = "scaled stream"
 
 
 class Operand(NamedTuple):
@@ -60,9 +61,14 @@ class Fused:
     whole: Part
 
 
-def is_factor_part(node: fx.Node) -> bool:
-    """Whether the node is the factor of a sum that was taken apart, such as its gate."""
+def is_factor(node: fx.Node) -> bool:
+    """Whether the node scales what a sum adds to its first operand, before it was taken apart."""
     return ir.fused(node) == _PART and ir.is_call(node, "mul", "div")
+
+
+def is_scaled_stream(node: fx.Node) -> bool:
+    """Whether the node scales the first operand of a sum that was taken apart, as ``lerp`` does."""
+    return ir.fused(node) == _SCALED
 
 
 def take_apart(graph_module: fx.GraphModule) -> int:
@@ -86,7 +92,10 @@ def take_apart(graph_module: fx.GraphModule) -> int:
             continue
         fused = Fused(node.target, tuple(args), dict(kwargs), whole)
         with graph.inserting_before(node):
-            inner = [_build(part, operands, node) for part in whole.args]
+            inner = [
+                _build(part, operands, node, role)
+                for part, role in zip(whole.args, (_SCALED, _PART), strict=True)
+            ]
         node.target, node.args, node.kwargs = whole.target, tuple(inner), {}
         ir.set_fused(node, fused)
         count += 1
@@ -122,23 +131,21 @@ def _filled(arguments: Any, found: dict[Operand, fx.Node]) -> Any:
         return found[arguments]
     if isinstance(arguments, dict):
         return {name: _filled(value, found) for name, value in arguments.items()}
-    return tuple(_filled(value, found) for value in arguments) if _is_row(arguments) else arguments
+    if isinstance(arguments, (list, tuple)):
+        return tuple(_filled(value, found) for value in arguments)
+    return arguments
 
 
-def _is_row(arguments: Any) -> bool:
-    return isinstance(arguments, (list, tuple))
-
-
-def _build(part: Any, operands: list[fx.Node], node: fx.Node) -> Any:
+def _build(part: Any, operands: list[fx.Node], node: fx.Node, role: str) -> Any:
     """Make the nodes of a part, with the facts of the node that it is a part of."""
     if isinstance(part, Operand):
         return operands[part.number]
     if not isinstance(part, Part):
         return part
-    args = tuple(_build(arg, operands, node) for arg in part.args)
+    args = tuple(_build(arg, operands, node, _PART) for arg in part.args)
     made = node.graph.call_function(part.target, args)
     ir.copy_facts(made, node)
-    ir.set_fused(made, _PART)
+    ir.set_fused(made, role)
     made._rename(f"{node.name}_part")
     ir.set_value(made, part.target(*(ir.value(n) if isinstance(n, fx.Node) else n for n in args)))
     return made
@@ -163,6 +170,8 @@ def _matches(node: Any, part: Any, found: dict[Operand, fx.Node], inner: list[fx
     if not isinstance(part, Part):
         return not isinstance(node, fx.Node) and node == part
     if not isinstance(node, fx.Node) or node.target != part.target or node.kwargs:
+        return False
+    if len(node.args) != len(part.args):
         return False
     for arg, expected in zip(node.args, part.args, strict=True):
         if isinstance(expected, Part) and isinstance(arg, fx.Node):

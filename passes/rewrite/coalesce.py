@@ -20,7 +20,7 @@ On a step that reuses both, ``%x1``, ``%x2`` and their readers need not run. ``%
 ``%x2`` up to rounding. The same is true of predictions, which are weighted sums.
 
 The graph shows where this is valid (``passes.rewrite.sums``). A sum is cached where an op other
-than an addition, view or cast reads it on such a step. There a stretch ends and the next begins.
+than a sum, view or cast reads it on such a step. There a stretch ends and the next begins.
 Sites whose outputs meet in a sum are merged, and so are sites of other streams that read it in
 between. Sites stay single if a stretch would read its own sum, or if merging saves no memory.
 """

@@ -1,10 +1,9 @@
 """Sums: values of a graph that consist of a computed part and a loaded part.
 
-The *given* values are what sites hand on. A value is *carried* if only sums, concatenations, views,
-casts and factors that are the same for all tokens lie between it and the given values. On a step
-that reuses them, it is the sum of a computed part and a loaded part. An *exit* is a carried value
-that another op reads. There the sum has to be added up, and the values after it are computed from
-the result.
+The *given* values are what sites hand on. A value is *carried* if only sums, concatenations, views
+and casts lie between it and the given values. On a step that reuses them, it is the sum of a
+computed part and a loaded part. An *exit* is a carried value that another op reads. There the sum
+has to be added up, and the values after it are computed from the result.
 """
 
 from __future__ import annotations
@@ -18,7 +17,6 @@ import torch
 from torch import fx
 
 from pab_compile.passes.graph import ir
-from pab_compile.passes.graph.fused import is_factor_part
 from pab_compile.passes.graph.ops import CASTS, COPIES, PARTS, VIEWS
 from pab_compile.passes.graph.walk import chain
 from pab_compile.passes.sites.adds import is_choice, is_number, is_plain_add, parts, same, scaled
@@ -211,7 +209,9 @@ def _narrowed(
 def _apply(
     graph: fx.Graph, node: fx.Node, values: Mapping[fx.Node, fx.Node], suffix: str
 ) -> fx.Node:
-    """Apply an op to other values. A sum of one value is that value."""
+    """Apply an op to other values. A sum of one value is that value, and so is a choice of it."""
+    if is_choice(node) and len(values) == 2 and len(set(values.values())) == 1:
+        return next(iter(values.values()))
     if len(values) == 1:
         (value,) = values.values()
         if ir.is_call(node, "add", "sub"):
@@ -276,7 +276,7 @@ def _operands(node: fx.Node) -> list[fx.Node]:
 
 def _factored(node: fx.Node) -> fx.Node | None:
     """What ``lerp`` scales, where its weight is the same at every step; None for other ops."""
-    return scaled(node) if is_factor_part(node) and _is_fixed(node) else None
+    return scaled(node) if _is_fixed(node) else None
 
 
 def _is_fixed_choice(node: fx.Node) -> bool:

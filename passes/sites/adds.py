@@ -15,14 +15,13 @@ A stream is the same one behind a cast between floating types, a view or a copy:
 
 from __future__ import annotations
 
-import math
 from collections.abc import Container, Iterator
 from typing import NamedTuple
 
 from torch import fx
 
 from pab_compile.passes.graph import ir
-from pab_compile.passes.graph.fused import is_factor_part
+from pab_compile.passes.graph.fused import is_factor, is_scaled_stream
 from pab_compile.passes.graph.ops import CASTS, COPIES, RARE_RESHAPES, VIEWS
 from pab_compile.passes.graph.walk import chain
 
@@ -31,7 +30,6 @@ from .binding import Binding
 _ADD = "add"
 _SUB = "sub"
 _VIEWS = VIEWS | COPIES | RARE_RESHAPES
-_FACTOR_OPS = ("mul", "div")
 
 
 class Addition(NamedTuple):
@@ -39,11 +37,6 @@ class Addition(NamedTuple):
 
     stream: fx.Node
     added: fx.Node
-
-
-def is_add(node: fx.Node) -> bool:
-    """Whether the node adds two values."""
-    return ir.is_call(node, _ADD)
 
 
 def is_plain_add(node: fx.Node) -> bool:
@@ -136,21 +129,11 @@ def is_number(node: fx.Node) -> bool:
 
 
 def scaled(node: fx.Node) -> fx.Node | None:
-    """The operand that a node scales by a factor which is the same for all tokens; None for others.
-
-    The factor does not depend on the latents, and has at most one number per row and channel.
-    """
-    shape = ir.shape(node)
-    if not ir.is_call(node, *_FACTOR_OPS) or not shape or not isinstance(node.args[0], fx.Node):
+    """The stream that ``lerp`` scales by a factor without the latents; None for other ops."""
+    latent = [n for n in node.all_input_nodes if ir.binding(n) in (None, Binding.LATENT)]
+    if not is_scaled_stream(node) or (latent and latent != [node.args[0]]):
         return None
-    full = [n for n in node.all_input_nodes if ir.shape(n) == shape]
-    factors = [n for n in node.all_input_nodes if n not in full]
-    if len(full) != 1 or (ir.is_call(node, "div") and node.args[0] is not full[0]):
-        return None
-    largest = shape[0] * shape[-1]
-    is_small = all(math.prod(ir.shape(n) or ()) <= largest for n in factors)
-    is_fixed = all(ir.binding(n) not in (None, Binding.LATENT) for n in factors)
-    return full[0] if is_small and is_fixed else None
+    return node.all_input_nodes[0]
 
 
 def to_cache(node: fx.Node, within: Container[fx.Node]) -> fx.Node:
@@ -177,4 +160,4 @@ def constant_factor(node: fx.Node) -> fx.Node | None:
     """What a factor of a fused sum scales, if it is the same at every step; None for others."""
     latent = [n for n in node.all_input_nodes if ir.binding(n) == Binding.LATENT]
     fixed = all(ir.binding(n) != Binding.STEP for n in node.all_input_nodes)
-    return latent[0] if is_factor_part(node) and len(latent) == 1 and fixed else None
+    return latent[0] if is_factor(node) and len(latent) == 1 and fixed else None
