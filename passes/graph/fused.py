@@ -86,11 +86,12 @@ def take_apart(graph_module: fx.GraphModule) -> int:
             continue
         operands = list(node.all_input_nodes)
         number = {operand: Operand(index) for index, operand in enumerate(operands)}
-        args, kwargs = fx.map_arg((node.args, node.kwargs), number.__getitem__)
+        args = fx.map_arg(node.args, number.__getitem__)
+        kwargs = fx.map_arg(node.kwargs, number.__getitem__)
         whole = form(node, lambda n, number=number: number.get(n, n))
         if whole is None or not _has_value(whole, operands, made):
             continue
-        fused = Fused(node.target, tuple(args), dict(kwargs), whole)
+        fused = Fused(node.target, tuple(args), dict(kwargs), whole)  # type: ignore[arg-type]
         with graph.inserting_before(node):
             inner = [
                 _build(part, operands, node, role)

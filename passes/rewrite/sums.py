@@ -220,11 +220,11 @@ def _apply(
             return before
     applied = graph.node_copy(node, lambda n: values.get(n, n))
     if is_choice(node) and len(values) < len(parts(node)):  # what is loaded is zero elsewhere
-        mask, one, other = node.args
+        one, other = parts(node)
         if one in values:
-            applied.target, applied.args = _WHERE.ScalarOther, (mask, values[one], 0.0)
+            applied.target, applied.args = _WHERE.ScalarOther, (node.args[0], values[one], 0.0)
         else:
-            applied.target, applied.args = _WHERE.ScalarSelf, (mask, 0.0, values[other])
+            applied.target, applied.args = _WHERE.ScalarSelf, (node.args[0], 0.0, values[other])
     _stands_for(applied, node, suffix)
     return applied
 
