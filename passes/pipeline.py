@@ -13,8 +13,10 @@ from pab_compile.passes.graph import ir
 from pab_compile.passes.program import Pass, Program
 from pab_compile.passes.rewrite.broadcast import branches, broadcast
 from pab_compile.passes.rewrite.coalesce import Pattern, coalesce, verify_coalesced
+from pab_compile.passes.rewrite.fusing import fuse_sums, verify_fused
 from pab_compile.passes.rewrite.pieces import cut_into_pieces
 from pab_compile.passes.rewrite.probes import insert_probes, verify_probes
+from pab_compile.passes.rewrite.verify import verify
 from pab_compile.passes.sites.binding import (
     Binding,
     bind,
@@ -163,15 +165,22 @@ class InsertProbes:
 
 @dataclass(frozen=True)
 class CutIntoPieces:
-    """Cut the rewritten graph for the inner compiler."""
+    """Cut the rewritten graph for the inner compiler, with the model's own fused sums."""
 
     hoist: bool = True
     name: str = "pieces"
 
     def __call__(self, program: Program) -> int:
-        """Group everything outside the branches."""
-        program.graph_module = cut_into_pieces(program.graph_module, self.hoist)
+        """Put together what stays together, and group everything outside the branches."""
+        fused, num_sums = fuse_sums(program.graph_module)
+        if num_sums:
+            verify_fused(fused, program.graph_module)
+        program.graph_module = cut_into_pieces(fused, self.hoist)
+        verify(program.graph_module, fused)
         return len(list(program.graph_module.graph.find_nodes(op="call_module")))
+
+    def verify(self, after: fx.GraphModule, before: fx.GraphModule) -> None:
+        """Do nothing: the call has verified both steps, between which the ops change."""
 
 
 def analysis(axes: Mapping[str, str], cut: str) -> tuple[Pass, ...]:

@@ -21,6 +21,7 @@ from pab_compile.options import Options
 from pab_compile.passes.graph import ir
 from pab_compile.passes.graph.capture import capture
 from pab_compile.passes.graph.flops import count_flops
+from pab_compile.passes.graph.fused import put_together
 from pab_compile.passes.graph.join import Eager, Made, Origin, Part
 from pab_compile.passes.graph.outline import copy_graph
 from pab_compile.passes.graph.structure import structure_key
@@ -129,6 +130,7 @@ def compile_program(request: Request, settings: Settings) -> Runnable:
     program, found = _analysed(part, request, settings, dumper)
     if program is None or not any(site.can_broadcast for site in program.sites):
         whole = copy_graph(part.graph_module)  # inner compilers rewrite what they are given
+        put_together(whole)
         return PlainProgram(part, settings.compiler.compile(whole, structure_key(whole)), found)
     if request.is_observed:
         settings = replace(settings, plan=_NEVER_REUSE)

@@ -16,6 +16,7 @@ from pab_compile.passes.errors import UnsupportedModelError
 from . import ir
 from .constants import check_constants, is_fake
 from .folding import fold_mapped_constants
+from .fused import take_apart
 from .inlining import inline_calls
 from .inputs import Inputs, with_constant_numbers
 from .noise import remove_noise
@@ -71,6 +72,7 @@ def capture(dynamo_graph: fx.GraphModule, args: Sequence[Any]) -> fx.GraphModule
         ir.set_constant_input(node, constant)
     read_sizes_only(captured.graph)
     remove_noise(captured)
+    take_apart(captured)
     refuse_autocast(captured.graph)
     if not any(map(is_fake, inputs.tensors(args))):  # of a fake model, constants are fake too
         check_constants(captured)

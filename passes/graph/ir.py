@@ -23,6 +23,7 @@ _VOLATILE = "pab_volatile"
 _MUTATED = "pab_mutated"
 _BINDING = "pab_binding"
 _AXES = "pab_axes"
+_FUSED = "pab_fused"
 _PLUMBING = ("__dict__", "_modules", "_parameters", "_buffers")
 
 
@@ -275,6 +276,16 @@ def copy_axis_names(target: fx.Node, origin: fx.Node) -> None:
 def forget_axis_names(node: fx.Node) -> None:
     """Remove the names of a node's dimensions."""
     node.meta.pop(_AXES, None)
+
+
+def fused(node: fx.Node) -> Any:
+    """The op that the node is the last part of (``passes.graph.fused``), or None."""
+    return node.meta.get(_FUSED)
+
+
+def set_fused(node: fx.Node, whole: Any) -> None:
+    """Record the op that the node is the last part of."""
+    node.meta[_FUSED] = whole
 
 
 def module_path(node: fx.Node) -> str:

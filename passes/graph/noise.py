@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import fx
 
@@ -12,6 +14,7 @@ def remove_noise(graph_module: fx.GraphModule) -> int:
     """Remove ops without effect at inference: dropout in eval, assertions, aliases, dead code.
 
     A cast to the type of another tensor does not use that tensor's value. So it no longer reads it.
+    The same is true of a copy over all of another tensor, which writes in place leave behind.
 
     Returns:
         The number of nodes removed.
@@ -27,15 +30,16 @@ def remove_noise(graph_module: fx.GraphModule) -> int:
         elif ir.is_call(node, "_assert_tensor_metadata") or _holds_anyway(node):
             graph.erase_node(node)
         elif ir.is_call(node, "type_as"):
-            _cast_by_dtype(node)
+            _cast_by_dtype(node, node.args[0])
+        elif ir.is_call(node, "copy") and _overwrites(node):
+            _cast_by_dtype(node, node.args[1])
     graph.eliminate_dead_code(ir.must_stay)
     graph_module.recompile()
     return before - len(graph.nodes)
 
 
-def _cast_by_dtype(node: fx.Node) -> None:
+def _cast_by_dtype(node: fx.Node, x: Any) -> None:
     """``type_as(x, y)`` becomes ``_to_copy(x, dtype=..., device=...)``, or ``x``."""
-    x = node.args[0]
     assert isinstance(x, fx.Node)
     before, after = ir.tensor(x), ir.tensor(node)
     assert before is not None and after is not None
@@ -45,6 +49,15 @@ def _cast_by_dtype(node: fx.Node) -> None:
         return
     node.target = torch.ops.aten._to_copy.default
     node.args, node.kwargs = (x,), {"dtype": after.dtype, "device": after.device}
+
+
+def _overwrites(node: fx.Node) -> bool:
+    """Whether ``copy(x, y)`` has the layout of ``y``, so that it is ``y`` in the type of ``x``."""
+    made, source = ir.tensor(node), node.args[1]
+    given = ir.tensor(source) if isinstance(source, fx.Node) else None
+    if made is None or given is None:
+        return False
+    return made.shape == given.shape and made.stride() == given.stride()
 
 
 def _holds_anyway(node: fx.Node) -> bool:

@@ -95,6 +95,7 @@ def local_sites(sites: Sequence[Site], local: Localised) -> tuple[Site, ...]:
                 site,
                 cut=cut,
                 region=region,
+                ends=tuple(local.nodes[node] for node in site.ends) if cut else (),
                 cache_bytes=sum(ir.num_bytes(node) for node in cut),
                 flops=count_flops(region) if cut else site.flops,
             )

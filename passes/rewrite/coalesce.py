@@ -20,7 +20,7 @@ On a step that reuses both, ``%x1``, ``%x2`` and their readers need not run. ``%
 ``%x2`` up to rounding. The same is true of predictions, which are weighted sums.
 
 The graph shows where this is valid (``passes.rewrite.sums``). A sum is cached where an op other
-than an addition, view or cast reads it on such a step. There a stretch ends and the next begins.
+than a sum, view or cast reads it on such a step. There a stretch ends and the next begins.
 Sites whose outputs meet in a sum are merged, and so are sites of other streams that read it in
 between. Sites stay single if a stretch would read its own sum, or if merging saves no memory.
 """
@@ -176,7 +176,7 @@ class _Attempt:
         self.count = 0
         self._graph = self.graph_module.graph
         self._members = [site for site in self.sites if site.name in members]
-        self._owner = {node: site.name for site in self._members for node in site.cut}
+        self._owner = {node: site.name for site in self._members for node in site.ends}
         self._sums = find_sums(self._graph, frozenset(self._owner))
         self._refused = refused
         self._groups = self._find_groups()
@@ -265,5 +265,6 @@ def _moved(site: Site, nodes: dict[fx.Node, fx.Node]) -> Site:
         site,
         cut=tuple(nodes[n] for n in site.cut),
         region=tuple(nodes[n] for n in site.region),
+        ends=tuple(nodes[n] for n in site.ends),
         parts=tuple(_moved(part, nodes) for part in site.parts),
     )

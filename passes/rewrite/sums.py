@@ -1,7 +1,7 @@
 """Sums: values of a graph that consist of a computed part and a loaded part.
 
-The *given* values are what sites cache. A value is *carried* if only additions, concatenations,
-views and casts lie between it and the given values. On a step that reuses them, it is the sum of a
+The *given* values are what sites hand on. A value is *carried* if only sums, concatenations, views
+and casts lie between it and the given values. On a step that reuses them, it is the sum of a
 computed part and a loaded part. An *exit* is a carried value that another op reads. There the sum
 has to be added up, and the values after it are computed from the result.
 """
@@ -19,9 +19,11 @@ from torch import fx
 from pab_compile.passes.graph import ir
 from pab_compile.passes.graph.ops import CASTS, COPIES, PARTS, VIEWS
 from pab_compile.passes.graph.walk import chain
-from pab_compile.passes.sites.adds import is_add, is_plain_add
+from pab_compile.passes.sites.adds import is_choice, is_number, is_plain_add, parts, same, scaled
+from pab_compile.passes.sites.binding import Binding
 
 _VIEWS = VIEWS | PARTS | COPIES
+_WHERE = torch.ops.aten.where
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,7 +64,8 @@ def live_nodes(graph: fx.Graph, given: frozenset[fx.Node]) -> frozenset[fx.Node]
 
 def may_carry(node: fx.Node) -> bool:
     """Whether the op can be applied to the parts of a sum one by one."""
-    return is_add(node) or ir.is_call(node, "cat", *_VIEWS, *CASTS)
+    is_sum = ir.is_call(node, "add", "sub") or _is_fixed_choice(node) or _factored(node) is not None
+    return is_sum or ir.is_call(node, "cat", *_VIEWS, *CASTS)
 
 
 def find_sums(graph: fx.Graph, given: frozenset[fx.Node]) -> Sums:
@@ -74,6 +77,9 @@ def find_sums(graph: fx.Graph, given: frozenset[fx.Node]) -> Sums:
         for node in graph.nodes:
             if node in live and (node in given or (node not in mixed and _is_sum(node, carried))):
                 carried[node] = None
+        for node in reversed(list(carried)):
+            if _is_widened(node, carried, given):
+                del carried[node]
         exits = {
             node: None
             for node in carried
@@ -90,11 +96,16 @@ def find_sums(graph: fx.Graph, given: frozenset[fx.Node]) -> Sums:
             inside = [n for n in node.all_input_nodes if n in carried and n not in exits]
             terms[node] = tuple(dict.fromkeys(t for n in inside for t in terms[n]))
             loaded = [n for n in inside if terms[n]]
-            if len(loaded) == len(node.all_input_nodes) and bare.issuperset(loaded):
+            operands = _operands(node)
+            if len(loaded) == len(operands) and bare.issuperset(loaded):
                 bare.add(node)
             elif loaded and ir.is_call(node, "cat"):
-                is_whole = len(loaded) == len(node.all_input_nodes) and bare.isdisjoint(loaded)
+                is_whole = len(loaded) == len(operands) and bare.isdisjoint(loaded)
                 new |= set() if is_whole else {node}
+            elif ir.is_call(node, "sub"):
+                new |= {node} if operands[0] in bare else set()
+            if loaded and _factored(node) is not None:  # a gate is no factor of the stream
+                new |= {node} if loaded[0] in bare else set()
         if not new:
             return Sums(tuple(carried), exits, terms, live)
         mixed |= new
@@ -130,9 +141,9 @@ def add_sums(graph: fx.Graph, sums: Sums, exits: Sequence[fx.Node]) -> dict[fx.N
             computed[node] = None
             continue
         after = node.next
-        sources = node.all_input_nodes
-        parts = {n: computed[n] if sums.is_inside(n) else totals.get(n, n) for n in sources}
-        bases = {n: part for n, part in parts.items() if part is not None}
+        sources = _operands(node)
+        values = {n: computed[n] if sums.is_inside(n) else totals.get(n, n) for n in sources}
+        bases = {n: value for n, value in values.items() if value is not None}
         with graph.inserting_before(after):
             base = computed[node] = _apply(graph, node, bases, "base") if bases else None
             if node not in sums.exits:
@@ -159,7 +170,9 @@ def _loaded(
 
     def only_inside(node: fx.Node) -> fx.Node | None:
         inside = [n for n in node.all_input_nodes if sums.is_inside(n)]
-        return inside[0] if len(inside) == 1 else None
+        if len(inside) != 1 or is_choice(node):
+            return None
+        return None if ir.is_call(node, "sub") and inside[0] is not node.args[0] else inside[0]
 
     path = list(chain(exit_, only_inside))
     last = path[-1]
@@ -196,13 +209,33 @@ def _narrowed(
 def _apply(
     graph: fx.Graph, node: fx.Node, values: Mapping[fx.Node, fx.Node], suffix: str
 ) -> fx.Node:
-    """Apply an op to other values. An addition of one value is that value."""
-    if is_add(node) and len(values) == 1:
+    """Apply an op to other values. A sum of one value is that value, and so is a choice of it."""
+    if is_choice(node) and len(values) == 2 and len(set(values.values())) == 1:
+        return next(iter(values.values()))
+    if len(values) == 1:
         (value,) = values.values()
-        return value
-    applied = graph.node_copy(node, values.__getitem__)
+        if ir.is_call(node, "add", "sub"):
+            return value
+        if ir.is_call(node, *CASTS) and (before := _before_cast(value, node)) is not None:
+            return before
+    applied = graph.node_copy(node, lambda n: values.get(n, n))
+    if is_choice(node) and len(values) < len(parts(node)):  # what is loaded is zero elsewhere
+        one, other = parts(node)
+        if one in values:
+            applied.target, applied.args = _WHERE.ScalarOther, (node.args[0], values[one], 0.0)
+        else:
+            applied.target, applied.args = _WHERE.ScalarSelf, (node.args[0], 0.0, values[other])
     _stands_for(applied, node, suffix)
     return applied
+
+
+def _before_cast(value: fx.Node, cast: fx.Node) -> fx.Node | None:
+    """The value before a cast to a larger type, if another cast takes that back."""
+    source = same(value) if _widens(value) else None
+    source_type, type_ = (None if n is None else ir.tensor(n) for n in (source, cast))
+    if source_type is None or type_ is None or source_type.dtype != type_.dtype:
+        return None
+    return source
 
 
 def _stands_for(made: fx.Node, node: fx.Node, suffix: str) -> None:
@@ -215,15 +248,17 @@ def _is_sum(node: fx.Node, carried: Mapping[fx.Node, None]) -> bool:
     found = [n for n in sources if n in carried]
     if not found or node.op != "call_function" or ir.tensor(node) is None:
         return False
-    if is_add(node):
-        return is_plain_add(node) and all(ir.shape(n) == ir.shape(node) for n in found)
+    if is_plain_add(node) or _is_fixed_choice(node):
+        return all(ir.shape(n) == ir.shape(node) for n in found)
+    if (source := _factored(node)) is not None:
+        return found == [source]
     if ir.is_call(node, "cat"):
         listed = node.args[0]
         return isinstance(listed, (list, tuple)) and len(found) == len(listed)
     if len(sources) != 1:
         return False
     if ir.is_call(node, *CASTS):
-        return all(_is_real(n) for n in (node, *sources))
+        return all(is_number(n) for n in (node, *sources))
     return ir.is_call(node, *_VIEWS) and _num_elements(node) == _num_elements(sources[0])
 
 
@@ -233,6 +268,35 @@ def _num_elements(node: fx.Node) -> int | None:
     return None if tensor is None else tensor.numel()
 
 
-def _is_real(node: fx.Node) -> bool:
-    tensor = ir.tensor(node)
-    return tensor is not None and tensor.is_floating_point()
+def _operands(node: fx.Node) -> list[fx.Node]:
+    """The operands that a carried value consists of: no masks and no factors."""
+    source = _factored(node)
+    return [source] if source is not None else parts(node) or node.all_input_nodes
+
+
+def _factored(node: fx.Node) -> fx.Node | None:
+    """What ``lerp`` scales, where its weight is the same at every step; None for other ops."""
+    return scaled(node) if _is_fixed(node) else None
+
+
+def _is_fixed_choice(node: fx.Node) -> bool:
+    return is_choice(node) and _is_fixed(node)
+
+
+def _is_fixed(node: fx.Node) -> bool:
+    """Whether factor or mask are the same at every step, so that a loaded part may contain them."""
+    return all(ir.binding(n) != Binding.STEP for n in node.all_input_nodes)
+
+
+def _widens(node: fx.Node) -> bool:
+    """Whether the node casts to a larger type."""
+    source = same(node) if ir.is_call(node, *CASTS) else None
+    return source is not None and ir.num_bytes(source) < ir.num_bytes(node)
+
+
+def _is_widened(node: fx.Node, carried: Mapping[fx.Node, None], given: frozenset[fx.Node]) -> bool:
+    """Whether a carried value ends in a cast to a larger type, which is better made of the sum."""
+    if node in given or same(node) is None or any(user in carried for user in node.users):
+        return False
+    views = chain(node, lambda n: None if n in given or _widens(n) else same(n))
+    return any(_widens(n) for n in views)

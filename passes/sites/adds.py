@@ -1,7 +1,16 @@
-"""Residual additions: which value is added to which stream.
+"""Residual additions: the one place that says which value is added to which stream.
 
 In ``%y = add(%x, %o)``, ``%o`` is added to the stream ``%x``. The op alone does not say which
 operand is the stream. A pass looks at both readings, or says what lies before the added value.
+
+Sums are ``add``, ``sub`` and ``where``. In ``sub`` the first operand is the stream. A ``where``
+chooses between two values by a mask, which must not depend on the latents. Ops that multiply and
+add in one are taken apart at the capture (``passes.graph.fused``).
+
+A stream is the same one behind a cast between floating types, a view or a copy::
+
+    %f = _to_copy(%x, dtype=float32)
+    %y = add(%f, %o)             # %o is added to %x
 """
 
 from __future__ import annotations
@@ -12,39 +21,57 @@ from typing import NamedTuple
 from torch import fx
 
 from pab_compile.passes.graph import ir
+from pab_compile.passes.graph.fused import is_factor, is_scaled_stream
+from pab_compile.passes.graph.ops import CASTS, COPIES, RARE_RESHAPES, VIEWS
+from pab_compile.passes.graph.walk import chain
 
 from .binding import Binding
 
 _ADD = "add"
-_ADD_OR_SUBTRACT = (_ADD, "sub", "rsub")
+_SUB = "sub"
+_VIEWS = VIEWS | COPIES | RARE_RESHAPES
 
 
 class Addition(NamedTuple):
-    """One reading of an ``add``: a value is added to a stream."""
+    """One reading of a sum: a value is added to a stream."""
 
     stream: fx.Node
     added: fx.Node
 
 
-def is_add(node: fx.Node) -> bool:
-    """Whether the node adds two values."""
-    return ir.is_call(node, _ADD)
-
-
 def is_plain_add(node: fx.Node) -> bool:
-    """Whether the node adds two tensors, each with the factor one."""
-    return is_add(node) and len(node.args) == len(node.all_input_nodes) == 2 and not node.kwargs
+    """Whether the node adds or subtracts two tensors, each with the factor one."""
+    plain = ir.is_call(node, _ADD, _SUB) and not node.kwargs
+    return plain and len(node.args) == len(node.all_input_nodes) == 2
+
+
+def is_choice(node: fx.Node) -> bool:
+    """Whether the node chooses between values by a mask that does not depend on the latents."""
+    if not ir.is_call(node, "where") or len(node.args) != 3:
+        return False
+    mask = node.args[0]
+    return isinstance(mask, fx.Node) and ir.binding(mask) not in (None, Binding.LATENT)
+
+
+def parts(node: fx.Node) -> list[fx.Node]:
+    """The tensors that a sum consists of, in order; none of another op."""
+    if ir.is_call(node, _ADD, _SUB):
+        return [n for n in node.args if isinstance(n, fx.Node)]
+    if is_choice(node):
+        return [n for n in node.args[1:] if isinstance(n, fx.Node)]
+    return []
 
 
 def readings(node: fx.Node) -> tuple[Addition, ...]:
-    """Both readings of an ``add`` of two values that depend on the latents; none of another op."""
-    if not is_add(node) or ir.binding(node) != Binding.LATENT:
+    """The readings of a sum of two values that depend on the latents; none of another op."""
+    if ir.binding(node) != Binding.LATENT:
         return ()
-    latent = [n for n in node.all_input_nodes if ir.binding(n) == Binding.LATENT]
+    latent = dict.fromkeys(n for n in parts(node) if ir.binding(n) == Binding.LATENT)
     if len(latent) != 2:
         return ()
     one, other = latent
-    return Addition(one, other), Addition(other, one)
+    forward = Addition(one, other)
+    return (forward,) if ir.is_call(node, _SUB) else (forward, Addition(other, one))
 
 
 def stream_of(node: fx.Node, before: Container[fx.Node]) -> fx.Node | None:
@@ -54,15 +81,83 @@ def stream_of(node: fx.Node, before: Container[fx.Node]) -> fx.Node | None:
         node: any node.
         before: what the added value is computed from. The stream is one of these, no constant.
     """
-    if not ir.is_call(node, *_ADD_OR_SUBTRACT):
-        return None
-    sources = [n for n in node.all_input_nodes if ir.binding(n) != Binding.CONSTANT]
-    return next((n for n in sources if n in before), None)
+    operands = node.all_input_nodes if ir.is_call(node, "rsub") else parts(node)
+    sources = [n for n in operands if ir.binding(n) != Binding.CONSTANT]
+    return next((n for n in sources if n in before or _is_stream(n, node, before)), None)
+
+
+def _is_stream(node: fx.Node, total: fx.Node, before: Container[fx.Node]) -> bool:
+    """Whether an operand of a sum is one of some values, of the size of the sum."""
+    if ir.shape(node) != ir.shape(total):
+        return False
+    return any(n in before for n in chain(node, lambda n: same(n) or scaled(n)))
 
 
 def terms(node: fx.Node, depth: int = 3) -> Iterator[fx.Node]:
-    """A value and, where it is a sum, the values that were added up to it."""
-    yield node
-    if depth and is_add(node):
-        for operand in node.all_input_nodes:
+    """The origin of a value and, where it is a sum, of the values that were added up to it."""
+    value = origin(node)
+    yield value
+    if (inner := scaled(value)) is not None:
+        yield from terms(inner, depth)
+    elif depth:
+        for operand in parts(value):
             yield from terms(operand, depth - 1)
+
+
+def origin(node: fx.Node) -> fx.Node:
+    """The value that a node casts, views or copies; the node itself if it does not."""
+    *_, last = chain(node, same)
+    return last
+
+
+def same(node: fx.Node) -> fx.Node | None:
+    """The operand of which a node has the same elements; None for any other op."""
+    if not ir.is_call(node, *CASTS, *_VIEWS) or len(node.all_input_nodes) != 1:
+        return None
+    source = node.all_input_nodes[0]
+    made, given = ir.tensor(node), ir.tensor(source)
+    if made is None or given is None or made.numel() != given.numel():
+        return None
+    is_cast = ir.is_call(node, *CASTS) and is_number(node) and is_number(source)
+    return source if is_cast or made.dtype == given.dtype else None
+
+
+def is_number(node: fx.Node) -> bool:
+    """Whether the elements of a tensor are floating, of a type to compute in: two bytes or more."""
+    tensor = ir.tensor(node)
+    return tensor is not None and tensor.is_floating_point() and tensor.element_size() > 1
+
+
+def scaled(node: fx.Node) -> fx.Node | None:
+    """The stream that ``lerp`` scales by a factor without the latents; None for other ops."""
+    latent = [n for n in node.all_input_nodes if ir.binding(n) in (None, Binding.LATENT)]
+    if not is_scaled_stream(node) or (latent and latent != [node.args[0]]):
+        return None
+    return node.all_input_nodes[0]
+
+
+def to_cache(node: fx.Node, within: Container[fx.Node]) -> fx.Node:
+    """What to cache in the place of a value from which it is made by views, casts and constants.
+
+    It is the tensor of the fewest bytes. It lies before the factors of a fused sum that are the
+    same at every step, so that the sum stays whole.
+
+    Args:
+        node: a tensor.
+        within: the nodes that may take its place.
+    """
+
+    def before(n: fx.Node) -> fx.Node | None:
+        source = same(n)
+        return source if source is not None and source in within else None
+
+    while (source := constant_factor(node)) is not None and source in within:
+        node = source
+    return min(chain(node, before), key=ir.num_bytes)  # the first of several
+
+
+def constant_factor(node: fx.Node) -> fx.Node | None:
+    """What a factor of a fused sum scales, if it is the same at every step; None for others."""
+    latent = [n for n in node.all_input_nodes if ir.binding(n) == Binding.LATENT]
+    fixed = all(ir.binding(n) != Binding.STEP for n in node.all_input_nodes)
+    return latent[0] if is_factor(node) and len(latent) == 1 and fixed else None

@@ -93,6 +93,7 @@ def _attention_site(mixers: Sequence[Mixer], growth: Growth) -> Site:
         flops=0,
         reason=reason,
         branch=f"its branch is not one site: {growth.refused}" if growth.refused else "",
+        ends=growth.frontier,
     )
 
 
@@ -131,6 +132,7 @@ def _mlp_site(branch: Branch, axes: AxisTable, cut: str) -> Site:
         cache_bytes=0,
         flops=0,
         reason=f"residual branch without a token mixer, at {ir.source_line(branch.ends[-1])}",
+        ends=cached if cut == "attention" else branch.ends,
     )
 
 

@@ -31,7 +31,7 @@ from pab_compile.passes.graph.minimum_cut import minimum_cut
 from pab_compile.passes.graph.ops import is_communication
 from pab_compile.passes.graph.walk import fed_by, feeding, operands, positions, results
 
-from .adds import stream_of
+from .adds import stream_of, to_cache
 from .beside import Streams, cone, may_join, narrowest, why_not
 from .binding import Binding
 from .growth import Growth, latent_inputs
@@ -215,11 +215,12 @@ def cut_of_growth(growth: Growth) -> tuple[fx.Node, ...]:
 
 
 def cheapest_cut(growth: Growth) -> tuple[fx.Node, ...]:
-    """The tensors of least bytes that separate the mixers from the users of the frontier.
+    """The fewest elements that separate the mixers from the users of the frontier.
 
     Among equal cuts, the last one leaves the least to compute on reuse. If no cut is smaller, the
-    result is the frontier itself. A model may exchange tensors between ranks by itself. Then the
-    cut lies after every exchange of the region, so that a reuse exchanges nothing.
+    result is the frontier itself. Types have no influence on where the cut is, but a cast to a
+    larger type stays outside. A model may exchange tensors between ranks by itself. Then the cut
+    lies after every exchange of the region, so that a reuse exchanges nothing.
     """
     if any(ir.tensor(node) is None for node in growth.frontier):
         return ()
@@ -230,15 +231,20 @@ def cheapest_cut(growth: Growth) -> tuple[fx.Node, ...]:
     starts: list[fx.Node] = []
     for node in growth.nodes:
         is_no_cut = ir.tensor(node) is None or node in exchanged
-        sizes[node] = None if is_no_cut else ir.num_bytes(node)
+        sizes[node] = None if is_no_cut else _num_elements(node)
         sources = [n for n in node.all_input_nodes if n in inside]
         edges += [(source, node) for source in sources]
         # A product with a factor of its own is cached after the product.
         if not sources or any(n not in inside for n in latent_inputs(node)):
             starts.append(node)
     cut = minimum_cut(sizes, edges, starts, growth.frontier)
-    frontier_bytes = sum(ir.num_bytes(node) for node in growth.frontier)
-    return growth.frontier if cut is None or cut.size >= frontier_bytes else cut.nodes
+    frontier_size = sum(map(_num_elements, growth.frontier))
+    chosen = growth.frontier if cut is None or cut.size >= frontier_size else cut.nodes
+    return tuple(dict.fromkeys(to_cache(node, inside) for node in chosen))
+
+
+def _num_elements(node: fx.Node) -> int:
+    return sum(tensor.numel() for tensor in ir.tensors(node))
 
 
 def _before_exchanges(growth: Growth) -> set[fx.Node]:

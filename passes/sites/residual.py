@@ -13,19 +13,20 @@ Then only ``x + f(x, y)[a:]`` is left, and only ``f`` reads ``y``.
 from __future__ import annotations
 
 import itertools
+from collections.abc import Container, Iterable
 from dataclasses import dataclass
 
 from torch import fx
 
 from pab_compile.passes.graph import ir
 from pab_compile.passes.graph.contractions import contraction
-from pab_compile.passes.graph.walk import chain, positions
+from pab_compile.passes.graph.walk import positions, reached
 
-from .adds import readings, terms
+from .adds import constant_factor, is_choice, origin, parts, readings, same, terms, to_cache
 from .binding import Binding
 
 _CONVOLUTIONS = ("conv1d", "conv2d", "conv3d")
-_GATE_OPS = ("mul", "add")
+_GATE_OPS = ("mul", "div", "add", "sub")
 _MAX_BRANCH_NODES = 200
 _MAX_APART = 4  # distance, in sums, of the two sums of a shared branch
 
@@ -73,17 +74,45 @@ def find_branches(graph: fx.Graph, mixer_nodes: frozenset[fx.Node]) -> tuple[Bra
                 shared.update(branch.ends)
                 branches[branch.ends[-1]] = branch
     order = positions(graph)
-    return tuple(sorted(branches.values(), key=lambda branch: order[branch.ends[-1]]))
+    return tuple(sorted(_joined(branches.values()), key=lambda branch: order[branch.ends[-1]]))
+
+
+def _joined(branches: Iterable[Branch]) -> list[Branch]:
+    """Branches with one value before all their gates are one: ``where(mask, x + a*y, x + b*y)``."""
+    found: dict[tuple[fx.Node, ...], list[Branch]] = {}
+    for branch in branches:
+        found.setdefault(cut_of(branch, "attention"), []).append(branch)
+    return [
+        Branch(
+            tuple(dict.fromkeys(end for branch in alike for end in branch.ends)),
+            tuple(dict.fromkeys(node for branch in alike for node in branch.nodes)),
+        )
+        for alike in found.values()
+    ]
 
 
 def cut_of(branch: Branch, cut: str) -> tuple[fx.Node, ...]:
-    """The tensors to cache: the branch's ends, or with ``attention`` those before the gate."""
-    return tuple(_before_gate(end) if cut == "attention" else end for end in branch.ends)
+    """The tensors to cache: the branch's ends, or with ``attention`` those before the gate.
+
+    Casts to a larger type stay outside. Of ends with one value before their gates, it is cached.
+    """
+    inside = set(branch.nodes)
+    before = dict.fromkeys(to_cache(_before_gate(end, inside), inside) for end in branch.ends)
+    if cut == "attention" or len(before) < len(branch.ends):
+        return tuple(before)
+    return tuple(to_cache(end, inside) for end in branch.ends)
 
 
-def _before_gate(node: fx.Node) -> fx.Node:
-    *_, last = chain(node, _gated)
-    return last
+def _before_gate(end: fx.Node, inside: Container[fx.Node]) -> fx.Node:
+    """The value before the last gates of a branch, which may be cast or viewed between them."""
+    found = node = end
+    while True:
+        gated = _gated(node) or _chosen(node, inside) or constant_factor(node)
+        source = gated or same(node)
+        if source is None or source not in inside:
+            return found
+        node = source
+        found = node if gated is not None else found
 
 
 def _gated(node: fx.Node) -> fx.Node | None:
@@ -92,6 +121,14 @@ def _gated(node: fx.Node) -> fx.Node | None:
     latent = [n for n in inputs if ir.binding(n) == Binding.LATENT]
     gates = [n for n in inputs if ir.binding(n) == Binding.STEP]
     return latent[0] if len(latent) == 1 and gates else None
+
+
+def _chosen(node: fx.Node, inside: Container[fx.Node]) -> fx.Node | None:
+    """The value before the gates between which a mask chooses; None if there is no such value."""
+    latent = [n for n in parts(node) if ir.binding(n) == Binding.LATENT] if is_choice(node) else []
+    before = dict.fromkeys(_before_gate(n, inside) for n in latent)
+    is_gate = ir.binding(node.all_input_nodes[0]) == Binding.STEP or before.keys() != set(latent)
+    return next(iter(before)) if len(before) == 1 and is_gate else None
 
 
 def _is_mlp(branch: Branch, mixer_nodes: frozenset[fx.Node]) -> bool:
@@ -105,6 +142,8 @@ def _is_product(node: fx.Node) -> bool:
 def _branch(end: fx.Node, stream: fx.Node) -> Branch | None:
     """The nodes between a stream and what is added to it; None where a path avoids the stream."""
     stops = set(terms(stream))
+    if not stops.isdisjoint(terms(end)):  # the stream itself is added, and something to it
+        return None
     walked = _walk(end, stops)
     return Branch((end,), walked[0]) if walked is not None and walked[1] else None
 
@@ -145,14 +184,27 @@ def _ending_branch(
         if walk is None or other not in walk[1] or walk[1].isdisjoint(stops):
             continue
         branch = Branch((end,), walk[0])
-        if set(other.users) <= set(branch.nodes) and _is_mlp(branch, mixer_nodes):
+        if _readers(other) <= set(branch.nodes) and _is_mlp(branch, mixer_nodes):
             found.append(branch)
     return found[0] if len(found) == 1 else None
 
 
+def _readers(node: fx.Node) -> set[fx.Node]:
+    """All that reads a value, or what is cast, viewed or copied from it."""
+
+    def copies(node: fx.Node) -> list[fx.Node]:
+        return [user for user in node.users if same(user) is node]
+
+    alike = {node, *reached([node], copies)}
+    return {user for n in alike for user in n.users if user not in alike}
+
+
 def _walk(end: fx.Node, stops: set[fx.Node]) -> tuple[tuple[fx.Node, ...], set[fx.Node]] | None:
-    """The latent-dependent nodes that feed one, up to some stops, and the stops that were met."""
-    if end in stops:
+    """The latent-dependent nodes that feed one, up to some stops, and the stops that were met.
+
+    A stop may be cast, viewed or copied before it is read.
+    """
+    if origin(end) in stops:
         return None
     nodes = [end]
     seen = {end}
@@ -161,8 +213,8 @@ def _walk(end: fx.Node, stops: set[fx.Node]) -> tuple[tuple[fx.Node, ...], set[f
         for source in node.all_input_nodes:
             if ir.binding(source) != Binding.LATENT or source in seen:
                 continue
-            if source in stops:
-                met.add(source)
+            if (stop := origin(source)) in stops:
+                met.add(stop)
                 continue
             if source.op != "call_function" or len(nodes) >= _MAX_BRANCH_NODES:
                 return None

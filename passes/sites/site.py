@@ -39,6 +39,7 @@ class Site:
             ``""`` if there is nothing to say.
         parts: the sites that cache one sum together, itself the first; empty for a single site
             (``passes.rewrite.coalesce``).
+        ends: what the site hands on. The cut lies before these nodes, or is these nodes.
     """
 
     name: str
@@ -54,6 +55,7 @@ class Site:
     reason: str
     branch: str = ""
     parts: tuple[Site, ...] = ()
+    ends: tuple[fx.Node, ...] = ()
 
     @property
     def can_broadcast(self) -> bool:

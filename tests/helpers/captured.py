@@ -73,7 +73,7 @@ def captured(function: Callable[..., Any], **tensors: torch.Tensor) -> Captured:
         end.args = ((end.args[0],),)
         traced.recompile()
     names = [node.name for node in ir.placeholders(traced.graph)]
-    args = tuple(tensors[name] if name in tensors else _usual(name) for name in names)
+    args = tuple(tensors[name] if name in tensors else usual(name) for name in names)
     graph_module = capture(traced, args)
     for node in ir.placeholders(graph_module.graph):
         node._rename(ir.source(node))
@@ -129,7 +129,7 @@ def lines(nodes: Any) -> str:
     return "\n".join(format_node(node) for node in nodes)
 
 
-def _usual(name: str) -> torch.Tensor:
+def usual(name: str) -> torch.Tensor:
     seed = zlib.crc32(name.encode())
     if name in USUAL:
         return values(*USUAL[name], seed=seed)
@@ -362,7 +362,7 @@ class SmallDiT(torch.nn.Module):
 def small_dit(depth: int) -> Captured:
     """A captured ``SmallDiT``. Tests share it: passes leave the graph that they are given."""
     torch.manual_seed(0)
-    inputs = {name: _usual(name) for name in ("latents", "timestep", "prompt")}
+    inputs = {name: usual(name) for name in ("latents", "timestep", "prompt")}
     return captured_module(SmallDiT(depth).requires_grad_(False), **inputs)
 
 

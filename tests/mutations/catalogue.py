@@ -74,6 +74,13 @@ MUTATIONS = (
         ("tests/passes/graph/test_sizes_only.py",),
     ),
     Mutation(
+        "passes/graph/fused.py",
+        "sums are put together although something else reads their product",
+        "if len(arg.users) != 1:",
+        "if False:",
+        ("tests/passes/graph/test_fused.py",),
+    ),
+    Mutation(
         "passes/graph/inlining.py",
         "what a checkpoint wraps stays an op of its own",
         '_WRAPPERS = ("tag_activation_checkpoint", ',
@@ -195,6 +202,20 @@ MUTATIONS = (
         ("tests/passes/sites/test_residual.py",),
     ),
     Mutation(
+        "passes/sites/adds.py",
+        "a stream is the same behind a cast to whole numbers",
+        "is_number(node) and is_number(source)",
+        "True",
+        ("tests/passes/sites/test_adds.py", "tests/passes/sites"),
+    ),
+    Mutation(
+        "passes/sites/adds.py",
+        "a mask of the latents chooses between residuals",
+        "ir.binding(mask) not in (None, Binding.LATENT)",
+        "True",
+        ("tests/passes/sites/test_adds.py", "tests/passes/sites"),
+    ),
+    Mutation(
         "passes/sites/find_sites.py",
         "a region with random numbers is left out",
         "effects = dict.fromkeys(ir.op_name(node) for node in region if ir.has_effect(node))",
@@ -222,6 +243,20 @@ MUTATIONS = (
         "_num_elements(node) == _num_elements(sources[0])",
         "True",
         ("tests/passes/rewrite/test_coalesce.py",),
+    ),
+    Mutation(
+        "passes/rewrite/sums.py",
+        "what is scaled by the step is loaded as it was scaled before",
+        "ir.binding(n) != Binding.STEP for n in node.all_input_nodes",
+        "True for n in node.all_input_nodes",
+        ("tests/passes/rewrite/test_residual_sums.py",),
+    ),
+    Mutation(
+        "passes/rewrite/sums.py",
+        "what is subtracted is added on reuse",
+        'return None if ir.is_call(node, "sub") and inside[0] is not node.args[0] else inside[0]',
+        "return inside[0]",
+        ("tests/passes/rewrite/test_residual_sums.py",),
     ),
     Mutation(
         "passes/rewrite/pieces.py",

@@ -22,6 +22,7 @@ from helpers.captured import (
     time_embedding,
     tokens_of,
 )
+from helpers.residuals import FORMS, NO_RESIDUALS, OF_THE_STEP, residual_model
 from pab_compile.passes.graph import ir
 from pab_compile.passes.rewrite.broadcast import broadcast
 from pab_compile.passes.rewrite.verify import verify
@@ -225,3 +226,23 @@ def test_streams_that_share_no_product_share_no_branch() -> None:
         return latents_of(x + text.mean(1, keepdim=True))
 
     assert branches_of(captured(model)) == []
+
+
+@pytest.mark.parametrize("low", [False, True])
+@pytest.mark.parametrize("name", [*OF_THE_STEP, "float32 around the sum", "where between sums"])
+def test_before_its_gates_a_residual_is_cached_in_the_type_of_its_projection(
+    name: str, low: bool
+) -> None:
+    model = residual_model({**FORMS, **OF_THE_STEP}[name], low)
+    sites = analysed(model, "attention").sites
+    assert [site.kind for site in sites] == ["full", "mlp"]
+    for site in sites:
+        (node,) = site.cut
+        assert ir.op_name(node) == "linear"
+        assert node.meta["val"].dtype == (torch.bfloat16 if low else torch.float32)
+
+
+@pytest.mark.parametrize("name", NO_RESIDUALS)
+def test_what_is_added_to_no_stream_is_no_residual(name: str) -> None:
+    sites = analysed(residual_model(NO_RESIDUALS[name])).sites
+    assert [site.kind for site in sites] == ["full"]

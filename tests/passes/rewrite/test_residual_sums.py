@@ -1,0 +1,97 @@
+"""Sums of residuals in every spelling: what is cached, and the numbers of computing and reusing."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pytest
+
+from helpers.captured import Captured, analysed
+from helpers.golden import check_inline
+from helpers.latte import assert_different, assert_same
+from helpers.residuals import FORMS, NO_RESIDUALS, OF_THE_STEP, residual_model, reused
+from pab_compile.passes.graph import ir
+from pab_compile.passes.graph.printer import diff_text, format_graph
+from pab_compile.passes.rewrite.coalesce import Coalesced, coalesce, verify_coalesced
+from pab_compile.passes.sites.site import Site
+
+LOW = ["float32 around the sum", "float32 for the gate", "addcmul_", "where, sum first", "sub"]
+
+
+def coalesced(model: Captured, sites: Sequence[Site] = ()) -> Coalesced:
+    sites = sites or analysed(model, "gated").sites
+    done = coalesce(model.graph_module, sites, lambda site: 0)
+    verify_coalesced(done.graph_module, model.graph_module, done.sites)
+    return done
+
+
+@pytest.mark.parametrize("name", FORMS)
+def test_every_residual_is_a_part_of_one_sum(name: str) -> None:
+    model = residual_model(FORMS[name])
+    singles = analysed(model, "gated").sites
+    done = coalesced(model, singles)
+    (site,) = done.sites
+    assert [part.kind for part in site.parts] == ["full", "mlp"]
+    assert len(site.cut) == 1
+    assert_same(done.graph_module(*model.args)[0], model.eager()[0])
+    ends = [node for single in singles for node in single.ends]
+    expected = reused(model, model.graph_module, ends)
+    assert_different(expected, model.eager()[0])
+    assert_same(reused(model, done.graph_module, site.cut), expected)
+
+
+@pytest.mark.parametrize("name", LOW)
+def test_in_bfloat16_it_is_the_same_and_needs_no_more_bytes_than_the_stream(name: str) -> None:
+    model = residual_model(FORMS[name], low=True)
+    done = coalesced(model)
+    (site,) = done.sites
+    assert [part.kind for part in site.parts] == ["full", "mlp"]
+    (cut,) = site.cut
+    (returned,) = ir.outputs(done.graph_module.graph)
+    assert site.cache_bytes == ir.num_bytes(cut) == ir.num_bytes(returned)
+    assert_same(done.graph_module(*model.args)[0].float(), model.eager()[0].float(), 0.02)
+
+
+@pytest.mark.parametrize("name", OF_THE_STEP)
+def test_a_stream_that_the_step_scales_is_no_sum_of_what_is_added(name: str) -> None:
+    done = coalesced(residual_model(OF_THE_STEP[name]))
+    assert [site.kind for site in done.sites] == ["full", "mlp"]
+    assert not any(site.parts for site in done.sites)
+
+
+@pytest.mark.parametrize("name", NO_RESIDUALS)
+def test_what_is_no_residual_is_merged_with_nothing(name: str) -> None:
+    assert coalesced(residual_model(NO_RESIDUALS[name])).count == 0
+
+
+def test_before_a_gate_nothing_is_a_sum() -> None:
+    model = residual_model(FORMS["addcmul"])
+    assert coalesced(model, analysed(model, "attention").sites).count == 0
+
+
+def test_a_float32_residual_around_a_bfloat16_stream() -> None:
+    model = residual_model(FORMS["float32 around the sum"], low=True)
+    done = coalesced(model)
+    check_inline(
+        diff_text(format_graph(model.graph_module), format_graph(done.graph_module)),
+        """\
+        @@
+         %_to_copy_7 = aten._to_copy(%type_as, dtype=f32) : f32[2, 30, 4]
+        +%_to_copy_7_base = aten._to_copy(%linear, dtype=f32) : f32[2, 30, 4]
+         %_to_copy_8 = aten._to_copy(%linear_5, dtype=f32) : f32[2, 30, 4]
+        @@
+         %add_1 = aten.add(%_to_copy_7, %mul_3) : f32[2, 30, 4]
+        -%type_as_1 = aten._to_copy(%add_1, dtype=bf16) : bf16[2, 30, 4]
+        -%view_1 = aten.view(%type_as_1, [2, 3, 2, 5, 4]) : bf16[2, 3, 2, 5, 4]
+        -%permute_1 = aten.permute(%view_1, [0, 4, 1, 2, 3]) : bf16[2, 4, 3, 2, 5]
+        -return %permute_1
+        +%view_1_base = aten.view(%linear, [2, 3, 2, 5, 4]) : bf16[2, 3, 2, 5, 4]
+        +%permute_1_base = aten.permute(%view_1_base, [0, 4, 1, 2, 3]) : bf16[2, 4, 3, 2, 5]
+        +%add_1_delta = aten.sub(%add_1, %_to_copy_7_base) : f32[2, 30, 4]
+        +%type_as_1_delta = aten._to_copy(%add_1_delta, dtype=bf16) : bf16[2, 30, 4]
+        +%view_1_delta = aten.view(%type_as_1_delta, [2, 3, 2, 5, 4]) : bf16[2, 3, 2, 5, 4]
+        +%permute_1_delta = aten.permute(%view_1_delta, [0, 4, 1, 2, 3]) : bf16[2, 4, 3, 2, 5]
+        +%permute_1_sum = aten.add(%permute_1_base, %permute_1_delta) : bf16[2, 4, 3, 2, 5]
+        +return %permute_1_sum
+        """,
+    )
