@@ -139,7 +139,9 @@ def narrowest(end: fx.Node, inside: Container[fx.Node]) -> fx.Node:
     """A value, or what it casts or views where that needs less memory."""
 
     def before(node: fx.Node) -> fx.Node | None:
-        source = node.all_input_nodes[0] if ir.is_call(node, *VIEWS, *COPIES, *CASTS) else None
+        if not ir.is_call(node, *VIEWS, *COPIES, *CASTS):
+            return None
+        source = node.all_input_nodes[0]
         return source if source in inside and len(source.users) == 1 else None
 
     return min(chain(end, before), key=ir.num_bytes)
