@@ -252,13 +252,6 @@ MUTATIONS = (
         ("tests/passes/rewrite/test_residual_sums.py",),
     ),
     Mutation(
-        "passes/rewrite/sums.py",
-        "what is subtracted is added on reuse",
-        'return None if ir.is_call(node, "sub") and inside[0] is not node.args[0] else inside[0]',
-        "return inside[0]",
-        ("tests/passes/rewrite/test_residual_sums.py",),
-    ),
-    Mutation(
         "passes/rewrite/pieces.py",
         "values that change at every step are computed once",
         "hoisted = hoisted_nodes(graph_module.graph) if hoist else set()",
