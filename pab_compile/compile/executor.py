@@ -1,4 +1,7 @@
-"""Executor: runs a cut graph piece by piece. At every branch it asks the decisions."""
+"""Executor: runs a cut graph piece by piece. At every branch it asks the decisions.
+
+What only reused branches need does not run (``demanded`` pieces, ``passes.rewrite.pieces``).
+"""
 
 from __future__ import annotations
 
@@ -14,12 +17,12 @@ from pab_compile.dynamo import torchs_own_functions
 from pab_compile.passes.graph import ir
 from pab_compile.passes.graph.structure import structure_key
 from pab_compile.passes.rewrite.broadcast import StepBranch
-from pab_compile.passes.rewrite.pieces import PRELUDE, Piece
+from pab_compile.passes.rewrite.pieces import DEMANDED, PRELUDE, Piece
 from pab_compile.passes.sites.site import Site
 from pab_compile.plans.decisions import Decision, Decisions
 from pab_compile.plans.nothing import why_nothing
 from pab_compile.plans.plan import Plan
-from pab_compile.runtime.cache_entry import CacheEntry, Tensors, copy_of
+from pab_compile.runtime.cache_entry import CacheEntry, Tensors, copy_of, difference, end_of
 from pab_compile.runtime.generation import Generation, Place
 
 from .lower import Function, PieceCompiler
@@ -32,13 +35,15 @@ class Op:
 
     Attributes:
         function: the compiled piece.
-        inputs: registers to read.
+        inputs: registers that the function reads.
         outputs: (position in the result, register to write).
         frees: registers that no later op reads.
         site: number of the branch's site, or -1.
         prelude: number of the prelude, or -1.
         cached: for a prelude, the positions to cache: those that any other piece reads.
         is_returned: whether the caller gets a value of this piece, and may write to it.
+        starts: for a branch, per position in the result, the start of its stretch.
+        is_demanded: whether it runs only if a value of it is needed.
     """
 
     function: Function
@@ -49,6 +54,23 @@ class Op:
     prelude: int = -1
     cached: tuple[int, ...] = ()
     is_returned: bool = False
+    starts: tuple[Start | None, ...] = ()
+    is_demanded: bool = False
+
+
+@dataclass(frozen=True)
+class Start:
+    """The start of a stretch.
+
+    Attributes:
+        register: where it is.
+        kept: type of the difference that is cached.
+        end: type of the end.
+    """
+
+    register: int
+    kept: torch.dtype
+    end: torch.dtype
 
 
 class Executor:
@@ -86,6 +108,7 @@ class Executor:
         self._compiler = compiler
         self._plan = plan
         self._must_copy = compiler.reuses_output_memory
+        self._needed: dict[tuple[bool, ...], Sequence[bool]] = {}
         self._constants = dict(cut_graph.named_buffers(recurse=False))
         self._lower(cut_graph, place)
 
@@ -119,18 +142,21 @@ class Executor:
                 num_preludes += 1
             key = structure_key(module.compute)
             inputs = tuple(register[n] for n in node.all_input_nodes)
-            structure.append(f"{key} {list(inputs)}")
+            starts = _starts(module, inputs)
+            structure.append(f"{key} {list(inputs)} {starts}")
             position = {user: int(user.args[1]) for user in node.users}  # type: ignore[arg-type]
             dying = [n for n in node.all_input_nodes if last_use[n] is node and n not in returned]
             self._ops.append(
                 Op(
                     function=self._function(module, key),
-                    inputs=inputs,
+                    inputs=inputs[: module.num_inputs] if starts else inputs,
                     outputs=tuple((number, register[user]) for user, number in position.items()),
                     frees=tuple(register[n] for n in dying),
                     site=site,
                     prelude=prelude,
                     is_returned=any(user in returned for user in node.users),
+                    starts=starts,
+                    is_demanded=isinstance(module, Piece) and module.sort == DEMANDED,
                     cached=tuple(
                         number
                         for user, number in position.items()
@@ -139,6 +165,7 @@ class Executor:
                 )
             )
         self.identity = hashlib.sha256("\n".join(structure).encode()).hexdigest()
+        self._all_ops = [True] * len(self._ops)
 
     def _function(self, module: StepBranch | Piece, key: str) -> Function:
         """What computes a piece or a branch."""
@@ -171,20 +198,44 @@ class Executor:
         if self._must_copy:
             torch.compiler.cudagraph_mark_step_begin()
         step = None if place is None else _LaneStep(self, place)
-        for op in self._ops:
+        needed = self.needed_ops(step.reused) if step is not None else self._all_ops
+        for op, is_needed in zip(self._ops, needed, strict=True):
+            results: Sequence[torch.Tensor | None] = ()
             if op.site >= 0 and step is not None:
-                results = step.visit_branch(op, registers)
+                results = step.visit_branch(op, registers, is_needed)
+            elif not is_needed:
+                pass
             elif op.prelude >= 0 and step is not None:
                 results = step.visit_prelude(op, registers)
             else:
                 results = op.function(*[registers[i] for i in op.inputs])
-            for position, register in op.outputs:
+            for position, register in op.outputs if is_needed else ():
                 registers[register] = results[position]
             for register in op.frees:
                 registers[register] = None
         if step is not None:
             step.finish()
         return tuple(None if i is None else registers[i] for i in self._returned_registers)
+
+    def needed_ops(self, reused: tuple[bool, ...]) -> Sequence[bool]:
+        """Per op, whether it is needed on a step. A branch that computes is, to fill its cache.
+
+        Args:
+            reused: per site, whether the step reuses it.
+        """
+        if reused not in self._needed:
+            registers = {register for register in self._returned_registers if register is not None}
+            needed: list[bool] = []
+            for op in reversed(self._ops):
+                loads = op.site >= 0 and reused[op.site]
+                is_needed = not (loads or op.is_demanded)
+                is_needed |= any(register in registers for _, register in op.outputs)
+                if is_needed:
+                    registers.update(start.register for start in op.starts if start is not None)
+                    registers.update(() if loads else op.inputs)
+                needed.append(is_needed)
+            self._needed[reused] = needed[::-1]
+        return self._needed[reused]
 
     def decisions_of(self, generation: Generation) -> Decisions:
         """The decisions for this graph in a generation, made once."""
@@ -213,6 +264,19 @@ class Executor:
         generation.record.compilers[id(self._compiler)] = compiled
 
 
+def _starts(module: StepBranch | Piece, inputs: Sequence[int]) -> tuple[Start | None, ...]:
+    """The starts of a branch; empty if it has none."""
+    if not isinstance(module, StepBranch) or not any(module.starts):
+        return ()
+    ends = map(ir.tensor, ir.outputs(module.compute.graph))
+    return tuple(
+        None
+        if end is None or start is None
+        else Start(inputs[start.position], start.dtype, end.dtype)
+        for end, start in zip(ends, module.starts, strict=True)
+    )
+
+
 def _feeds_preludes_only(value: fx.Node, cut_graph: fx.GraphModule) -> bool:
     modules = [
         cut_graph.get_submodule(str(user.target)) if user.op == "call_module" else None
@@ -222,7 +286,11 @@ def _feeds_preludes_only(value: fx.Node, cut_graph: fx.GraphModule) -> bool:
 
 
 class _LaneStep:
-    """One step of one lane: applies decisions to cache entries and preludes."""
+    """One step of one lane: applies decisions to cache entries and preludes.
+
+    Attributes:
+        reused: per site, whether it is reused.
+    """
 
     def __init__(self, executor: Executor, place: Place) -> None:
         self._executor = executor
@@ -230,26 +298,32 @@ class _LaneStep:
         self._lane = place.lane
         self._record = place.record
         self._decisions = executor.decisions_of(generation).at(generation.step, generation.timestep)
-        self._computed = [0] * len(executor.sites)
+        self._cached = [
+            self._lane.cache.get((executor.identity, site)) for site in range(len(executor.sites))
+        ]
+        self.reused = tuple(map(self._may_reuse, self._decisions, self._cached))
         self._timestep = generation.timestep_now if executor.in_timesteps else None
         self._start = time.perf_counter()
 
-    def visit_branch(self, op: Op, registers: list[torch.Tensor | None]) -> Sequence[torch.Tensor]:
-        """Load the site's cache entry if the decision says so, else compute and store."""
+    def visit_branch(
+        self, op: Op, registers: list[torch.Tensor | None], is_needed: bool
+    ) -> Sequence[torch.Tensor]:
+        """Load the site's cache entry if the decision says so, else compute and store.
+
+        Args:
+            op: the call of the branch.
+            registers: all values so far.
+            is_needed: whether a value of the branch is needed. If none is, nothing is loaded.
+        """
         decision = self._decisions[op.site]
-        cached = self._lane.cache.get((self._executor.identity, op.site))
-        step = self._generation.step
-        if self._may_reuse(decision, cached) and cached is not None:
-            first = max(self._generation.first_reusable_step, self._lane.first_reusable_step)
-            loaded = cached.load(step, decision.entry, self._timestep, first)
-            if op.is_returned:
-                loaded = tuple(map(copy_of, loaded))
+        cached = self._cached[op.site]
+        if self.reused[op.site] and cached is not None:
+            loaded = self._load(op, cached, decision, registers) if is_needed else ()
             self._trim(op, cached, decision)
             return loaded
-        self._computed[op.site] = 1
         results = op.function(*[registers[i] for i in op.inputs])
         if not decision.reuses and self._generation.trusted:
-            self._store(op, decision, tuple(results))
+            self._store(op, decision, tuple(results), registers)
         return results
 
     def visit_prelude(
@@ -271,8 +345,8 @@ class _LaneStep:
         """Complete the record of this step. After the last step, free the graph's cache."""
         generation, record = self._generation, self._record
         record.computed.update(site.kind for site in self._executor.uncut)
-        for site, count in zip(self._executor.sites, self._computed, strict=True):
-            counter = record.computed if count else record.reused
+        for site, is_reused in zip(self._executor.sites, self.reused, strict=True):
+            counter = record.reused if is_reused else record.computed
             counter.update(single.kind for single in site.singles)
         record.seconds += time.perf_counter() - self._start
         generation.finish_call(self._lane, record, self._executor.identity)
@@ -284,7 +358,31 @@ class _LaneStep:
             return False
         return self._generation.may_reuse_from(self._lane, cached.last_step)
 
-    def _store(self, op: Op, decision: Decision, tensors: Tensors) -> None:
+    def _load(
+        self,
+        op: Op,
+        cached: CacheEntry,
+        decision: Decision,
+        registers: list[torch.Tensor | None],
+    ) -> Sequence[torch.Tensor]:
+        first = max(self._generation.first_reusable_step, self._lane.first_reusable_step)
+        step = self._generation.step
+        loaded = list(cached.load(step, decision.entry, self._timestep, first))
+        for number, tensor in enumerate(loaded):
+            start = op.starts[number] if op.starts else None
+            if start is not None:
+                loaded[number] = end_of(self._at(start, registers), tensor, start.end)
+            elif op.is_returned:
+                loaded[number] = copy_of(tensor)
+        return loaded
+
+    def _store(
+        self,
+        op: Op,
+        decision: Decision,
+        tensors: Tensors,
+        registers: list[torch.Tensor | None],
+    ) -> None:
         length = decision.history
         if length is None:
             length = self._executor.history_of(op.site)
@@ -292,9 +390,20 @@ class _LaneStep:
         if length == 0:
             self._lane.cache.pop(key, None)
             return
-        copies = tuple(self._executor.cacheable(tensor, op.is_returned) for tensor in tensors)
+        kept: list[torch.Tensor] = []
+        for number, tensor in enumerate(tensors):
+            start = op.starts[number] if op.starts else None
+            if start is None:
+                kept.append(self._executor.cacheable(tensor, op.is_returned))
+            else:
+                kept.append(difference(tensor, self._at(start, registers), start.kept))
         cached = self._lane.cache.setdefault(key, CacheEntry())
-        cached.store(self._generation.step, copies, length, self._timestep)
+        cached.store(self._generation.step, tuple(kept), length, self._timestep)
+
+    def _at(self, start: Start, registers: list[torch.Tensor | None]) -> torch.Tensor:
+        value = registers[start.register]
+        assert value is not None, "a start was freed or not computed"
+        return value
 
     def _trim(self, op: Op, cached: CacheEntry, decision: Decision) -> None:
         if decision.history is None:

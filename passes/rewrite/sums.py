@@ -2,18 +2,19 @@
 
 The *given* values are what sites cache. A value is *carried* if only additions, concatenations,
 views and casts lie between it and the given values. On a step that reuses them, it is the sum of a
-computed part and a loaded part. An *exit* is a carried value that another op reads. There the sum
-has to be added up, and the values after it are computed from the result.
+computed part and a loaded part. Where another op reads it, the sum has to be added up. The *end* is
+the first value from which all that the op reads can be computed. What comes after an end is
+computed from it.
+
+The *start* of an end is its computed part: in ``%x2 = add(add(%x, %a), %m)`` with the given values
+``%a`` and ``%m``, the end ``%x2`` has the start ``%x``.
 """
 
 from __future__ import annotations
 
-import functools
-import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-import torch
 from torch import fx
 
 from pab_compile.passes.graph import ir
@@ -30,33 +31,39 @@ class Sums:
 
     Attributes:
         carried: in graph order.
-        exits: the carried values that are added up, in graph order.
-        terms: carried value -> the given values in it, up to the exits before it.
+        ends: the carried values that are added up, each with the first node that needs the sum.
+        terms: carried value -> the given values in it, up to the ends before it.
         live: the nodes that are computed or loaded on a step that reuses the given values.
     """
 
     carried: tuple[fx.Node, ...]
-    exits: dict[fx.Node, None]
+    ends: Mapping[fx.Node, fx.Node]
     terms: Mapping[fx.Node, tuple[fx.Node, ...]]
     live: frozenset[fx.Node]
 
-    def reader(self, exit_: fx.Node) -> fx.Node:
-        """The first node that reads an exit as one value."""
-        return next(u for u in ir.users(exit_) if u in self.live and u not in self.terms)
-
     def is_inside(self, node: fx.Node) -> bool:
         """Whether a value has a loaded part and is not added up."""
-        return bool(self.terms.get(node)) and node not in self.exits
+        return bool(self.terms.get(node)) and node not in self.ends
 
 
-def live_nodes(graph: fx.Graph, given: frozenset[fx.Node]) -> frozenset[fx.Node]:
-    """The nodes that must run if some values are given, and the given values that they read."""
+def live_nodes(
+    graph: fx.Graph, given: frozenset[fx.Node], starts: Mapping[fx.Node, fx.Node] | None = None
+) -> frozenset[fx.Node]:
+    """The nodes that must run if some values are given, and the given values that they read.
+
+    Args:
+        graph: any graph.
+        given: values that need not be computed.
+        starts: given value -> what is needed to load it.
+    """
     live: set[fx.Node] = set()
     for node in reversed(graph.nodes):
         # A collective is no root: if it re-shards for a site, it belongs to the site.
         is_root = node.op == "output" or (node.op == "call_function" and ir.has_effect(node))
         if is_root or any(user in live and user not in given for user in node.users):
             live.add(node)
+        if node in live and starts and node in starts:
+            live.add(starts[node])
     return frozenset(live)
 
 
@@ -66,7 +73,7 @@ def may_carry(node: fx.Node) -> bool:
 
 
 def find_sums(graph: fx.Graph, given: frozenset[fx.Node]) -> Sums:
-    """Find the carried values of a graph, the exits among them, and their terms."""
+    """Find the carried values of a graph, the ends among them, and their terms."""
     live = live_nodes(graph, given)
     mixed: set[fx.Node] = set()
     while True:  # a concatenation of carried and other values turns out to be no carried value
@@ -74,11 +81,7 @@ def find_sums(graph: fx.Graph, given: frozenset[fx.Node]) -> Sums:
         for node in graph.nodes:
             if node in live and (node in given or (node not in mixed and _is_sum(node, carried))):
                 carried[node] = None
-        exits = {
-            node: None
-            for node in carried
-            if any(user in live and user not in carried for user in node.users)
-        }
+        ends = _ends(carried, given, live)
         terms: dict[fx.Node, tuple[fx.Node, ...]] = {}
         bare: set[fx.Node] = set()  # without a computed part
         new: set[fx.Node] = set()
@@ -87,7 +90,7 @@ def find_sums(graph: fx.Graph, given: frozenset[fx.Node]) -> Sums:
                 terms[node] = (node,)
                 bare.add(node)
                 continue
-            inside = [n for n in node.all_input_nodes if n in carried and n not in exits]
+            inside = [n for n in node.all_input_nodes if n in carried and n not in ends]
             terms[node] = tuple(dict.fromkeys(t for n in inside for t in terms[n]))
             loaded = [n for n in inside if terms[n]]
             if len(loaded) == len(node.all_input_nodes) and bare.issuperset(loaded):
@@ -96,118 +99,72 @@ def find_sums(graph: fx.Graph, given: frozenset[fx.Node]) -> Sums:
                 is_whole = len(loaded) == len(node.all_input_nodes) and bare.isdisjoint(loaded)
                 new |= set() if is_whole else {node}
         if not new:
-            return Sums(tuple(carried), exits, terms, live)
+            return Sums(tuple(carried), ends, terms, live)
         mixed |= new
 
 
-def add_sums(graph: fx.Graph, sums: Sums, exits: Sequence[fx.Node]) -> dict[fx.Node, fx.Node]:
-    """Make the loaded part of some exits a value of its own, and each exit a sum with it.
-
-    The loaded part is the difference between an exit and its computed part. The sum of the given
-    values would be the same. But it would need a second addition for each of them, and the first
-    block would differ from the others.
+def add_starts(
+    graph: fx.Graph, sums: Sums, ends: Sequence[fx.Node]
+) -> dict[fx.Node, fx.Node | None]:
+    """Give some ends their starts. A start that no node computes yet becomes a node of its own.
 
     Args:
-        graph: changed in place.
+        graph: changed in place. Nodes are only added.
         sums: its carried values.
-        exits: the exits to change.
+        ends: some ends.
 
     Returns:
-        Exit -> its loaded part.
+        End -> its start; None if it has no computed part.
     """
-    needed = set(exits)
+    needed = set(ends)
     for node in reversed(sums.carried):
         if node in needed:
             needed.update(n for n in node.all_input_nodes if sums.is_inside(n))
-    loaded: dict[fx.Node, fx.Node] = {}
     computed: dict[fx.Node, fx.Node | None] = {}
-    differences: dict[fx.Node, fx.Node] = {}
-    totals: dict[fx.Node, fx.Node] = {}
     for node in sums.carried:
         if node not in needed:
             continue
         if sums.terms[node] == (node,):
             computed[node] = None
             continue
-        after = node.next
         sources = node.all_input_nodes
-        parts = {n: computed[n] if sums.is_inside(n) else totals.get(n, n) for n in sources}
-        bases = {n: part for n, part in parts.items() if part is not None}
-        with graph.inserting_before(after):
-            base = computed[node] = _apply(graph, node, bases, "base") if bases else None
-            if node not in sums.exits:
-                continue
-            loaded[node] = _loaded(graph, node, sums, computed, differences)
-            if base is not None:
-                total = graph.call_function(torch.ops.aten.add.Tensor, (base, loaded[node]))
-                _stands_for(total, node, "sum")
-                totals[node] = total
-    for node, total in totals.items():
-        own = (node, computed[node])
-        node.replace_all_uses_with(total, lambda user, own=own: user.args != own)
-    return {node: loaded[node] for node in exits}
+        parts = {n: computed[n] if sums.is_inside(n) else n for n in sources}
+        starts = {n: part for n, part in parts.items() if part is not None}
+        with graph.inserting_before(node):
+            computed[node] = _apply(graph, node, starts) if starts else None
+    return {end: computed[end] for end in ends}
 
 
-def _loaded(
-    graph: fx.Graph,
-    exit_: fx.Node,
-    sums: Sums,
-    computed: Mapping[fx.Node, fx.Node | None],
-    differences: dict[fx.Node, fx.Node],
-) -> fx.Node:
-    """The loaded part of an exit: the difference after the last term, and the ops after it."""
+def _ends(
+    carried: Mapping[fx.Node, None], given: frozenset[fx.Node], live: frozenset[fx.Node]
+) -> dict[fx.Node, fx.Node]:
+    """The ends among the carried values, each with the first node that needs the sum."""
 
-    def only_inside(node: fx.Node) -> fx.Node | None:
-        inside = [n for n in node.all_input_nodes if sums.is_inside(n)]
-        return inside[0] if len(inside) == 1 else None
+    def only_source(node: fx.Node) -> fx.Node | None:
+        sources = [n for n in node.all_input_nodes if n in carried]
+        return sources[0] if node not in given and len(sources) == 1 else None
 
-    path = list(chain(exit_, only_inside))
-    last = path[-1]
-    base = computed[last]
-    if base is None:
-        differences[last] = last
-    elif last not in differences:
-        made = graph.call_function(torch.ops.aten.sub.Tensor, (last, base))
-        _stands_for(made, last, "delta")
-        differences[last] = _narrowed(graph, made, base, sums.terms[last])
-    made = differences[last]
-    for node, source in reversed(list(itertools.pairwise(path))):
-        made = _apply(graph, node, {source: made}, "delta")
-    return made
+    readers: dict[fx.Node, fx.Node] = {}
+    for node in carried:
+        reader = next((u for u in ir.users(node) if u in live and u not in carried), None)
+        if reader is not None:
+            *_, end = chain(node, only_source)
+            readers.setdefault(end, reader)
+    return {node: readers[node] for node in carried if node in readers}
 
 
-def _narrowed(
-    graph: fx.Graph, difference: fx.Node, base: fx.Node, terms: Sequence[fx.Node]
-) -> fx.Node:
-    """A difference, cast to the type of the terms if that needs less memory than the stream's."""
-    whole, start = ir.tensor(difference), ir.tensor(base)
-    added = [tensor.dtype for tensor in map(ir.tensor, terms) if tensor is not None]
-    if whole is None or start is None or not added:
-        return difference
-    dtype = functools.reduce(torch.promote_types, added)
-    if dtype.itemsize >= whole.dtype.itemsize or start.dtype != whole.dtype:
-        return difference
-    cast = graph.call_function(torch.ops.aten._to_copy.default, (difference,), {"dtype": dtype})
-    _stands_for(cast, difference, "cast")
-    ir.set_value(cast, whole.to(dtype))
-    return cast
-
-
-def _apply(
-    graph: fx.Graph, node: fx.Node, values: Mapping[fx.Node, fx.Node], suffix: str
-) -> fx.Node:
+def _apply(graph: fx.Graph, node: fx.Node, values: Mapping[fx.Node, fx.Node]) -> fx.Node:
     """Apply an op to other values. An addition of one value is that value."""
     if is_add(node) and len(values) == 1:
         (value,) = values.values()
         return value
     applied = graph.node_copy(node, values.__getitem__)
-    _stands_for(applied, node, suffix)
+    ir.copy_facts(applied, node)
+    args, kwargs = fx.node.map_arg((applied.args, applied.kwargs), ir.value)
+    assert callable(applied.target)
+    ir.set_value(applied, applied.target(*args, **kwargs))  # its type or strides may differ
+    applied._rename(f"{node.name}_start")
     return applied
-
-
-def _stands_for(made: fx.Node, node: fx.Node, suffix: str) -> None:
-    ir.copy_facts(made, node)
-    made._rename(f"{node.name}_{suffix}")
 
 
 def _is_sum(node: fx.Node, carried: Mapping[fx.Node, None]) -> bool:

@@ -16,7 +16,7 @@ and the frontier is cached. Going backwards, nodes that feed only the cut belong
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from torch import fx
@@ -165,7 +165,7 @@ def _before_exchanges(growth: Growth) -> set[fx.Node]:
 
 
 def dead_regions(
-    graph: fx.Graph, cuts: Mapping[str, Sequence[fx.Node]]
+    graph: fx.Graph, cuts: Mapping[str, Sequence[fx.Node]], kept: Collection[fx.Node] = ()
 ) -> dict[str, tuple[fx.Node, ...]]:
     """For each cut, the nodes whose every use leads into this cut and into no other.
 
@@ -174,6 +174,7 @@ def dead_regions(
     Args:
         graph: a captured graph with binding times.
         cuts: site name -> the nodes to cache.
+        kept: nodes that are needed although no edge shows it, such as starts of stretches.
 
     Returns:
         Site name -> nodes in graph order, cut included. Regions are disjoint. A site whose cut
@@ -185,7 +186,7 @@ def dead_regions(
     for node in reversed(graph.nodes):
         if node.op != "call_function" or node in cut_nodes or not node.users:
             continue
-        if node in hoisted:
+        if node in hoisted or node in kept:
             continue
         owners = {owner.get(user) for user in node.users}
         if len(owners) == 1 and None not in owners:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
+import torch
 from torch import fx
 
 ATTENTION_KINDS: tuple[str, ...] = (
@@ -17,6 +19,19 @@ ATTENTION_KINDS: tuple[str, ...] = (
 )
 KINDS: tuple[str, ...] = (*ATTENTION_KINDS, "mlp")
 CUTS = ("attention", "gated")
+
+
+@dataclass(frozen=True, eq=False)
+class Start:
+    """Where a stretch starts. The difference between its end and its start is cached.
+
+    Attributes:
+        node: the value at the start.
+        dtype: type of the cached difference.
+    """
+
+    node: fx.Node
+    dtype: torch.dtype
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,6 +52,7 @@ class Site:
         reason: evidence for the kind. If the site cannot be broadcast, it also says why.
         parts: the sites that cache one sum together, itself the first; empty for a single site
             (``passes.rewrite.coalesce``).
+        starts: the nodes of the cut that are ends of stretches, each with its start.
     """
 
     name: str
@@ -51,6 +67,7 @@ class Site:
     flops: int
     reason: str
     parts: tuple[Site, ...] = ()
+    starts: Mapping[fx.Node, Start] = field(default_factory=dict)
 
     @property
     def can_broadcast(self) -> bool:
