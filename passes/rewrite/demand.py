@@ -15,7 +15,7 @@ latents. Smaller parts run at every step, since more pieces would cost more than
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 from torch import fx
 
@@ -23,6 +23,8 @@ from pab_compile.passes.graph import ir
 from pab_compile.passes.graph.flops import node_flops
 from pab_compile.passes.graph.groups import Groups
 from pab_compile.passes.sites.binding import Binding
+from pab_compile.passes.sites.hoisting import hoisted_nodes
+from pab_compile.passes.sites.site import Site
 
 Needed = Mapping[fx.Node, frozenset[str]]
 _Names = frozenset[str] | None  # None: at every step
@@ -65,7 +67,9 @@ def _needed(
     found: dict[fx.Node, _Names] = {}
     to_load: dict[fx.Node, _Names] = {}
     for node in reversed(graph.nodes):
-        is_root = node.op == "output" or (node.op == "call_function" and ir.has_effect(node))
+        # What nothing reads runs at every step with the glue.
+        is_root = not node.users and node not in to_load
+        is_root |= node.op == "call_function" and ir.has_effect(node)
         names: _Names = None if is_root else to_load.get(node, frozenset())
         for user in node.users:
             branch = branch_of(user)
@@ -83,3 +87,19 @@ def _needed(
 
 def _union(one: _Names, other: _Names) -> _Names:
     return None if one is None or other is None else one | other
+
+
+def sites_of_calls(graph: fx.Graph, sites: Sequence[Site]) -> Needed:
+    """The calls that do not run at every step, each with the sites that it runs for.
+
+    A call runs if one of these sites computes. If it runs for none, it runs once per generation.
+
+    Args:
+        graph: a graph with binding times, before it is cut into branches.
+        sites: the sites that become branches.
+    """
+    branch = {node: site.name for site in sites if site.can_broadcast for node in site.region}
+    starts = {end: start.node for site in sites for end, start in site.starts.items()}
+    hoisted = dict.fromkeys(hoisted_nodes(graph), frozenset[str]())
+    inside = {node: frozenset([name]) for node, name in branch.items()}
+    return {**hoisted, **inside, **on_demand(graph, hoisted, branch.get, starts)}

@@ -73,7 +73,9 @@ class Merge:
 
     def _with_starts(self) -> dict[fx.Node, Start]:
         """The starts of the ends. An end without a computed part has none."""
+        before = set(self._graph.nodes)
         starts = add_starts(self._graph, self._sums, self._ends)
+        self._added = [node for node in self._graph.nodes if node not in before]
         return {
             end: Start(start, _type_of_terms(end, self._sums.terms[end]))
             for end, start in starts.items()
@@ -101,9 +103,13 @@ class Merge:
         self.merged = [site for site in self.sites if site.parts and site.name in made]
         for part in (part for site in self.merged for part in site.parts):
             self.reasons.pop(part.name, None)
+        used = {start.node for site in self.merged for start in site.starts.values()}
+        for node in reversed(self._added):
+            if not node.users and node not in used:  # the start of a group that stays single
+                self._graph.erase_node(node)
 
     def _groups(self) -> list[tuple[list[fx.Node], list[Site]]]:
-        """Values to cache that are computed without each other's help, each group with its sites.
+        """The values to cache, in groups that are computed from common nodes, with their sites.
 
         Only groups with an end are returned.
         """
@@ -112,17 +118,17 @@ class Merge:
             values |= dict.fromkeys(() if end in values else self._sums.terms[end])
         starts = {end: start.node for end, start in self._starts.items()}
         live = live_nodes(self._graph, frozenset(values), starts)
-        self._dead = [
+        dead = [
             node
             for node in ir.calls(self._graph)
             if node in values or (node not in live and ir.binding(node) == Binding.LATENT)
         ]
-        parts = Groups(self._dead)
-        inner = set(self._dead).difference(values)
-        for node in self._dead:
+        parts = Groups(dead)
+        inner = set(dead).difference(values)
+        for node in dead:
             parts.merge([node, *(n for n in node.all_input_nodes if n in inner)])
         found: dict[fx.Node, tuple[list[fx.Node], list[Site]]] = {}
-        for node in self._dead:
+        for node in dead:
             if node in values:
                 found.setdefault(parts.leader(node), ([], []))[0].append(node)
         for site in self._members:
