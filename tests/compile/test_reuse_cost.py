@@ -13,6 +13,10 @@ import pab_compile
 from dits.build import Denoising, build, run
 from dits.catalogue import CATALOGUE
 from helpers.coalescing_dits import (
+    COLUMNS,
+    FRAMES,
+    HEIGHT,
+    WIDTH,
     AddedBeforeTheGate,
     Dit,
     DroppedText,
@@ -86,9 +90,23 @@ def test_a_reuse_computes_no_branch_and_equals_hooks_on_modules(block: type) -> 
         assert torch.equal(way.outputs[0], expected[0]) and torch.equal(way.outputs[3], expected[3])
     # What is left: patches, the projection of two added kinds, the last projection.
     assert merged.share <= single.share < 0.1
+    for way in (single, merged):
+        assert pab_compile.explain(way.compiled).reuse_flops == way.flops[1]
     stats = [pab_compile.stats(way.compiled) for way in (single, merged)]
     assert stats[0].reused == stats[1].reused and stats[0].computed == stats[1].computed
     assert stats[1].peak_cache_bytes < stats[0].peak_cache_bytes
+
+
+def test_mlps_of_a_prompt_that_is_not_returned_run_with_the_attentions_only() -> None:
+    model, depth = Dit(DroppedText), 3
+    hooked = Hooked(model, "attention_branch")
+    expected = [hooked(s % 3 > 0, **inputs_at(s, NUM_STEPS)) for s in range(NUM_STEPS)]
+    done = generate(model, False, lambda step: inputs_at(step, NUM_STEPS), ranges={"joint": 3})
+    assert_same(torch.stack(done.outputs), torch.stack(expected))
+    tokens = FRAMES * HEIGHT * COLUMNS
+    mlp, ends = 2 * 2 * tokens * WIDTH * 4 * WIDTH, 2 * 2 * tokens * 4 * WIDTH
+    assert done.flops[1] == depth * mlp + ends + 2 * 8 * WIDTH  # the last: of the timestep
+    assert pab_compile.explain(done.compiled).reuse_flops == done.flops[1]
 
 
 @pytest.mark.parametrize("block", BLOCKS)

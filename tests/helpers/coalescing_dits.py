@@ -156,11 +156,11 @@ class Dit(nn.Module):
 class Hooked:
     """A copy of a model whose branches repeat their last output on steps that reuse."""
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, suffix: str = "_branch") -> None:
         self._model = copy.deepcopy(model)
         self._reuses = False
         for name, module in self._model.named_modules():
-            if name.endswith("_branch"):
+            if name.endswith(suffix):
                 self._hook(module)
 
     def __call__(self, reuses: bool, **inputs: Any) -> torch.Tensor:

@@ -361,3 +361,22 @@ def test_what_other_sites_read_between_runs_only_if_one_of_them_computes() -> No
          %add_6 = aten.add(%add_3, %mul_4) : f32[2, 30, 4]
         """,
     )
+
+
+def test_more_values_than_sites_stay_single_with_the_reason() -> None:
+    def model(latents, timestep, prompt, w_in, w_time, w_text, w_out):  # type: ignore[no-untyped-def]
+        x, text = tokens_of(latents, w_in), linear(prompt, w_text)
+        emb = time_embedding(timestep, w_time)
+        for _ in range(2):  # the text is added up; the video is not, and the next block reads it
+            both = layer_norm(torch.cat([text, x], 1), [CHANNELS])
+            text_part, part = attend(both, both, both).split([TEXT, TOKENS], 1)
+            text = text + emb * linear(text_part, w_out)
+            x = torch.tanh(x + emb * linear(part, w_out))
+        return latents_of(layer_norm(x + text.mean(1, keepdim=True), [CHANNELS]))
+
+    found = captured(model)
+    done = coalesced(found)
+    assert parts_of(done) == [0, 0]
+    assert done.graph_module is found.graph_module
+    (line,) = done.lines
+    assert line.endswith("its sums need more sites than there are")
