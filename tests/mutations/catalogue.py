@@ -141,8 +141,8 @@ MUTATIONS = (
     Mutation(
         "passes/sites/regions.py",
         "what is the same at every step dies with a region",
-        "if node in hoisted:",
-        "if node is None:",
+        "if node in hoisted or node in kept:",
+        "if node in kept:",
         ("tests/passes/sites/test_regions.py", "tests/passes"),
     ),
     Mutation(
