@@ -121,7 +121,7 @@ class Coalesce:
     def __call__(self, program: Program) -> int:
         """Merge sites and add the sums to the graph."""
         done = coalesce(program.graph_module, program.sites, self.pattern)
-        verify_coalesced(done.graph_module, program.graph_module, done.sites)
+        verify_coalesced(done.graph_module, program.graph_module, done.sites, self.pattern)
         program.coalesced = done.lines
         if done.count:
             program.graph_module, program.sites = done.graph_module, done.sites

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from torch import fx
 
@@ -14,7 +15,9 @@ from pab_compile.passes.graph.flops import count_flops
 from pab_compile.passes.graph.join import Part, join
 from pab_compile.passes.pipeline import FindSites, recognition
 from pab_compile.passes.program import Program, narrow, run_passes
+from pab_compile.passes.rewrite.demand import sites_of_calls
 from pab_compile.passes.sites.classify import has_mixer_ops
+from pab_compile.passes.sites.site import Site
 from pab_compile.plans.plan import Plan
 from pab_compile.report.dump import Dumper
 from pab_compile.report.explanation import Finding, cache_bytes, describe_site, site_box
@@ -82,7 +85,7 @@ def finding(part: Part | None, program: Program | None, plan: Plan, reason: str 
     flops = count_flops(nodes)
     if program is None:
         return Finding(num_nodes=len(nodes), total_flops=flops, reason=reason)
-    return Finding(
+    found = Finding(
         sites=tuple(describe_site(site, plan) for site in program.sites),
         num_nodes=len(nodes),
         total_flops=flops,
@@ -93,6 +96,32 @@ def finding(part: Part | None, program: Program | None, plan: Plan, reason: str 
         cache_bytes=cache_bytes(program.sites, plan),
         reason=reason,
     )
+    return with_flops(found, program.graph_module.graph, program.sites, plan)
+
+
+def has_branch(site: Site, plan: Plan) -> bool:
+    """Whether a site becomes a branch, if the plan reuses any site.
+
+    Every attention does, since equal blocks become equal pieces at their attentions.
+    """
+    return site.can_broadcast and (site.kind != "mlp" or plan.may_reuse(site))
+
+
+def with_flops(found: Finding, graph: fx.Graph, sites: Sequence[Site], plan: Plan) -> Finding:
+    """A finding, with the operations of a step that reuses all sites that the plan may reuse.
+
+    Args:
+        found: the finding.
+        graph: the graph, before it is cut into branches.
+        sites: its sites, merged if they coalesce.
+        plan: the plan.
+    """
+    reused = {site.name for site in sites if site.can_broadcast and plan.may_reuse(site)}
+    if not reused:
+        return replace(found, reuse_flops=found.total_flops)
+    runs_for = sites_of_calls(graph, [site for site in sites if has_branch(site, plan)])
+    calls = (n for n in ir.calls(graph) if n not in runs_for or runs_for[n] - reused)
+    return replace(found, reuse_flops=count_flops(calls))
 
 
 def reason_of(error: UnsupportedModelError, part: Part | None) -> str:

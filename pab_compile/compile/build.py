@@ -38,7 +38,7 @@ from pab_compile.plans.share import computed_share
 from pab_compile.report.dump import Dumper
 from pab_compile.report.explanation import Finding, cache_bytes
 
-from .analysis import analyse, finding, reason_of
+from .analysis import analyse, finding, has_branch, reason_of, with_flops
 from .executor import Executor
 from .lower import PieceCompiler
 from .program import CompiledProgram, InputRoles, PlainProgram, Runnable
@@ -137,10 +137,11 @@ def compile_program(request: Request, settings: Settings) -> Runnable:
     reuses = any(settings.plan.may_reuse(site) for site in program.sites if site.can_broadcast)
     roles = _roles_of(program, part, request, settings.options)
     kept_bytes = _kept_bytes(program, settings.options) if request.is_observed else 0
+    found = _sharded_and_coalesced(found, program, request, settings, dumper)
     _rewrite(program, request, settings, reuses, dumper)
     executor = _lowered(program, request, settings, reuses)
     probed = _probed(program, part, executor, kept_bytes, settings.options)
-    found = _completed(found, program, request, settings)
+    found = replace(found, notes=(*found.notes, *program.sharding, *program.coalesced))
     return CompiledProgram(part, found, executor, roles, settings.compilation, probed)
 
 
@@ -240,27 +241,40 @@ def _kept_bytes(program: Program, options: Options) -> int:
     return sum(site.cache_bytes for site in sites if site.can_broadcast)
 
 
-def _rewrite(
-    program: Program, request: Request, settings: Settings, reuses: bool, dumper: Dumper
-) -> None:
-    """Shard, coalesce, and cut into branches and pieces."""
+def _sharded_and_coalesced(
+    found: Finding, program: Program, request: Request, settings: Settings, dumper: Dumper
+) -> Finding:
+    """Shard and coalesce. Returns the finding, with what sums take and save."""
     options, plan, grid = settings.options, settings.plan, request.grid
+    coalesces = options.coalesce and not request.is_observed  # an observation samples every site
+    if coalesces and grid is not None:  # operations are those of the whole model
+        whole = coalesce(program.graph_module, program.sites, plan.pattern)
+        found = with_flops(found, whole.graph_module.graph, whole.sites, plan)
     if grid is not None:
         refuse_own_exchanges(program.graph_module.graph)
         run_passes(program, _sharding(grid, plan, options.shard), dumper.watch)
         _log.info("\n".join(program.sharding))
-    if options.coalesce and not request.is_observed:  # an observation samples every site
+    if coalesces:
         run_passes(program, (Coalesce(plan.pattern),), dumper.watch)
         _log.info("\n".join(program.coalesced))
+        found = replace(found, cache_bytes=cache_bytes(program.sites, plan))
+    if coalesces and grid is None:
+        found = with_flops(found, program.graph_module.graph, program.sites, plan)
+    return found
+
+
+def _rewrite(
+    program: Program, request: Request, settings: Settings, reuses: bool, dumper: Dumper
+) -> None:
+    """Cut into branches and pieces."""
 
     def wanted(site: Site) -> bool:
-        # Every attention gets a branch if any site is reused, since equal blocks become equal
-        # pieces at their attentions. If nothing is reused, cuts would only prevent fusion.
-        return request.is_observed or (reuses and (site.kind != "mlp" or plan.may_reuse(site)))
+        # If nothing is reused, cuts would only prevent fusion.
+        return request.is_observed or (reuses and has_branch(site, settings.plan))
 
     passes = rewriting(wanted, request.num_samples, hoist=reuses or request.is_observed)
     run_passes(program, passes, dumper.watch)
-    if grid is not None:
+    if request.grid is not None:
         run_passes(program, (Overlap(),), dumper.watch)
 
 
@@ -302,11 +316,3 @@ def _probed(
         kept_bytes,
         count_flops(part.graph_module.graph.nodes),
     )
-
-
-def _completed(found: Finding, program: Program, request: Request, settings: Settings) -> Finding:
-    """The finding, with what the rewrite chose."""
-    found = replace(found, notes=(*found.notes, *program.sharding, *program.coalesced))
-    if settings.options.coalesce and not request.is_observed:
-        found = replace(found, cache_bytes=cache_bytes(program.sites, settings.plan))
-    return found

@@ -1,11 +1,12 @@
-"""Executor: runs a cut graph piece by piece. At every branch it asks the decisions."""
+"""Executor: runs a cut graph piece by piece. At every branch it asks the decisions.
+
+What only reused branches need does not run (``demanded`` pieces, ``passes.rewrite.pieces``).
+"""
 
 from __future__ import annotations
 
 import hashlib
-import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import fx
@@ -14,41 +15,18 @@ from pab_compile.dynamo import torchs_own_functions
 from pab_compile.passes.graph import ir
 from pab_compile.passes.graph.structure import structure_key
 from pab_compile.passes.rewrite.broadcast import StepBranch
-from pab_compile.passes.rewrite.pieces import PRELUDE, Piece
+from pab_compile.passes.rewrite.pieces import DEMANDED, PRELUDE, Piece
 from pab_compile.passes.sites.site import Site
-from pab_compile.plans.decisions import Decision, Decisions
+from pab_compile.plans.decisions import Decisions
 from pab_compile.plans.nothing import why_nothing
 from pab_compile.plans.plan import Plan
-from pab_compile.runtime.cache_entry import CacheEntry, Tensors, copy_of
+from pab_compile.runtime.cache_entry import copy_of
 from pab_compile.runtime.generation import Generation, Place
 
+from .lane_step import LaneStep
 from .lower import Function, PieceCompiler
 from .merged_branch import MergedBranch
-
-
-@dataclass(frozen=True, eq=False)
-class Op:
-    """One call of a piece.
-
-    Attributes:
-        function: the compiled piece.
-        inputs: registers to read.
-        outputs: (position in the result, register to write).
-        frees: registers that no later op reads.
-        site: number of the branch's site, or -1.
-        prelude: number of the prelude, or -1.
-        cached: for a prelude, the positions to cache: those that any other piece reads.
-        is_returned: whether the caller gets a value of this piece, and may write to it.
-    """
-
-    function: Function
-    inputs: tuple[int, ...]
-    outputs: tuple[tuple[int, int], ...]
-    frees: tuple[int, ...]
-    site: int = -1
-    prelude: int = -1
-    cached: tuple[int, ...] = ()
-    is_returned: bool = False
+from .op import Op, Start
 
 
 class Executor:
@@ -86,6 +64,7 @@ class Executor:
         self._compiler = compiler
         self._plan = plan
         self._must_copy = compiler.reuses_output_memory
+        self._needed: dict[tuple[bool, ...], Sequence[bool]] = {}
         self._constants = dict(cut_graph.named_buffers(recurse=False))
         self._lower(cut_graph, place)
 
@@ -119,18 +98,21 @@ class Executor:
                 num_preludes += 1
             key = structure_key(module.compute)
             inputs = tuple(register[n] for n in node.all_input_nodes)
-            structure.append(f"{key} {list(inputs)}")
+            starts = _starts(module, inputs)
+            structure.append(f"{key} {list(inputs)} {starts}")
             position = {user: int(user.args[1]) for user in node.users}  # type: ignore[arg-type]
             dying = [n for n in node.all_input_nodes if last_use[n] is node and n not in returned]
             self._ops.append(
                 Op(
                     function=self._function(module, key),
-                    inputs=inputs,
+                    inputs=inputs[: module.num_inputs] if starts else inputs,
                     outputs=tuple((number, register[user]) for user, number in position.items()),
                     frees=tuple(register[n] for n in dying),
                     site=site,
                     prelude=prelude,
                     is_returned=any(user in returned for user in node.users),
+                    starts=starts,
+                    is_demanded=isinstance(module, Piece) and module.sort == DEMANDED,
                     cached=tuple(
                         number
                         for user, number in position.items()
@@ -139,6 +121,7 @@ class Executor:
                 )
             )
         self.identity = hashlib.sha256("\n".join(structure).encode()).hexdigest()
+        self._all_ops = [True] * len(self._ops)
 
     def _function(self, module: StepBranch | Piece, key: str) -> Function:
         """What computes a piece or a branch."""
@@ -170,21 +153,45 @@ class Executor:
             registers[register] = tensor
         if self._must_copy:
             torch.compiler.cudagraph_mark_step_begin()
-        step = None if place is None else _LaneStep(self, place)
-        for op in self._ops:
+        step = None if place is None else LaneStep(self, place)
+        needed = self.needed_ops(step.reused) if step is not None else self._all_ops
+        for op, is_needed in zip(self._ops, needed, strict=True):
+            results: Sequence[torch.Tensor | None] = ()
             if op.site >= 0 and step is not None:
-                results = step.visit_branch(op, registers)
+                results = step.visit_branch(op, registers, is_needed)
+            elif not is_needed:
+                pass
             elif op.prelude >= 0 and step is not None:
                 results = step.visit_prelude(op, registers)
             else:
                 results = op.function(*[registers[i] for i in op.inputs])
-            for position, register in op.outputs:
+            for position, register in op.outputs if is_needed else ():
                 registers[register] = results[position]
             for register in op.frees:
                 registers[register] = None
         if step is not None:
             step.finish()
         return tuple(None if i is None else registers[i] for i in self._returned_registers)
+
+    def needed_ops(self, reused: tuple[bool, ...]) -> Sequence[bool]:
+        """Per op, whether it is needed on a step. A branch that computes is, to fill its cache.
+
+        Args:
+            reused: per site, whether the step reuses it.
+        """
+        if reused not in self._needed:
+            registers = {register for register in self._returned_registers if register is not None}
+            needed: list[bool] = []
+            for op in reversed(self._ops):
+                loads = op.site >= 0 and reused[op.site]
+                is_needed = not (loads or op.is_demanded)
+                is_needed |= any(register in registers for _, register in op.outputs)
+                if is_needed:
+                    registers.update(start.register for start in op.starts if start is not None)
+                    registers.update(() if loads else op.inputs)
+                needed.append(is_needed)
+            self._needed[reused] = needed[::-1]
+        return self._needed[reused]
 
     def decisions_of(self, generation: Generation) -> Decisions:
         """The decisions for this graph in a generation, made once."""
@@ -213,93 +220,22 @@ class Executor:
         generation.record.compilers[id(self._compiler)] = compiled
 
 
+def _starts(module: StepBranch | Piece, inputs: Sequence[int]) -> tuple[Start | None, ...]:
+    """The starts of a branch; empty if it has none."""
+    if not isinstance(module, StepBranch) or not any(module.starts):
+        return ()
+    ends = map(ir.tensor, ir.outputs(module.compute.graph))
+    return tuple(
+        None
+        if end is None or start is None
+        else Start(inputs[start.position], start.dtype, end.dtype)
+        for end, start in zip(ends, module.starts, strict=True)
+    )
+
+
 def _feeds_preludes_only(value: fx.Node, cut_graph: fx.GraphModule) -> bool:
     modules = [
         cut_graph.get_submodule(str(user.target)) if user.op == "call_module" else None
         for user in value.users
     ]
     return all(isinstance(module, Piece) and module.sort == PRELUDE for module in modules)
-
-
-class _LaneStep:
-    """One step of one lane: applies decisions to cache entries and preludes."""
-
-    def __init__(self, executor: Executor, place: Place) -> None:
-        self._executor = executor
-        self._generation = generation = place.generation
-        self._lane = place.lane
-        self._record = place.record
-        self._decisions = executor.decisions_of(generation).at(generation.step, generation.timestep)
-        self._computed = [0] * len(executor.sites)
-        self._timestep = generation.timestep_now if executor.in_timesteps else None
-        self._start = time.perf_counter()
-
-    def visit_branch(self, op: Op, registers: list[torch.Tensor | None]) -> Sequence[torch.Tensor]:
-        """Load the site's cache entry if the decision says so, else compute and store."""
-        decision = self._decisions[op.site]
-        cached = self._lane.cache.get((self._executor.identity, op.site))
-        step = self._generation.step
-        if self._may_reuse(decision, cached) and cached is not None:
-            first = max(self._generation.first_reusable_step, self._lane.first_reusable_step)
-            loaded = cached.load(step, decision.entry, self._timestep, first)
-            if op.is_returned:
-                loaded = tuple(map(copy_of, loaded))
-            self._trim(op, cached, decision)
-            return loaded
-        self._computed[op.site] = 1
-        results = op.function(*[registers[i] for i in op.inputs])
-        if not decision.reuses and self._generation.trusted:
-            self._store(op, decision, tuple(results))
-        return results
-
-    def visit_prelude(
-        self, op: Op, registers: list[torch.Tensor | None]
-    ) -> Sequence[torch.Tensor | None]:
-        """Compute what is the same at every step once per lane."""
-        key = (self._executor.identity, op.prelude)
-        cached = self._lane.prelude.get(key)
-        if cached is not None:
-            return cached
-        computed = op.function(*[registers[i] for i in op.inputs])
-        self._lane.prelude[key] = tuple(
-            self._executor.cacheable(value) if position in op.cached else None
-            for position, value in enumerate(computed)
-        )
-        return computed
-
-    def finish(self) -> None:
-        """Complete the record of this step. After the last step, free the graph's cache."""
-        generation, record = self._generation, self._record
-        record.computed.update(site.kind for site in self._executor.uncut)
-        for site, count in zip(self._executor.sites, self._computed, strict=True):
-            counter = record.computed if count else record.reused
-            counter.update(single.kind for single in site.singles)
-        record.seconds += time.perf_counter() - self._start
-        generation.finish_call(self._lane, record, self._executor.identity)
-
-    def _may_reuse(self, decision: Decision, cached: CacheEntry | None) -> bool:
-        if not decision.reuses or not self._generation.trusted:
-            return False
-        if cached is None or cached.last_step is None or cached.last_step != decision.source:
-            return False
-        return self._generation.may_reuse_from(self._lane, cached.last_step)
-
-    def _store(self, op: Op, decision: Decision, tensors: Tensors) -> None:
-        length = decision.history
-        if length is None:
-            length = self._executor.history_of(op.site)
-        key = (self._executor.identity, op.site)
-        if length == 0:
-            self._lane.cache.pop(key, None)
-            return
-        copies = tuple(self._executor.cacheable(tensor, op.is_returned) for tensor in tensors)
-        cached = self._lane.cache.setdefault(key, CacheEntry())
-        cached.store(self._generation.step, copies, length, self._timestep)
-
-    def _trim(self, op: Op, cached: CacheEntry, decision: Decision) -> None:
-        if decision.history is None:
-            return
-        if decision.history == 0:
-            self._lane.cache.pop((self._executor.identity, op.site), None)
-        else:
-            cached.drop_older_than(decision.history)

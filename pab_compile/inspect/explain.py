@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from pab_compile.compile.analysis import analyse, finding, nothing_found, reason_of
+from pab_compile.compile.analysis import analyse, finding, nothing_found, reason_of, with_flops
 from pab_compile.compile.number_clocks import number_error
 from pab_compile.dynamo import compilation_of, compiling, trace_once
 from pab_compile.errors import UnsupportedModelError
@@ -148,6 +148,7 @@ class _Survey:
                 notes=(*found.notes, *merged.lines),
                 cache_bytes=cache_bytes(merged.sites, self._plan),
             )
+            found = with_flops(found, merged.graph_module.graph, merged.sites, self._plan)
         return found
 
     def explanation(self) -> Explanation:

@@ -115,6 +115,8 @@ class Finding:
         notes: what the analysis was not sure of, and what the rewrite chose.
         seconds: pass name -> seconds.
         cache_bytes: most bytes in the cache of one lane. Coalesced sites cache their sum.
+        reuse_flops: floating point operations of a step that reuses all that the plan may reuse.
+            None where nothing can be broadcast.
         reason: why the graph is computed at every step; ``""`` if there is nothing to say.
     """
 
@@ -126,6 +128,7 @@ class Finding:
     notes: tuple[str, ...] = ()
     seconds: dict[str, float] = field(default_factory=dict)
     cache_bytes: int = 0
+    reuse_flops: int | None = None
     reason: str = ""
 
 
@@ -142,6 +145,7 @@ class Explanation:
         notes: what the analysis was not sure of.
         seconds: pass name -> seconds.
         cache_bytes: most bytes in the cache of one lane. Coalesced sites cache their sum.
+        reuse_flops: floating point operations of a step that reuses all that the plan may reuse.
         num_graphs: number of graphs of the forward.
         breaks: why Dynamo broke the forward, each reason once.
     """
@@ -154,6 +158,7 @@ class Explanation:
     notes: tuple[str, ...]
     seconds: dict[str, float]
     cache_bytes: int = 0
+    reuse_flops: int = 0
     num_graphs: int = 1
     breaks: tuple[str, ...] = ()
 
@@ -174,6 +179,10 @@ class Explanation:
             ),
             seconds=first.seconds,
             cache_bytes=sum(finding.cache_bytes for finding in findings),
+            reuse_flops=sum(
+                finding.total_flops if finding.reuse_flops is None else finding.reuse_flops
+                for finding in findings
+            ),
             num_graphs=len(findings),
             breaks=tuple(dict.fromkeys(filter(None, breaks))),
         )

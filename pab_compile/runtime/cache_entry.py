@@ -120,6 +120,19 @@ def copy_of(tensor: torch.Tensor) -> torch.Tensor:
     return _empty_as(source).copy_(source).expand(tensor.shape)
 
 
+def difference(end: torch.Tensor, start: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """What is cached of a stretch: its end minus its start, with the strides of the end."""
+    kept = torch.empty_strided(end.shape, end.stride(), dtype=dtype, device=end.device)
+    return torch.sub(end, start, out=kept)
+
+
+def end_of(start: torch.Tensor, difference: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """The end of a stretch: its start plus a difference, with the strides of the difference."""
+    strides = difference.stride()
+    end = torch.empty_strided(difference.shape, strides, dtype=dtype, device=start.device)
+    return torch.add(start, difference, out=end)
+
+
 def _empty_as(tensor: torch.Tensor) -> torch.Tensor:
     return torch.empty_strided(
         tensor.shape, tensor.stride(), dtype=tensor.dtype, device=tensor.device

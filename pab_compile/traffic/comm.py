@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import fx
 
-from pab_compile.compile.analysis import analyse
+from pab_compile.compile.analysis import analyse, has_branch
 from pab_compile.dynamo import compiling, trace_once
 from pab_compile.errors import OptionError, UnsupportedModelError
 from pab_compile.inspect.explain import by_name
@@ -27,10 +28,13 @@ from pab_compile.passes.parallel.shard import Ranks
 from pab_compile.passes.parallel.split_batch import first_part, lay_out_batch
 from pab_compile.passes.parallel.traffic import convention_bytes, gathered_bytes, sent_bytes
 from pab_compile.passes.program import Program
+from pab_compile.passes.rewrite.coalesce import coalesce
+from pab_compile.passes.rewrite.demand import sites_of_calls
 from pab_compile.passes.sites.binding import Binding
 from pab_compile.passes.sites.site import Site
+from pab_compile.plans.plan import Plan
 from pab_compile.plans.schedule import Schedule
-from pab_compile.plans.share import computed_share
+from pab_compile.plans.share import computed_share, share_of_any
 from pab_compile.report.dump import Dumper
 from pab_compile.runtime.forward import Forwards
 
@@ -162,11 +166,18 @@ def predict(program: Program, options: Options, num_ranks: int, schedule: Schedu
         program = first_part(program, num_batch)
     ranks = Ranks(num_ranks // num_batch)
     choice = choose(program, ranks.size, share, options.shard)
+    runs_for = _runs_for(program, plan, options.coalesce)
     is_shared = ranks.size > 1 or num_batch == 1
 
     def rows(share: Callable[[Site], float]) -> tuple[CommRow, ...]:
         tokens = _rows(program, choice, ranks, num_steps, share) if is_shared else ()
         return (*tokens, *last)
+
+    @functools.cache
+    def times(names: frozenset[str] | None) -> float:
+        """The share of the steps at which what runs for some sites runs."""
+        needed = [site for site in program.sites if names is not None and site.name in names]
+        return share_of_any(plan, needed, schedule) if needed else 1.0
 
     return CommReport(
         axis=choice.option.name if is_shared else "",
@@ -176,11 +187,23 @@ def predict(program: Program, options: Options, num_ranks: int, schedule: Schedu
         rows=rows(share),
         always=rows(lambda _: 1.0),
         never=rows(lambda _: 0.0),
-        work=_work(program, choice, ranks, num_steps, share),
+        work=_work(program, choice, ranks, num_steps, lambda n: times(runs_for.get(n.name))),
         work_always=_work(program, choice, ranks, num_steps, lambda _: 1.0),
         computed=round(sum(num_steps * share(site) for site in program.sites), 6),
         reasons=(*program.sharding, *(choice.lines() if is_shared else ())),
     )
+
+
+def _runs_for(program: Program, plan: Plan, coalesces: bool) -> dict[str, frozenset[str]]:
+    """Calls that do not run at every step, by name, and the sites that each runs for."""
+    graph, sites = program.graph_module.graph, program.sites
+    if coalesces:
+        done = coalesce(program.graph_module, sites, plan.pattern)
+        graph, sites = done.graph_module.graph, done.sites
+    if not any(site.can_broadcast and plan.may_reuse(site) for site in sites):
+        return {}
+    found = sites_of_calls(graph, [site for site in sites if has_branch(site, plan)])
+    return {node.name: names for node, names in found.items()}
 
 
 def _work(
@@ -188,17 +211,16 @@ def _work(
     choice: Choice,
     ranks: Ranks,
     num_steps: int,
-    share: Callable[[Site], float],
+    share: Callable[[fx.Node], float],
 ) -> Work:
     """FLOPs of contractions. What is the same at every step counts once."""
     layout = choice.layout
     shared = {*layout.verdicts, *(n for detour in layout.detours for n in detour.verdicts)}
-    share_of = {node: share(site) for site in program.sites for node in site.region}
     part = ranks.counts(layout.axis.size)[0] / layout.axis.size
     found = {True: 0.0, False: 0.0}
     for node in ir.calls(program.graph_module.graph):
         once = ir.binding(node) in (Binding.CONSTANT, Binding.PROMPT)
-        times = 1.0 if once else num_steps * share_of.get(node, 1.0)
+        times = 1.0 if once else num_steps * share(node)
         found[node in shared] += times * node_flops(node)
     return Work(found[True] * part, found[False])
 

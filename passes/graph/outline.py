@@ -5,7 +5,7 @@ from __future__ import annotations
 import heapq
 import operator
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from graphlib import TopologicalSorter
 
 import torch
@@ -17,11 +17,15 @@ from .walk import operands, results
 
 @dataclass(frozen=True, eq=False)
 class Outlined:
-    """A group of nodes as a graph module: ``inputs`` -> a tuple of the values of ``outputs``."""
+    """A group of nodes as a graph module: ``inputs`` -> a tuple of the values of ``outputs``.
+
+    The call of the submodule also gets ``others``, which the graph module does not read.
+    """
 
     graph_module: fx.GraphModule
     inputs: tuple[fx.Node, ...]
     outputs: tuple[fx.Node, ...]
+    others: tuple[fx.Node, ...] = ()
 
 
 def extract(
@@ -62,6 +66,7 @@ def outline(
     graph_module: fx.GraphModule,
     groups: Mapping[fx.Node, str],
     wrap: Callable[[str, Outlined], torch.nn.Module],
+    others: Mapping[str, Sequence[fx.Node]] | None = None,
 ) -> fx.GraphModule:
     """Rebuild a graph with every group of nodes replaced by one ``call_module``.
 
@@ -69,6 +74,7 @@ def outline(
         graph_module: the graph; not modified.
         groups: node -> name of its group. Groups must be convex (no path out of a group and back).
         wrap: makes the submodule of a group from its name and extracted graph.
+        others: name of a group -> nodes that its call also gets, behind the group's own inputs.
 
     Returns:
         A new graph module. Group ``g`` is the submodule ``g``, which returns a tuple; each of its
@@ -86,7 +92,8 @@ def outline(
 
     new_graph = fx.Graph()
     copies: dict[fx.Node, fx.Node] = {}
-    for unit in _ordered_units(graph_module.graph, groups):
+    others = others or {}
+    for unit in _ordered_units(graph_module.graph, groups, others):
         if isinstance(unit, fx.Node):
             copies[unit] = new_graph.node_copy(unit, copies.__getitem__)
             copies[unit].meta = dict(unit.meta)
@@ -94,8 +101,10 @@ def outline(
         nodes = members[unit]
         outputs = results(nodes)
         outlined = extract(graph_module, nodes, outputs)
+        also = tuple(n for n in others.get(unit, ()) if n not in outlined.inputs)
+        outlined = replace(outlined, others=also)
         root.add_module(unit, wrap(unit, outlined))
-        call = new_graph.call_module(unit, tuple(copies[n] for n in outlined.inputs))
+        call = new_graph.call_module(unit, tuple(copies[n] for n in (*outlined.inputs, *also)))
         ir.set_value(call, tuple(ir.value(n) for n in outputs))
         for index, node in enumerate(outputs):
             picked = new_graph.create_node(
@@ -110,14 +119,18 @@ def outline(
     return fx.GraphModule(root, new_graph)
 
 
-def _ordered_units(graph: fx.Graph, groups: Mapping[fx.Node, str]) -> list[fx.Node | str]:
+def _ordered_units(
+    graph: fx.Graph, groups: Mapping[fx.Node, str], others: Mapping[str, Sequence[fx.Node]]
+) -> list[fx.Node | str]:
     """Single nodes and names of groups: in an order of data flow, otherwise in graph order."""
     position: dict[fx.Node | str, int] = {}
     sorter: TopologicalSorter[fx.Node | str] = TopologicalSorter()
     for index, node in enumerate(graph.nodes):
         unit = groups.get(node, node)
         position[unit] = index
-        sources = {groups.get(n, n) for n in node.all_input_nodes} - {unit}
+        also = others.get(unit, ()) if isinstance(unit, str) else ()
+        read = (*node.all_input_nodes, *also)
+        sources = {groups.get(n, n) for n in read} - {unit}
         sorter.add(unit, *sources)
     sorter.prepare()
     ordered: list[fx.Node | str] = []

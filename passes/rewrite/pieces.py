@@ -1,6 +1,6 @@
 """Pieces: how a rewritten graph is cut for the inner compiler.
 
-There are four sorts of pieces. Equal blocks give equal pieces, so compile time does not grow with
+There are five sorts of pieces. Equal blocks give equal pieces, so compile time does not grow with
 depth.
 
 - A *branch* (the region of a site) is one piece. A branch of merged sites, which all compute
@@ -8,6 +8,8 @@ depth.
 - *Glue* is one piece per section between branches. A node belongs to the first section in which all
   its inputs are known. A node that depends on no branch (per-layer modulation tables) sinks to the
   section that uses it first. Otherwise the first piece would grow with depth.
+- A *demanded* piece is like glue, but only branches need it (``passes.rewrite.demand``). It runs
+  only if one of them computes. It is cut where it repeats, too.
 - A *prelude* is the same at every step of a generation (prompt projections, keys and values of
   cross-attention, rotary tables). It runs once per generation. There is one for each piece that
   alone uses its values, and one for the values that several pieces use.
@@ -16,7 +18,7 @@ depth.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import fx
@@ -24,17 +26,21 @@ from torch import fx
 from pab_compile.passes.graph import ir
 from pab_compile.passes.graph.outline import Outlined, copy_graph, outline
 from pab_compile.passes.sites.hoisting import hoisted_nodes
+from pab_compile.passes.sites.site import Site
 
 from .broadcast import StepBranch, branches
+from .demand import on_demand
 from .repeats import cut_at_repeats, in_running_order
 
 GLUE = "glue"
 BLOCK = "block"
 PRELUDE = "prelude"
+DEMANDED = "demanded"
 
 
 _NOTES = {
     GLUE: "at every step",
+    DEMANDED: "if a branch that reads it computes",
     PRELUDE: "once per generation and lane",
     BLOCK: "with the branch",
 }
@@ -44,7 +50,8 @@ class Piece(torch.nn.Module):
     """A section of glue, a prelude or a block in the cut graph. ``compute`` yields a tuple.
 
     Attributes:
-        sort: ``glue``, ``prelude``, or ``block`` (a part of a branch of merged sites).
+        sort: ``glue``, ``demanded``, ``prelude``, or ``block`` (a part of a branch of merged
+            sites).
         compute: the nodes of the piece as a graph module.
         note: when it runs, for dumps.
     """
@@ -61,7 +68,7 @@ class Piece(torch.nn.Module):
 
 
 def cut_into_pieces(graph_module: fx.GraphModule, hoist: bool = True) -> fx.GraphModule:
-    """Group all nodes outside the branches into preludes and sections of glue.
+    """Group all nodes outside the branches into preludes, sections of glue and demanded pieces.
 
     Args:
         graph_module: a graph with branches (``passes.rewrite.broadcast``); not modified.
@@ -75,6 +82,7 @@ def cut_into_pieces(graph_module: fx.GraphModule, hoist: bool = True) -> fx.Grap
     groups: dict[fx.Node, str] = {
         node: f"{GLUE}_{level[node]}" for node in level if ir.is_plain_call(node)
     }
+    groups |= _demanded(graph_module, hoisted, level)
     for node, consumer in _consumers(graph_module.graph, hoisted, groups).items():
         groups[node] = f"{PRELUDE}_{consumer}" if consumer else PRELUDE
 
@@ -84,8 +92,36 @@ def cut_into_pieces(graph_module: fx.GraphModule, hoist: bool = True) -> fx.Grap
     cut = outline(graph_module, groups, wrap)
     for call, branch in branches(cut):
         if branch.site.parts:
-            cut.add_submodule(str(call.target), StepBranch(branch.site, _cut_merged(branch)))
+            merged = StepBranch(branch.site, _cut_merged(branch), branch.starts)
+            cut.add_submodule(str(call.target), merged)
     return cut
+
+
+def _demanded(
+    graph_module: fx.GraphModule, hoisted: set[fx.Node], level: Mapping[fx.Node, int]
+) -> dict[fx.Node, str]:
+    """The groups of the nodes that run on demand: by section, by who needs them, and by repeats."""
+    found = branches(graph_module)
+    names = {call: str(call.target) for call, _ in found}
+    starts = {
+        value: call.args[start.position]
+        for call, branch in found
+        for value in call.users
+        if (start := branch.starts[int(value.args[1])]) is not None  # type: ignore[arg-type]
+    }
+    needed = on_demand(graph_module.graph, hoisted, names.get, starts)  # type: ignore[arg-type]
+    rows: dict[tuple[int, frozenset[str]], dict[fx.Node, None]] = {}
+    for node in needed:
+        rows.setdefault((level[node], needed[node]), {})[node] = None
+    parts = [part for _, branch in found for part in branch.site.parts]
+    groups: dict[fx.Node, str] = {}
+    for number, nodes in enumerate(rows.values()):
+        calls = in_running_order(graph_module.graph, nodes)
+        sites = _calls_of_sites(calls, parts)
+        for index, piece in enumerate(cut_at_repeats(calls, sites)):
+            name = f"{DEMANDED}_{number}_{index}"
+            groups |= dict.fromkeys(calls[piece.start : piece.stop], name)
+    return groups
 
 
 def _cut_merged(branch: StepBranch) -> fx.GraphModule:
@@ -94,14 +130,20 @@ def _cut_merged(branch: StepBranch) -> fx.GraphModule:
     calls = in_running_order(compute.graph)
     for earlier, node in itertools.pairwise(calls):
         earlier.append(node)
-    named = {node.name: node for node in calls}
-    sites = [[named[n.name] for n in part.region if n.name in named] for part in branch.site.parts]
     groups = {
         node: f"{BLOCK}_{number}"
-        for number, piece in enumerate(cut_at_repeats(calls, sites))
+        for number, piece in enumerate(
+            cut_at_repeats(calls, _calls_of_sites(calls, branch.site.parts))
+        )
         for node in calls[piece.start : piece.stop]
     }
     return outline(compute, groups, lambda _, outlined: Piece(BLOCK, outlined.graph_module))
+
+
+def _calls_of_sites(calls: Sequence[fx.Node], sites: Sequence[Site]) -> list[list[fx.Node]]:
+    """The calls of every site among some calls. Branches are copies, so names tell."""
+    named = {node.name: node for node in calls}
+    return [[named[n.name] for n in site.region if n.name in named] for site in sites]
 
 
 def _levels(graph: fx.Graph, hoisted: set[fx.Node]) -> dict[fx.Node, int]:

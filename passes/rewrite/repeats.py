@@ -24,7 +24,7 @@ compiled for one is valid for all.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 
 from torch import fx
 
@@ -34,13 +34,17 @@ from pab_compile.passes.sites.binding import Binding
 from .row import Row
 
 
-def in_running_order(graph: fx.Graph) -> list[fx.Node]:
+def in_running_order(graph: fx.Graph, within: Container[fx.Node] | None = None) -> list[fx.Node]:
     """The calls of a graph. A call that does not depend on the latents comes before its first use.
 
     Otherwise the first block would contain what all layers compute from the timestep. Outputs of a
     multi-output op stay with it. Ops with an effect, such as collectives, keep their order.
+
+    Args:
+        graph: the graph.
+        within: only these calls; None for all.
     """
-    calls = list(ir.calls(graph))
+    calls = [node for node in ir.calls(graph) if within is None or node in within]
     number = {node: index for index, node in enumerate(calls)}
     place: dict[fx.Node, int] = {}
     for node in reversed(calls):

@@ -2,14 +2,16 @@
 
 The *given* values are what sites hand on. A value is *carried* if only sums, concatenations, views
 and casts lie between it and the given values. On a step that reuses them, it is the sum of a
-computed part and a loaded part. An *exit* is a carried value that another op reads. There the sum
-has to be added up, and the values after it are computed from the result.
+computed part and a loaded part. Where another op reads it, the sum has to be added up. The *end* is
+the first value from which all that the op reads can be computed. What comes after an end is
+computed from it.
+
+The *start* of an end is its computed part: in ``%x2 = add(add(%x, %a), %m)`` with the given values
+``%a`` and ``%m``, the end ``%x2`` has the start ``%x``.
 """
 
 from __future__ import annotations
 
-import functools
-import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -32,33 +34,39 @@ class Sums:
 
     Attributes:
         carried: in graph order.
-        exits: the carried values that are added up, in graph order.
-        terms: carried value -> the given values in it, up to the exits before it.
+        ends: the carried values that are added up, each with the first node that needs the sum.
+        terms: carried value -> the given values in it, up to the ends before it.
         live: the nodes that are computed or loaded on a step that reuses the given values.
     """
 
     carried: tuple[fx.Node, ...]
-    exits: dict[fx.Node, None]
+    ends: Mapping[fx.Node, fx.Node]
     terms: Mapping[fx.Node, tuple[fx.Node, ...]]
     live: frozenset[fx.Node]
 
-    def reader(self, exit_: fx.Node) -> fx.Node:
-        """The first node that reads an exit as one value."""
-        return next(u for u in ir.users(exit_) if u in self.live and u not in self.terms)
-
     def is_inside(self, node: fx.Node) -> bool:
         """Whether a value has a loaded part and is not added up."""
-        return bool(self.terms.get(node)) and node not in self.exits
+        return bool(self.terms.get(node)) and node not in self.ends
 
 
-def live_nodes(graph: fx.Graph, given: frozenset[fx.Node]) -> frozenset[fx.Node]:
-    """The nodes that must run if some values are given, and the given values that they read."""
+def live_nodes(
+    graph: fx.Graph, given: frozenset[fx.Node], starts: Mapping[fx.Node, fx.Node] | None = None
+) -> frozenset[fx.Node]:
+    """The nodes that must run if some values are given, and the given values that they read.
+
+    Args:
+        graph: any graph.
+        given: values that need not be computed.
+        starts: given value -> what is needed to load it.
+    """
     live: set[fx.Node] = set()
     for node in reversed(graph.nodes):
         # A collective is no root: if it re-shards for a site, it belongs to the site.
         is_root = node.op == "output" or (node.op == "call_function" and ir.has_effect(node))
         if is_root or any(user in live and user not in given for user in node.users):
             live.add(node)
+        if node in live and starts and node in starts:
+            live.add(starts[node])
     return frozenset(live)
 
 
@@ -69,7 +77,7 @@ def may_carry(node: fx.Node) -> bool:
 
 
 def find_sums(graph: fx.Graph, given: frozenset[fx.Node]) -> Sums:
-    """Find the carried values of a graph, the exits among them, and their terms."""
+    """Find the carried values of a graph, the ends among them, and their terms."""
     live = live_nodes(graph, given)
     mixed: set[fx.Node] = set()
     while True:  # a concatenation of carried and other values turns out to be no carried value
@@ -77,14 +85,7 @@ def find_sums(graph: fx.Graph, given: frozenset[fx.Node]) -> Sums:
         for node in graph.nodes:
             if node in live and (node in given or (node not in mixed and _is_sum(node, carried))):
                 carried[node] = None
-        for node in reversed(list(carried)):
-            if _is_widened(node, carried, given):
-                del carried[node]
-        exits = {
-            node: None
-            for node in carried
-            if any(user in live and user not in carried for user in node.users)
-        }
+        ends = _ends(carried, given, live)
         terms: dict[fx.Node, tuple[fx.Node, ...]] = {}
         bare: set[fx.Node] = set()  # without a computed part
         new: set[fx.Node] = set()
@@ -93,7 +94,7 @@ def find_sums(graph: fx.Graph, given: frozenset[fx.Node]) -> Sums:
                 terms[node] = (node,)
                 bare.add(node)
                 continue
-            inside = [n for n in node.all_input_nodes if n in carried and n not in exits]
+            inside = [n for n in node.all_input_nodes if n in carried and n not in ends]
             terms[node] = tuple(dict.fromkeys(t for n in inside for t in terms[n]))
             loaded = [n for n in inside if terms[n]]
             operands = _operands(node)
@@ -107,108 +108,62 @@ def find_sums(graph: fx.Graph, given: frozenset[fx.Node]) -> Sums:
             if loaded and _factored(node) is not None:  # a gate is no factor of the stream
                 new |= {node} if loaded[0] in bare else set()
         if not new:
-            return Sums(tuple(carried), exits, terms, live)
+            return Sums(tuple(carried), ends, terms, live)
         mixed |= new
 
 
-def add_sums(graph: fx.Graph, sums: Sums, exits: Sequence[fx.Node]) -> dict[fx.Node, fx.Node]:
-    """Make the loaded part of some exits a value of its own, and each exit a sum with it.
-
-    The loaded part is the difference between an exit and its computed part. The sum of the given
-    values would be the same. But it would need a second addition for each of them, and the first
-    block would differ from the others.
+def add_starts(
+    graph: fx.Graph, sums: Sums, ends: Sequence[fx.Node]
+) -> dict[fx.Node, fx.Node | None]:
+    """Give some ends their starts. A start that no node computes yet becomes a node of its own.
 
     Args:
-        graph: changed in place.
+        graph: changed in place. Nodes are only added.
         sums: its carried values.
-        exits: the exits to change.
+        ends: some ends.
 
     Returns:
-        Exit -> its loaded part.
+        End -> its start; None if it has no computed part.
     """
-    needed = set(exits)
+    needed = set(ends)
     for node in reversed(sums.carried):
         if node in needed:
             needed.update(n for n in node.all_input_nodes if sums.is_inside(n))
-    loaded: dict[fx.Node, fx.Node] = {}
     computed: dict[fx.Node, fx.Node | None] = {}
-    differences: dict[fx.Node, fx.Node] = {}
-    totals: dict[fx.Node, fx.Node] = {}
     for node in sums.carried:
         if node not in needed:
             continue
         if sums.terms[node] == (node,):
             computed[node] = None
             continue
-        after = node.next
-        sources = _operands(node)
-        values = {n: computed[n] if sums.is_inside(n) else totals.get(n, n) for n in sources}
-        bases = {n: value for n, value in values.items() if value is not None}
-        with graph.inserting_before(after):
-            base = computed[node] = _apply(graph, node, bases, "base") if bases else None
-            if node not in sums.exits:
-                continue
-            loaded[node] = _loaded(graph, node, sums, computed, differences)
-            if base is not None:
-                total = graph.call_function(torch.ops.aten.add.Tensor, (base, loaded[node]))
-                _stands_for(total, node, "sum")
-                totals[node] = total
-    for node, total in totals.items():
-        own = (node, computed[node])
-        node.replace_all_uses_with(total, lambda user, own=own: user.args != own)
-    return {node: loaded[node] for node in exits}
+        values = {n: computed[n] if sums.is_inside(n) else n for n in _operands(node)}
+        starts = {n: value for n, value in values.items() if value is not None}
+        with graph.inserting_before(node):
+            computed[node] = _apply(graph, node, starts) if starts else None
+    return {end: computed[end] for end in ends}
 
 
-def _loaded(
-    graph: fx.Graph,
-    exit_: fx.Node,
-    sums: Sums,
-    computed: Mapping[fx.Node, fx.Node | None],
-    differences: dict[fx.Node, fx.Node],
-) -> fx.Node:
-    """The loaded part of an exit: the difference after the last term, and the ops after it."""
+def _ends(
+    carried: Mapping[fx.Node, None], given: frozenset[fx.Node], live: frozenset[fx.Node]
+) -> dict[fx.Node, fx.Node]:
+    """The ends among the carried values, each with the first node that needs the sum."""
 
-    def only_inside(node: fx.Node) -> fx.Node | None:
-        inside = [n for n in node.all_input_nodes if sums.is_inside(n)]
-        if len(inside) != 1 or is_choice(node):
+    def only_source(node: fx.Node) -> fx.Node | None:
+        sources = [n for n in node.all_input_nodes if n in carried]
+        if node in given or len(sources) != 1:
             return None
-        return None if ir.is_call(node, "sub") and inside[0] is not node.args[0] else inside[0]
+        return None if _narrows(node) else sources[0]
 
-    path = list(chain(exit_, only_inside))
-    last = path[-1]
-    base = computed[last]
-    if base is None:
-        differences[last] = last
-    elif last not in differences:
-        made = graph.call_function(torch.ops.aten.sub.Tensor, (last, base))
-        _stands_for(made, last, "delta")
-        differences[last] = _narrowed(graph, made, base, sums.terms[last])
-    made = differences[last]
-    for node, source in reversed(list(itertools.pairwise(path))):
-        made = _apply(graph, node, {source: made}, "delta")
-    return made
+    readers: dict[fx.Node, fx.Node] = {}
+    for node in carried:
+        reader = next((u for u in ir.users(node) if u in live and u not in carried), None)
+        if reader is not None:
+            *_, end = chain(node, only_source)
+            readers.setdefault(end, reader)
+    return {node: readers[node] for node in carried if node in readers}
 
 
-def _narrowed(
-    graph: fx.Graph, difference: fx.Node, base: fx.Node, terms: Sequence[fx.Node]
-) -> fx.Node:
-    """A difference, cast to the type of the terms if that needs less memory than the stream's."""
-    whole, start = ir.tensor(difference), ir.tensor(base)
-    added = [tensor.dtype for tensor in map(ir.tensor, terms) if tensor is not None]
-    if whole is None or start is None or not added:
-        return difference
-    dtype = functools.reduce(torch.promote_types, added)
-    if dtype.itemsize >= whole.dtype.itemsize or start.dtype != whole.dtype:
-        return difference
-    cast = graph.call_function(torch.ops.aten._to_copy.default, (difference,), {"dtype": dtype})
-    _stands_for(cast, difference, "cast")
-    ir.set_value(cast, whole.to(dtype))
-    return cast
-
-
-def _apply(
-    graph: fx.Graph, node: fx.Node, values: Mapping[fx.Node, fx.Node], suffix: str
-) -> fx.Node:
+def _apply(graph: fx.Graph, node: fx.Node, values: Mapping[fx.Node, fx.Node]) -> fx.Node:
     """Apply an op to other values. A sum of one value is that value, and so is a choice of it."""
     if is_choice(node) and len(values) == 2 and len(set(values.values())) == 1:
         return next(iter(values.values()))
@@ -225,7 +180,11 @@ def _apply(
             applied.target, applied.args = _WHERE.ScalarOther, (node.args[0], values[one], 0.0)
         else:
             applied.target, applied.args = _WHERE.ScalarSelf, (node.args[0], 0.0, values[other])
-    _stands_for(applied, node, suffix)
+    ir.copy_facts(applied, node)
+    args, kwargs = fx.node.map_arg((applied.args, applied.kwargs), ir.value)
+    assert callable(applied.target)
+    ir.set_value(applied, applied.target(*args, **kwargs))  # its type or strides may differ
+    applied._rename(f"{node.name}_start")
     return applied
 
 
@@ -236,11 +195,6 @@ def _before_cast(value: fx.Node, cast: fx.Node) -> fx.Node | None:
     if source_type is None or type_ is None or source_type.dtype != type_.dtype:
         return None
     return source
-
-
-def _stands_for(made: fx.Node, node: fx.Node, suffix: str) -> None:
-    ir.copy_facts(made, node)
-    made._rename(f"{node.name}_{suffix}")
 
 
 def _is_sum(node: fx.Node, carried: Mapping[fx.Node, None]) -> bool:
@@ -294,9 +248,7 @@ def _widens(node: fx.Node) -> bool:
     return source is not None and ir.num_bytes(source) < ir.num_bytes(node)
 
 
-def _is_widened(node: fx.Node, carried: Mapping[fx.Node, None], given: frozenset[fx.Node]) -> bool:
-    """Whether a carried value ends in a cast to a larger type, which is better made of the sum."""
-    if node in given or same(node) is None or any(user in carried for user in node.users):
-        return False
-    views = chain(node, lambda n: None if n in given or _widens(n) else same(n))
-    return any(_widens(n) for n in views)
+def _narrows(node: fx.Node) -> bool:
+    """Whether the node casts to a smaller type. The sum is kept after it, as the stream is."""
+    source = same(node) if ir.is_call(node, *CASTS) else None
+    return source is not None and ir.num_bytes(source) > ir.num_bytes(node)

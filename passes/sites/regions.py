@@ -20,7 +20,7 @@ cached. Going backwards, nodes that feed only the cut belong to the region too.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 
 from torch import fx
@@ -254,7 +254,7 @@ def _before_exchanges(growth: Growth) -> set[fx.Node]:
 
 
 def dead_regions(
-    graph: fx.Graph, cuts: Mapping[str, Sequence[fx.Node]]
+    graph: fx.Graph, cuts: Mapping[str, Sequence[fx.Node]], kept: Collection[fx.Node] = ()
 ) -> dict[str, tuple[fx.Node, ...]]:
     """For each cut, the nodes whose every use leads into this cut and into no other.
 
@@ -263,6 +263,7 @@ def dead_regions(
     Args:
         graph: a captured graph with binding times.
         cuts: site name -> the nodes to cache.
+        kept: nodes that are needed although no edge shows it, such as starts of stretches.
 
     Returns:
         Site name -> nodes in graph order, cut included. Regions are disjoint. A site whose cut
@@ -274,7 +275,7 @@ def dead_regions(
     for node in reversed(graph.nodes):
         if node.op != "call_function" or node in cut_nodes or not node.users:
             continue
-        if node in hoisted:
+        if node in hoisted or node in kept:
             continue
         owners = {owner.get(user) for user in node.users}
         if len(owners) == 1 and None not in owners:

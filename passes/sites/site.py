@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
+import torch
 from torch import fx
 
 ATTENTION_KINDS: tuple[str, ...] = (
@@ -17,6 +19,19 @@ ATTENTION_KINDS: tuple[str, ...] = (
 )
 KINDS: tuple[str, ...] = (*ATTENTION_KINDS, "mlp")
 CUTS = ("attention", "gated", "branch")
+
+
+@dataclass(frozen=True, eq=False)
+class Start:
+    """Where a stretch starts. The difference between its end and its start is cached.
+
+    Attributes:
+        node: the value at the start.
+        dtype: type of the cached difference.
+    """
+
+    node: fx.Node
+    dtype: torch.dtype
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,6 +55,7 @@ class Site:
         parts: the sites that cache one sum together, itself the first; empty for a single site
             (``passes.rewrite.coalesce``).
         ends: what the site hands on. The cut lies before these nodes, or is these nodes.
+        starts: the nodes of the cut that are ends of stretches, each with its start.
     """
 
     name: str
@@ -56,6 +72,7 @@ class Site:
     branch: str = ""
     parts: tuple[Site, ...] = ()
     ends: tuple[fx.Node, ...] = ()
+    starts: Mapping[fx.Node, Start] = field(default_factory=dict)
 
     @property
     def can_broadcast(self) -> bool:

@@ -148,8 +148,8 @@ MUTATIONS = (
     Mutation(
         "passes/sites/regions.py",
         "what is the same at every step dies with a region",
-        "if node in hoisted:",
-        "if node is None:",
+        "if node in hoisted or node in kept:",
+        "if node in kept:",
         ("tests/passes/sites/test_regions.py", "tests/passes"),
     ),
     Mutation(
@@ -224,18 +224,32 @@ MUTATIONS = (
     ),
     # passes/rewrite
     Mutation(
-        "passes/rewrite/coalesce.py",
-        "a part that is read on a reuse is merged",
-        "elif _read_on_reuse(site, live):",
-        "elif False:",
+        "passes/rewrite/merge.py",
+        "a merged site may feed itself",
+        "return [] if not region or feeds_itself else [site]",
+        "return [site]",
+        ("tests/passes/rewrite/test_coalesce.py",),
+    ),
+    Mutation(
+        "passes/rewrite/merge.py",
+        "sums that save no memory are cached",
+        "if _bytes(sums, group, chosen) >= _bytes(sums, group, ()):",
+        "if False:",
         ("tests/passes/rewrite/test_coalesce.py",),
     ),
     Mutation(
         "passes/rewrite/coalesce.py",
-        "sums that save no memory are cached",
-        "if not site.can_broadcast or site.cache_bytes >= before:",
-        "if not site.can_broadcast:",
+        "a reuse may compute more than without coalescing",
+        "        if more:\n",
+        "        if False:\n",
         ("tests/passes/rewrite/test_coalesce.py",),
+    ),
+    Mutation(
+        "passes/rewrite/demand.py",
+        "what a reuse adds to a difference is not needed",
+        "to_load[starts[node]] = _union(to_load.get(starts[node], frozenset()), names)",
+        "pass",
+        ("tests/passes/rewrite/test_demand.py",),
     ),
     Mutation(
         "passes/rewrite/sums.py",
@@ -446,18 +460,32 @@ MUTATIONS = (
     ),
     # pab_compile/compile
     Mutation(
-        "pab_compile/compile/executor.py",
+        "pab_compile/compile/lane_step.py",
         "an output of another step than the plan names is reused",
         "cached.last_step != decision.source",
         "False",
         ("tests/runtime/test_generations.py", "tests/runtime", "tests/compile"),
     ),
     Mutation(
-        "pab_compile/compile/executor.py",
+        "pab_compile/compile/lane_step.py",
         "the caller gets the cached tensor itself",
         "if op.is_returned:",
         "if False:",
         ("tests/compile/test_returned.py",),
+    ),
+    Mutation(
+        "pab_compile/compile/lane_step.py",
+        "the end of a stretch is cached in the place of the difference",
+        "kept.append(difference(tensor, self._at(start, registers), start.kept))",
+        "kept.append(tensor)",
+        ("tests/compile/test_reuse_cost.py",),
+    ),
+    Mutation(
+        "pab_compile/compile/executor.py",
+        "what only reused branches need runs",
+        "is_needed = not (loads or op.is_demanded)",
+        "is_needed = not loads",
+        ("tests/compile/test_reuse_cost.py",),
     ),
     Mutation(
         "pab_compile/compile/executor.py",

@@ -125,8 +125,8 @@ def letters(branch: StepBranch) -> str:
 
 # The captures of test_pieces, which are shared in one process.
 DEEP = [pytest.mark.slow, pytest.mark.xdist_group("deep latte")]
-LATTE = {4: "ABCBCBCBD", 6: "ABCBCBCBCBCBD"}
-OWN = {2: "ABBC", 4: "ABBBBC", 12: "A" + 12 * "B" + "C"}
+LATTE = {4: "ABCBCBCB", 6: "ABCBCBCBCBCB"}
+OWN = {depth: "A" + depth * "B" for depth in (2, 4, 12)}
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,147 @@
+"""Lane step: one step of one lane. It applies the decisions to cache entries and preludes."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+
+from pab_compile.plans.decisions import Decision
+from pab_compile.runtime.cache_entry import CacheEntry, Tensors, copy_of, difference, end_of
+from pab_compile.runtime.generation import Place
+
+from .op import Op, Start
+
+if TYPE_CHECKING:
+    from .executor import Executor
+
+
+class LaneStep:
+    """One step of one lane of a graph.
+
+    Attributes:
+        reused: per site, whether it is reused.
+    """
+
+    def __init__(self, executor: Executor, place: Place) -> None:
+        self._executor = executor
+        self._generation = generation = place.generation
+        self._lane = place.lane
+        self._record = place.record
+        self._decisions = executor.decisions_of(generation).at(generation.step, generation.timestep)
+        self._cached = [
+            self._lane.cache.get((executor.identity, site)) for site in range(len(executor.sites))
+        ]
+        self.reused = tuple(map(self._may_reuse, self._decisions, self._cached))
+        self._timestep = generation.timestep_now if executor.in_timesteps else None
+        self._start = time.perf_counter()
+
+    def visit_branch(
+        self, op: Op, registers: list[torch.Tensor | None], is_needed: bool
+    ) -> Sequence[torch.Tensor]:
+        """Load the site's cache entry if the decision says so, else compute and store.
+
+        Args:
+            op: the call of the branch.
+            registers: all values so far.
+            is_needed: whether a value of the branch is needed. If none is, nothing is loaded.
+        """
+        decision = self._decisions[op.site]
+        cached = self._cached[op.site]
+        if self.reused[op.site] and cached is not None:
+            loaded = self._load(op, cached, decision, registers) if is_needed else ()
+            self._trim(op, cached, decision)
+            return loaded
+        results = op.function(*[registers[i] for i in op.inputs])
+        if not decision.reuses and self._generation.trusted:
+            self._store(op, decision, tuple(results), registers)
+        return results
+
+    def visit_prelude(
+        self, op: Op, registers: list[torch.Tensor | None]
+    ) -> Sequence[torch.Tensor | None]:
+        """Compute what is the same at every step once per lane."""
+        key = (self._executor.identity, op.prelude)
+        cached = self._lane.prelude.get(key)
+        if cached is not None:
+            return cached
+        computed = op.function(*[registers[i] for i in op.inputs])
+        self._lane.prelude[key] = tuple(
+            self._executor.cacheable(value) if position in op.cached else None
+            for position, value in enumerate(computed)
+        )
+        return computed
+
+    def finish(self) -> None:
+        """Complete the record of this step. After the last step, free the graph's cache."""
+        generation, record = self._generation, self._record
+        record.computed.update(site.kind for site in self._executor.uncut)
+        for site, is_reused in zip(self._executor.sites, self.reused, strict=True):
+            counter = record.reused if is_reused else record.computed
+            counter.update(single.kind for single in site.singles)
+        record.seconds += time.perf_counter() - self._start
+        generation.finish_call(self._lane, record, self._executor.identity)
+
+    def _may_reuse(self, decision: Decision, cached: CacheEntry | None) -> bool:
+        if not decision.reuses or not self._generation.trusted:
+            return False
+        if cached is None or cached.last_step is None or cached.last_step != decision.source:
+            return False
+        return self._generation.may_reuse_from(self._lane, cached.last_step)
+
+    def _load(
+        self,
+        op: Op,
+        cached: CacheEntry,
+        decision: Decision,
+        registers: list[torch.Tensor | None],
+    ) -> Sequence[torch.Tensor]:
+        first = max(self._generation.first_reusable_step, self._lane.first_reusable_step)
+        step = self._generation.step
+        loaded = list(cached.load(step, decision.entry, self._timestep, first))
+        for number, tensor in enumerate(loaded):
+            start = op.starts[number] if op.starts else None
+            if start is not None:
+                loaded[number] = end_of(self._at(start, registers), tensor, start.end)
+            elif op.is_returned:
+                loaded[number] = copy_of(tensor)
+        return loaded
+
+    def _store(
+        self,
+        op: Op,
+        decision: Decision,
+        tensors: Tensors,
+        registers: list[torch.Tensor | None],
+    ) -> None:
+        length = decision.history
+        if length is None:
+            length = self._executor.history_of(op.site)
+        key = (self._executor.identity, op.site)
+        if length == 0:
+            self._lane.cache.pop(key, None)
+            return
+        kept: list[torch.Tensor] = []
+        for number, tensor in enumerate(tensors):
+            start = op.starts[number] if op.starts else None
+            if start is None:
+                kept.append(self._executor.cacheable(tensor, op.is_returned))
+            else:
+                kept.append(difference(tensor, self._at(start, registers), start.kept))
+        cached = self._lane.cache.setdefault(key, CacheEntry())
+        cached.store(self._generation.step, tuple(kept), length, self._timestep)
+
+    def _at(self, start: Start, registers: list[torch.Tensor | None]) -> torch.Tensor:
+        value = registers[start.register]
+        assert value is not None, "a start was freed or not computed"
+        return value
+
+    def _trim(self, op: Op, cached: CacheEntry, decision: Decision) -> None:
+        if decision.history is None:
+            return
+        if decision.history == 0:
+            self._lane.cache.pop((self._executor.identity, op.site), None)
+        else:
+            cached.drop_older_than(decision.history)
