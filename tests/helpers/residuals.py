@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable
 
 import torch
-from torch import fx
 from torch.nn.functional import gelu, linear
 
 from helpers.captured import (
@@ -87,33 +85,6 @@ def residual_model(form: Form, low: bool = False, depth: int = 1) -> Captured:
 
     names = ["latents", "timestep", "prompt", "w_in", "w_time", "w_q", "w_out", "w_up", "w_down"]
     return captured(model, **{name: _low(name) for name in names} if low else {})
-
-
-def reused(
-    model: Captured, graph_module: fx.GraphModule, cached: Sequence[fx.Node]
-) -> torch.Tensor:
-    """The output for other latents, where some values are those of the model's own inputs."""
-    first, second = _Recorder(graph_module, {}), [_other(arg) for arg in model.args]
-    first.run(*model.args)
-    given = {node: first.seen[node] for node in cached}
-    return _Recorder(graph_module, given).run(*second)[0]
-
-
-def _other(arg: torch.Tensor) -> torch.Tensor:
-    return arg if isinstance(arg, torch.nn.Parameter) else arg + 0.5
-
-
-class _Recorder(fx.Interpreter):
-    """Runs a graph with some of its values given, and remembers all values."""
-
-    def __init__(self, graph_module: fx.GraphModule, given: Mapping[fx.Node, Any]) -> None:
-        super().__init__(graph_module, garbage_collect_values=False)
-        self.seen: dict[fx.Node, Any] = {}
-        self._given = given
-
-    def run_node(self, n: fx.Node) -> Any:
-        self.seen[n] = self._given[n] if n in self._given else super().run_node(n)
-        return self.seen[n]
 
 
 def _low(name: str) -> torch.Tensor:

@@ -9,7 +9,8 @@ import pytest
 from helpers.captured import Captured, analysed
 from helpers.golden import check_inline
 from helpers.latte import assert_different, assert_same
-from helpers.residuals import FORMS, NO_RESIDUALS, OF_THE_STEP, residual_model, reused
+from helpers.residuals import FORMS, NO_RESIDUALS, OF_THE_STEP, residual_model
+from helpers.reusing import reused
 from pab_compile.passes.graph import ir
 from pab_compile.passes.graph.printer import diff_text, format_graph
 from pab_compile.passes.rewrite.coalesce import Coalesced, coalesce, verify_coalesced
@@ -18,10 +19,15 @@ from pab_compile.passes.sites.site import Site
 LOW = ["float32 around the sum", "float32 for the gate", "addcmul_", "where, sum first", "sub"]
 
 
+def alike(site: Site) -> int:
+    """All sites are reused together."""
+    return 0
+
+
 def coalesced(model: Captured, sites: Sequence[Site] = ()) -> Coalesced:
     sites = sites or analysed(model, "gated").sites
-    done = coalesce(model.graph_module, sites, lambda site: 0)
-    verify_coalesced(done.graph_module, model.graph_module, done.sites)
+    done = coalesce(model.graph_module, sites, alike)
+    verify_coalesced(done.graph_module, model.graph_module, done.sites, alike)
     return done
 
 
@@ -34,10 +40,9 @@ def test_every_residual_is_a_part_of_one_sum(name: str) -> None:
     assert [part.kind for part in site.parts] == ["full", "mlp"]
     assert len(site.cut) == 1
     assert_same(done.graph_module(*model.args)[0], model.eager()[0])
-    ends = [node for single in singles for node in single.ends]
-    expected = reused(model, model.graph_module, ends)
+    expected = reused(model, model.graph_module, singles)
     assert_different(expected, model.eager()[0])
-    assert_same(reused(model, done.graph_module, site.cut), expected)
+    assert_same(reused(model, done.graph_module, done.sites), expected)
 
 
 @pytest.mark.parametrize("name", LOW)
