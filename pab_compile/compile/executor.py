@@ -240,7 +240,7 @@ class _LaneStep:
         cached = self._lane.cache.get((self._executor.identity, op.site))
         step = self._generation.step
         if self._may_reuse(decision, cached) and cached is not None:
-            first = max(self._generation.first_reusable_step, self._lane.first_reusable_step)
+            first = self._generation.first_reusable(self._lane)
             loaded = cached.load(step, decision.entry, self._timestep, first)
             if op.is_returned:
                 loaded = tuple(map(copy_of, loaded))
