@@ -396,6 +396,27 @@ MUTATIONS = (
         ("tests/runtime/test_continuation.py", "tests/runtime/test_tracker.py"),
     ),
     Mutation(
+        "pab_compile/runtime/continuation.py",
+        "numbers that are close to a timestep make two calls of a step two steps",
+        "    return all(is_end or v in going_on for v, is_end in zip(schedules, ends, strict=True))",
+        "    return True",
+        ("tests/runtime/test_continuation.py",),
+    ),
+    Mutation(
+        "pab_compile/runtime/caller.py",
+        "a call has as many places as offsets in the bytecode",
+        "    if sys.version_info < (3, 11):",
+        "    if sys.version_info:",
+        ("tests/runtime/test_caller.py",),
+    ),
+    Mutation(
+        "pab_compile/runtime/generation.py",
+        "a first step that is not reused is not said",
+        "            self.note(_MAY_BE_SINGLE)",
+        "            pass",
+        ("tests/test_bad_input.py",),
+    ),
+    Mutation(
         "pab_compile/runtime/lane.py",
         "a second loop in the same function reuses what the first one left",
         "            self.first_reusable_step = step",
