@@ -398,8 +398,8 @@ MUTATIONS = (
     Mutation(
         "pab_compile/runtime/continuation.py",
         "numbers that are close to a timestep make two calls of a step two steps",
-        "    return all(is_end or v in going_on for v, is_end in zip(schedules, ends, strict=True))",
-        "    return True",
+        "return all(is_end or v in going_on for v, is_end in zip(schedules, ends, strict=True))",
+        "return True",
         ("tests/runtime/test_continuation.py",),
     ),
     Mutation(
