@@ -98,7 +98,7 @@ class LaneStep:
         decision: Decision,
         registers: list[torch.Tensor | None],
     ) -> Sequence[torch.Tensor]:
-        first = max(self._generation.first_reusable_step, self._lane.first_reusable_step)
+        first = self._generation.first_reusable(self._lane)
         step = self._generation.step
         loaded = list(cached.load(step, decision.entry, self._timestep, first))
         for number, tensor in enumerate(loaded):

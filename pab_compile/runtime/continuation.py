@@ -48,8 +48,7 @@ def step_of(generation: Generation, call: Call) -> Step | None:
     if is_equal and not _has_other_latents(generation, call):
         return Step(here)
     going_on = [v for v in generation.visible if v.has(following, reading.value)]
-    # An equal timestep may be another call of this step: numbers that are no schedule may be close.
-    if going_on and (not is_equal or all(v in going_on for v in _whole(generation.visible))):
+    if going_on and (not is_equal or _is_twice(going_on, generation.visible, following)):
         return Step(following)
     if generation.is_stated and (is_equal or _goes_onwards(generation.seen, reading.value)):
         return Step(following)
@@ -69,18 +68,19 @@ def step_of(generation: Generation, call: Call) -> Step | None:
     return Step(following, is_shown=is_shown)
 
 
-def _whole(schedules: Sequence[VisibleSchedule]) -> list[VisibleSchedule]:
-    """The schedules that are not the end of another one, as where a timestep is in it twice."""
-    rows = [schedule.timesteps for schedule in schedules]
-    return [
-        schedule
-        for schedule in schedules
-        if not any(
-            len(row) > len(schedule.timesteps)
-            and row[-len(schedule.timesteps) :] == schedule.timesteps
-            for row in rows
-        )
-    ]
+def _is_twice(
+    going_on: Sequence[VisibleSchedule], schedules: Sequence[VisibleSchedule], step: int
+) -> bool:
+    """Whether a timestep that came before is the next step's, and not another call of its step.
+
+    It is if a schedule repeats it. Timesteps may also be equal after rounding. Then every schedule
+    must have both, since numbers that are no schedule may be as close.
+    """
+    if any(each.timesteps[step] == each.timesteps[step - 1] for each in going_on):
+        return True
+    rows = [each.timesteps for each in schedules]
+    ends = [any(len(r) > len(row) and r[-len(row) :] == row for r in rows) for row in rows]
+    return all(is_end or v in going_on for v, is_end in zip(schedules, ends, strict=True))
 
 
 def _stride(schedules: Sequence[VisibleSchedule], timestep: float) -> int | None:

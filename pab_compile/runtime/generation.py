@@ -208,13 +208,17 @@ class Generation:
         looked_at = self._loop if self._path and not self._is_told else None
         lane.called(call, self.step, looked_at)
 
+    def first_reusable(self, lane: Lane) -> int:
+        """Earliest step whose outputs in a lane are surely of this generation."""
+        return max(self.first_reusable_step, lane.first_reusable_step)
+
     def may_reuse_from(self, lane: Lane, step: int) -> bool:
         """Whether the outputs of a step are surely of this generation. If not, notes why."""
         if step < self.first_reusable_step:
             self.note(_MAY_BE_SINGLE)
         elif step < lane.first_reusable_step:
             self.note(_OTHER_LINE.format(lane.first_reusable_step))
-        return step >= max(self.first_reusable_step, lane.first_reusable_step)
+        return step >= self.first_reusable(lane)
 
     def _check_loop(self, inner: Run | None, callers: Callers) -> None:
         """Note which outputs may be of another loop, and when this one is over."""

@@ -116,11 +116,10 @@ class Lane:
             loop: the function that loops over the steps, if its lines tell loops apart.
         """
         lines = call.callers.lines
-        if self.lines and loop is not None:
-            if not any(run is loop for run, _ in self.lines & lines):
-                self.first_reusable_step = step
-            self.lines = {(run, line) for run, line in self.lines if run is loop}
-        self.lines |= lines
+        of_loop = {(run, line) for run, line in self.lines if run is loop}
+        if self.lines and loop is not None and of_loop.isdisjoint(lines):
+            self.first_reusable_step = step
+        self.lines = of_loop | lines
         self.step = step
         self.latents = Identity.of(call.latents, remember=False)
         self.place = call.place

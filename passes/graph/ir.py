@@ -279,13 +279,16 @@ def forget_axis_names(node: fx.Node) -> None:
 
 
 def fused(node: fx.Node) -> Any:
-    """The op that the node is the last part of (``passes.graph.fused``), or None."""
+    """For the last part of an op that was taken apart, the op; for its other parts, their role.
+
+    None for all other nodes. ``passes.graph.fused`` takes ops apart.
+    """
     return node.meta.get(_FUSED)
 
 
-def set_fused(node: fx.Node, whole: Any) -> None:
-    """Record the op that the node is the last part of."""
-    node.meta[_FUSED] = whole
+def set_fused(node: fx.Node, what: Any) -> None:
+    """Record the op that a node was taken from, or the role of the node in it."""
+    node.meta[_FUSED] = what
 
 
 def module_path(node: fx.Node) -> str:

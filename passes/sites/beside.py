@@ -21,7 +21,7 @@ from torch import fx
 from pab_compile.passes.graph import ir
 from pab_compile.passes.graph.flops import node_flops
 from pab_compile.passes.graph.ops import CASTS, COPIES, PARTS, VIEWS
-from pab_compile.passes.graph.walk import chain, operands
+from pab_compile.passes.graph.walk import operands
 
 from .adds import stream_of, terms
 from .binding import Binding
@@ -133,18 +133,6 @@ def _ends_in(stream: fx.Node, ends: Collection[fx.Node], added: Container[fx.Nod
         if node not in ends:
             pending += [user for user in node.users if user not in pending]
     return True
-
-
-def narrowest(end: fx.Node, inside: Container[fx.Node]) -> fx.Node:
-    """A value, or what it casts or views where that needs less memory."""
-
-    def before(node: fx.Node) -> fx.Node | None:
-        if not ir.is_call(node, *VIEWS, *COPIES, *CASTS):
-            return None
-        source = node.all_input_nodes[0]
-        return source if source in inside and len(source.users) == 1 else None
-
-    return min(chain(end, before), key=ir.num_bytes)
 
 
 def _said(node: fx.Node) -> str:

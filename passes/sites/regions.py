@@ -32,7 +32,7 @@ from pab_compile.passes.graph.ops import is_communication
 from pab_compile.passes.graph.walk import fed_by, feeding, operands, positions, results
 
 from .adds import stream_of, to_cache
-from .beside import Streams, cone, may_join, narrowest, why_not
+from .beside import Streams, cone, may_join, why_not
 from .binding import Binding
 from .growth import Growth, latent_inputs
 from .hoisting import hoisted_nodes
@@ -211,7 +211,7 @@ def cut_of_growth(growth: Growth) -> tuple[fx.Node, ...]:
     """The tensors to cache: what a whole branch adds, or the cheapest cut of another region."""
     if not growth.is_branch:
         return cheapest_cut(growth)
-    return tuple(dict.fromkeys(narrowest(node, growth.inside) for node in growth.frontier))
+    return tuple(dict.fromkeys(to_cache(node, growth.inside) for node in growth.frontier))
 
 
 def cheapest_cut(growth: Growth) -> tuple[fx.Node, ...]:

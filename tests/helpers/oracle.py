@@ -87,7 +87,7 @@ class Broadcast:
     def __init__(self, rule: Rule | None = None, cut: str = "attention") -> None:
         self.events: list[Event] = []
         self._rule = rule or Rule()
-        self._gate_inside = cut == "gated"
+        self._gate_inside = cut != "attention"
         self._outputs: dict[tuple[str, str], list[tuple[int, torch.Tensor]]] = defaultdict(list)
         self._computed_at: dict[str, int] = {}
         self._timesteps: dict[int, float] = {}

@@ -77,10 +77,10 @@ def post_norm(x: Any, h: Any, emb: Any, w: Any, w_qkv: Any, w_both: Any) -> Any:
     return x + layer_norm(linear(self_attention(h, w_qkv), w), [CHANNELS])
 
 
-def rounded(x: Any, h: Any, emb: Any, w: Any, w_qkv: Any, w_both: Any) -> Any:
-    """A value before the norm needs less memory than what is added."""
-    attended = linear(self_attention(h, w_qkv), w).half()
-    return x + layer_norm(attended.float(), [CHANNELS])
+def bottleneck(x: Any, h: Any, emb: Any, w: Any, w_qkv: Any, w_both: Any) -> Any:
+    """A value before the norm has fewer elements than what is added."""
+    narrow = linear(self_attention(h, w_qkv), w[:2])
+    return x + layer_norm(linear(narrow, w[:, :2]), [CHANNELS])
 
 
 def sandwich(x: Any, h: Any, emb: Any, w: Any, w_qkv: Any, w_both: Any) -> Any:
@@ -106,7 +106,7 @@ WHOLE = [
         (multiplied, "mul"),
         (with_its_input, "linear"),
         (post_norm, "layer_norm"),
-        (rounded, "layer_norm"),
+        (bottleneck, "layer_norm"),
         (sandwich, "mul"),
         (scaled_stream, "add"),
         (wide_addend, "linear"),
