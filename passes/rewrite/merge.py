@@ -26,6 +26,7 @@ from .sums import Sums, add_starts, find_sums, live_nodes
 _ALONE = "no other is added to it"
 _SAVES_NOTHING = "sums would take as many bytes"
 _TOO_FEW = "its sums need more sites than there are"
+_SCALED = "what it adds is scaled anew at every step"
 
 
 class Merge:
@@ -49,7 +50,9 @@ class Merge:
         self.graph_module, nodes = copy_with_nodes(graph_module)
         self.sites: Sequence[Site] = [_moved(site, nodes) for site in sites]
         self._graph = self.graph_module.graph
-        self._members = [site for site in self.sites if site.name in names]
+        members = [site for site in self.sites if site.name in names]
+        self._members = [site for site in members if not _is_scaled_anew(site)]
+        self._scaled = [site for site in members if _is_scaled_anew(site)]
         self._owner = {node: site.name for site in self._members for node in site.ends}
         self._sums = find_sums(self._graph, frozenset(self._owner))
         self._ends = ends_to_cache(self._sums, self._owner)
@@ -62,7 +65,8 @@ class Merge:
 
     def _why_single(self) -> dict[str, str]:
         """For every site, why it would stay single."""
-        reasons = {site.name: _ALONE for site in self._members}
+        reasons = {site.name: _SCALED for site in self._scaled}
+        reasons |= {site.name: _ALONE for site in self._members}
         for end, reader in self._sums.ends.items():
             terms = self._sums.terms[end]
             is_alone = len({self._owner[term] for term in terms}) == 1
@@ -178,6 +182,18 @@ class Merge:
             ir.num_bytes(end) - _kept_bytes(end, start.dtype) for end, start in site.starts.items()
         )
         return replace(found, cache_bytes=found.cache_bytes - saved)
+
+
+def _is_scaled_anew(site: Site) -> bool:
+    """Whether the step changes what a site makes of its cut. A sum would keep the step's part."""
+    reached = list(site.ends)
+    for node in reached:
+        if node in site.cut:
+            continue
+        if any(ir.binding(n) == Binding.STEP for n in node.all_input_nodes):
+            return True
+        reached += [n for n in node.all_input_nodes if ir.binding(n) == Binding.LATENT]
+    return False
 
 
 def ends_to_cache(sums: Sums, owner: Mapping[fx.Node, str]) -> list[fx.Node]:

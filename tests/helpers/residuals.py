@@ -40,7 +40,6 @@ FORMS: dict[str, Form] = {
     "baddbmm": lambda x, y, g, m: torch.baddbmm(x, y, torch.eye(4, dtype=y.dtype).expand(2, 4, 4)),
     "lerp by a constant": lambda x, y, g, m: torch.lerp(x, y, 0.3),
     "where between gates": lambda x, y, g, m: x + torch.where(m, y * g, y * (g + 1)),
-    "where between sums": lambda x, y, g, m: torch.where(m, x + y * g, x + y * (g + 1)),
     "where, sum first": lambda x, y, g, m: torch.where(m, x + y * g, x),
     "where, stream first": lambda x, y, g, m: torch.where(m, x, x + y * g),
     "where in the place of a sum": lambda x, y, g, m: torch.where(m, y, x),
@@ -48,9 +47,10 @@ FORMS: dict[str, Form] = {
 
 OF_THE_STEP: dict[str, Form] = {
     "lerp": lambda x, y, g, m: torch.lerp(x, y, g.to(x.dtype)),
+    "where between sums": lambda x, y, g, m: torch.where(m, x + y * g, x + y * (g + 1)),
     "where by the step": lambda x, y, g, m: torch.where(g > 0, x + y * g, x),
 }
-"""Residuals whose stream itself is scaled or chosen by something that changes at every step."""
+"""Residuals whose stream, or what a site makes of its cut, is scaled or chosen by the step."""
 
 NO_RESIDUALS: dict[str, Form] = {
     "a cast to whole numbers": lambda x, y, g, m: x.to(torch.int32) + y * g,

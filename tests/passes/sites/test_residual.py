@@ -229,7 +229,7 @@ def test_streams_that_share_no_product_share_no_branch() -> None:
 
 
 @pytest.mark.parametrize("low", [False, True])
-@pytest.mark.parametrize("name", [*OF_THE_STEP, "float32 around the sum", "where between sums"])
+@pytest.mark.parametrize("name", [*OF_THE_STEP, "float32 around the sum"])
 def test_before_its_gates_a_residual_is_cached_in_the_type_of_its_projection(
     name: str, low: bool
 ) -> None:
