@@ -129,6 +129,7 @@ LATTE = {4: "ABCBCBCBD", 6: "ABCBCBCBCBCBD"}
 OWN = {2: "ABBC", 4: "ABBBBC", 12: "A" + 12 * "B" + "C"}
 
 
+@pytest.mark.sample("own")
 @pytest.mark.parametrize(
     ("build_one", "expected"),
     [
