@@ -1,4 +1,7 @@
-"""Fixtures for every test: fresh compilers and generations, a seed, one Inductor cache."""
+"""Fixtures for every test: fresh compilers and generations, a seed, one Inductor cache.
+
+``make test`` runs a sample of the long sweeps, ``make test-all`` (``--all``) all their cases.
+"""
 
 from __future__ import annotations
 
@@ -12,11 +15,17 @@ from _pytest.nodeid import coerce_node_id
 from hypothesis import settings
 
 import pab_compile
+from helpers.sampling import leave_out
 from helpers.world import World
 
 # Examples take as long as the machine's other work lets them.
 settings.register_profile("no deadline", deadline=None)
 settings.load_profile("no deadline")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """``--all`` runs what ``long`` and ``sample`` leave out."""
+    parser.addoption("--all", action="store_true", help="also the long tests, and every case")
 
 
 def pytest_itemcollected(item: pytest.Item) -> None:
@@ -26,11 +35,17 @@ def pytest_itemcollected(item: pytest.Item) -> None:
 
 
 @pytest.hookimpl(trylast=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests of one ``xdist_group`` run in one worker, and share what they start and capture.
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave the long tests out, and keep the tests of one ``xdist_group`` in one worker.
 
-    xdist 3.8 writes the group to ``_nodeid``, which pytest 9.2 no longer reads.
+    Tests of a group share what they start and capture. xdist 3.8 writes the group to ``_nodeid``,
+    which pytest 9.2 no longer reads.
     """
+    are_named = any("::" in argument for argument in config.args)
+    if not (config.getoption("all") or are_named):
+        left_out = leave_out(items)
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if item not in set(left_out)]
     for item in items:
         if (grouped := vars(item).get("_nodeid")) is not None:
             item._id = coerce_node_id(grouped)

@@ -128,6 +128,7 @@ def test_explain_takes_arguments_by_position(small: LatteTransformer3DModel) -> 
     assert content(by_position) == content(by_name)
 
 
+@pytest.mark.sample("True")
 @pytest.mark.parametrize("in_place", [False, True])
 def test_explain_takes_the_options_of_a_compiled_model_and_compiles_nothing(
     small: LatteTransformer3DModel, in_place: bool
@@ -284,6 +285,7 @@ def test_a_file_as_plan(small: LatteTransformer3DModel, tmp_path: Path) -> None:
     assert_same(run(compiled_pab(small, plan=path)), expected)
 
 
+@pytest.mark.sample("linear5", "open-sora", "pab246")
 @pytest.mark.parametrize("name", sorted(PRESETS))
 def test_every_preset_is_its_rule(small: LatteTransformer3DModel, name: str) -> None:
     preset = PRESETS[name]

@@ -62,6 +62,7 @@ class Recorder(Oracle):
         return result
 
 
+@pytest.mark.sample("gated-two calls")
 @pytest.mark.parametrize(("cut", "guidance"), [("attention", "none"), ("gated", "two calls")])
 def test_the_numbers_are_those_of_an_eager_run(
     model: LatteTransformer3DModel, cut: str, guidance: Guidance

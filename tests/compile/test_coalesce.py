@@ -81,6 +81,7 @@ def test_open_sora_equals_its_oracle() -> None:
     assert_same(Loop(tiny.calls("open-sora", compiled), table).run(), expected)
 
 
+@pytest.mark.sample("flux-branch-merged3", "wan-branch-merged1")
 # Sites that are merged, and the sums that they cache: one per stream that is read afterwards, which
 # CogVideoX's prompt is not.
 @pytest.mark.parametrize(
@@ -154,6 +155,7 @@ def deep_cogvideox(num_blocks: int, **options: Any) -> tuple[Any, Iterator[Any]]
     return compiled, (run(compiled, **loop.at(step)) for step in range(7))
 
 
+@pytest.mark.sample("two streams")
 @pytest.mark.parametrize(
     "deep",
     [
@@ -208,6 +210,7 @@ def test_with_inductor_it_equals_the_oracle() -> None:
     assert_same(Loop(calls_of(compiled), table).run(), expected, 1e-4)
 
 
+@pytest.mark.sample("function")
 @pytest.mark.parametrize("plan", ["function", "file"])
 def test_plans_that_are_no_rules(plan: str, tmp_path: Path) -> None:
     model, table = tiny_latte(depth=1), ddim_timesteps(6)

@@ -65,6 +65,7 @@ def scalar_reads(profile: torch.profiler.profile) -> int:
     return sum(event.count for event in profile.key_averages() if event.key in names)
 
 
+@pytest.mark.sample("none-True-True", "two calls-False-False")
 @pytest.mark.parametrize(("by_value", "expected"), [(False, False), (True, True)])
 @pytest.mark.parametrize("guidance", ["none", "two calls"])
 def test_steps_of_a_table_read_nothing_from_the_device(
@@ -87,6 +88,7 @@ def test_steps_of_a_table_read_nothing_from_the_device(
     assert pab_compile.stats(compiled).reused["spatial"] > 0  # type: ignore[arg-type]
 
 
+@pytest.mark.sample("True")
 @pytest.mark.parametrize("by_value", [False, True])
 def test_nothing_is_recompiled_after_the_first_generation(
     model: LatteTransformer3DModel, by_value: bool
@@ -130,6 +132,7 @@ def test_a_graph_with_dynamic_sizes_is_compiled_once_per_size(
     assert sorted(compilations.values()) == [1, 1, 1]
 
 
+@pytest.mark.sample("none-rule0", "two calls-rule3")
 @pytest.mark.parametrize(
     ("guidance", "rule"),
     [
@@ -163,6 +166,7 @@ def test_a_tensor_is_held_from_its_step_to_its_last_reuse(
     assert stats.peak_cache_bytes == max(expected.values())
 
 
+@pytest.mark.sample("two calls")
 @pytest.mark.parametrize("guidance", ["none", "two calls"])
 def test_nothing_is_left_after_a_generation(
     model: LatteTransformer3DModel, guidance: Guidance
@@ -191,6 +195,7 @@ class Fuse:
         return self._graph_module(*args)
 
 
+@pytest.mark.sample("reset-True", "scope-False", "exception-True")
 @pytest.mark.parametrize("by_value", [False, True])
 @pytest.mark.parametrize("end", ["reset", "scope", "exception"])
 def test_nothing_is_left_of_a_generation_that_stops_half_way(
@@ -235,6 +240,7 @@ def living_storages() -> dict[int, int]:
     }
 
 
+@pytest.mark.sample("batched", "two calls")
 @pytest.mark.parametrize("guidance", ["none", "batched", "two calls"])
 def test_statistics_are_the_oracles(model: LatteTransformer3DModel, guidance: Guidance) -> None:
     rule = Rule({"spatial": 2, "temporal": 4, "cross": 6, "mlp": 3})

@@ -59,6 +59,7 @@ class Irregular(Rule):
         return {"plan": plan, "predict_in": self.predict_in}
 
 
+@pytest.mark.sample("rule1-gated-two calls-ddim_timesteps", "rule3-gated-none-uneven_timesteps")
 @pytest.mark.parametrize(
     ("rule", "cut", "guidance", "timesteps"),
     [

@@ -32,6 +32,7 @@ REFUSED = [
 IN_ONE_GRAPH = [param for param in REFUSED if param.values[0].graphs == 1]  # type: ignore[union-attr]
 
 
+@pytest.mark.sample("transformer_temporal")
 @pytest.mark.parametrize("dit", IN_ONE_GRAPH)
 def test_what_is_not_supported_is_refused_with_the_reason(dit: Dit) -> None:
     model = build(dit)
@@ -39,6 +40,7 @@ def test_what_is_not_supported_is_refused_with_the_reason(dit: Dit) -> None:
         pab_compile.explain(model, options=dit.options, **dit.inputs())
 
 
+@pytest.mark.sample("mochi without its switch", "transformer_temporal")
 @pytest.mark.parametrize("dit", REFUSED)
 def test_what_is_passed_through_is_eager_at_every_step(dit: Dit) -> None:
     model = build(dit)

@@ -29,6 +29,24 @@ AT_BOTH_SIZES = (
 DITS = [pytest.param(dit, id=name) for name, dit in CATALOGUE.items() if not dit.unsupported]
 
 
+@pytest.mark.sample(
+    "latte",
+    "cogvideox",
+    "wan_i2v",
+    "hunyuan_video",
+    "sd3",
+    "flux2",
+    "chroma",
+    "omnigen",
+    "lumina2",
+    "pixart",
+    "sana_video",
+    "stable_audio",
+    "cosmos3",
+    "prior",
+    "kandinsky5",
+    "minimax_h3",
+)
 @pytest.mark.parametrize("dit", DITS)
 def test_what_is_found_is_what_runs_and_ten_steps_are_those_of_module_hooks(dit: Dit) -> None:
     model = build(dit)

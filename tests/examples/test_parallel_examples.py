@@ -37,6 +37,7 @@ def test_scaling_prints_times_beside_the_published_ratios(
     assert "1.29x" in printed and "8.12x" in printed and "10.50x" in printed
 
 
+@pytest.mark.long
 @pytest.mark.slow
 @pytest.mark.xdist_group("ranks")
 def test_two_processes_make_the_video_of_one() -> None:
@@ -63,6 +64,7 @@ def model_of(name: str) -> tuple[Captured, list[Step]]:
     return captured_module(build(name, depth=1, num_heads=4), **steps[0][0]), steps
 
 
+@pytest.mark.sample("open-sora-t-2", "open-sora-plan-1.2-w-3")
 @pytest.mark.parametrize(
     ("name", "axis", "num_ranks"),
     [

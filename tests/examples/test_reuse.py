@@ -26,6 +26,7 @@ KINDS = {
 }
 
 
+@pytest.mark.sample("open-sora-plan-1.2")
 @pytest.mark.parametrize("name", NAMES)
 def test_without_ranges_it_is_eager_bit_for_bit(name: str) -> None:
     model, timesteps = build(name, depth=1), ddim_timesteps(3)
@@ -36,6 +37,7 @@ def test_without_ranges_it_is_eager_bit_for_bit(name: str) -> None:
     assert torch.equal(actual, Loop(calls(name, model), timesteps, guidance="batched").run())
 
 
+@pytest.mark.sample("open-sora-gated", "open-sora-plan-1.2-attention")
 @pytest.mark.parametrize("cut", ["gated", "attention"])
 @pytest.mark.parametrize("name", NAMES)
 def test_reuse_equals_the_oracle(name: str, cut: str) -> None:
@@ -53,6 +55,7 @@ def test_reuse_equals_the_oracle(name: str, cut: str) -> None:
     assert sites == {kind: 12 * depth * count for kind, count in KINDS[name].items()}
 
 
+@pytest.mark.sample("open-sora-plan-1.1")
 @pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_reuse_equals_the_oracle_at_a_second_size(name: str) -> None:

@@ -70,6 +70,7 @@ def adapt(model: LatteTransformer3DModel) -> list[Adapted]:
     return made
 
 
+@pytest.mark.sample("dtype1")
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_models_of_low_precision_are_those_of_eager_in_the_same_type(dtype: torch.dtype) -> None:
     model = tiny_latte(depth=1).to(dtype)

@@ -44,6 +44,7 @@ def test_the_oracle_without_reuse_is_eager(model: LatteTransformer3DModel) -> No
         assert torch.equal(Loop(Oracle(model, EVERY_STEP, cut), timesteps).run(), eager)
 
 
+@pytest.mark.sample("gated")
 @pytest.mark.parametrize("cut", ["attention", "gated"])
 def test_ranges_of_one_give_eager_bit_for_bit(model: LatteTransformer3DModel, cut: str) -> None:
     timesteps = ddim_timesteps(4)
@@ -86,6 +87,7 @@ def test_with_inductor_reuse_equals_the_oracle() -> None:
     assert_same(Loop(calls_of(compiled), timesteps).run(), expected, 1e-4)
 
 
+@pytest.mark.sample("attention-2-12-rule0", "gated-1-20-rule3", "gated-2-12-rule7")
 @pytest.mark.parametrize(
     ("cut", "depth", "num_steps", "rule"),
     [
@@ -169,6 +171,7 @@ def test_one_full_graph_suffices(model: LatteTransformer3DModel) -> None:
     assert_same(actual, Loop(Oracle(model), timesteps).run())
 
 
+@pytest.mark.sample("1")
 @pytest.mark.parametrize("predict", [0, 1])
 def test_bfloat16_equals_the_oracle_in_bfloat16(predict: int) -> None:
     model = tiny_latte(depth=1).to(torch.bfloat16)

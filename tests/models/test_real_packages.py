@@ -90,6 +90,7 @@ LOADERS: dict[str, Callable[[Any, Path], Any]] = {
 }
 
 
+@pytest.mark.sample("GGUF Q4_0")
 @pytest.mark.parametrize("name", LOADERS)
 def test_a_model_loaded_by_its_package_is_eager_or_reuses_as_its_hooks(
     name: str, tmp_path: Path

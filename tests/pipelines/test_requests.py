@@ -94,6 +94,7 @@ def service() -> Service:
     return Service(TEXT_TO_IMAGE, compiled=True)
 
 
+@pytest.mark.sample("0.625-1", "0.75-3")
 @pytest.mark.parametrize("cancelled", [1, 2, 3])
 @pytest.mark.parametrize("strength", [1.0, 0.75, 0.625])
 def test_a_cancelled_request_leaves_nothing_to_the_next(

@@ -36,6 +36,7 @@ def run(
     return pab_compile.stats(model)  # type: ignore[arg-type]
 
 
+@pytest.mark.sample("False")
 @pytest.mark.parametrize("by_value", [False, True])
 def test_latte_with_50_ddim_steps(model: LatteTransformer3DModel, by_value: bool) -> None:
     timesteps = ddim_timesteps(50)
@@ -46,6 +47,7 @@ def test_latte_with_50_ddim_steps(model: LatteTransformer3DModel, by_value: bool
     assert stats.reused == {kind: 50 - count for kind, count in LATTE_COMPUTED.items()}
 
 
+@pytest.mark.sample("dtype0-True")
 @pytest.mark.parametrize("by_value", [False, True])
 @pytest.mark.parametrize("dtype", [torch.int64, torch.float32])
 def test_open_sora_with_30_steps(

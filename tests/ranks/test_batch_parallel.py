@@ -35,6 +35,7 @@ def predicted(plan: str, rows: int, num_ranks: int, **options: Any) -> float:
     ).wire_bytes
 
 
+@pytest.mark.sample("predicted and coalesced")
 @pytest.mark.parametrize("plan", ["computes always", "predicted and coalesced"])
 def test_ranks_with_a_row_each_generate_what_one_process_does_and_gather_only(
     world: World, plan: str
@@ -58,6 +59,7 @@ def test_rows_that_do_not_divide_are_shared_unevenly(world: World) -> None:
         assert found["per step"] == [1] * NUM_STEPS  # an uneven gather is an all-to-all
 
 
+@pytest.mark.sample("behind the gate-counted")
 @pytest.mark.parametrize(
     ("plan", "how"), [("behind the gate", "counted"), ("predicted and coalesced", "mesh")]
 )

@@ -49,6 +49,7 @@ def computed_kinds(plan: str) -> list[set[str]]:
     ]
 
 
+@pytest.mark.sample("before the gate-two calls-2")
 @pytest.mark.parametrize(
     ("plan", "guidance", "num_ranks"),
     [
@@ -63,6 +64,7 @@ def test_ranks_generate_what_one_process_does_and_exchange_nothing_on_reuse(
     check_generation(world, plan, guidance, num_ranks)
 
 
+@pytest.mark.sample("with MLPs-3")
 @pytest.mark.slow
 @pytest.mark.parametrize(("plan", "num_ranks"), [("computes always", 4), ("with MLPs", 3)])
 def test_any_number_of_ranks_generates_what_one_process_does(
@@ -71,6 +73,7 @@ def test_any_number_of_ranks_generates_what_one_process_does(
     check_generation(world, plan, "batched", num_ranks)
 
 
+@pytest.mark.sample("hunyuan_video-s-gated-2-8")
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "axis", "cut", "num_ranks", "exchanges"),
@@ -94,6 +97,7 @@ def test_attention_over_all_tokens_switches_to_heads_and_not_at_all_on_reuse(
         assert [num - gathers for num in per_step] == [exchanges, 0] * 3
 
 
+@pytest.mark.sample("open-sora-plan-1.1-4-batched")
 @pytest.mark.parametrize(
     ("name", "num_frames", "guidance"),
     [

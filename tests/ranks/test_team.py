@@ -27,6 +27,7 @@ def test_a_rank_that_fails_in_a_step_ends_the_others_with_its_message(world: Wor
         assert message in found["after"] and "Start the processes anew" in found["after"]
 
 
+@pytest.mark.sample("True")
 @pytest.mark.parametrize("full", [False, True])
 def test_a_model_that_exchanges_by_itself_does_so_on_computed_steps_only(
     world: World, full: bool
@@ -53,6 +54,7 @@ def test_ranks_of_such_a_model_that_would_not_exchange_alike_are_told(
     assert all(re.search(message, found) for found in results), results
 
 
+@pytest.mark.sample("wan-4")
 @pytest.mark.parametrize(("name", "exchanges"), [("wan", 4), ("flux", 2 * 4)])
 def test_a_model_that_diffusers_made_parallel_exchanges_on_computed_steps_only(
     world: World, name: str, exchanges: int

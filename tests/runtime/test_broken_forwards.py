@@ -37,6 +37,7 @@ def _no_gradients() -> Iterator[None]:
         yield
 
 
+@pytest.mark.sample("places1")
 @pytest.mark.parametrize("places", [("embedding",), ("item",), ("time", "blocks", "tail")])
 def test_without_reuse_a_broken_forward_gives_what_eager_gives(places: tuple[str, ...]) -> None:
     model = draw(BrokenDiT, places)
@@ -46,6 +47,7 @@ def test_without_reuse_a_broken_forward_gives_what_eager_gives(places: tuple[str
         torch.testing.assert_close(twin(**inputs), model(**inputs), atol=0, rtol=0)
 
 
+@pytest.mark.sample("places3", "places5", "places0")
 @pytest.mark.parametrize("places", BREAKS)
 def test_a_broken_forward_reuses_as_the_oracle_does(places: tuple[str, ...]) -> None:
     model = draw(BrokenDiT, places)
@@ -87,6 +89,7 @@ def test_packed_prompts_and_item_calls_are_classified_across_six_graphs() -> Non
     assert (found.num_graphs, found.clock, found.latents) == (6, "timestep", "x")
 
 
+@pytest.mark.sample("True")
 @pytest.mark.parametrize("by_value", [False, True])
 def test_packed_prompts_reuse_as_the_oracle_does(by_value: bool) -> None:
     model = draw(PackedDiT)

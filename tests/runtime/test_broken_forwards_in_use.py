@@ -53,6 +53,7 @@ def test_sizes_that_dynamo_leaves_open_are_right_each() -> None:
         assert found.notes == ()
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_packed_prompts_at_sizes_that_dynamo_leaves_open_are_right_each() -> None:
     model = draw(PackedDiT)
@@ -63,6 +64,7 @@ def test_packed_prompts_at_sizes_that_dynamo_leaves_open_are_right_each() -> Non
         assert pab_compile.stats(twin).computed_steps == {"spatial": 3, "temporal": 2, "cross": 2}
 
 
+@pytest.mark.sample("places0")
 @pytest.mark.parametrize("places", [(), PLACES])
 def test_a_mask_that_comes_and_goes_is_another_lane(places: tuple[str, ...]) -> None:
     model = draw(BrokenDiT, places)
@@ -153,6 +155,7 @@ def test_under_inference_mode_as_under_no_grad() -> None:
             assert (found.lanes, found.notes) == (2, ())
 
 
+@pytest.mark.sample("True")
 @pytest.mark.parametrize("warm", [False, True])
 def test_threads_share_nothing(warm: bool) -> None:
     model = draw(BrokenDiT, PLACES)
@@ -338,6 +341,7 @@ def test_inductor_compiles_the_pieces_of_every_graph() -> None:
 # Wrong inputs.
 
 
+@pytest.mark.sample("places0")
 @pytest.mark.parametrize("places", [(), PLACES])
 def test_a_mask_of_the_wrong_shape_is_refused_and_does_no_harm(places: tuple[str, ...]) -> None:
     model = draw(BrokenDiT, places)

@@ -33,6 +33,7 @@ NOW = Moment(0, NUM_STEPS, 0.0, "cond")  # a compiled model is not told
 # One after the other.
 
 
+@pytest.mark.sample("two calls")
 @pytest.mark.parametrize("guidance", ["none", "batched", "two calls"])
 def test_generations_in_a_row(
     model: LatteTransformer3DModel, compiled: Callable[..., Any], guidance: Guidance
@@ -149,6 +150,7 @@ def test_reset_between_steps_frees_what_was_cached(
     Pair(model, compiled, timesteps=timesteps, latents=draw_latents(7)).run()
 
 
+@pytest.mark.sample("True")
 @pytest.mark.parametrize("by_value", [False, True])
 def test_after_an_exception_inside_a_call(model: LatteTransformer3DModel, by_value: bool) -> None:
     fuse = [False]
@@ -244,6 +246,7 @@ def check_changed_half_way(
 # Schedulers that call more often than there are timesteps, and calls outside of any generation.
 
 
+@pytest.mark.sample("True-two calls-True", "False-batched-True")
 @pytest.mark.parametrize("by_value", [False, True])
 @pytest.mark.parametrize("guidance", ["batched", "two calls"])
 @pytest.mark.parametrize("skip_prk_steps", [False, True])

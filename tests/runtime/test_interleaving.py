@@ -123,6 +123,7 @@ def test_a_scope_in_a_context_that_is_left_and_entered_again(
         pair.check()
 
 
+@pytest.mark.sample("True")
 @pytest.mark.parametrize("warm", [False, True])
 def test_threads(model: LatteTransformer3DModel, compiled: Callable[..., Any], warm: bool) -> None:
     timesteps = ddim_timesteps(NUM_STEPS)
@@ -184,6 +185,7 @@ def stepped(call: ModelCall, lanes: bool) -> ModelCall:
     return told
 
 
+@pytest.mark.sample("False")
 @pytest.mark.parametrize("lanes", [False, True])
 def test_explicit_steps(model: LatteTransformer3DModel, lanes: bool) -> None:
     rule = {**RULE.options(), "window": (0.15, 0.8)}

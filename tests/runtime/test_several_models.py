@@ -48,6 +48,7 @@ def check_alternating(models: list[Any], compiled: list[Any], rules: list[Rule])
         assert reused == {kind: oracle.reused()[kind] for kind in reused}
 
 
+@pytest.mark.sample("True")
 @pytest.mark.parametrize("same_options", [False, True])
 def test_instances_of_one_class_share_nothing(
     model: LatteTransformer3DModel, same_options: bool

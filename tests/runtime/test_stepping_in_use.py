@@ -54,6 +54,7 @@ def check(loop: Stepping, model: SteppingDit, actual: Any, lane: Callable[[int, 
     return stats
 
 
+@pytest.mark.sample("torch.bfloat16")
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_inputs_that_change_at_every_step_are_learned(dtype: torch.dtype) -> None:
     model, loop = SteppingDit(dtype), fading(dtype=dtype)
@@ -66,6 +67,7 @@ def test_inputs_that_change_at_every_step_are_learned(dtype: torch.dtype) -> Non
         assert '{"residuals": "step", "strength": "step"}' in note
 
 
+@pytest.mark.sample("True-torch.float32", "False-torch.bfloat16")
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("is_dict", [False, True])
 def test_a_list_or_a_dict_is_stated_by_its_name(is_dict: bool, dtype: torch.dtype) -> None:
@@ -139,6 +141,7 @@ def test_a_prompt_that_changes_half_way_is_another_lane() -> None:
     assert stats.lanes == 2
 
 
+@pytest.mark.sample("True")
 @pytest.mark.parametrize("text_changes", [False, True])
 def test_a_lane_with_a_name_goes_on_and_keeps_nothing_of_another_prompt(
     text_changes: bool,
@@ -182,6 +185,7 @@ class _Controlled(Denoising):
         return given | {name: [draw(), draw()] for name in names}
 
 
+@pytest.mark.sample("torch.bfloat16")
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_residuals_of_a_control_model(dtype: torch.dtype) -> None:
     flux = CATALOGUE["flux"]

@@ -229,6 +229,7 @@ class Between(Attention):
         return self.back(out)
 
 
+@pytest.mark.sample("a_replaced_forward", "in_place")
 @pytest.mark.parametrize("way", WAYS)
 def test_a_first_graph_with_sites_and_without_weights_reuses(way: str) -> None:
     torch.manual_seed(0)

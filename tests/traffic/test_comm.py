@@ -44,6 +44,7 @@ def open_sora_report(num_ranks: int, depth: int) -> CommReport:
     )
 
 
+@pytest.mark.sample("1")
 @pytest.mark.parametrize("depth", [1, 2])
 def test_bytes_of_open_sora_on_eight_ranks_are_the_published_ones(depth: int) -> None:
     """Blocks at their real size exchange alike, so one or two of them tell about all 28."""

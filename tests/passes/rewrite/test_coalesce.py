@@ -79,6 +79,7 @@ def test_two_sites_cache_their_sum() -> None:
     check_numbers(model, done)
 
 
+@pytest.mark.sample("4")
 @pytest.mark.parametrize("depth", [4, 12])
 def test_what_is_cached_does_not_grow_with_depth(depth: int) -> None:
     model = small_dit(depth)

@@ -124,6 +124,7 @@ def test_the_graph_that_is_cut_is_not_changed() -> None:
     assert format_graph(branched) == before
 
 
+@pytest.mark.sample("own")
 @pytest.mark.parametrize(
     "build",
     [small_dit, pytest.param(small_latte, marks=DEEP)],

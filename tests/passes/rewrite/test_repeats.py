@@ -129,6 +129,7 @@ LATTE = {4: "ABCBCBCB", 6: "ABCBCBCBCBCB"}
 OWN = {depth: "A" + depth * "B" for depth in (2, 4, 12)}
 
 
+@pytest.mark.sample("own")
 @pytest.mark.parametrize(
     ("build_one", "expected"),
     [
