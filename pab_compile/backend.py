@@ -19,12 +19,14 @@ from pab_compile.passes.graph.measured import measure
 from pab_compile.passes.graph.number_inputs import take_numbers
 from pab_compile.passes.graph.printer import format_graph
 from pab_compile.passes.parallel.shard import Grid
+from pab_compile.passes.sites.site import OUTPUT
 
 from .calibration.observe import current_observer
 from .compile.build import Request, Settings, compile_program, plain_program
+from .compile.call_roles import roles_of_call
 from .compile.lower import PieceCompiler
 from .compile.number_clocks import NUMBER_WAS_NEW, number_clocks
-from .compile.program import Runnable
+from .compile.program import CompiledProgram, InputRoles, Runnable
 from .compile.progress import CompileProgress
 from .compile.whole_forward import WholeForward
 from .dynamo import compiling, model_calls
@@ -114,10 +116,28 @@ class CompiledGraph:
         origins, volatile = forward.origins(self._inputs, tensors)
         alone = not forward.visited and forward.starts_at_root and not self._break_reason
         observer = current_observer()
-        num_samples = None if observer is None else observer.num_samples
         return Request(
-            self._graph_module, args, tensors, origins, volatile, alone, num_samples=num_samples
+            self._graph_module,
+            args,
+            tensors,
+            origins,
+            volatile,
+            alone,
+            placed=self._placed(forward),
+            num_samples=None if observer is None else observer.num_samples,
         )
+
+    def _placed(self, forward: Forward) -> InputRoles | None:
+        """What is known of the inputs without the graph, where this is enough."""
+        try:
+            options = self._settings.options
+        except PabError:  # it is raised where all ranks hear of it
+            return None
+        if options.cut != OUTPUT:
+            return None
+        ran = (other for other in forward.visited if isinstance(other, CompiledProgram))
+        first = next(ran, None)
+        return first.roles if first else roles_of_call(forward.inputs, options.axes)
 
     def _program(self, request: Request) -> Runnable:
         """The program for a request; the first such request compiles it."""
@@ -137,6 +157,7 @@ class CompiledGraph:
             request.volatile,
             request.stepping,
             request.num_samples,
+            request.placed is not None,
             self._inputs.specialisation(request.args),
         )
 

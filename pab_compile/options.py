@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from pab_compile.errors import OptionError
-from pab_compile.passes.sites.site import CUTS, KINDS
+from pab_compile.passes.sites.site import CUTS, KINDS, OUTPUT
 
 from .dynamo import known_modes
 from .plans.plan import MAX_ORDER, CallablePlan, Plan, RangePlan
@@ -36,6 +36,8 @@ class Options:
         predict_in: orders 1 and 2 extrapolate in the ``step`` or in the ``timestep``.
         cut: ``attention`` caches an attention before its gate, ``gated`` after it. ``branch``
             caches all that is added to the stream, also where an MLP runs beside the attention.
+            ``output`` caches what the model returns: nothing but its latents and timestep must be
+            known, so it fits any model. The only kind is then ``output``.
         coalesce: sites that the plan always reuses together cache the sum of their outputs.
         plan: a function, or the path of a plan file. It replaces ranges, window and predict.
         inner: compiler of the pieces: ``inductor``, ``eager``, a registered backend, or a function
@@ -132,6 +134,9 @@ def parse_options(options: Mapping[str, Any] | None, mode: str | None = None) ->
     _check_plan(parsed, given)
     parsed = _as_preset(_as_calibrated(parsed, given), given)
     _check_parallel(parsed)
+    if parsed.cut == OUTPUT:
+        _check_output(parsed)
+        parsed = replace(parsed, coalesce=False)  # there is one site
     if parsed.dump is not None and not isinstance(parsed.dump, (str, Path)):
         raise OptionError(f"dump is the path of a directory, got {parsed.dump!r}.")
     if not isinstance(parsed.coalesce, bool):
@@ -246,6 +251,24 @@ def _check_parallel(parsed: Options) -> None:
                 "which ranks share them: give mesh or sequence_parallel; to comm, num_ranks; to "
                 "scaling, ranks."
             )
+
+
+def _check_output(parsed: Options) -> None:
+    """Refuse what does not go with ``cut="output"``."""
+    if isinstance(parsed.ranges, str):
+        ranges: Mapping[str, int] = PRESETS[parsed.ranges].ranges
+    else:
+        ranges = parsed.ranges
+    if parsed.plan is None and ranges and OUTPUT not in ranges:
+        raise OptionError(
+            f"cut='output' has sites of the kind 'output' only, and ranges={parsed.ranges!r} says "
+            'nothing of it, so nothing would be reused. Give "linear3", {"output": 3}, or a plan.'
+        )
+    if parsed.num_ranks > 1:
+        raise OptionError(
+            f"cut='output' and {parsed.num_ranks} ranks that share the tokens were given together. "
+            "Use another cut, or one rank."
+        )
 
 
 def _check_plan(parsed: Options, given: Mapping[str, Any]) -> None:

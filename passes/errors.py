@@ -1,5 +1,10 @@
 """Errors of this library. Each says what was found, why that is a problem, and what to do."""
 
+OR_OUTPUT = (
+    "Or reuse the model's whole output, for which nothing but latents and timestep must be known: "
+    'options={"ranges": "linear3", "cut": "output"}.'
+)
+
 
 class PabError(Exception):
     """Base of every error that this library raises on purpose."""
@@ -15,6 +20,10 @@ class NoTimestepError(UnsupportedModelError):
     def as_unsupported(self) -> UnsupportedModelError:
         """The error as users see it."""
         return UnsupportedModelError(str(self))
+
+
+class NotTracedError(UnsupportedModelError):
+    """No graph of plain ops does what the model does. It can only be run as it is."""
 
 
 class InvariantError(PabError):

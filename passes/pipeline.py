@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from torch import fx
 
 from pab_compile.passes.axes.infer import infer_axes
-from pab_compile.passes.errors import UnsupportedModelError
+from pab_compile.passes.errors import OR_OUTPUT, UnsupportedModelError
 from pab_compile.passes.graph import ir
 from pab_compile.passes.program import Pass, Program
 from pab_compile.passes.rewrite.broadcast import branches, broadcast
@@ -26,7 +26,8 @@ from pab_compile.passes.sites.binding import (
 from pab_compile.passes.sites.classify import find_mixers
 from pab_compile.passes.sites.find_sites import find_sites
 from pab_compile.passes.sites.may_step import may_step
-from pab_compile.passes.sites.site import Site
+from pab_compile.passes.sites.site import OUTPUT, Site
+from pab_compile.passes.sites.whole import whole_site
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,7 @@ class BindTimes:
         steps = step_inputs(graph, clock, self.stated)
         denoised = frozenset([latents, *program.inferred_axes.siblings])
         changed = bind(graph, denoised, steps)
-        program.clock = ir.source(clock)
+        program.latents, program.clock = ir.source(latents), ir.source(clock)
         inputs = [n for n in ir.placeholders(graph) if not ir.is_constant_input(n)]
         given = [n for n in inputs if not ir.is_eager(n) and n is not latents and n is not clock]
         program.prompt_inputs = tuple(
@@ -73,20 +74,27 @@ class BindTimes:
 
 @dataclass(frozen=True)
 class Classify:
-    """Find token mixers and their kinds, and the inputs that they show to be no prompts."""
+    """Find token mixers and their kinds, and the inputs that they show to be no prompts.
+
+    Attributes:
+        stated: the user's ``axes`` option.
+        needs_mixers: whether a graph without any is an error.
+    """
 
     stated: Mapping[str, str] = field(default_factory=dict)
+    needs_mixers: bool = True
     name: str = "classify"
 
     def __call__(self, program: Program) -> int:
-        """Find the mixers; a graph without any is an error."""
+        """Find the mixers."""
         program.mixers = find_mixers(program.graph_module, program.inferred_axes)
-        if not program.mixers:
+        if not program.mixers and self.needs_mixers:
             raise UnsupportedModelError(
                 "No attention was found in this graph: no op mixes tokens along a named axis "
                 f"({len(program.graph_module.graph.nodes)} nodes, latents "
-                f"{ir.source(program.inferred_axes.latents)!r}). Is this the denoising model? If "
-                'its latents were mistaken, state them: options={"axes": {"<input>": "b c t h w"}}.'
+                f"{program.latents!r}). Is this the denoising model? If its "
+                'latents were mistaken, state them: options={"axes": {"<input>": "b c t h w"}}. '
+                + OR_OUTPUT
             )
         inputs = ir.placeholders(program.graph_module.graph)
         prompts = [node for node in inputs if ir.source(node) in program.prompt_inputs]
@@ -104,10 +112,16 @@ class FindSites:
     def __call__(self, program: Program) -> int:
         """Find the sites; a graph where none can be broadcast is an error."""
         graph = program.graph_module.graph
-        program.sites = find_sites(graph, program.mixers, program.inferred_axes, self.cut)
+        if self.cut == OUTPUT:
+            program.sites = (whole_site(program.graph_module),)
+        else:
+            program.sites = find_sites(graph, program.mixers, program.inferred_axes, self.cut)
         if not any(site.can_broadcast for site in program.sites):
             reasons = "; ".join(f"{site.name}: {site.reason}" for site in program.sites[:3])
-            raise UnsupportedModelError(f"No site of this graph can be broadcast: {reasons}.")
+            offer = "" if self.cut == OUTPUT else f" {OR_OUTPUT}"
+            raise UnsupportedModelError(
+                f"No site of this graph can be broadcast: {reasons}.{offer}"
+            )
         return 0
 
 
@@ -185,12 +199,12 @@ class CutIntoPieces:
 
 def analysis(axes: Mapping[str, str], cut: str) -> tuple[Pass, ...]:
     """The passes that only analyse: axes, binding times, mixers, sites."""
-    return (*recognition(axes), FindSites(cut))
+    return (*recognition(axes, needs_mixers=cut != OUTPUT), FindSites(cut))
 
 
-def recognition(axes: Mapping[str, str]) -> tuple[Pass, ...]:
+def recognition(axes: Mapping[str, str], needs_mixers: bool = True) -> tuple[Pass, ...]:
     """The passes that analyse a graph together with the graphs that feed it."""
-    return (InferAxes(axes), BindTimes(axes), Classify(axes))
+    return (InferAxes(axes), BindTimes(axes), Classify(axes, needs_mixers))
 
 
 def rewriting(

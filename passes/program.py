@@ -30,6 +30,7 @@ class Program:
     Attributes:
         graph_module: the graph as it is now.
         axes: named axes of every tensor (after ``InferAxes``).
+        latents: the caller's name of the denoised input (after ``BindTimes``).
         clock: the caller's name of the timestep (after ``BindTimes``).
         prompt_inputs: the caller's names of the per-prompt inputs (after ``BindTimes``).
         stepping: the caller's names of the other inputs that change at every step (after
@@ -50,6 +51,7 @@ class Program:
 
     graph_module: fx.GraphModule
     axes: AxisTable | None = None
+    latents: str = ""
     clock: str = ""
     prompt_inputs: tuple[str, ...] = ()
     stepping: tuple[str, ...] = ()

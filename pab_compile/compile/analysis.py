@@ -4,20 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import NamedTuple
 
 from torch import fx
 
 from pab_compile.errors import UnsupportedModelError
 from pab_compile.options import Options
 from pab_compile.passes.axes.stated import by_entry, names_of
+from pab_compile.passes.errors import OR_OUTPUT
 from pab_compile.passes.graph import ir
 from pab_compile.passes.graph.flops import count_flops
 from pab_compile.passes.graph.join import Part, join
 from pab_compile.passes.pipeline import FindSites, recognition
 from pab_compile.passes.program import Program, narrow, run_passes
 from pab_compile.passes.rewrite.demand import sites_of_calls
+from pab_compile.passes.sites.binding import Binding
 from pab_compile.passes.sites.classify import has_mixer_ops
-from pab_compile.passes.sites.site import Site
+from pab_compile.passes.sites.site import OUTPUT, Site
 from pab_compile.plans.plan import Plan
 from pab_compile.report.dump import Dumper
 from pab_compile.report.explanation import Finding, cache_bytes, describe_site, site_box
@@ -27,8 +30,20 @@ class NoAttentionError(UnsupportedModelError):
     """A graph has no attention. This is no error if it is one of several graphs."""
 
 
+class Known(NamedTuple):
+    """The names of the latents and the clock, if they are known without a graph."""
+
+    latents: str
+    clock: str
+
+
 def analyse(
-    part: Part, options: Options, plan: Plan, dumper: Dumper, alone: bool = True
+    part: Part,
+    options: Options,
+    plan: Plan,
+    dumper: Dumper,
+    alone: bool = True,
+    known: Known | None = None,
 ) -> Program:
     """Find the sites of a captured graph, without rewriting anything.
 
@@ -38,16 +53,25 @@ def analyse(
         plan: the plan that the options describe.
         dumper: writes what the passes do.
         alone: whether the graph is the whole forward.
+        known: latents and clock, if they are known without the graph. With ``cut="output"``, a
+            graph of several then needs no analysis, and neither does one that does not allow it.
 
     Raises:
         UnsupportedModelError: the graph has no latents, no clock, or nothing to reuse.
     """
-    if not alone and not has_mixer_ops(part.graph_module.graph):
+    if options.cut == OUTPUT and known is not None:
+        try:
+            if alone:
+                return analyse(part, options, plan, dumper)
+        except UnsupportedModelError:
+            pass
+        return _whole(part, known, dumper)
+    if options.cut != OUTPUT and not alone and not has_mixer_ops(part.graph_module.graph):
         raise NoAttentionError("No attention was found in this graph.")
     joined = join(part)
     stated = _stated(ir.placeholders(joined.graph_module.graph), options.axes, alone)
     program = Program(joined.graph_module)
-    run_passes(program, recognition(stated), dumper.watch)
+    run_passes(program, recognition(stated, options.cut != OUTPUT), dumper.watch)
     program = narrow(program, joined, part.graph_module)
     try:
         run_passes(program, (FindSites(options.cut),), dumper.watch)
@@ -61,6 +85,15 @@ def analyse(
         lambda: [site_box(site, plan) for site in program.sites],
     )
     return program
+
+
+def _whole(part: Part, known: Known, dumper: Dumper) -> Program:
+    """A graph of which nothing is known but that it belongs to a forward with these inputs."""
+    program = Program(part.graph_module, latents=known.latents, clock=known.clock)
+    for node in part.graph_module.graph.nodes:
+        is_weight = node.op in ("placeholder", "get_attr") and ir.is_constant_input(node)
+        ir.set_binding(node, Binding.CONSTANT if is_weight else Binding.LATENT)
+    return run_passes(program, (FindSites(OUTPUT),), dumper.watch)
 
 
 def _stated(inputs: Sequence[fx.Node], axes: Mapping[str, str], alone: bool) -> Mapping[str, str]:
@@ -90,13 +123,24 @@ def finding(part: Part | None, program: Program | None, plan: Plan, reason: str 
         num_nodes=len(nodes),
         total_flops=flops,
         clock=program.clock,
-        latents=ir.source(program.inferred_axes.latents),
-        notes=tuple(program.inferred_axes.notes),
+        latents=program.latents,
+        notes=tuple(program.axes.notes) if program.axes else (),
         seconds=program.seconds,
         cache_bytes=cache_bytes(program.sites, plan),
         reason=reason,
     )
     return with_flops(found, program.graph_module.graph, program.sites, plan)
+
+
+def untraced_finding(sites: Sequence[Site], known: Known, plan: Plan) -> Finding:
+    """What ``explain`` says of a graph that is one branch, without operations to count."""
+    return Finding(
+        sites=tuple(describe_site(site, plan) for site in sites),
+        clock=known.clock,
+        latents=known.latents,
+        cache_bytes=cache_bytes(sites, plan),
+        reuse_flops=0,
+    )
 
 
 def has_branch(site: Site, plan: Plan) -> bool:
@@ -149,5 +193,5 @@ def nothing_found(findings: Sequence[Finding], breaks: Sequence[str]) -> Unsuppo
         f"Nothing can be broadcast in this forward of {len(findings)} graph(s): {found}. "
         + (f"Dynamo broke it up because of: {why}. " if why else "")
         + "Remove the breaks between the model's inputs and its attentions, or compile the "
-        "module that holds both."
+        f"module that holds both. {OR_OUTPUT}"
     )

@@ -18,6 +18,7 @@ from torch import fx
 from pab_compile.calibration.observe import Probed
 from pab_compile.errors import ObservationError, ShardingError, UnsupportedModelError
 from pab_compile.options import Options
+from pab_compile.passes.errors import NotTracedError
 from pab_compile.passes.graph import ir
 from pab_compile.passes.graph.capture import capture
 from pab_compile.passes.graph.flops import count_flops
@@ -38,10 +39,11 @@ from pab_compile.plans.share import computed_share
 from pab_compile.report.dump import Dumper
 from pab_compile.report.explanation import Finding, cache_bytes
 
-from .analysis import analyse, finding, has_branch, reason_of, with_flops
+from .analysis import Known, analyse, finding, has_branch, reason_of, untraced_finding, with_flops
 from .executor import Executor
 from .lower import PieceCompiler
 from .program import CompiledProgram, InputRoles, PlainProgram, Runnable
+from .untraced import untraced
 
 _log = logging.getLogger(__name__)
 
@@ -87,6 +89,8 @@ class Request:
         stepping: names of inputs that turned out to change at every step, as if the user had stated
             so.
         clock: name of the timestep, if any of them did.
+        placed: the roles that an earlier graph of the forward has, or that the call shows by its
+            names; None if neither is certain, or if the graphs must show them.
         num_samples: None, or how many elements to sample of each output for an observation. Then
             every site computes at every step.
     """
@@ -100,6 +104,7 @@ class Request:
     grid: Grid | None = None
     stepping: frozenset[str] = frozenset()
     clock: str = ""
+    placed: InputRoles | None = None
     num_samples: int | None = None
 
     @property
@@ -123,6 +128,9 @@ def compile_program(request: Request, settings: Settings) -> Runnable:
     try:
         part = _captured(request)
     except UnsupportedModelError as error:
+        found = _untraced(request, settings) if isinstance(error, NotTracedError) else None
+        if found is not None:
+            return found
         if request.alone:
             raise
         return plain_program(request, settings, str(error))
@@ -143,6 +151,20 @@ def compile_program(request: Request, settings: Settings) -> Runnable:
     probed = _probed(program, part, executor, kept_bytes, settings.options)
     found = replace(found, notes=(*found.notes, *program.sharding, *program.coalesced))
     return CompiledProgram(part, found, executor, roles, settings.compilation, probed)
+
+
+def _untraced(request: Request, settings: Settings) -> CompiledProgram | None:
+    """A graph that cannot be traced, as one branch; None if this is not possible or not wanted."""
+    roles, plan = request.placed, settings.plan
+    graph = None if roles is None or request.is_observed else untraced(request.graph, request.args)
+    if roles is None or graph is None:
+        return None
+    place, in_timesteps = _place_of(request.origins), settings.options.predict_in == "timestep"
+    executor = Executor(graph, settings.compiler, plan, place, (), in_timesteps)
+    found = untraced_finding(executor.sites, Known(roles.latents, roles.clock), plan)
+    weights = tuple(n for n, origin in enumerate(request.origins) if origin is None)
+    roles = replace(roles, sees_all=False, weights=weights)
+    return CompiledProgram(None, found, executor, roles, settings.compilation)
 
 
 def plain_program(request: Request, settings: Settings, reason: str) -> PlainProgram:
@@ -204,7 +226,8 @@ def _analysed(
     """Find the sites; no program for a graph of several that cannot be analysed."""
     plan = _NEVER_REUSE if request.is_observed else settings.plan
     try:
-        program = analyse(part, settings.options, plan, dumper, request.alone)
+        known = Known(request.placed.latents, request.placed.clock) if request.placed else None
+        program = analyse(part, settings.options, plan, dumper, request.alone, known)
     except UnsupportedModelError as error:
         if request.alone:
             raise
@@ -216,20 +239,24 @@ def _roles_of(program: Program, part: Part, request: Request, options: Options) 
     """What the inputs are; asked before the rewrite, which changes the graph."""
     inputs = ir.placeholders(part.graph_module.graph)
     written = ir.mutated_inputs(part.graph_module)
+    weights = tuple(
+        number
+        for number, node in enumerate(inputs)
+        if ir.is_constant_input(node) and number not in written
+    )
+    if program.axes is None:
+        assert request.placed is not None
+        return replace(request.placed, sees_all=False, weights=weights)
     stated = (name for name, role in options.axes.items() if role == "step")
     return InputRoles(
-        latents=ir.source(program.inferred_axes.latents),
+        latents=program.latents,
         clock=program.clock,
         prompt_inputs=program.prompt_inputs,
         may_step=program.may_step,
         stepping=(*program.stepping, *stated),
         sees_all=request.alone,
         is_blind=program.has_eager_inputs and not request.alone,
-        weights=tuple(
-            number
-            for number, node in enumerate(inputs)
-            if ir.is_constant_input(node) and number not in written
-        ),
+        weights=weights,
     )
 
 

@@ -27,6 +27,7 @@ from .lane_step import LaneStep
 from .lower import Function, PieceCompiler
 from .merged_branch import MergedBranch
 from .op import Op, Start
+from .untraced import UntracedBranch
 
 
 class Executor:
@@ -96,7 +97,8 @@ class Executor:
             elif module.sort == PRELUDE:
                 prelude = num_preludes
                 num_preludes += 1
-            key = structure_key(module.compute)
+            is_traced = not isinstance(module, UntracedBranch)
+            key = structure_key(module.compute) if is_traced else module.key
             inputs = tuple(register[n] for n in node.all_input_nodes)
             starts = _starts(module, inputs)
             structure.append(f"{key} {list(inputs)} {starts}")
@@ -127,6 +129,8 @@ class Executor:
         """What computes a piece or a branch."""
         if isinstance(module, Piece) and module.sort == PRELUDE:
             return module.compute.forward  # it runs too seldom to be worth compiling
+        if isinstance(module, UntracedBranch):
+            return module.watched(self._compiler.compile(module.compute, key))
         if isinstance(module, StepBranch) and module.site.parts:
             return MergedBranch(module.compute, self._compiler)
         return self._compiler.compile(module.compute, key)

@@ -143,17 +143,20 @@ class CompiledProgram:
     """A lowered graph, with the meaning of its inputs.
 
     Args:
-        part: the captured graph.
+        part: the captured graph; None if it cannot be traced.
         finding: what was found in it.
         executor: runs the pieces.
         roles: what the inputs mean.
         compilation: identifies the ``torch.compile`` call.
         probed: what the graph's last outputs are samples of; None if there are no samples.
+
+    Attributes:
+        roles: as given.
     """
 
     def __init__(
         self,
-        part: Part,
+        part: Part | None,
         finding: Finding,
         executor: Executor,
         roles: InputRoles,
@@ -164,8 +167,8 @@ class CompiledProgram:
         self.finding = finding
         branches = [single for site in executor.sites for single in site.singles]
         self.sites: Sequence[Site] = branches or executor.uncut
+        self.roles = roles
         self._executor = executor
-        self._roles = roles
         self._compilation = compilation
         self._probed = probed
 
@@ -177,7 +180,7 @@ class CompiledProgram:
         restate: Restate,
     ) -> Any:
         """Run one call of the model with the inputs of the captured graph."""
-        weights = [tensors[position] for position in self._roles.weights]
+        weights = [tensors[position] for position in self.roles.weights]
         identity = self._identity(weights)
         tracker = self._tracker(forward, identity)
         is_first = not forward.is_placed
@@ -203,13 +206,13 @@ class CompiledProgram:
         It is the executor that the graph would have if the user had stated them. What another one
         cached may depend on them, so it is freed.
         """
-        names = place.generation.lanes.stepping.intersection(self._roles.prompt_inputs)
+        names = place.generation.lanes.stepping.intersection(self.roles.prompt_inputs)
         if not names:
             return self._executor
         if self._probed is not None:  # an observation computes every site anyway
             place.lane.free(self._executor.identity)
             return self._executor
-        other = restate(names, self._roles.clock)
+        other = restate(names, self.roles.clock)
         executor = other._executor if isinstance(other, CompiledProgram) else self._executor
         if executor.identity != self._executor.identity or executor is self._executor:
             place.lane.free(self._executor.identity)
@@ -230,7 +233,7 @@ class CompiledProgram:
         """The tracker of the forward, which its first graph with sites looks up."""
         if forward.tracker is None:
             forward.tracker = current_scope().tracker(identity, self._compilation)
-        roles = self._roles
+        roles = self.roles
         forward.tracker.prompt_inputs |= dict.fromkeys(roles.prompt_inputs)
         forward.tracker.fixed_inputs.update({*roles.prompt_inputs}.difference(roles.may_step))
         return forward.tracker
@@ -271,7 +274,7 @@ class CompiledProgram:
             place.generation.note(_REPEATED)
             return None
         stepping = place.generation.lanes.stepping
-        names = [name for name in self._roles.prompt_inputs if name not in stepping]
+        names = [name for name in self.roles.prompt_inputs if name not in stepping]
         if not place.lane.carries(forward.inputs, names):
             return None
         return place
@@ -280,7 +283,7 @@ class CompiledProgram:
         """What the timestep says. It is not read if the user stated the step."""
         if stated_step() is not None:
             return Reading(None)
-        clock, latents = (forward.inputs[n] for n in (self._roles.clock, self._roles.latents))
+        clock, latents = (forward.inputs[n] for n in (self.roles.clock, self.roles.latents))
         return read_timestep(clock, tracker.tables, tracker.levels, latents.shape[0])
 
     def _tracker_apart(
@@ -302,7 +305,7 @@ class CompiledProgram:
 
     def _call(self, forward: Forward, tracker: Tracker, reading: Reading) -> Call:
         """The forward as the tracker sees it."""
-        roles, stated = self._roles, stated_step()
+        roles, stated = self.roles, stated_step()
         latents, prompts = forward.inputs[roles.latents], roles.prompts_in(forward.inputs)
         known = tuple(dict.fromkeys((*roles.prompt_inputs, *tracker.prompt_inputs)))
         names = None if roles.is_blind else (*known, STANDING)
@@ -350,9 +353,11 @@ def _step_apart(level: Level, generation: Generation | None) -> int:
 
 
 def _written_back(
-    part: Part, inputs: Sequence[torch.Tensor], outputs: Sequence[Any]
+    part: Part | None, inputs: Sequence[torch.Tensor], outputs: Sequence[Any]
 ) -> Sequence[Any]:
     """Write to the inputs what the graph writes to them, and return the other outputs."""
+    if part is None:
+        return outputs
     written = ir.mutated_inputs(part.graph_module)
     for number, value in zip(written, outputs, strict=False):
         inputs[number].copy_(value)

@@ -11,12 +11,22 @@ from typing import Any
 import torch
 from torch import fx
 
-from pab_compile.compile.analysis import analyse, finding, nothing_found, reason_of, with_flops
+from pab_compile.compile.analysis import (
+    Known,
+    analyse,
+    finding,
+    nothing_found,
+    reason_of,
+    untraced_finding,
+    with_flops,
+)
+from pab_compile.compile.call_roles import roles_of_call
 from pab_compile.compile.number_clocks import number_error
+from pab_compile.compile.untraced import untraced
 from pab_compile.dynamo import compilation_of, compiling, trace_once
 from pab_compile.errors import UnsupportedModelError
 from pab_compile.options import Options, parse_options
-from pab_compile.passes.errors import NoTimestepError
+from pab_compile.passes.errors import NoTimestepError, NotTracedError
 from pab_compile.passes.graph.capture import break_reason, capture
 from pab_compile.passes.graph.inputs import Inputs
 from pab_compile.passes.graph.join import Part
@@ -25,13 +35,14 @@ from pab_compile.passes.graph.number_inputs import timely_numbers
 from pab_compile.passes.parallel.choose import choose
 from pab_compile.passes.parallel.split_batch import first_part
 from pab_compile.passes.program import Program
+from pab_compile.passes.rewrite.broadcast import branches
 from pab_compile.passes.rewrite.coalesce import coalesce
-from pab_compile.passes.sites.site import Site
+from pab_compile.passes.sites.site import OUTPUT, Site
 from pab_compile.plans.plan import Plan
 from pab_compile.plans.share import computed_share
 from pab_compile.report.dump import Dumper
 from pab_compile.report.explanation import Explanation, Finding, cache_bytes
-from pab_compile.runtime.forward import Forwards
+from pab_compile.runtime.forward import Forward, Forwards
 from pab_compile.runtime.last_runs import last_generation, last_runs
 
 
@@ -120,16 +131,40 @@ class _Survey:
         try:
             with compiling():
                 part = Part(capture(graph_module, args), *origins)
-                program = analyse(part, self._options, self._plan, self._dumper, alone)
+                known = self._known(forward)
+                program = analyse(part, self._options, self._plan, self._dumper, alone, known)
                 found = self._with_choices(finding(part, program, self._plan), program)
         except UnsupportedModelError as error:
-            if alone:
+            is_traced = not isinstance(error, NotTracedError)
+            whole = None if is_traced else self._untraced(forward, graph_module, args)
+            if whole is None and alone:
                 raise
-            found = finding(part, None, self._plan, reason_of(error, part))
+            found = whole or finding(part, None, self._plan, reason_of(error, part))
         self._findings.append(found)
         outputs = graph_module.forward(*args)
         forward.finish(_Seen(part, found), tensors, outputs)
         return outputs
+
+    def _untraced(
+        self, forward: Forward, graph_module: fx.GraphModule, args: Sequence[Any]
+    ) -> Finding | None:
+        """What is found in a graph that is one branch as it is, if it can be one."""
+        known = self._known(forward)
+        whole = untraced(graph_module, args) if known else None
+        if known is None or whole is None:
+            return None
+        sites = [branch.site for _, branch in branches(whole)]
+        return untraced_finding(sites, known, self._plan)
+
+    def _known(self, forward: Forward) -> Known | None:
+        """Latents and clock, where the graph need not show them."""
+        if self._options.cut != OUTPUT:
+            return None
+        earlier = (found for found in self._findings if found.latents)
+        if (found := next(earlier, None)) is not None:
+            return Known(found.latents, found.clock)
+        roles = roles_of_call(forward.inputs, self._options.axes)
+        return Known(roles.latents, roles.clock) if roles else None
 
     def _with_choices(self, found: Finding, program: Program) -> Finding:
         """The finding, with what the rewrite would choose: shards and merged sites."""

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from pab_compile.passes.sites.site import ATTENTION_KINDS, Site
+from pab_compile.passes.sites.site import ATTENTION_KINDS, OUTPUT, Site
 from pab_compile.plans.plan import Plan
 
 from .draw import SiteBox
@@ -234,6 +234,9 @@ class Explanation:
 
     def _title(self) -> str:
         counted = ", ".join(f"{number} {kind}" for kind, number in self.counts().items())
+        counted = counted or (
+            "the whole output" if self.sites[0].kind == OUTPUT else "no attention"
+        )
         return (
             f"{counted}; latents {self.latents!r}, clock {self.clock!r}; "
             f"caches {self.cache_bytes / 2**30:.3f} GiB per lane"

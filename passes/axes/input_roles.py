@@ -38,7 +38,12 @@ def is_text(node: fx.Node) -> bool:
 
 def is_named_text(node: fx.Node) -> bool:
     """Whether an input is called like text."""
-    name = ir.source(node).lower()
+    return sounds_like_text(ir.source(node))
+
+
+def sounds_like_text(name: str) -> bool:
+    """Whether an input of this name is text."""
+    name = name.lower()
     is_other = any(word in name for word in _OTHER_NAMES)
     return any(word in name for word in _TEXT_NAMES) and not is_other
 

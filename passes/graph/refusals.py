@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import fx
 
-from pab_compile.passes.errors import UnsupportedModelError
+from pab_compile.passes.errors import OR_OUTPUT, NotTracedError
 
 from . import ir
 from .ops import CASTS
@@ -23,10 +23,11 @@ def refuse_autocast(graph: fx.Graph) -> None:
                 graph.erase_node(left)
             graph.erase_node(entered)
             continue
-        raise UnsupportedModelError(
+        raise NotTracedError(
             "The model switches torch.autocast on or off inside its forward "
             f"({ir.source_line(entered) or 'source unknown'}), and the casts of such a part are "
-            "not traced. Use autocast around the call of the model, or cast its weights and inputs."
+            "not traced. Use autocast around the call of the model, or cast its weights and "
+            f"inputs. {OR_OUTPUT}"
         )
 
 
@@ -55,8 +56,9 @@ def refuse_other_memory(dynamo_graph: fx.GraphModule) -> None:
     graphs = [m.graph for m in dynamo_graph.modules() if isinstance(m, fx.GraphModule)]
     for node in (node for graph in graphs for node in graph.nodes):
         if node.op.startswith("call_") and ir.op_name(node) in _OTHER_MEMORY:
-            raise UnsupportedModelError(
+            raise NotTracedError(
                 "The model gives a tensor other memory inside its forward (tensor.data = ..., "
                 f"{ir.source_line(node) or 'source unknown'}), as hooks do that cast or move the "
-                "weights of every layer. Put such hooks around the whole model, or take them off."
+                "weights of every layer. Put such hooks around the whole model, or take them off. "
+                + OR_OUTPUT
             )

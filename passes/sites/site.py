@@ -17,8 +17,9 @@ ATTENTION_KINDS: tuple[str, ...] = (
     "text",
     "other",
 )
-KINDS: tuple[str, ...] = (*ATTENTION_KINDS, "mlp")
-CUTS = ("attention", "gated", "branch")
+OUTPUT = "output"
+KINDS: tuple[str, ...] = (*ATTENTION_KINDS, "mlp", OUTPUT)
+CUTS = ("attention", "gated", "branch", OUTPUT)
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,12 +37,12 @@ class Start:
 
 @dataclass(frozen=True, eq=False)
 class Site:
-    """One attention, or one residual branch without attention.
+    """One attention, one residual branch without attention, or the whole output of a graph.
 
     Attributes:
         name: unique within the graph; the module path where it is known.
         kind: one of ``KINDS``.
-        mechanism: ``sdpa``, ``softmax``, ``linear``, ``opaque`` or ``mlp``.
+        mechanism: ``sdpa``, ``softmax``, ``linear``, ``opaque``, ``mlp`` or ``output``.
         module: path of the module that runs it, ``""`` when none is known.
         query_axes: named axes of the query sequence (of the tokens, for ``mlp``).
         key_axes: named axes of the key sequence.
