@@ -88,6 +88,12 @@ def _quiet_traces() -> None:
 
 
 @pytest.fixture(scope="session")
+def runs_all(pytestconfig: pytest.Config) -> bool:
+    """Whether also the long tests run."""
+    return pytestconfig.getoption("--all")
+
+
+@pytest.fixture(scope="session")
 def world() -> Iterator[World]:
     """Four processes that form a group, started when first asked for."""
     found = World(4)

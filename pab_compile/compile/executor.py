@@ -97,8 +97,8 @@ class Executor:
             elif module.sort == PRELUDE:
                 prelude = num_preludes
                 num_preludes += 1
-            is_traced = not isinstance(module, UntracedBranch)
-            key = structure_key(module.compute) if is_traced else module.key
+            traced = not isinstance(module, UntracedBranch)
+            key = structure_key(module.compute) if traced else module.key
             inputs = tuple(register[n] for n in node.all_input_nodes)
             starts = _starts(module, inputs)
             structure.append(f"{key} {list(inputs)} {starts}")
@@ -107,7 +107,7 @@ class Executor:
             self._ops.append(
                 Op(
                     function=self._function(module, key),
-                    inputs=inputs[: module.num_inputs] if starts else inputs,
+                    inputs=inputs[: _num_read(module)],
                     outputs=tuple((number, register[user]) for user, number in position.items()),
                     frees=tuple(register[n] for n in dying),
                     site=site,
@@ -222,6 +222,11 @@ class Executor:
         """Tell a generation's statistics what was compiled for it so far."""
         compiled = (self._compiler.num_pieces, self._compiler.compile_seconds)
         generation.record.compilers[id(self._compiler)] = compiled
+
+
+def _num_read(module: StepBranch | Piece) -> int | None:
+    """How many inputs a branch reads to compute; None for all."""
+    return module.num_inputs if isinstance(module, StepBranch) else None
 
 
 def _starts(module: StepBranch | Piece, inputs: Sequence[int]) -> tuple[Start | None, ...]:

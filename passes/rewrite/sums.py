@@ -181,7 +181,7 @@ def _apply(graph: fx.Graph, node: fx.Node, values: Mapping[fx.Node, fx.Node]) ->
         else:
             applied.target, applied.args = _WHERE.ScalarSelf, (node.args[0], 0.0, values[other])
     ir.copy_facts(applied, node)
-    args, kwargs = fx.node.map_arg((applied.args, applied.kwargs), ir.value)
+    args, kwargs = fx.map_arg((applied.args, applied.kwargs), ir.value)
     assert callable(applied.target)
     ir.set_value(applied, applied.target(*args, **kwargs))  # its type or strides may differ
     applied._rename(f"{node.name}_start")

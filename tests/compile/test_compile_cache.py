@@ -90,6 +90,7 @@ def run_in_processes(order: list[list[str]], folder: Path) -> list[dict[str, int
     return found
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_processes_that_share_a_cache_get_their_own_numbers(tmp_path: Path) -> None:
     expected = {variant: generate(variant, "eager") for variant in ("stock", *VARIANTS)}

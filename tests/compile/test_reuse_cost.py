@@ -109,6 +109,7 @@ def test_mlps_of_a_prompt_that_is_not_returned_run_with_the_attentions_only() ->
     assert pab_compile.explain(done.compiled).reuse_flops == done.flops[1]
 
 
+@pytest.mark.sample("dtype1-ReadBetween")
 @pytest.mark.parametrize("block", BLOCKS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_step_that_computes_equals_eager_bit_for_bit(block: type, dtype: torch.dtype) -> None:
@@ -119,6 +120,7 @@ def test_a_step_that_computes_equals_eager_bit_for_bit(block: type, dtype: torch
     assert not torch.equal(done.outputs[1], model(**inputs_at(1, NUM_STEPS, dtype)))
 
 
+@pytest.mark.sample("qwen_image")
 @pytest.mark.parametrize(
     ("name", "share"),
     [

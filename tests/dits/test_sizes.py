@@ -35,7 +35,7 @@ def check_at_every_size(dit: Dit, **how: Any) -> None:
         assert {kind: n for kind, n in reused.items() if n} == dict(oracle.reused), sizes
 
 
-@pytest.mark.sample("latte-None")
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("name", "dynamic"), [("latte", None), ("wan", None), ("wan", True), ("cogvideox", True)]
 )

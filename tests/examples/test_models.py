@@ -257,6 +257,7 @@ def at_real_size(
     return pab_compile.explain(described, options=options, **inputs)
 
 
+@pytest.mark.long
 def test_open_sora_of_two_seconds_at_480p() -> None:
     found = at_real_size(
         open_sora.STDiT3,
@@ -277,6 +278,7 @@ def test_open_sora_of_two_seconds_at_480p() -> None:
     assert round(sum(cached) / NUM_BLOCKS * 28 / 2**30, 2) == 11.46
 
 
+@pytest.mark.long
 def test_open_sora_plan_1_1_of_65_frames_at_512() -> None:
     found = at_real_size(
         open_sora_plan_1_1.LatteT2V,

@@ -15,7 +15,7 @@ from pab_compile.runtime.tracker import Tracker
 from .model import drawn
 from .session import OPTIONS, Session, WrongReuse
 
-SESSIONS = 40
+SESSIONS = 16
 PER_SESSION = 10
 # Not taken are: all of timesteps that follow no schedule, some of the first step, and some of
 # videos that run at once. ``python -m fuzz 10000`` prints how many of which.
@@ -46,7 +46,7 @@ def run(compiled: Any, seeds: range, **session: Any) -> tuple[int, int]:
 
 def test_random_generations_reuse_nothing_foreign_and_miss_little(compiled: Any) -> None:
     possible, missed = run(compiled, range(SESSIONS))
-    assert possible > 1000
+    assert possible > 400
     assert missed < MOST_MISSED * possible
 
 

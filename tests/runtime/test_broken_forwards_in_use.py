@@ -329,6 +329,7 @@ def test_two_calls_that_only_python_can_tell_apart_are_computed_with_a_note() ->
 # Kernels.
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_inductor_compiles_the_pieces_of_every_graph() -> None:
     model = draw(PackedDiT)
