@@ -8,7 +8,7 @@ PYTEST := $(BIN)/pytest -q -n 2 --dist loadgroup -p no:logging
 # Test files that hold golden text, inline or under tests/golden.
 GOLDEN_TESTS = $(shell grep -rlE 'check_golden|check_inline|expecttest' --include='test_*.py' tests)
 
-.PHONY: demo check test goldens bench format clean static installed-demo installed-dev
+.PHONY: demo check test test-all goldens bench format clean static installed-demo installed-dev
 
 demo: installed-demo
 	$(BIN)/python examples/demo.py
@@ -19,6 +19,10 @@ check: static
 
 test: static
 	$(PYTEST) --durations=15 $(PYTEST_ARGS)
+
+# All cases of the long sweeps.
+test-all: static
+	$(PYTEST) --durations=15 --all $(PYTEST_ARGS)
 
 static: installed-dev
 	$(BIN)/ruff format --check .

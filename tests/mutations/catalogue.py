@@ -518,7 +518,7 @@ MUTATIONS = (
     Mutation(
         "pab_compile/compile/program.py",
         "what was computed once from a stepping input is kept",
-        "names = place.generation.lanes.stepping.intersection(self._roles.prompt_inputs)",
+        "names = place.generation.lanes.stepping.intersection(self.roles.prompt_inputs)",
         "names: frozenset[str] = frozenset()",
         ("tests/runtime/test_stepping_in_use.py",),
     ),
@@ -550,5 +550,41 @@ MUTATIONS = (
         "        if name not in known:\n            raise OptionError(",
         "        if name not in known:\n            print(",
         ("tests/test_options.py",),
+    ),
+    Mutation(
+        "passes/sites/whole.py",
+        "what a graph writes to its inputs is cached with its output",
+        "        and node not in values[:num_written]\n",
+        "",
+        ("tests/passes/sites/test_whole.py", "tests/compile/test_output.py"),
+    ),
+    Mutation(
+        "pab_compile/compile/call_roles.py",
+        "text may be taken for latents",
+        "is_known = name in stated or sounds_like_text(name) or sounds_like_time(name)",
+        "is_known = name in stated or sounds_like_time(name)",
+        ("tests/compile/test_call_roles.py",),
+    ),
+    Mutation(
+        "pab_compile/compile/call_roles.py",
+        "the first of several timesteps is taken",
+        "if len(clocks) != 1 or len(lists) != 1:\n        return None\n    (clock,)",
+        "if not clocks or len(lists) != 1:\n        return None\n    (clock, *_)",
+        ("tests/compile/test_call_roles.py",),
+    ),
+    Mutation(
+        "pab_compile/compile/untraced.py",
+        "a graph that cannot be traced may write to a buffer",
+        "if not isinstance(tensor, torch.nn.Parameter) and version_of(tensor) != version:",
+        "if False:",
+        ("tests/compile/test_output.py",),
+    ),
+    Mutation(
+        "passes/rewrite/merge.py",
+        "a sum holds what the step scales anew",
+        "        if any(ir.binding(n) == Binding.STEP for n in node.all_input_nodes):\n"
+        "            return True\n",
+        "",
+        ("tests/passes/rewrite/test_residual_sums.py",),
     ),
 )

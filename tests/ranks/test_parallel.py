@@ -122,6 +122,9 @@ def test_the_models_of_the_paper_generate_what_one_process_does(
         ]
 
 
+@pytest.mark.sample(
+    "different plans-do not run the same program", "broken forward-breaks into several graphs"
+)
 @pytest.mark.parametrize(
     ("case", "message"),
     [

@@ -40,6 +40,7 @@ def test_a_model_that_exchanges_by_itself_does_so_on_computed_steps_only(
         assert found["per step"] == [4, 0, 0, 4, 0, 4]  # two sites, there and back
 
 
+@pytest.mark.sample("different plans-do not run the same program")
 @pytest.mark.parametrize(
     ("case", "message"),
     [
@@ -66,6 +67,7 @@ def test_a_model_that_diffusers_made_parallel_exchanges_on_computed_steps_only(
         assert per_step == [exchanges, 0] * 3  # q, k, v and the output of every site
 
 
+@pytest.mark.long
 def test_ranks_that_fail_alike_keep_their_own_error_and_go_on(world: World) -> None:
     expected = rank_cases.generate(None, "computes always", "none", num_steps=4)
     for found in world.run(rank_cases.failing, "all", 60.0, ranks=4):
