@@ -14,15 +14,16 @@ from torch import fx
 from pab_compile.passes.errors import UnsupportedModelError
 
 from . import ir
+from .autocast import cast_explicitly, has_autocast
 from .constants import check_constants, is_fake
 from .folding import fold_mapped_constants
 from .fused import take_apart
 from .inlining import inline_calls
 from .inputs import Inputs, with_constant_numbers
 from .noise import remove_noise
-from .refusals import refuse_autocast, refuse_other_memory
+from .refusals import refuse_other_memory
 from .sizes_only import read_sizes_only
-from .tracing import trace
+from .tracing import fake, trace
 from .wrapped import take_plain
 
 _DYNAMIC_SHAPE = "Dynamic shape operator"
@@ -47,8 +48,8 @@ def capture(dynamo_graph: fx.GraphModule, args: Sequence[Any]) -> fx.GraphModule
         ``ir.is_constant_input``). Every call keeps its module path and source line.
 
     Raises:
-        UnsupportedModelError: torch cannot trace the graph, or it switches autocast inside, or
-            gives a tensor other memory.
+        UnsupportedModelError: torch cannot trace the graph, or not what it casts under autocast, or
+            it gives a tensor other memory.
         InvariantError: a constant of the captured graph has no numbers.
     """
     refuse_other_memory(dynamo_graph)
@@ -58,6 +59,8 @@ def capture(dynamo_graph: fx.GraphModule, args: Sequence[Any]) -> fx.GraphModule
     fold_mapped_constants(static_graph)
     if inputs.wrapped:
         take_plain(static_graph, inputs.given_tensors(args))
+    if has_autocast(static_graph.graph):
+        static_graph = cast_explicitly(static_graph, fake(inputs.tensors(args)))
     try:
         captured = trace(static_graph, inputs.tensors(args))
     except (RuntimeError, NotImplementedError) as error:
@@ -73,7 +76,6 @@ def capture(dynamo_graph: fx.GraphModule, args: Sequence[Any]) -> fx.GraphModule
     read_sizes_only(captured.graph)
     remove_noise(captured)
     take_apart(captured)
-    refuse_autocast(captured.graph)
     if not any(map(is_fake, inputs.tensors(args))):  # of a fake model, constants are fake too
         check_constants(captured)
     return captured

@@ -38,7 +38,7 @@ def trace(static_graph: fx.GraphModule, tensors: Sequence[torch.Tensor]) -> fx.G
     """
     from torch._C._functorch import _vmap_decrement_nesting, maybe_current_level
 
-    fake_args = _fake(tensors)
+    fake_args = fake(tensors)
     level = maybe_current_level()
     try:
         captured = _trace(static_graph, fake_args, {})
@@ -143,7 +143,8 @@ def trace_any(
     return captured
 
 
-def _fake(tensors: Sequence[torch.Tensor]) -> list[FakeTensor]:
+def fake(tensors: Sequence[torch.Tensor]) -> list[FakeTensor]:
+    """Fake tensors of the shapes, strides, types and devices of some tensors."""
     from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
     known = next((t.fake_mode for t in tensors if isinstance(t, FakeTensor)), None)

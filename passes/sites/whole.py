@@ -49,7 +49,7 @@ def whole_site(graph_module: fx.GraphModule) -> Site:
         region=(),
         cache_bytes=0,
         flops=0,
-        reason=_REASON if cut else f"{_REASON}; not broadcast: there is no such value",
+        reason=_REASON if cut else f"{_REASON}; not broadcast: it returns nothing of this sort",
         ends=cut,
     )
     return with_region(site, dead_regions(graph, {OUTPUT: cut})[OUTPUT])

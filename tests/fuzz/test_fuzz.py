@@ -80,7 +80,7 @@ def test_a_rule_that_believes_every_call_is_found_out(
 
     monkeypatch.setattr(Tracker, "_of_callers", believing)
     with pytest.raises(WrongReuse, match="foreign"):
-        run(compiled, range(SESSIONS))
+        run(compiled, range(40))
 
 
 def test_the_parts_of_the_model_are_its_output() -> None:

@@ -88,4 +88,4 @@ def test_a_graph_that_returns_nothing_new_has_no_cut() -> None:
         ir.set_binding(node, Binding.PROMPT)
     site = whole_site(model.graph_module)
     assert not site.can_broadcast
-    assert "there is no such value" in site.reason
+    assert "returns nothing of this sort" in site.reason
