@@ -71,7 +71,7 @@ def cast_explicitly(
             raise _refused(node, "the model is called under autocast already")
     mode = next(arg.fake_mode for arg in fake_args if hasattr(arg, "fake_mode"))  # type: ignore[attr-defined]
     with torch.no_grad(), mode:
-        _Explicit(result).run(*fake_args)
+        _Explicit(result).run_all(fake_args)
     for name in (_EXIT, _ENTER):
         for node in [node for node in graph.nodes if ir.op_name(node) == name]:
             graph.erase_node(node)
@@ -89,11 +89,12 @@ class _Explicit(fx.Interpreter):
         self._open: list[fx.Node] = []
         self._casts: dict[tuple[fx.Node, torch.dtype], fx.Node] = {}
 
-    def run(self, *args: Any) -> Any:
+    def run_all(self, fake_args: Sequence[torch.Tensor]) -> None:
+        """Run the graph, and leave every region that an error left open."""
         try:
-            return super().run(*args, enable_io_processing=False)
+            self.run(*fake_args, enable_io_processing=False)
         finally:
-            for node in reversed(self._open):  # an op raised an error inside of a region
+            for node in reversed(self._open):
                 torch.amp.autocast_mode._exit_autocast(self.env[node])
 
     def run_node(self, n: fx.Node) -> Any:
@@ -115,8 +116,8 @@ class _Explicit(fx.Interpreter):
         given = self.fetch_args_kwargs_from_env(node)
         inputs = [leaf for leaf in pytree.tree_leaves(given) if isinstance(leaf, torch.Tensor)]
         wanted = self._dispatched(node, given, inputs)
-        device, dtype = self._open[-1].args[:2]
-        low = dtype or torch.get_autocast_dtype(str(device))
+        device, stated = str(self._open[-1].args[0]), self._open[-1].args[1]
+        low = stated if isinstance(stated, torch.dtype) else torch.get_autocast_dtype(device)
         every = {id(t): low for t in inputs if t.is_floating_point() and t.device.type == device}
         for casts in ({}, wanted.casts_of_inputs, every):
             found = self._cast_and_dispatched(node, given, casts)

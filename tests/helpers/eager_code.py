@@ -123,6 +123,18 @@ class Checkpointed(Dit):
         return self.last(checkpoint(super().block, x, context, use_reentrant=False))
 
 
+class Autocast(Dit):
+    """Attention in bfloat16, and the residual stream in the type of the model."""
+
+    def block(self, x: torch.Tensor, context: torch.Tensor) -> torch.Tensor:
+        with torch.autocast("cpu", torch.bfloat16):
+            y = self.full(x, x)
+            with torch.autocast("cpu", enabled=False):
+                x = (x.float() + y.float()).type_as(x)
+            y = self.cross(x, context)
+        return x + y.type_as(x)
+
+
 class Controlled(Dit):
     """A buffer that the caller writes between two calls."""
 
@@ -140,6 +152,7 @@ TRAITS: dict[str, Callable[[], Dit]] = {
     "an assertion about the prompt": ChecksPrompt,
     "an assertion about the latents": ChecksLatents,
     "a checkpointed block": Checkpointed,
+    "autocast inside": Autocast,
     "nn.MultiheadAttention": lambda: Dit(TorchsOwn),
     "a packed weight": lambda: Dit(Packed),
     "a plain view of a weight": lambda: Dit(PlainView),
