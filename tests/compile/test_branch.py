@@ -108,7 +108,7 @@ def generate(call: Callable[..., torch.Tensor], dtype: torch.dtype) -> torch.Ten
     return torch.stack(outputs).float()
 
 
-@pytest.mark.sample("fused-bf16", "parallel-f32", "post-norm-bf16", "sandwich-f32")
+@pytest.mark.sample("fused-bf16", "post-norm-f32")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["f32", "bf16"])
 @pytest.mark.parametrize("how", ["fused", "parallel", "sandwich", "post-norm"])
 def test_a_generation_equals_hooks_on_the_branches(how: str, dtype: torch.dtype) -> None:

@@ -81,7 +81,7 @@ def test_open_sora_equals_its_oracle() -> None:
     assert_same(Loop(tiny.calls("open-sora", compiled), table).run(), expected)
 
 
-@pytest.mark.sample("flux-branch-merged3", "wan-branch-merged1")
+@pytest.mark.sample("wan-branch-merged1")
 # Sites that are merged, and the sums that they cache: one per stream that is read afterwards, which
 # CogVideoX's prompt is not.
 @pytest.mark.parametrize(

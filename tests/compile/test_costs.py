@@ -110,6 +110,7 @@ def test_nothing_is_recompiled_after_the_first_generation(
     assert pab_compile.stats(compiled).num_pieces == pieces  # type: ignore[arg-type]
 
 
+@pytest.mark.long
 def test_a_graph_with_dynamic_sizes_is_compiled_once_per_size(
     model: LatteTransformer3DModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -67,6 +67,7 @@ def test_any_denoiser_follows_its_own_outputs(build: Any) -> None:
     assert_same(Loop(calls_of(compiled), **other).run(), Loop(Lines(model), **other).run())
 
 
+@pytest.mark.sample("experts")
 @pytest.mark.parametrize("name", PARTLY)
 def test_what_is_not_predicted_as_a_whole_is_right_where_it_is_computed(name: str) -> None:
     model = PARTLY[name]().eval().requires_grad_(False)

@@ -199,7 +199,7 @@ def test_images_of_512_pixels_have_evenly_spaced_timesteps() -> None:
 # -- examples and real sizes -------------------------------------------------------------------
 
 
-@pytest.mark.sample("open_sora.py-arguments0-lines0", "latte.py-arguments3-lines3")
+@pytest.mark.sample("open_sora.py-arguments0-lines0")
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # diffusers
 @pytest.mark.parametrize(

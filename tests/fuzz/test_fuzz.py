@@ -72,6 +72,7 @@ def test_two_threads_do_not_mix(compiled: Any) -> None:
 # The oracle finds what is wrong.
 
 
+@pytest.mark.long
 def test_a_rule_that_believes_every_call_is_found_out(
     compiled: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

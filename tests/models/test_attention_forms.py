@@ -176,6 +176,13 @@ def every_second_step(attention: nn.Module) -> None:
     attention.forward = forward  # type: ignore[method-assign]
 
 
+@pytest.mark.sample(
+    "windows_of_a_frame",
+    "over_earlier_frames_too",
+    "sample_by_sample_with_its_prompt",
+    "by_baddbmm",
+    "by_matmul_of_heads",
+)
 @pytest.mark.parametrize("form", KINDS, ids=lambda form: form.__name__)
 def test_a_form_of_attention_is_one_site_of_its_kind_and_reused_as_by_hooks(form: Form) -> None:
     model, hooked = draw(OneBlock, form), draw(OneBlock, form)

@@ -22,6 +22,13 @@ def check_eager(
         assert torch.equal(found, expected)
 
 
+@pytest.mark.sample(
+    "an assertion about the latents",
+    "a checkpointed block",
+    "autocast inside",
+    "nn.MultiheadAttention",
+    "a plain view of a weight",
+)
 @pytest.mark.parametrize("trait", TRAITS)
 def test_nothing_reused_is_eager_and_reuse_is_what_the_model_repeats_itself(trait: str) -> None:
     model = make(trait)
@@ -34,6 +41,7 @@ def test_nothing_reused_is_eager_and_reuse_is_what_the_model_repeats_itself(trai
     assert pab_compile.stats(reusing).reused == {"full": 3, "cross": 4}
 
 
+@pytest.mark.sample("autocast inside", "a packed weight")
 @pytest.mark.parametrize("trait", TRAITS)
 def test_in_bfloat16_nothing_reused_is_eager(trait: str) -> None:
     model = make(trait, torch.bfloat16)

@@ -44,6 +44,13 @@ def numbered(number: type) -> list[tuple[Any, ...]]:
     return [(x, number(timestep[0].item()), context) for x, timestep, context in calls()]
 
 
+@pytest.mark.sample(
+    "tensor-float",
+    "full-int",
+    "arithmetic-float",
+    "beside integers-int",
+    "tensor without dimensions-float",
+)
 @pytest.mark.parametrize("number", [float, int])
 @pytest.mark.parametrize("name", ANGLES)
 def test_a_number_is_read_without_a_compilation_per_step(name: str, number: type) -> None:

@@ -35,7 +35,7 @@ def predicted(plan: str, rows: int, num_ranks: int, **options: Any) -> float:
     ).wire_bytes
 
 
-@pytest.mark.sample("predicted and coalesced")
+@pytest.mark.long
 @pytest.mark.parametrize("plan", ["computes always", "predicted and coalesced"])
 def test_ranks_with_a_row_each_generate_what_one_process_does_and_gather_only(
     world: World, plan: str

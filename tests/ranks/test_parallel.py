@@ -64,7 +64,7 @@ def test_ranks_generate_what_one_process_does_and_exchange_nothing_on_reuse(
     check_generation(world, plan, guidance, num_ranks)
 
 
-@pytest.mark.sample("with MLPs-3")
+@pytest.mark.long
 @pytest.mark.slow
 @pytest.mark.parametrize(("plan", "num_ranks"), [("computes always", 4), ("with MLPs", 3)])
 def test_any_number_of_ranks_generates_what_one_process_does(

@@ -121,6 +121,7 @@ class Rewritten(Overwriting):
         text.mul_(emb[:, None])
 
 
+@pytest.mark.sample("Overwriting-ranges1-True", "Rewritten-ranges2-False")
 # In inference mode nothing shows that it was. Every two of the three meet.
 @pytest.mark.parametrize(
     ("kind", "ranges", "inference_mode"),
@@ -235,6 +236,7 @@ def test_an_exception_in_a_graph_without_attention_drops_the_generation() -> Non
 # Many graphs.
 
 
+@pytest.mark.long
 def test_many_graphs_with_two_tensors_between_them_are_each_looked_at_once(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -77,6 +77,7 @@ def test_compilations_of_one_model_share_nothing(model: LatteTransformer3DModel)
     check_alternating([model] * 3, compiled, rules)
 
 
+@pytest.mark.long
 def test_a_model_compiled_twice_alike_has_statistics_under_both_names(
     model: LatteTransformer3DModel,
 ) -> None:

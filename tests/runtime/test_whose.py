@@ -99,6 +99,7 @@ WAYS = {
 }
 
 
+@pytest.mark.sample("in_place", "a_function", "a_replaced_forward")
 @pytest.mark.parametrize("way", WAYS)
 def test_the_run_is_found_whatever_was_compiled(way: str) -> None:
     other = compiled(make("plain"), {"cross": 2})
@@ -113,6 +114,7 @@ def test_the_run_is_found_whatever_was_compiled(way: str) -> None:
         assert pab_compile.observe(lambda: run(call), model=named).sites
 
 
+@pytest.mark.sample("a_module", "a_method")
 @pytest.mark.parametrize("way", WAYS)
 def test_another_model_with_the_same_code_has_no_run(way: str) -> None:
     call, _ = WAYS[way](make("plain"))
@@ -136,6 +138,7 @@ class Scales(Attention):
         return F.linear(super().compute(x, y), scaled)
 
 
+@pytest.mark.sample("twice", "a_forward")
 @pytest.mark.parametrize("way", WAYS)
 def test_weights_with_parts_that_are_no_parameters(way: str) -> None:
     torch.manual_seed(0)
@@ -229,7 +232,7 @@ class Between(Attention):
         return self.back(out)
 
 
-@pytest.mark.sample("a_replaced_forward", "in_place")
+@pytest.mark.sample("a_replaced_forward")
 @pytest.mark.parametrize("way", WAYS)
 def test_a_first_graph_with_sites_and_without_weights_reuses(way: str) -> None:
     torch.manual_seed(0)

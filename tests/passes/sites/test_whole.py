@@ -89,3 +89,18 @@ def test_a_graph_that_returns_nothing_new_has_no_cut() -> None:
     site = whole_site(model.graph_module)
     assert not site.can_broadcast
     assert "returns nothing of this sort" in site.reason
+
+
+def test_what_is_written_and_returned_is_not_cached_either() -> None:
+    def model(latents: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        new = latents + 1
+        return new, new, new * 2
+
+    made = captured(model)
+    for node in made.graph.nodes:
+        ir.set_binding(node, Binding.LATENT)
+    ir.set_mutated_inputs(made.graph_module, (0,))
+    new, twice = ir.outputs(made.graph)
+    site = whole_site(made.graph_module)
+    assert (site.cut, site.region) == ((twice,), (twice,))
+    assert new not in site.region
