@@ -3,6 +3,7 @@
     python -m benchmarks.quality
     python -m benchmarks.quality --model joint
     python -m benchmarks.quality --quick      # few videos: a check that it runs, no measurement
+    python -m benchmarks.quality --plans linear3 "linear3, whole output"    # these; writes no files
 
 Every plan generates the same videos from the same noise. In turns, batch by batch, so that a
 machine's drift meets all plans alike: the speed is the median over the batches of the ratio to
@@ -92,14 +93,14 @@ def interval(values: list[float]) -> tuple[float, float]:
 
 def measure(args: argparse.Namespace, console: Console) -> list[Score]:
     """Generate every batch with every plan in turns."""
-    plans = PLANS[args.model]
+    plans = {name: p for name, p in PLANS[args.model].items() if name in (args.plans or [name])}
     # Dynamo keeps the code of all plans at the model's one forward.
     torch.compiler.config.recompile_limit = 2 * len(plans)
     trained, reader = digits.load(digits.find_folder(args.model)), digits.train_reader()
     calls: dict[str, Callable[..., Any]] = {STOCK: torch.compile(trained.model)}
     for name, options in plans.items():
         calls[name] = torch.compile(trained.model, backend="pab", options=options)
-    for name, hook in HOOKED[args.model].items():
+    for name, hook in ({} if args.plans else HOOKED[args.model]).items():
         calls[name] = hook(trained.model)
     fewer = {f"no reuse, {n} steps": n for n in (round(args.steps / d) for d in FEWER)}
     calls |= dict.fromkeys(fewer, calls[STOCK])
@@ -203,7 +204,10 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=30)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--quick", action="store_true", help="4 videos, 10 steps; writes no files")
+    parser.add_argument("--plans", nargs="+", metavar="NAME", help="these plans; writes no files")
     args, console = parser.parse_args(), Console()
+    if unknown := set(args.plans or ()).difference(PLANS[args.model]):
+        parser.error(f"no plan is called {sorted(unknown)[0]!r}; known: {list(PLANS[args.model])}")
     if args.quick:
         args.videos, args.batch, args.steps = 4, 2, 10
     scores = measure(args, console)
@@ -219,7 +223,7 @@ def main() -> None:
         f"Versions: {used}"
     )
     console.print(settings, highlight=False)
-    if not args.quick:
+    if not args.quick and not args.plans:
         paths = write(scores, f"quality_{args.model}", settings)
         console.print(f"wrote {', '.join(map(str, paths))}")
 

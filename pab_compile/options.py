@@ -264,9 +264,10 @@ def _check_output(parsed: Options) -> None:
             f"cut='output' has sites of the kind 'output' only, and ranges={parsed.ranges!r} says "
             'nothing of it, so nothing would be reused. Give "linear3", {"output": 3}, or a plan.'
         )
-    if parsed.num_ranks > 1:
+    num_ranks = parsed.num_ranks * parsed.num_batch_ranks
+    if num_ranks > 1:
         raise OptionError(
-            f"cut='output' and {parsed.num_ranks} ranks that share the tokens were given together. "
+            f"cut='output' and {num_ranks} ranks that share a generation were given together. "
             "Use another cut, or one rank."
         )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import NamedTuple
@@ -24,6 +25,8 @@ from pab_compile.passes.sites.site import OUTPUT, Site
 from pab_compile.plans.plan import Plan
 from pab_compile.report.dump import Dumper
 from pab_compile.report.explanation import Finding, cache_bytes, describe_site, site_box
+
+_log = logging.getLogger(__name__)
 
 
 class NoAttentionError(UnsupportedModelError):
@@ -60,12 +63,7 @@ def analyse(
         UnsupportedModelError: the graph has no latents, no clock, or nothing to reuse.
     """
     if options.cut == OUTPUT and known is not None:
-        try:
-            if alone:
-                return analyse(part, options, plan, dumper)
-        except UnsupportedModelError:
-            pass
-        return _whole(part, known, dumper)
+        return _whole(part, known, options, plan, dumper, alone)
     if options.cut != OUTPUT and not alone and not has_mixer_ops(part.graph_module.graph):
         raise NoAttentionError("No attention was found in this graph.")
     joined = join(part)
@@ -87,13 +85,23 @@ def analyse(
     return program
 
 
-def _whole(part: Part, known: Known, dumper: Dumper) -> Program:
-    """A graph of which nothing is known but that it belongs to a forward with these inputs."""
+def _whole(
+    part: Part, known: Known, options: Options, plan: Plan, dumper: Dumper, alone: bool
+) -> Program:
+    """The output of a graph, of which nothing need be known but the forward's inputs."""
+    if alone:
+        try:
+            return analyse(part, options, plan, dumper)  # it shows what to compute only once
+        except UnsupportedModelError as error:
+            _log.info("%s", error)
     program = Program(part.graph_module, latents=known.latents, clock=known.clock)
     for node in part.graph_module.graph.nodes:
         is_weight = node.op in ("placeholder", "get_attr") and ir.is_constant_input(node)
         ir.set_binding(node, Binding.CONSTANT if is_weight else Binding.LATENT)
-    return run_passes(program, (FindSites(OUTPUT),), dumper.watch)
+    run_passes(program, (FindSites(OUTPUT),), dumper.watch)
+    if alone:
+        plan.check(program.sites)
+    return program
 
 
 def _stated(inputs: Sequence[fx.Node], axes: Mapping[str, str], alone: bool) -> Mapping[str, str]:

@@ -164,6 +164,7 @@ def test_other_cuts_refuse_such_a_model_and_offer_this_one(name: str) -> None:
         ({"ranges": {"spatial": 2}}, "of the kind 'output' only"),
         ({"ranges": "pab246"}, "of the kind 'output' only"),
         ({"ranges": "linear3", "sequence_parallel": 2}, "2 ranks"),
+        ({"ranges": "linear3", "batch_parallel": 2}, "2 ranks"),
     ],
 )
 def test_what_does_not_go_with_it_is_an_error(options: dict[str, Any], message: str) -> None:

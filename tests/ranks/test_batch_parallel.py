@@ -51,6 +51,7 @@ def test_ranks_with_a_row_each_generate_what_one_process_does_and_gather_only(
     assert ranks[0]["sent"] == predicted(plan, 2, 2) > 0
 
 
+@pytest.mark.long
 def test_rows_that_do_not_divide_are_shared_unevenly(world: World) -> None:
     case = ("before the gate", "rows", 3, "none")
     expected = alone(*case)

@@ -73,7 +73,7 @@ def test_any_number_of_ranks_generates_what_one_process_does(
     check_generation(world, plan, "batched", num_ranks)
 
 
-@pytest.mark.sample("hunyuan_video-s-gated-2-8")
+@pytest.mark.long
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "axis", "cut", "num_ranks", "exchanges"),
@@ -122,9 +122,7 @@ def test_the_models_of_the_paper_generate_what_one_process_does(
         ]
 
 
-@pytest.mark.sample(
-    "different plans-do not run the same program", "broken forward-breaks into several graphs"
-)
+@pytest.mark.sample("different plans-do not run the same program")
 @pytest.mark.parametrize(
     ("case", "message"),
     [
@@ -139,6 +137,7 @@ def test_what_cannot_work_is_an_error_on_every_rank(world: World, case: str, mes
     assert all(re.search(message, found) for found in results), results
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_pieces_with_collectives_go_through_inductor(world: World) -> None:
     plan = ("before the gate", "none")

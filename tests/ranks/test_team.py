@@ -55,7 +55,7 @@ def test_ranks_of_such_a_model_that_would_not_exchange_alike_are_told(
     assert all(re.search(message, found) for found in results), results
 
 
-@pytest.mark.sample("wan-4")
+@pytest.mark.long
 @pytest.mark.parametrize(("name", "exchanges"), [("wan", 4), ("flux", 2 * 4)])
 def test_a_model_that_diffusers_made_parallel_exchanges_on_computed_steps_only(
     world: World, name: str, exchanges: int
