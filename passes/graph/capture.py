@@ -59,9 +59,9 @@ def capture(dynamo_graph: fx.GraphModule, args: Sequence[Any]) -> fx.GraphModule
     fold_mapped_constants(static_graph)
     if inputs.wrapped:
         take_plain(static_graph, inputs.given_tensors(args))
-    if has_autocast(static_graph.graph):
-        static_graph = cast_explicitly(static_graph, fake(inputs.tensors(args)))
     try:
+        if has_autocast(static_graph.graph):
+            static_graph = cast_explicitly(static_graph, fake(inputs.tensors(args)))
         captured = trace(static_graph, inputs.tensors(args))
     except (RuntimeError, NotImplementedError) as error:
         raise UnsupportedModelError(

@@ -155,7 +155,7 @@ def deep_cogvideox(num_blocks: int, **options: Any) -> tuple[Any, Iterator[Any]]
     return compiled, (run(compiled, **loop.at(step)) for step in range(7))
 
 
-@pytest.mark.sample("two streams")
+@pytest.mark.long
 @pytest.mark.parametrize(
     "deep",
     [

@@ -241,7 +241,7 @@ def living_storages() -> dict[int, int]:
     }
 
 
-@pytest.mark.sample("batched", "two calls")
+@pytest.mark.sample("two calls")
 @pytest.mark.parametrize("guidance", ["none", "batched", "two calls"])
 def test_statistics_are_the_oracles(model: LatteTransformer3DModel, guidance: Guidance) -> None:
     rule = Rule({"spatial": 2, "temporal": 4, "cross": 6, "mlp": 3})

@@ -57,6 +57,7 @@ def test_the_calibrated_plan_of_a_model_computes_all_sites_at_few_steps(family: 
     assert 0 < num_computed <= 10
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_inductor_takes_what_is_predicted_for_what_was_computed() -> None:
     # What the attention of this model yields is a part of a larger tensor: video without prompt.

@@ -189,6 +189,8 @@ class LinearWithConvolution(Foreign):
 class Registers(Foreign):
     """Learned registers and tokens of the history stand before the video's."""
 
+    KINDS = ("joint", "cross", "mlp")
+
     def __init__(self) -> None:
         super().__init__()
         self.registers = nn.Parameter(torch.randn(1, 2, WIDTH))

@@ -76,6 +76,7 @@ def test_with_inductor_ranges_of_one_give_what_stock_compile_gives() -> None:
     assert_same(Loop(calls_of(compiled), timesteps).run(), stock, 1e-5)
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_with_inductor_reuse_equals_the_oracle() -> None:
     """A line through two outputs; ``test_compile_cache`` repeats outputs with Inductor."""

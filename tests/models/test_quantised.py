@@ -44,6 +44,7 @@ def test_a_quantised_model_reuses_as_the_oracle_does(name: str) -> None:
     assert all(stats.reused.values())
 
 
+@pytest.mark.long
 def test_the_sites_of_a_quantised_model_are_those_of_the_model() -> None:
     inputs = {
         "hidden_states": draw_latents(),
