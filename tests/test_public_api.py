@@ -174,6 +174,7 @@ def test_explain_half_way_changes_nothing(small: LatteTransformer3DModel) -> Non
     assert_same(torch.stack(loop.predictions), expected)
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_explain_a_seventh_of_latte_at_its_real_size_on_meta() -> None:
     """A seventh of its 28 pairs of blocks, which are alike, in a seventh of three minutes."""
@@ -316,6 +317,7 @@ def test_any_registered_backend_compiles_the_pieces(small: LatteTransformer3DMod
     assert_same(run(compiled_pab(small, inner="aot_eager")), expected)
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_a_mode_is_accepted_and_right(small: LatteTransformer3DModel) -> None:
     """The one that also changes how outputs are cached; any other is handed over alike."""

@@ -50,6 +50,7 @@ def draw_drift(seed: int) -> Drift:
     return Drift(outputs @ outputs.T, [1.0] * NUM_STEPS, range(NUM_STEPS))
 
 
+@pytest.mark.long
 def test_the_optimum_is_found_in_most_instances_and_nearly_in_the_others() -> None:
     ratios = []
     for seed in range(INSTANCES):

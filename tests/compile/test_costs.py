@@ -133,7 +133,7 @@ def test_a_graph_with_dynamic_sizes_is_compiled_once_per_size(
     assert sorted(compilations.values()) == [1, 1, 1]
 
 
-@pytest.mark.sample("none-rule0", "two calls-rule3")
+@pytest.mark.sample("two calls-rule3")
 @pytest.mark.parametrize(
     ("guidance", "rule"),
     [
@@ -196,7 +196,7 @@ class Fuse:
         return self._graph_module(*args)
 
 
-@pytest.mark.sample("reset-True", "scope-False", "exception-True")
+@pytest.mark.sample("exception-True")
 @pytest.mark.parametrize("by_value", [False, True])
 @pytest.mark.parametrize("end", ["reset", "scope", "exception"])
 def test_nothing_is_left_of_a_generation_that_stops_half_way(

@@ -73,6 +73,7 @@ def test_inductor_takes_what_is_predicted_for_what_was_computed() -> None:
     torch.testing.assert_close(*videos, rtol=0, atol=1e-4)
 
 
+@pytest.mark.long
 def test_the_calibrated_plan_of_another_model_is_refused() -> None:
     trained = digits.load(digits.find_folder("joint"))
     with pytest.raises(pab_compile.PlanError, match="made for another model"):

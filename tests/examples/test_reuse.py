@@ -55,7 +55,7 @@ def test_reuse_equals_the_oracle(name: str, cut: str) -> None:
     assert sites == {kind: 12 * depth * count for kind, count in KINDS[name].items()}
 
 
-@pytest.mark.sample("open-sora-plan-1.1")
+@pytest.mark.long
 @pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_reuse_equals_the_oracle_at_a_second_size(name: str) -> None:

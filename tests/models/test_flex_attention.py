@@ -64,7 +64,7 @@ class FlexDiT(BrokenDiT):
         self.second.temporal = FlexAttention(how, SHAPE[2])
 
 
-@pytest.mark.sample("plain", "before")
+@pytest.mark.sample("before")
 @pytest.mark.parametrize("how", ["plain", "scores", "before", "inside"])
 def test_flex_attention_is_found_and_reused_as_by_hooks(how: str) -> None:
     model = draw(FlexDiT, how)

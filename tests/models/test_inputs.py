@@ -117,6 +117,7 @@ def test_adapters_fused_into_the_weights_between_generations() -> None:
 # Adapters of peft, and what diffusers does to its attentions.
 
 
+@pytest.mark.long
 @pytest.mark.filterwarnings("ignore:Already found a `peft_config`")
 def test_adapters_of_peft_are_switched_scaled_and_fused_between_generations() -> None:
     peft = pytest.importorskip("peft")

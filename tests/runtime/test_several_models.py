@@ -88,6 +88,7 @@ def test_a_model_compiled_twice_alike_has_statistics_under_both_names(
         assert pab_compile.stats(compiled).steps == NUM_STEPS  # type: ignore[arg-type]
 
 
+@pytest.mark.long
 def test_a_generation_runs_on_the_code_of_two_compilations_alike(
     model: LatteTransformer3DModel,
 ) -> None:
