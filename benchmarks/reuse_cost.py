@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import warnings
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -29,6 +28,7 @@ from pab_compile import PabError
 from tests.dits.build import Denoising, build, run
 from tests.dits.catalogue import CATALOGUE
 from tests.dits.spec import Dit
+from tests.helpers.counting import counting
 
 RESULTS = Path(__file__).parent / "results" / "reuse_cost.md"
 TYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -62,7 +62,7 @@ def measure(dit: Dit, dtype: torch.dtype, cut: str | None) -> Cost:
     dit = replace(dit, dtype=dtype, inputs=_inputs_in(dit, dtype))
     model, loop = build(dit), Denoising(dit, num_steps=10)
     counted = [0]
-    options: dict[str, Any] = {"inner": _counting(counted), "ranges": "linear3", **dit.options}
+    options: dict[str, Any] = {"inner": counting(counted), "ranges": "linear3", **dit.options}
     if cut is not None:
         options["cut"] = cut
     compiled = torch.compile(model, backend="pab", dynamic=False, options=options)
@@ -80,21 +80,6 @@ def measure(dit: Dit, dtype: torch.dtype, cut: str | None) -> Cost:
     )
     kept = pab_compile.stats(compiled).peak_cache_bytes / 2**20
     return Cost(counted[0] / total, 1 - blocks / total, kept)
-
-
-def _counting(counted: list[int]) -> Callable[..., Any]:
-    """An inner compiler that runs pieces eagerly and adds up their operations."""
-
-    def inner(graph_module: Any, _: Any) -> Any:
-        def function(*args: torch.Tensor) -> Any:
-            with FlopCounterMode(display=False) as counter:
-                results = graph_module(*args)
-            counted[0] += counter.get_total_flops()
-            return results
-
-        return function
-
-    return inner
 
 
 def _inputs_in(dit: Dit, dtype: torch.dtype) -> Any:

@@ -1,7 +1,8 @@
 """Untraced graphs: a Dynamo graph as one branch, where no graph of plain ops expresses it.
 
-Such a graph switches autocast inside, or gives weights other memory as hooks do. With
-``cut="output"`` this is no obstacle: the inner compiler gets the graph as Dynamo made it.
+Such a graph gives weights other memory as hooks do, or switches autocast in a way that
+``passes.graph.autocast`` refuses. With ``cut="output"`` this is no obstacle: the inner compiler
+gets the graph as Dynamo made it.
 """
 
 from __future__ import annotations

@@ -12,6 +12,7 @@ from torch.utils import _pytree as pytree
 from torch.utils.flop_counter import FlopCounterMode
 
 import pab_compile
+from helpers.counting import counting
 from helpers.latte import assert_different, assert_same
 
 from .base import RANGES, Foreign, as_oracle
@@ -91,16 +92,7 @@ def test_a_reuse_step_computes_what_is_outside_of_the_branches(
 ) -> None:
     model, counted = build(make), [0]
 
-    def inner(graph_module: Any, _: Any) -> Any:
-        def function(*args: torch.Tensor) -> Any:
-            with FlopCounterMode(display=False) as counter:
-                results = graph_module(*args)
-            counted[0] += counter.get_total_flops()
-            return results
-
-        return function
-
-    options = {"ranges": "linear3", "inner": inner}
+    options = {"ranges": "linear3", "inner": counting(counted)}
     compiled: Any = torch.compile(model, backend="pab", options=options)
     for step in range(3):
         counted[0] = 0
