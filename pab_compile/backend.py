@@ -32,6 +32,8 @@ from .compile.whole_forward import WholeForward
 from .dynamo import compiling, model_calls
 from .errors import GradModeError
 from .options import parse_options
+from .plans.form import Form
+from .plans.live import LivePlan
 from .ranks.agreement import Agreement
 from .ranks.mesh import fingerprint, peers_of
 from .runtime.forward import Forward
@@ -94,8 +96,9 @@ class CompiledGraph:
         self._agreement.begin()
         program = self._program(request)
         if not forward.visited and not request.alone:
-            before, settings = forwards.before(forward), self._settings
-            error = self._whole_forward.check(before, program, settings.plan, settings.options.axes)
+            before, plan = forwards.before(forward), self._settings.plan_now
+            axes = self._settings.options.axes
+            error = self._whole_forward.check(before, program, plan, axes)
             if error is not None:
                 self._refuse(error, stacklevel=3)
         forward.breaks.append(self._break_reason)
@@ -116,6 +119,7 @@ class CompiledGraph:
         origins, volatile = forward.origins(self._inputs, tensors)
         alone = not forward.visited and forward.starts_at_root and not self._break_reason
         observer = current_observer()
+        form = self._form(forward)
         return Request(
             self._graph_module,
             args,
@@ -123,15 +127,27 @@ class CompiledGraph:
             origins,
             volatile,
             alone,
-            placed=self._placed(forward),
+            placed=self._placed(forward, form),
             num_samples=None if observer is None else observer.num_samples,
+            form=form,
         )
 
-    def _placed(self, forward: Forward) -> InputRoles | None:
+    def _form(self, forward: Forward) -> Form | None:
+        """What to compile for, if the plan is live: the form of the plan that holds."""
+        try:
+            live = self._settings.live
+        except PabError:  # it is raised where all ranks hear of it
+            return None
+        if live is None:
+            return None
+        running = forward.place.generation.choice if forward.place else None
+        return (running or live.current()).form
+
+    def _placed(self, forward: Forward, form: Form | None) -> InputRoles | None:
         """What is known of the inputs without the graph, where this is enough."""
         try:
-            options = self._settings.options
-        except PabError:  # it is raised where all ranks hear of it
+            options = self._settings.for_form(form).options
+        except PabError:
             return None
         if options.cut != OUTPUT:
             return None
@@ -157,18 +173,25 @@ class CompiledGraph:
             request.volatile,
             request.stepping,
             request.num_samples,
+            request.form,
             request.placed is not None,
             self._inputs.specialisation(request.args),
         )
 
     def _restated(
-        self, program: Runnable, request: Request, names: Collection[str], clock: str
+        self,
+        program: Runnable,
+        request: Request,
+        names: Collection[str],
+        clock: str,
+        form: Form | None,
     ) -> Runnable:
-        """The program for a request if inputs of these names change at every step.
+        """The program for a form of a request, if inputs of these names change at every step.
 
         If nothing could be reused then, it is the given one.
         """
-        request = replace(request, stepping=frozenset(names), clock=clock)
+        clock = clock if names else ""
+        request = replace(request, stepping=frozenset(names), clock=clock, form=form)
         try:
             return self._program(request)
         except UnsupportedModelError:
@@ -242,7 +265,8 @@ class CompiledGraph:
         """The options, validated at the first call."""
         options = parse_options(*self._given)
         compiler = PieceCompiler(options.inner, options.mode, self._progress)
-        return Settings(options, options.make_plan(), compiler, self._given[0])
+        live = options.plan if isinstance(options.plan, LivePlan) else None
+        return Settings(options, options.make_plan(), compiler, self._given[0], live)
 
 
 def _check_other_caches() -> None:

@@ -13,6 +13,7 @@ from pab_compile.errors import OptionError
 from pab_compile.passes.sites.site import CUTS, KINDS, OUTPUT
 
 from .dynamo import known_modes
+from .plans.live import LivePlan
 from .plans.plan import MAX_ORDER, CallablePlan, Plan, RangePlan
 from .plans.plan_file import PREDICT_IN, load_plan
 from .plans.presets import DEFAULT_RANGES, DEFAULT_WINDOW, PRESETS, Window
@@ -40,6 +41,7 @@ class Options:
             known, so it fits any model. The only kind is then ``output``.
         coalesce: sites that the plan always reuses together cache the sum of their outputs.
         plan: a function, or the path of a plan file. It replaces ranges, window and predict.
+            ``enable`` puts a plan here that can be exchanged.
         inner: compiler of the pieces: ``inductor``, ``eager``, a registered backend, or a function
             like a backend.
         mode: the ``mode`` of ``torch.compile``, for Inductor: ``default``, ``reduce-overhead``,
@@ -69,7 +71,7 @@ class Options:
     predict_in: str = "step"
     cut: str = "attention"
     coalesce: bool = False
-    plan: Callable[..., int | None] | str | Path | None = None
+    plan: Callable[..., int | None] | str | Path | LivePlan | None = None
     inner: str | Callable[..., Any] = "inductor"
     mode: str | None = None
     axes: Mapping[str, str] = field(default_factory=dict)
@@ -92,7 +94,9 @@ class Options:
         return self.batch_mesh.size() if self.batch_mesh is not None else self.batch_parallel or 1
 
     def make_plan(self) -> Plan:
-        """The plan that these options describe."""
+        """The plan that these options describe. A live plan gives the one that holds now."""
+        if isinstance(self.plan, LivePlan):
+            return self.plan.current().plan
         if callable(self.plan):
             return CallablePlan(self.plan)
         if self.plan is not None:
@@ -275,7 +279,7 @@ def _check_output(parsed: Options) -> None:
 def _check_plan(parsed: Options, given: Mapping[str, Any]) -> None:
     if parsed.plan is None:
         return
-    if not callable(parsed.plan) and not isinstance(parsed.plan, (str, Path)):
+    if not callable(parsed.plan) and not isinstance(parsed.plan, (str, Path, LivePlan)):
         raise OptionError(f"plan is a callable or the path of a plan file, got {parsed.plan!r}.")
     clash = [name for name in ("ranges", "window", "predict") if name in given]
     if clash:
@@ -292,7 +296,11 @@ def _as_preset(parsed: Options, given: Mapping[str, Any]) -> Options:
 
 
 def _as_calibrated(parsed: Options, given: Mapping[str, Any]) -> Options:
-    """The options with those that a calibrated plan needs."""
+    """The options with those that a calibrated plan, or a live plan, needs."""
+    if isinstance(parsed.plan, LivePlan):
+        now = parsed.plan.current()
+        cut, coalesce = now.form.cut, now.form.coalesce
+        return replace(parsed, cut=cut, coalesce=coalesce, predict_in=now.predict_in)
     if not isinstance(parsed.plan, (str, Path)):
         return parsed
     calibrated = load_plan(parsed.plan).calibrated

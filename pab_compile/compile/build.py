@@ -34,11 +34,14 @@ from pab_compile.passes.pipeline import Coalesce, rewriting
 from pab_compile.passes.program import Pass, Program, run_passes
 from pab_compile.passes.rewrite.coalesce import coalesce
 from pab_compile.passes.sites.site import Site
-from pab_compile.plans.plan import Plan, RangePlan
+from pab_compile.plans.form import Form
+from pab_compile.plans.live import NOTHING, LivePlan
+from pab_compile.plans.plan import Plan
 from pab_compile.plans.share import computed_share
 from pab_compile.report.dump import Dumper
 from pab_compile.report.explanation import Finding, cache_bytes
 
+from .adopting import Adopting
 from .analysis import Known, analyse, finding, has_branch, reason_of, untraced_finding, with_flops
 from .executor import Executor
 from .lower import PieceCompiler
@@ -47,8 +50,6 @@ from .untraced import untraced
 
 _log = logging.getLogger(__name__)
 
-_NEVER_REUSE = RangePlan({}, (0.0, 1.0), {})
-
 
 @dataclass(frozen=True, eq=False)
 class Settings:
@@ -56,15 +57,29 @@ class Settings:
 
     Attributes:
         options: how to compile.
-        plan: the plan that the options describe.
+        plan: the plan that the options describe. If it is live: the form, for all its plans.
         compiler: compiles the pieces.
         compilation: identifies the ``torch.compile`` call: the options as the user gave them.
+        live: the plan that can be exchanged, if there is one.
     """
 
     options: Options
     plan: Plan
     compiler: PieceCompiler
     compilation: object
+    live: LivePlan | None = None
+
+    @property
+    def plan_now(self) -> Plan:
+        """The plan that holds for the running code."""
+        return self.live.current().plan if self.live is not None else self.plan
+
+    def for_form(self, form: Form | None) -> Settings:
+        """The same settings for a form of the live plan."""
+        if form is None:
+            return self
+        options = replace(self.options, cut=form.cut, coalesce=form.coalesce)
+        return replace(self, options=options, plan=form)
 
     def with_stepping(self, clock: str, names: Collection[str]) -> Settings:
         """The same settings for a graph with a known clock, and inputs that change with it."""
@@ -93,6 +108,7 @@ class Request:
             names; None if neither is certain, or if the graphs must show them.
         num_samples: None, or how many elements to sample of each output for an observation. Then
             every site computes at every step.
+        form: what to compile for, if the plan is live.
     """
 
     graph: fx.GraphModule
@@ -106,6 +122,7 @@ class Request:
     clock: str = ""
     placed: InputRoles | None = None
     num_samples: int | None = None
+    form: Form | None = None
 
     @property
     def is_observed(self) -> bool:
@@ -124,7 +141,7 @@ def compile_program(request: Request, settings: Settings) -> Runnable:
         ObservationError: a rank of a mesh cannot observe the whole model.
     """
     _check(request)
-    settings = settings.with_stepping(request.clock, request.stepping)
+    settings = settings.for_form(request.form).with_stepping(request.clock, request.stepping)
     try:
         part = _captured(request)
     except UnsupportedModelError as error:
@@ -141,16 +158,18 @@ def compile_program(request: Request, settings: Settings) -> Runnable:
         put_together(whole)
         return PlainProgram(part, settings.compiler.compile(whole, structure_key(whole)), found)
     if request.is_observed:
-        settings = replace(settings, plan=_NEVER_REUSE)
+        settings = replace(settings, plan=NOTHING, live=None)
     reuses = any(settings.plan.may_reuse(site) for site in program.sites if site.can_broadcast)
     roles = _roles_of(program, part, request, settings.options)
     kept_bytes = _kept_bytes(program, settings.options) if request.is_observed else 0
+    sites = program.sites if request.alone else ()
+    adopting = Adopting(settings.live, request.form, sites) if settings.live else None
     found = _sharded_and_coalesced(found, program, request, settings, dumper)
     _rewrite(program, request, settings, reuses, dumper)
     executor = _lowered(program, request, settings, reuses)
     probed = _probed(program, part, executor, kept_bytes, settings.options)
     found = replace(found, notes=(*found.notes, *program.sharding, *program.coalesced))
-    return CompiledProgram(part, found, executor, roles, settings.compilation, probed)
+    return CompiledProgram(part, found, executor, roles, settings.compilation, probed, adopting)
 
 
 def _untraced(request: Request, settings: Settings) -> CompiledProgram | None:
@@ -160,11 +179,13 @@ def _untraced(request: Request, settings: Settings) -> CompiledProgram | None:
     if roles is None or graph is None:
         return None
     place, in_timesteps = _place_of(request.origins), settings.options.predict_in == "timestep"
-    executor = Executor(graph, settings.compiler, plan, place, (), in_timesteps)
+    decides = None if settings.live else plan
+    executor = Executor(graph, settings.compiler, decides, place, (), in_timesteps)
     found = untraced_finding(executor.sites, Known(roles.latents, roles.clock), plan)
     weights = tuple(n for n, origin in enumerate(request.origins) if origin is None)
     roles = replace(roles, sees_all=False, weights=weights)
-    return CompiledProgram(None, found, executor, roles, settings.compilation)
+    adopting = Adopting(settings.live, request.form, ()) if settings.live else None
+    return CompiledProgram(None, found, executor, roles, settings.compilation, adopting=adopting)
 
 
 def plain_program(request: Request, settings: Settings, reason: str) -> PlainProgram:
@@ -224,7 +245,7 @@ def _analysed(
     part: Part, request: Request, settings: Settings, dumper: Dumper
 ) -> tuple[Program | None, Finding]:
     """Find the sites; no program for a graph of several that cannot be analysed."""
-    plan = _NEVER_REUSE if request.is_observed else settings.plan
+    plan = NOTHING if request.is_observed else settings.plan
     try:
         known = Known(request.placed.latents, request.placed.clock) if request.placed else None
         program = analyse(part, settings.options, plan, dumper, request.alone, known)
@@ -321,7 +342,7 @@ def _lowered(program: Program, request: Request, settings: Settings, reuses: boo
     return Executor(
         program.graph_module,
         settings.compiler,
-        settings.plan,
+        None if settings.live else settings.plan,
         _place_of(request.origins),
         uncut,
         settings.options.predict_in == "timestep",

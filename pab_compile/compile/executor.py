@@ -18,6 +18,7 @@ from pab_compile.passes.rewrite.broadcast import StepBranch
 from pab_compile.passes.rewrite.pieces import DEMANDED, PRELUDE, Piece
 from pab_compile.passes.sites.site import Site
 from pab_compile.plans.decisions import Decisions
+from pab_compile.plans.form import check_together
 from pab_compile.plans.nothing import why_nothing
 from pab_compile.plans.plan import Plan
 from pab_compile.runtime.cache_entry import copy_of
@@ -36,13 +37,13 @@ class Executor:
     Args:
         cut_graph: a graph of pieces and branches only (``passes.rewrite.pieces``).
         compiler: compiles the pieces.
-        plan: decides at run time.
+        plan: decides at run time. None: the plan that holds in the generation.
         place: distinguishes the graph from equal ones at other places of the forward.
         uncut: sites without a branch, which count as computed at every step.
-        in_timesteps: whether predictions extrapolate in timesteps rather than in steps.
+        in_timesteps: whether predictions extrapolate in timesteps rather than in steps. The plan of
+            a generation says so itself.
 
     Attributes:
-        in_timesteps: as given.
         uncut: as given.
         identity: hash of the structure and the place. Dynamo may compile one graph several times
             (two threads at once, a dropped cache entry); such
@@ -54,12 +55,12 @@ class Executor:
         self,
         cut_graph: fx.GraphModule,
         compiler: PieceCompiler,
-        plan: Plan,
+        plan: Plan | None,
         place: str = "",
         uncut: Sequence[Site] = (),
         in_timesteps: bool = False,
     ) -> None:
-        self.in_timesteps = in_timesteps
+        self._in_timesteps = in_timesteps
         self.uncut = uncut
         self.sites: list[Site] = []
         self._compiler = compiler
@@ -200,23 +201,37 @@ class Executor:
     def decisions_of(self, generation: Generation) -> Decisions:
         """The decisions for this graph in a generation, made once."""
         if self.identity not in generation.decisions:
-            schedule = generation.schedule
+            schedule, plan = generation.schedule, self._plan_in(generation)
+            check_together(plan, self.sites)
             generation.decisions[self.identity] = Decisions(
-                self._plan, self.sites, schedule, generation.first_timestep
+                plan, self.sites, schedule, generation.first_timestep
             )
             if schedule.is_known:
                 kinds = {site.kind for site in (*self.sites, *self.uncut)}
-                generation.record.why_nothing = why_nothing(self._plan, kinds, schedule)
+                generation.record.why_nothing = why_nothing(plan, kinds, schedule)
         return generation.decisions[self.identity]
+
+    def in_timesteps_of(self, generation: Generation) -> bool:
+        """Whether predictions extrapolate in timesteps in a generation."""
+        if self._plan is not None or generation.choice is None:
+            return self._in_timesteps
+        return generation.choice.predict_in == "timestep"
+
+    def _plan_in(self, generation: Generation) -> Plan:
+        """The plan that holds at this step of a generation."""
+        if self._plan is not None:
+            return self._plan
+        assert generation.choice is not None, "no plan holds in this generation"
+        return generation.choice.plan
 
     def cacheable(self, tensor: torch.Tensor, is_returned: bool = False) -> torch.Tensor:
         """A tensor that outlives the step: itself, or a copy if others may write to it."""
         return copy_of(tensor) if self._must_copy or is_returned else tensor
 
-    def history_of(self, site: int) -> int:
+    def history_of(self, site: int, generation: Generation) -> int:
         """Number of outputs to cache of a site if the later steps are unknown."""
-        may_reuse = self._plan.may_reuse(self.sites[site])
-        return self._plan.max_order(self.sites[site]) + 1 if may_reuse else 0
+        plan = self._plan_in(generation)
+        return plan.max_order(self.sites[site]) + 1 if plan.may_reuse(self.sites[site]) else 0
 
     def report(self, generation: Generation) -> None:
         """Tell a generation's statistics what was compiled for it so far."""

@@ -35,7 +35,8 @@ class LaneStep:
             self._lane.cache.get((executor.identity, site)) for site in range(len(executor.sites))
         ]
         self.reused = tuple(map(self._may_reuse, self._decisions, self._cached))
-        self._timestep = generation.timestep_now if executor.in_timesteps else None
+        self._timestep = generation.timestep_now
+        self._in_timesteps = executor.in_timesteps_of(generation)
         self._start = time.perf_counter()
 
     def visit_branch(
@@ -89,7 +90,15 @@ class LaneStep:
             return False
         if cached is None or cached.last_step is None or cached.last_step != decision.source:
             return False
+        if self._generation.is_switched and not self._has_all(decision, cached):
+            return False
         return self._generation.may_reuse_from(self._lane, cached.last_step)
+
+    def _has_all(self, decision: Decision, cached: CacheEntry) -> bool:
+        """Whether the newest outputs are those that the plan names, whatever plan stored them."""
+        sources = decision.sources
+        is_sure = sources[0] >= self._generation.first_reusable(self._lane)
+        return is_sure and cached.steps[-len(sources) :] == sources
 
     def _load(
         self,
@@ -100,7 +109,11 @@ class LaneStep:
     ) -> Sequence[torch.Tensor]:
         first = self._generation.first_reusable(self._lane)
         step = self._generation.step
-        loaded = list(cached.load(step, decision.entry, self._timestep, first))
+        order = decision.entry
+        if self._generation.is_switched:  # the other plan may have cached more outputs
+            order = len(decision.sources) - 1
+        timestep = self._timestep if self._in_timesteps else None
+        loaded = list(cached.load(step, order, timestep, first))
         for number, tensor in enumerate(loaded):
             start = op.starts[number] if op.starts else None
             if start is not None:
@@ -118,7 +131,7 @@ class LaneStep:
     ) -> None:
         length = decision.history
         if length is None:
-            length = self._executor.history_of(op.site)
+            length = self._executor.history_of(op.site, self._generation)
         key = (self._executor.identity, op.site)
         if length == 0:
             self._lane.cache.pop(key, None)

@@ -15,6 +15,7 @@ from pab_compile.passes.axes.stated import is_named
 from pab_compile.passes.graph import ir
 from pab_compile.passes.graph.join import Part
 from pab_compile.passes.sites.site import Site
+from pab_compile.plans.form import Form
 from pab_compile.plans.schedule import Schedule
 from pab_compile.report.explanation import Finding
 from pab_compile.runtime.caller import NOBODY, Callers
@@ -30,6 +31,7 @@ from pab_compile.runtime.stats import StepRecord
 from pab_compile.runtime.stepping import enter_named
 from pab_compile.runtime.tracker import Tracker
 
+from .adopting import Adopting
 from .executor import Executor
 
 _OTHER_WEIGHTS = (
@@ -45,8 +47,8 @@ _REPEATED = (
 class Restate(Protocol):
     """Compiles a graph again."""
 
-    def __call__(self, names: Collection[str], clock: str) -> Runnable:
-        """The program if inputs of these names change at every step, as the timestep does."""
+    def __call__(self, names: Collection[str], clock: str, form: Form | None) -> Runnable:
+        """The program for a form, if inputs of these names step as the timestep does."""
         ...
 
 
@@ -149,6 +151,7 @@ class CompiledProgram:
         roles: what the inputs mean.
         compilation: identifies the ``torch.compile`` call.
         probed: what the graph's last outputs are samples of; None if there are no samples.
+        adopting: what takes over an exchanged plan; None if the plan is fixed.
 
     Attributes:
         roles: as given.
@@ -162,6 +165,7 @@ class CompiledProgram:
         roles: InputRoles,
         compilation: object,
         probed: Probed | None = None,
+        adopting: Adopting | None = None,
     ) -> None:
         self.part = part
         self.finding = finding
@@ -171,6 +175,7 @@ class CompiledProgram:
         self._executor = executor
         self._compilation = compilation
         self._probed = probed
+        self._adopting = adopting
 
     def __call__(
         self,
@@ -187,9 +192,10 @@ class CompiledProgram:
         place = self._place(forward, tracker, weights)
         executor = self._executor
         if place is not None:
-            executor = self._restated(place, restate)
-            if place.lane.drop_outdated(executor.identity, weights):
-                place.generation.note(_OTHER_WEIGHTS)
+            restated = self._restated(place, restate)
+            executor, place = restated or executor, place if restated else None
+        if place is not None and place.lane.drop_outdated(executor.identity, weights):
+            place.generation.note(_OTHER_WEIGHTS)
         outputs = executor.run(tensors, place)
         outputs = self._without_samples(outputs, place, identity)
         outputs = _written_back(self.part, tensors, outputs)
@@ -200,23 +206,33 @@ class CompiledProgram:
         forward.finish(self, tensors, outputs)
         return outputs
 
-    def _restated(self, place: Place, restate: Restate) -> Executor:
+    def _restated(self, place: Place, restate: Restate) -> Executor | None:
         """What runs the graph, now that some inputs may have turned out to be stepping.
 
         It is the executor that the graph would have if the user had stated them. What another one
-        cached may depend on them, so it is freed.
+        cached may depend on them, so it is freed. The plan that holds at this step may also be of
+        another form than when the call began. None if the graph was not compiled for that form.
         """
         names = place.generation.lanes.stepping.intersection(self.roles.prompt_inputs)
+        form = self._adopting.form_in(place.generation) if self._adopting else None
+        if form != self._form:
+            other = restate(names, self.roles.clock, form)
+            is_meant = isinstance(other, CompiledProgram) and other._form == form
+            return other._executor if is_meant else None
         if not names:
             return self._executor
         if self._probed is not None:  # an observation computes every site anyway
             place.lane.free(self._executor.identity)
             return self._executor
-        other = restate(names, self.roles.clock)
+        other = restate(names, self.roles.clock, form)
         executor = other._executor if isinstance(other, CompiledProgram) else self._executor
         if executor.identity != self._executor.identity or executor is self._executor:
             place.lane.free(self._executor.identity)
         return executor
+
+    @property
+    def _form(self) -> Form | None:
+        return self._adopting.form if self._adopting is not None else None
 
     def _identity(self, weights: Sequence[torch.Tensor]) -> Sequence[object]:
         """What identifies the model; it lives as long as the model.
@@ -252,6 +268,8 @@ class CompiledProgram:
         call, before = self._call(forward, tracker, reading), tracker.generation
         generation, lane = tracker.place(call)
         call.callers.release()
+        if self._adopting is not None:
+            self._adopting.adopt(generation)
         if call.lane is not None and (note := enter_named(generation.lanes, lane, call)):
             generation.note(note)
         if level is not None:

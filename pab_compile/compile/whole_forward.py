@@ -22,10 +22,10 @@ from .program import Runnable
 
 
 class WholeForward:
-    """Checks, once, the forwards that begin with one Dynamo graph."""
+    """Checks, once per plan, the forwards that begin with one Dynamo graph."""
 
     def __init__(self) -> None:
-        self._is_checked = False
+        self._checked: Plan | None = None
 
     def check(
         self,
@@ -58,9 +58,9 @@ class WholeForward:
             last.fail()  # it was broken off
             return None
         is_over = not last.breaks[-1] or any(other.visited == last.visited for other in others)
-        if self._is_checked or not is_over:
+        if self._checked is plan or not is_over:
             return None
-        self._is_checked = True
+        self._checked = plan
         sites = [site for ran in last.visited for site in ran.sites]
         if not sites:
             return nothing_found(last.findings, last.breaks)

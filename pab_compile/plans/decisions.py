@@ -7,11 +7,11 @@ cached only if a later step reuses it, and freed after its last use.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from pab_compile.passes.sites.site import Site
 
-from .plan import COMPUTE, Plan
+from .plan import COMPUTE, MAX_ORDER, Plan
 from .schedule import Moment, Schedule
 
 
@@ -22,6 +22,8 @@ class Decision:
     Attributes:
         entry: ``COMPUTE`` or the order of the reuse.
         source: for a reuse, the step at which the reused output must have been computed.
+        sources: for a reuse, the steps of all outputs that the plan names, the oldest first. The
+            last one is ``source``. At most one more than the order.
         history: number of outputs that stay cached after this step; 0 frees the cache entry. None
             if the later steps are unknown. Then as many stay as the plan can need.
     """
@@ -29,6 +31,7 @@ class Decision:
     entry: int
     source: int | None = None
     history: int | None = None
+    sources: tuple[int, ...] = ()
 
     @property
     def reuses(self) -> bool:
@@ -53,7 +56,7 @@ class Decisions:
         self._sites = sites
         self._schedule = schedule
         self._first_timestep = first_timestep
-        self._last_computed: dict[int, list[int | None]] = {}
+        self._computed: dict[int, list[tuple[int, ...]]] = {}
         self._decided: dict[int, tuple[Decision, ...]] = {}
         if schedule.num_steps is not None and _timesteps_known(schedule):
             self._decided = self._table(schedule.num_steps)
@@ -61,18 +64,16 @@ class Decisions:
     def at(self, step: int, timestep: float | None) -> tuple[Decision, ...]:
         """The decisions of all sites at a step. They never change."""
         if step not in self._decided:
-            entries = self._entries(step, timestep)
-            before = self._last_computed.get(step - 1, [None] * len(self._sites))
-            entries = [
-                e if last is not None else COMPUTE for e, last in zip(entries, before, strict=True)
+            before = self._computed.get(step - 1, [()] * len(self._sites))
+            decided = [
+                _decision(entry, computed)
+                for entry, computed in zip(self._entries(step, timestep), before, strict=True)
             ]
-            self._last_computed[step] = [
-                step if entry == COMPUTE else last
-                for entry, last in zip(entries, before, strict=True)
+            self._computed[step] = [
+                computed if decision.reuses else (*computed[-MAX_ORDER:], step)
+                for decision, computed in zip(decided, before, strict=True)
             ]
-            self._decided[step] = tuple(
-                Decision(entry, last) for entry, last in zip(entries, before, strict=True)
-            )
+            self._decided[step] = tuple(decided)
         return self._decided[step]
 
     def _entries(self, step: int, timestep: float | None) -> list[int]:
@@ -90,25 +91,30 @@ def _timesteps_known(schedule: Schedule) -> bool:
     return schedule.timesteps is None or len(schedule.timesteps) == schedule.num_steps
 
 
+def _decision(entry: int, computed: tuple[int, ...]) -> Decision:
+    """The decision for an entry.
+
+    Args:
+        entry: what the plan says.
+        computed: the steps before that computed. Without one, there is nothing to reuse.
+    """
+    if not computed:
+        return Decision(COMPUTE)
+    if entry == COMPUTE:
+        return Decision(entry, computed[-1])
+    return Decision(entry, computed[-1], sources=computed[-entry - 1 :])
+
+
 def _column(entries: Sequence[int]) -> list[Decision]:
     """Decisions of one site over a whole generation."""
-    sources: list[int | None] = []
-    entries = list(entries)
-    last: int | None = None
-    for step in range(len(entries)):
-        sources.append(last)
-        if last is None:
-            entries[step] = COMPUTE  # nothing is cached yet
-        last = step if entries[step] == COMPUTE else last
+    decided: list[Decision] = []
+    computed: tuple[int, ...] = ()
+    for step, entry in enumerate(entries):
+        decided.append(_decision(entry, computed))
+        if not decided[-1].reuses:
+            computed = (*computed[-MAX_ORDER:], step)
     needed = 0
-    history = [0] * len(entries)
-    for step in range(len(entries) - 1, -1, -1):
-        history[step] = needed
-        if entries[step] == COMPUTE:
-            needed = max(needed - 1, 0)
-        else:
-            needed = max(needed, entries[step] + 1)
-    return [
-        Decision(entry, source, length)
-        for entry, source, length in zip(entries, sources, history, strict=True)
-    ]
+    for step in range(len(decided) - 1, -1, -1):
+        decided[step] = decision = replace(decided[step], history=needed)
+        needed = max(needed, decision.entry + 1) if decision.reuses else max(needed - 1, 0)
+    return decided

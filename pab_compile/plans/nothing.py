@@ -26,6 +26,11 @@ def why_nothing(plan: Plan, kinds: Collection[str], schedule: Schedule) -> str:
                 f"nothing was reused: the plan reuses {', '.join(reused)}, and the sites of this "
                 f"model are {', '.join(sorted(kinds)) or 'none'}"
             )
+        if schedule.num_steps < plan.min_steps:
+            return (
+                f"nothing was reused: the generation has {schedule.num_steps} steps, and the plan "
+                f"reuses from {plan.min_steps} steps on"
+            )
         if not any(plan.is_inside(moment) for moment in _moments(schedule)):
             return f"nothing was reused: no step lies in the window {plan.window}{_span(schedule)}"
     return (

@@ -62,11 +62,13 @@ class RangePlan:
         window: (low, high). Float bounds are fractions of the steps; low belongs to the window,
             high does not. Integer bounds are timestep values; neither belongs to it.
         predict: kind -> order of the reuse.
+        min_steps: generations that are known to have fewer steps compute all of them.
     """
 
     ranges: Mapping[str, int]
     window: Window
     predict: Mapping[str, int]
+    min_steps: int = 0
 
     def entry(self, site: Site, moment: Moment) -> int:
         """``COMPUTE`` or the order of the reuse for this site at this moment."""
@@ -75,7 +77,10 @@ class RangePlan:
         return self.predict.get(site.kind, 0)
 
     def is_inside(self, moment: Moment) -> bool:
-        """Whether a step lies in the window."""
+        """Whether a step lies in the window of a generation that is long enough."""
+        num_steps = moment.schedule.num_steps
+        if num_steps is not None and num_steps < self.min_steps:
+            return False
         low, high = self.window
         if isinstance(low, float):
             return low <= moment.progress < high

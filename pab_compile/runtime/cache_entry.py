@@ -32,6 +32,11 @@ class CacheEntry:
         """Step at which the newest output was computed, or None when the entry is empty."""
         return self._history[-1].step if self._history else None
 
+    @property
+    def steps(self) -> tuple[int, ...]:
+        """Steps of the outputs, the oldest first."""
+        return tuple(output.step for output in self._history)
+
     def store(
         self, step: int, tensors: Tensors, length: int, timestep: float | None = None
     ) -> None:

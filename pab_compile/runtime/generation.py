@@ -12,6 +12,7 @@ import weakref
 from dataclasses import dataclass
 
 from pab_compile.plans.decisions import Decisions
+from pab_compile.plans.live import Choice
 from pab_compile.plans.schedule import Schedule
 
 from .caller import Callers, Run, is_suspended
@@ -29,6 +30,10 @@ _MAY_BE_SINGLE = (
 _OTHER_LINE = (
     "the outputs of the steps before step {} were not reused, since it was called from another "
     "line of the code than they, and may be of another video" + _REMEDY
+)
+_SWITCHED = (
+    "the plan changed from {!r} to {!r} at step {}: a site computes until all outputs that the new "
+    "plan reuses were computed"
 )
 
 
@@ -66,6 +71,8 @@ class Generation:
         first_reusable_step: earliest step whose outputs may be reused. It is 1 if the first call
             may be a single one, such as a warm-up.
         decisions: graph -> its decisions.
+        choice: the plan that holds at this step, if plans can be exchanged.
+        is_switched: whether another plan held at an earlier step.
         lanes: the calls per step.
         record: what is noted for the statistics.
         closed: whether the generation is over.
@@ -88,6 +95,9 @@ class Generation:
         self.visible: list[VisibleSchedule] = []
         self.trusted = trusted
         self.decisions: dict[str, Decisions] = {}
+        self.choice: Choice | None = None
+        self.is_switched = False
+        self._chosen_at: int | None = None
         self.lanes = Lanes()
         self.record = GenerationRecord()
         self.closed = False
@@ -158,6 +168,30 @@ class Generation:
         if schedule != self.schedule:
             self.schedule = schedule
             self.decisions.clear()
+
+    # The plan.
+
+    def adopt(self, choice: Choice) -> bool:
+        """Let a plan hold at the current step, unless an earlier call of the step had another one.
+
+        Returns:
+            Whether the plan did not hold before.
+        """
+        if self._chosen_at == self.step:
+            return False
+        before, self._chosen_at = self.choice, self.step
+        if choice == before:
+            return False
+        self.choice = choice
+        self.decisions.clear()
+        if before is None:
+            return True
+        self.is_switched = True
+        self.note(_SWITCHED.format(before.name, choice.name, self.step))
+        if choice.form != before.form:  # the graphs of the other form do not run any more
+            for lane in self.lanes:
+                lane.free()
+        return True
 
     # Callers.
 

@@ -299,8 +299,8 @@ MUTATIONS = (
     Mutation(
         "pab_compile/plans/decisions.py",
         "one output too few stays for a prediction",
-        "needed = max(needed, entries[step] + 1)",
-        "needed = max(needed, entries[step], 1)",
+        "needed = max(needed, decision.entry + 1)",
+        "needed = max(needed, decision.entry, 1)",
         ("tests/plans/test_decisions.py",),
     ),
     Mutation(
