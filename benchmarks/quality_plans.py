@@ -48,7 +48,7 @@ _PREDICTED: dict[str, Options] = {
     "all sites, every 3rd, repeat": _every(3, 0),
     "all sites, every 3rd, linear": _every(3, 1),
     "linear3, quadratic": {"ranges": "linear3", "predict": 2},
-    **{name: {"ranges": name} for name in ("linear3", "linear4", "linear5")},
+    **{name: {"ranges": name} for name in ("linear2", "linear3", "linear4", "linear5")},
     **{
         f"{name}, whole output": {"ranges": name, "cut": "output"}
         for name in ("linear3", "linear4", "linear5")

@@ -5,8 +5,9 @@ Generation with Pyramid Attention Broadcast, arXiv 2408.12588.
 
 The public names fall into three groups:
 
-- **use**: ``explain`` and ``stats`` show what is found and what is reused; ``generation``, ``step``
-  and ``reset`` say which step a call is; ``Options`` lists the options of the backend.
+- **use**: ``enable`` compiles a model or a pipeline with a plan that can be exchanged; ``explain``
+  and ``stats`` show what is found and what is reused; ``generation``, ``step`` and ``reset`` say
+  which step a call is; ``Options`` lists the options of the backend.
 - **tune**: ``observe`` measures how outputs change, ``calibrate`` finds a plan from that,
   ``measure_cost`` measures what steps cost.
 - **ranks**: ``comm``, ``scaling`` and ``least_traffic`` predict what several processes exchange.
@@ -37,6 +38,8 @@ if TYPE_CHECKING:
         UnsupportedModelError,
     )
     from .inspect.explain import explain
+    from .live.enable import enable
+    from .live.handle import Handle
     from .options import Options
     from .plans.schedule import Schedule
     from .report.explanation import Explanation, SiteReport
@@ -54,6 +57,8 @@ if TYPE_CHECKING:
 
 _MODULES = {
     # use
+    "enable": "live.enable",
+    "Handle": "live.handle",
     "explain": "inspect.explain",
     "stats": "runtime.last_runs",
     "generation": "runtime.scope",
@@ -97,6 +102,8 @@ _MODULES = {
 
 __all__ = [
     # use
+    "enable",
+    "Handle",
     "explain",
     "stats",
     "generation",

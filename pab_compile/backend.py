@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import warnings
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -31,7 +31,7 @@ from .compile.progress import CompileProgress
 from .compile.whole_forward import WholeForward
 from .dynamo import compiling, model_calls
 from .errors import GradModeError
-from .options import parse_options
+from .options import GivenOptions, parse_options
 from .plans.form import Form
 from .plans.live import LivePlan
 from .ranks.agreement import Agreement
@@ -45,7 +45,7 @@ def pab(
     graph_module: fx.GraphModule,
     example_inputs: Sequence[Any],
     *,
-    options: Mapping[str, Any] | None = None,
+    options: GivenOptions = None,
     mode: str | None = None,
 ) -> Callable[..., Any]:
     """Compile a Dynamo graph with Pyramid Attention Broadcast; a ``torch.compile`` backend.
@@ -53,7 +53,8 @@ def pab(
     Args:
         graph_module: Dynamo's graph.
         example_inputs: show which inputs are numbers. The graph is captured at its first call.
-        options: see ``pab_compile.Options``.
+        options: see ``pab_compile.Options``. A mapping, an ``Options`` object, JSON text or a JSON
+            file.
         mode: the ``mode`` of ``torch.compile``, for Inductor.
 
     Returns:
@@ -73,7 +74,7 @@ class CompiledGraph:
         self,
         graph_module: fx.GraphModule,
         example_inputs: Sequence[Any],
-        options: Mapping[str, Any] | None,
+        options: GivenOptions,
         mode: str | None,
     ) -> None:
         self._measured = measure(graph_module)

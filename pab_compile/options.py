@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import json
 import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, fields, replace
@@ -106,20 +107,62 @@ class Options:
             predict = dict(self.predict)
         else:
             predict = dict.fromkeys(KINDS, self.predict)
-        return RangePlan(dict(ranges), self.window or DEFAULT_WINDOW, predict)
+        low, high = self.window or DEFAULT_WINDOW
+        return RangePlan(dict(ranges), (low, high), predict)
 
 
-def parse_options(options: Mapping[str, Any] | None, mode: str | None = None) -> Options:
+GivenOptions = Options | Mapping[str, Any] | str | Path | None
+"""Options as a user may give them: as an object, a mapping, JSON text, or a JSON file."""
+
+
+def read_options(options: GivenOptions) -> dict[str, Any]:
+    """Options by their names, as they were given, without validation.
+
+    Args:
+        options: a mapping; an ``Options`` object, in which a field with its default value counts as
+            not given; JSON text, which begins with ``{``; or the path of a JSON file.
+
+    Raises:
+        OptionError: they are none of these, or the JSON is malformed.
+    """
+    if options is None:
+        return {}
+    if isinstance(options, Options):
+        usual = Options()
+        values = {f.name: getattr(options, f.name) for f in fields(Options)}
+        return {
+            n: v for n, v in values.items() if v is not getattr(usual, n) and v != getattr(usual, n)
+        }
+    if isinstance(options, Mapping):
+        return dict(options)
+    if not isinstance(options, (str, Path)):
+        raise OptionError(
+            f"options are a mapping, an Options object, JSON text or a JSON file, got {options!r}."
+        )
+    text, where = str(options), "The text of options"
+    try:
+        if isinstance(options, Path) or not text.lstrip().startswith("{"):
+            where = f"The options file {text!r}"
+            text = Path(options).read_text(encoding="utf-8")
+        content = json.loads(text)
+    except (OSError, ValueError, RecursionError) as error:
+        raise OptionError(f"{where} cannot be read as JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise OptionError(f"{where} is no JSON object with options: {content!r}.")
+    return content
+
+
+def parse_options(options: GivenOptions, mode: str | None = None) -> Options:
     """Validate the options of a ``torch.compile`` call.
 
     Args:
-        options: as the user gave them.
+        options: as the user gave them (``read_options``).
         mode: the ``mode`` of ``torch.compile``; ``options["mode"]`` does the same.
 
     Raises:
         OptionError: names the option, what was found and what is accepted.
     """
-    given = dict(options or {})
+    given = read_options(options)
     known = [f.name for f in fields(Options)]
     for name in given:
         if name not in known:

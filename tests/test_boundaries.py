@@ -37,7 +37,7 @@ LAYERS: dict[str, tuple[tuple[str, ...], ...]] = {
         ("calibration", "ranks"),
         ("compile",),
         ("backend", "inspect"),
-        ("traffic",),
+        ("traffic", "live"),
         ("__init__",),
     ),
 }

@@ -78,7 +78,7 @@ def test_the_published_presets_have_the_published_values() -> None:
         assert PRESETS[name] == Preset({**ranges, "full": spatial, "joint": spatial}, window)
 
 
-@pytest.mark.parametrize("number", [3, 4, 5])
+@pytest.mark.parametrize("number", [2, 3, 4, 5])
 def test_our_presets_put_every_site_on_a_line_through_sums(number: int) -> None:
     every = dict.fromkeys(KINDS, number)
     assert PRESETS[f"linear{number}"] == Preset(every, (0.1, 1.0), 1, "branch", coalesce=True)

@@ -25,7 +25,7 @@ from pab_compile.compile.number_clocks import number_error
 from pab_compile.compile.untraced import untraced
 from pab_compile.dynamo import compilation_of, compiling, trace_once
 from pab_compile.errors import UnsupportedModelError
-from pab_compile.options import Options, parse_options
+from pab_compile.options import GivenOptions, Options, parse_options
 from pab_compile.passes.errors import NoTimestepError, NotTracedError
 from pab_compile.passes.graph.capture import break_reason, capture
 from pab_compile.passes.graph.inputs import Inputs
@@ -50,7 +50,7 @@ def explain(
     model: torch.nn.Module | Callable[..., Any],
     /,
     *args: Any,
-    options: Mapping[str, Any] | None = None,
+    options: GivenOptions = None,
     **kwargs: Any,
 ) -> Explanation:
     """Trace a model and report every site, without running the inner compiler.

@@ -62,6 +62,7 @@ PRESETS = {
     "latte": Preset(_ranges(2, 3, 6), (100, 800)),
     "open-sora": Preset(_ranges(2, 4, 6), (450, 930)),
     "open-sora-plan": Preset(_ranges(2, 4, 6), (100, 850)),
+    "linear2": _lines(2),
     "linear3": _lines(3),
     "linear4": _lines(4),
     "linear5": _lines(5),

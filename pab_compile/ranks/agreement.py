@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any, TypeVar
+from collections.abc import Callable
+from typing import TypeVar
 
 from torch import fx
 
+from pab_compile.options import GivenOptions
 from pab_compile.passes.parallel.shard import Grid
 
 from .mesh import named_peers, own_peers
@@ -24,7 +25,7 @@ class Agreement:
         options: options as the user gave them, before they are validated.
     """
 
-    def __init__(self, graph_module: fx.GraphModule, options: Mapping[str, Any] | None) -> None:
+    def __init__(self, graph_module: fx.GraphModule, options: GivenOptions) -> None:
         self._graph_module = graph_module
         self._options = options
         self._team: Team | None = None

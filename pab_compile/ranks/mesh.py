@@ -7,15 +7,15 @@ ranks compare a hash of everything that determines it (``team``).
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch.distributed as dist
 from torch import fx
 
-from pab_compile.errors import RanksError
-from pab_compile.options import Options
+from pab_compile.errors import OptionError, RanksError
+from pab_compile.options import GivenOptions, Options, read_options
 from pab_compile.plans.plan import CallablePlan, Plan
 
 
@@ -113,12 +113,13 @@ def _group_of(option: str, mesh: Any) -> dist.ProcessGroup | None:
     return mesh.get_group()
 
 
-def named_peers(given: Mapping[str, Any] | None) -> Peers | None:
+def named_peers(given: GivenOptions) -> Peers | None:
     """``peers_of`` of options that are not validated yet; None if it raises."""
     names = ("mesh", "sequence_parallel", "batch_mesh", "batch_parallel")
     try:
-        return peers_of(*((given or {}).get(name) for name in names))
-    except (RanksError, AttributeError, TypeError):
+        found = read_options(given)
+        return peers_of(*(found.get(name) for name in names))
+    except (OptionError, RanksError, AttributeError, TypeError):
         return None
 
 

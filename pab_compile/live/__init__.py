@@ -1,0 +1,1 @@
+"""Handles on models and pipelines: their plan can be exchanged while they run."""

@@ -1,0 +1,76 @@
+"""``enable``: compile a model or a whole pipeline, with a plan that can be exchanged."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from pab_compile.errors import OptionError
+from pab_compile.options import Options, parse_options, read_options
+from pab_compile.plans.live import LivePlan
+
+from .choose import RULE, SHAPE, choice_of
+from .find import find_denoisers
+from .handle import Handle
+
+_RANKS = ("mesh", "sequence_parallel", "batch_mesh", "batch_parallel")
+
+
+def enable(
+    target: Any,
+    level: str | None = None,
+    *,
+    options: Options | Mapping[str, Any] | str | Path | None = None,
+    **more: Any,
+) -> Handle:
+    """Compile every denoising module of a pipeline, or one module, in place.
+
+    It is a thin layer over ``module.compile(backend="pab")``. The returned handle exchanges the
+    plan without compiling again.
+
+    Args:
+        target: a pipeline of diffusers, an object with modules as attributes, or a module.
+        level: ``quality``, ``balanced``, ``fast`` or ``ultra``, the name of a preset, or ``off``.
+            None: ``balanced``, unless ``ranges`` or ``plan`` is given.
+        options: options of the backend, as for ``torch.compile``. ``level`` may be among them.
+        **more: options by their names. They replace those of ``options``.
+
+    Returns:
+        The handle.
+
+    Raises:
+        OptionError: an option is wrong.
+        PlanError: a plan file is malformed.
+        UnsupportedModelError: nothing that denoises was found, or it is compiled already.
+    """
+    given = {**read_options(options), **more}
+    named = given.pop("level", None)
+    level = named if level is None else level
+    rule = {name: given.pop(name) for name in RULE if name in given}
+    if rule and level is not None:
+        raise OptionError(
+            f"level={level!r} and {', '.join(rule)} were given together. A level is a plan of its "
+            'own: give the one or the other. A preset with changes is ranges="linear3" with them.'
+        )
+    if level is not None and not isinstance(level, str):
+        raise OptionError(f"level is the name of a level or a preset, got {level!r}.")
+    checked = parse_options(given)
+    if any(given.get(name) is not None for name in _RANKS):
+        raise OptionError(
+            "enable and ranks that share a generation were given together: all of them would have "
+            "to change the plan at the same step. Use torch.compile(model, backend='pab', ...)."
+        )
+    choice = choice_of(rule or level or "balanced", given)
+    modules = find_denoisers(target, checked.axes)
+    pipeline = weakref.ref(target)  # the modules hold the plan, so the plan must not hold them
+    live = LivePlan(choice, lambda: _timesteps(pipeline()))
+    compiling = {name: value for name, value in given.items() if name not in SHAPE}
+    return Handle(modules, live, given, {**compiling, "plan": live})
+
+
+def _timesteps(target: Any) -> Sequence[Any]:
+    """The timesteps of a pipeline's scheduler, if it has set them."""
+    found = getattr(getattr(target, "scheduler", None), "timesteps", None)
+    return () if found is None else (found,)

@@ -1,0 +1,155 @@
+"""Handles: what ``enable`` returns. They exchange the plan, and undo the compilation."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+from pab_compile.errors import PabError
+from pab_compile.inspect.explain import explain
+from pab_compile.plans.live import LivePlan
+from pab_compile.report.explanation import Explanation
+from pab_compile.runtime.last_runs import stats
+from pab_compile.runtime.stats import RunStats
+
+from .choose import choice_of
+
+_SLOT = "_compiled_call_impl"
+
+
+class Handle:
+    """A model or pipeline that runs with Pyramid Attention Broadcast.
+
+    A plan is the name of a level or a preset, ``"off"``, the path of a plan file, a
+    ``Calibration``, a function, or a mapping of options such as ``{"ranges": {"spatial": 2}}``. A
+    generation that runs takes over another plan at its next step. Nothing is compiled again, except
+    once when the first plan is used that does not treat all sites alike.
+
+    Args:
+        modules: role -> module that is compiled in place.
+        live: their plan.
+        given: the options of the handle. They replace those of a level or a preset.
+        options: what ``torch.compile`` gets.
+    """
+
+    def __init__(
+        self,
+        modules: Mapping[str, torch.nn.Module],
+        live: LivePlan,
+        given: Mapping[str, Any],
+        options: Mapping[str, Any],
+    ) -> None:
+        self._modules = dict(modules)
+        self._live = live
+        self._given = dict(given)
+        self._was_set = {role: _SLOT in vars(module) for role, module in modules.items()}
+        self._is_enabled = True
+        for module in self._modules.values():
+            module.compile(backend="pab", options=dict(options))
+
+    @property
+    def modules(self) -> tuple[str, ...]:
+        """The roles of the compiled modules, such as ``transformer``."""
+        return tuple(self._modules)
+
+    @property
+    def plan(self) -> str:
+        """The name of the plan that holds for the running code."""
+        return self._live.current().name
+
+    def set(self, plan: Any) -> None:
+        """Exchange the plan, for all threads and for generations that run now.
+
+        Code inside ``use`` keeps its own plan.
+
+        Raises:
+            OptionError: it is not a plan, or it does not go with the options of the handle.
+            PlanError: a plan file is malformed.
+        """
+        self._check_enabled()
+        self._live.set(self._choice(plan))
+
+    def off(self) -> None:
+        """Reuse nothing. It compiles nothing, so the pieces stay those of the last plan."""
+        self.set("off")
+
+    @contextmanager
+    def use(self, plan: Any) -> Iterator[None]:
+        """Exchange the plan inside a block, for the thread or task that runs it only.
+
+        Raises:
+            OptionError: as for ``set``.
+            PlanError: as for ``set``.
+        """
+        self._check_enabled()
+        with self._live.use(self._choice(plan)):
+            yield
+
+    def disabled(self) -> Any:
+        """Reuse nothing inside a block, for the thread or task that runs it only."""
+        return self.use("off")
+
+    def stats(self) -> dict[str, RunStats]:
+        """Statistics of the last generation of every module that ran, by its role.
+
+        Raises:
+            PabError: none of them ran.
+        """
+        return self._of_each(stats)
+
+    def explain(self, *args: Any, **kwargs: Any) -> dict[str, Explanation]:
+        """What was found in every module, and what the plan does with it, by its role.
+
+        Args:
+            *args: inputs of the modules; none if they ran.
+            **kwargs: likewise.
+
+        Raises:
+            PabError: no inputs were given, and none of the modules ran.
+        """
+        if args or kwargs:
+            self._check_enabled()
+            return {role: explain(part, *args, **kwargs) for role, part in self._modules.items()}
+        return self._of_each(explain)
+
+    def disable(self) -> None:
+        """Undo ``enable``: the modules run as before it. A second call does nothing."""
+        if not self._is_enabled:
+            return
+        self._is_enabled = False
+        for role, module in self._modules.items():
+            if self._was_set[role]:
+                setattr(module, _SLOT, None)
+            else:
+                delattr(module, _SLOT)
+
+    def __repr__(self) -> str:
+        """What is compiled, and the plan."""
+        state = f"plan {self.plan!r}" if self._is_enabled else "disabled"
+        return f"<pab_compile.Handle of {', '.join(self._modules)}: {state}>"
+
+    def _choice(self, plan: Any) -> Any:
+        if plan is None or (isinstance(plan, str) and plan == "off"):
+            return self._live.off()
+        return choice_of(plan, self._given)
+
+    def _of_each(self, report: Any) -> dict[str, Any]:
+        """What a report says of every module that ran."""
+        self._check_enabled()
+        found: dict[str, Any] = {}
+        missing: Sequence[PabError] = ()
+        for role, module in self._modules.items():
+            try:
+                found[role] = report(module)
+            except PabError as error:
+                missing = (*missing, error)
+        if not found:
+            raise missing[0]
+        return found
+
+    def _check_enabled(self) -> None:
+        if not self._is_enabled:
+            raise PabError("This handle was disabled. Call enable again.")
