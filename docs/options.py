@@ -35,8 +35,8 @@ PRESET_HEAD = """
 preset does not name compute at every step. Bounds of a window are fractions of the steps if they
 are floats, and timestep values if they are integers.
 
-This project made `linear3`, `linear4` and `linear5`. The paper and the code of its authors define
-the other presets.
+This project made `linear2`, `linear3`, `linear4` and `linear5`. The paper and the code of its
+authors define the other presets.
 """
 
 

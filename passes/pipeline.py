@@ -13,7 +13,7 @@ from pab_compile.passes.graph import ir
 from pab_compile.passes.program import Pass, Program
 from pab_compile.passes.rewrite.broadcast import branches, broadcast
 from pab_compile.passes.rewrite.coalesce import Pattern, coalesce, verify_coalesced
-from pab_compile.passes.rewrite.fusing import fuse_sums, verify_fused
+from pab_compile.passes.rewrite.fusing import fuse_sums, num_apart, verify_fused
 from pab_compile.passes.rewrite.pieces import cut_into_pieces
 from pab_compile.passes.rewrite.probes import insert_probes, verify_probes
 from pab_compile.passes.rewrite.verify import verify
@@ -189,6 +189,7 @@ class CutIntoPieces:
         fused, num_sums = fuse_sums(program.graph_module)
         if num_sums:
             verify_fused(fused, program.graph_module)
+        program.num_apart = num_apart(fused)
         program.graph_module = cut_into_pieces(fused, self.hoist)
         verify(program.graph_module, fused)
         return len(list(program.graph_module.graph.find_nodes(op="call_module")))

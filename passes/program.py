@@ -43,6 +43,8 @@ class Program:
         sites: sites in model order (after ``FindSites``).
         probed: sites whose samples are among the graph's last outputs (after ``InsertProbes``).
         num_probes: how many of the last outputs are samples (after ``InsertProbes``).
+        num_apart: how many ops of the model run as two, which round twice (after
+            ``CutIntoPieces``).
         coalesced: which sites cache one sum, and why others do not, one line each (after
             ``Coalesce``).
         sharding: the axis that is sharded over ranks, and why, in lines (after ``ShardTokens``).
@@ -61,6 +63,7 @@ class Program:
     sites: tuple[Site, ...] = ()
     probed: tuple[Site, ...] = ()
     num_probes: int = 0
+    num_apart: int = 0
     coalesced: tuple[str, ...] = ()
     sharding: tuple[str, ...] = ()
     seconds: dict[str, float] = field(default_factory=dict)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from torch import fx
@@ -168,12 +168,72 @@ def with_flops(found: Finding, graph: fx.Graph, sites: Sequence[Site], plan: Pla
         sites: its sites, merged if they coalesce.
         plan: the plan.
     """
-    reused = {site.name for site in sites if site.can_broadcast and plan.may_reuse(site)}
-    if not reused:
-        return replace(found, reuse_flops=found.total_flops)
-    runs_for = sites_of_calls(graph, [site for site in sites if has_branch(site, plan)])
-    calls = (n for n in ir.calls(graph) if n not in runs_for or runs_for[n] - reused)
-    return replace(found, reuse_flops=count_flops(calls))
+    return replace(found, reuse_flops=Costs.of(graph, sites, plan).of_reuse(sites, plan))
+
+
+@dataclass(frozen=True)
+class Costs:
+    """The operations of a graph, by the sites that need them.
+
+    Attributes:
+        total: of the whole graph.
+        needed: sites -> operations that need not run on a step that reuses all these sites.
+    """
+
+    total: int
+    needed: Mapping[frozenset[str], int]
+
+    @staticmethod
+    def of(graph: fx.Graph, sites: Sequence[Site], plan: Plan) -> Costs:
+        """The operations of a graph, before it is cut into branches.
+
+        Args:
+            graph: the graph.
+            sites: its sites, merged if they coalesce.
+            plan: says which sites have branches.
+        """
+        branched = [site for site in sites if has_branch(site, plan)]
+        runs_for = sites_of_calls(graph, branched)
+        calls: dict[frozenset[str], list[fx.Node]] = {}
+        for node in ir.calls(graph):
+            if node in runs_for:
+                calls.setdefault(runs_for[node], []).append(node)
+        needed = {names: count_flops(nodes) for names, nodes in calls.items()}
+        return Costs(count_flops(graph.nodes), needed)
+
+    def of_reuse(self, sites: Sequence[Site], plan: Plan) -> int:
+        """Operations of a step that reuses all sites that a plan may reuse."""
+        reused = {
+            site.name for site in sites if site.can_broadcast and plan.may_reuse(site.singles[0])
+        }
+        spared = (num for names, num in self.needed.items() if names <= reused)
+        return self.total - sum(spared) if reused else self.total
+
+
+@dataclass(frozen=True, eq=False)
+class Described:
+    """What ``explain`` says of a graph, for all plans that it was compiled for.
+
+    Attributes:
+        found: what it says whatever the plan is.
+        sites: the sites.
+        merged: the sites that are cached, some of which are sums of others.
+        costs: the operations of the graph.
+    """
+
+    found: Finding
+    sites: Sequence[Site]
+    merged: Sequence[Site]
+    costs: Costs
+
+    def under(self, plan: Plan) -> Finding:
+        """What it says under a plan."""
+        return replace(
+            self.found,
+            sites=tuple(describe_site(site, plan) for site in self.sites),
+            cache_bytes=cache_bytes(self.merged, plan),
+            reuse_flops=self.costs.of_reuse(self.merged, plan),
+        )
 
 
 def reason_of(error: UnsupportedModelError, part: Part | None) -> str:

@@ -42,7 +42,17 @@ from pab_compile.report.dump import Dumper
 from pab_compile.report.explanation import Finding, cache_bytes
 
 from .adopting import Adopting
-from .analysis import Known, analyse, finding, has_branch, reason_of, untraced_finding, with_flops
+from .analysis import (
+    Costs,
+    Described,
+    Known,
+    analyse,
+    finding,
+    has_branch,
+    reason_of,
+    untraced_finding,
+    with_flops,
+)
 from .executor import Executor
 from .lower import PieceCompiler
 from .program import CompiledProgram, InputRoles, PlainProgram, Runnable
@@ -162,13 +172,21 @@ def compile_program(request: Request, settings: Settings) -> Runnable:
     reuses = any(settings.plan.may_reuse(site) for site in program.sites if site.can_broadcast)
     roles = _roles_of(program, part, request, settings.options)
     kept_bytes = _kept_bytes(program, settings.options) if request.is_observed else 0
-    sites = program.sites if request.alone else ()
-    adopting = Adopting(settings.live, request.form, sites) if settings.live else None
+    sites = program.sites
     found = _sharded_and_coalesced(found, program, request, settings, dumper)
+    merged, costs = program.sites, Costs(0, {})
+    if settings.live is not None:
+        costs = Costs.of(program.graph_module.graph, merged, settings.plan)
     _rewrite(program, request, settings, reuses, dumper)
     executor = _lowered(program, request, settings, reuses)
     probed = _probed(program, part, executor, kept_bytes, settings.options)
     found = replace(found, notes=(*found.notes, *program.sharding, *program.coalesced))
+    adopting = None
+    if settings.live is not None and request.form is not None:
+        described = Described(found, sites, merged, costs)
+        fitting = sites if request.alone else ()
+        is_exact = program.num_apart == 0
+        adopting = Adopting(settings.live, request.form, fitting, is_exact, described.under)
     return CompiledProgram(part, found, executor, roles, settings.compilation, probed, adopting)
 
 
@@ -184,7 +202,11 @@ def _untraced(request: Request, settings: Settings) -> CompiledProgram | None:
     found = untraced_finding(executor.sites, Known(roles.latents, roles.clock), plan)
     weights = tuple(n for n, origin in enumerate(request.origins) if origin is None)
     roles = replace(roles, sees_all=False, weights=weights)
-    adopting = Adopting(settings.live, request.form, ()) if settings.live else None
+    adopting = None
+    if settings.live is not None and request.form is not None:
+        costs = Costs(0, {})  # nothing is known of its operations
+        described = Described(found, executor.sites, executor.sites, costs)
+        adopting = Adopting(settings.live, request.form, (), True, described.under)
     return CompiledProgram(None, found, executor, roles, settings.compilation, adopting=adopting)
 
 

@@ -203,7 +203,8 @@ class CompiledProgram:
             executor.report(place.generation)
             if is_first:
                 last_runs.publish(identity, self._compilation, place.generation, forward)
-        forward.finish(self, tensors, outputs)
+        finding = self._adopting.finding(place.generation) if place and self._adopting else None
+        forward.finish(self, tensors, outputs, finding)
         return outputs
 
     def _restated(self, place: Place, restate: Restate) -> Executor | None:
@@ -337,6 +338,7 @@ class CompiledProgram:
             may_step=may_step,
             clock_dtype=forward.inputs[roles.clock].dtype,
             callers=Callers(dynamo.callers()),
+            rows=self._adopting.rows() if self._adopting else (),
         )
         if stated is not None:
             schedule = Schedule(stated.num_steps)

@@ -18,7 +18,7 @@ from pab_compile.plans.plan import RangePlan
 from pab_compile.plans.plan_file import plan_from_json
 from pab_compile.plans.presets import PRESETS
 
-from .levels import LEVELS, MIN_STEPS, OFF
+from .levels import DEFAULT, LEVELS, MIN_STEPS, OFF
 
 RULE = ("ranges", "window", "predict", "plan")
 """Options that say what is reused when."""
@@ -39,7 +39,7 @@ def choice_of(wanted: Any, given: Mapping[str, Any]) -> Choice:
         PlanError: the plan file is malformed.
     """
     if wanted is None or (isinstance(wanted, str) and wanted == OFF):
-        return replace(choice_of("balanced", given), name=OFF, plan=NOTHING)
+        return replace(choice_of(DEFAULT, given), name=OFF, plan=NOTHING)
     if isinstance(wanted, Calibration):
         return _calibrated(wanted, given)
     if isinstance(wanted, str) and wanted in LEVELS:
@@ -72,6 +72,8 @@ def choice_of(wanted: Any, given: Mapping[str, Any]) -> Choice:
 def _parsed(name: str, rule: Mapping[str, Any], given: Mapping[str, Any]) -> Choice:
     options = parse_options({**given, **rule})
     plan = options.make_plan()
+    if isinstance(plan, RangePlan) and not any(every > 1 for every in plan.ranges.values()):
+        return replace(choice_of(OFF, given), name=name)
     form = Form.of(plan, options.cut, options.coalesce)
     return Choice(name, plan, form, options.predict_in)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from pab_compile.plans.live import LivePlan
 from .choose import RULE, SHAPE, choice_of
 from .find import find_denoisers
 from .handle import Handle
+from .levels import DEFAULT
 
 _RANKS = ("mesh", "sequence_parallel", "batch_mesh", "batch_parallel")
 
@@ -62,12 +63,20 @@ def enable(
             "enable and ranks that share a generation were given together: all of them would have "
             "to change the plan at the same step. Use torch.compile(model, backend='pab', ...)."
         )
-    choice = choice_of(rule or level or "balanced", given)
+    choice = choice_of(rule or level or DEFAULT, given)
     modules = find_denoisers(target, checked.axes)
-    pipeline = weakref.ref(target)  # the modules hold the plan, so the plan must not hold them
+    pipeline = _reference(target)
     live = LivePlan(choice, lambda: _timesteps(pipeline()))
     compiling = {name: value for name, value in given.items() if name not in SHAPE}
     return Handle(modules, live, given, {**compiling, "plan": live})
+
+
+def _reference(target: Any) -> Callable[[], Any]:
+    """Gives the pipeline. The modules hold the plan, so the plan should not keep them alive."""
+    try:
+        return weakref.ref(target)
+    except TypeError:  # its class has no room for one
+        return lambda: target
 
 
 def _timesteps(target: Any) -> Sequence[Any]:

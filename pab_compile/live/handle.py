@@ -10,12 +10,13 @@ import torch
 
 from pab_compile.errors import PabError
 from pab_compile.inspect.explain import explain
-from pab_compile.plans.live import LivePlan
+from pab_compile.plans.live import NOTHING, Choice, LivePlan
 from pab_compile.report.explanation import Explanation
 from pab_compile.runtime.last_runs import stats
 from pab_compile.runtime.stats import RunStats
 
 from .choose import choice_of
+from .levels import OFF
 
 _SLOT = "_compiled_call_impl"
 
@@ -74,7 +75,7 @@ class Handle:
 
     def off(self) -> None:
         """Reuse nothing. It compiles nothing, so the pieces stay those of the last plan."""
-        self.set("off")
+        self.set(OFF)
 
     @contextmanager
     def use(self, plan: Any) -> Iterator[None]:
@@ -90,7 +91,7 @@ class Handle:
 
     def disabled(self) -> Any:
         """Reuse nothing inside a block, for the thread or task that runs it only."""
-        return self.use("off")
+        return self.use(OFF)
 
     def stats(self) -> dict[str, RunStats]:
         """Statistics of the last generation of every module that ran, by its role.
@@ -131,10 +132,10 @@ class Handle:
         state = f"plan {self.plan!r}" if self._is_enabled else "disabled"
         return f"<pab_compile.Handle of {', '.join(self._modules)}: {state}>"
 
-    def _choice(self, plan: Any) -> Any:
-        if plan is None or (isinstance(plan, str) and plan == "off"):
-            return self._live.off()
-        return choice_of(plan, self._given)
+    def _choice(self, plan: Any) -> Choice:
+        """The plan with its form. What reuses nothing runs in the form that is there."""
+        choice = choice_of(plan, self._given)
+        return self._live.off() if choice.plan == NOTHING else choice
 
     def _of_each(self, report: Any) -> dict[str, Any]:
         """What a report says of every module that ran."""

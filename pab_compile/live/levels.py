@@ -9,6 +9,6 @@ from __future__ import annotations
 LEVELS = {"quality": "linear2", "balanced": "linear3", "fast": "linear4", "ultra": "linear5"}
 """Level -> preset, the best quality first."""
 
-OFF = "off"
+DEFAULT, OFF = "balanced", "off"
 MIN_STEPS = 8
 """With fewer steps a level reuses nothing: ``docs/plans.md`` says what reuse costs there."""

@@ -8,7 +8,7 @@ plans that treat every site alike have one form, and so does a plan that reuses 
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from pab_compile.errors import InvariantError
 from pab_compile.passes.sites.site import KINDS, OUTPUT, Site
@@ -17,7 +17,7 @@ from .plan import MAX_ORDER, CallablePlan, Plan, RangePlan
 from .plan_file import TablePlan
 from .schedule import Moment
 
-ALL, KIND, EACH = "all", "kind", "each"
+ALL, KIND, EACH, NONE = "all", "kind", "each", "none"
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class Form:
         cut: the option ``cut``.
         coalesce: the option ``coalesce``.
         together: which sites always compute together: ``all``, those of one ``kind``, or ``each``
-            only with itself.
+            only with itself. ``none`` if no site has a branch.
         has_mlps: whether the plans may reuse sites of the kind ``mlp``.
     """
 
@@ -52,13 +52,17 @@ class Form:
         has_mlps = plan.ranges.get("mlp", 1) > 1 if isinstance(plan, RangePlan) else True
         return Form(cut, coalesce, _together(plan) if coalesce else EACH, has_mlps)
 
+    def uncut(self) -> Form:
+        """The same without any branch, for plans that reuse nothing."""
+        return replace(self, together=NONE, has_mlps=False)
+
     def entry(self, site: Site, moment: Moment) -> int:
         """A form decides nothing."""
         raise InvariantError(f"a form was asked what {site.name} does at step {moment.step}")
 
     def may_reuse(self, site: Site) -> bool:
         """Whether a plan of this form may reuse the site."""
-        return self.has_mlps or site.kind != "mlp"
+        return self.together != NONE and (self.has_mlps or site.kind != "mlp")
 
     def range_of(self, site: Site) -> None:
         """A form has no range."""

@@ -126,10 +126,23 @@ class Forward:
             origins.append(known.origin)
         return tuple(origins), frozenset(volatile)
 
-    def finish(self, program: Ran, tensors: Sequence[torch.Tensor], outputs: Sequence[Any]) -> None:
-        """Remember what a graph returned, and what it wrote into its inputs."""
+    def finish(
+        self,
+        program: Ran,
+        tensors: Sequence[torch.Tensor],
+        outputs: Sequence[Any],
+        finding: Finding | None = None,
+    ) -> None:
+        """Remember what a graph returned, and what it wrote into its inputs.
+
+        Args:
+            program: the graph.
+            tensors: its inputs.
+            outputs: what it returned.
+            finding: what was found in it, under the plan that holds. None: as the program says.
+        """
         self.visited.append(program)
-        self.findings.append(program.finding)
+        self.findings.append(finding or program.finding)
         part = program.part
         if part is None:
             return

@@ -12,7 +12,7 @@ import weakref
 from dataclasses import dataclass
 
 from pab_compile.plans.decisions import Decisions
-from pab_compile.plans.live import Choice
+from pab_compile.plans.live import NOTHING, Choice
 from pab_compile.plans.schedule import Schedule
 
 from .caller import Callers, Run, is_suspended
@@ -155,7 +155,8 @@ class Generation:
             self.schedule = Schedule(len(timesteps), timesteps)
             self._holder = holder_of(call.callers, reading.table.base)
         elif reading.value is not None:
-            self._follow(find_schedules(call.callers, reading.value, call.clock_dtype))
+            dtype = call.clock_dtype
+            self._follow(find_schedules(call.callers, reading.value, dtype, call.rows))
             self._holder = self.visible[0].holder if self.visible else None
 
     def _follow(self, schedules: list[VisibleSchedule]) -> None:
@@ -188,7 +189,7 @@ class Generation:
             return True
         self.is_switched = True
         self.note(_SWITCHED.format(before.name, choice.name, self.step))
-        if choice.form != before.form:  # the graphs of the other form do not run any more
+        if choice.form != before.form or choice.plan == NOTHING:  # other graphs run, or none reuses
             for lane in self.lanes:
                 lane.free()
         return True

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 
@@ -42,6 +43,7 @@ class Call:
         schedule: the schedule, if the user gave one.
         clock_dtype: dtype of the timestep.
         callers: the functions that run around the call.
+        rows: rows of numbers one of which may be the schedule, though no function has it in sight.
     """
 
     reading: Reading
@@ -55,6 +57,7 @@ class Call:
     clock_dtype: torch.dtype = torch.float32
     callers: Callers = NOBODY
     may_step: frozenset[str] = frozenset()
+    rows: Sequence[Any] = ()
 
     @property
     def place(self) -> Place:

@@ -64,7 +64,9 @@ def precision_of(dtype: torch.dtype) -> float:
     return max(own, _MIN_PRECISION)
 
 
-def find_schedules(callers: Callers, timestep: float, dtype: torch.dtype) -> list[VisibleSchedule]:
+def find_schedules(
+    callers: Callers, timestep: float, dtype: torch.dtype, known: Sequence[Any] = ()
+) -> list[VisibleSchedule]:
     """The schedules that may start at a timestep, the likeliest first.
 
     The likeliest is of the innermost function. Of several it is one that begins with the timestep,
@@ -74,8 +76,15 @@ def find_schedules(callers: Callers, timestep: float, dtype: torch.dtype) -> lis
         callers: the functions around the call.
         timestep: the value that the model got.
         dtype: of the model's timestep.
+        known: what may be a row of the schedule although no function has it in sight, such as the
+            timesteps of a pipeline's scheduler. It counts if there is no other.
     """
-    rows = list(_rows(callers))
+    found = _going_on(list(_rows(callers)), timestep, dtype)
+    return found or _going_on(list(_known_rows(known)), timestep, dtype)
+
+
+def _going_on(rows: Sequence[_Row], timestep: float, dtype: torch.dtype) -> list[VisibleSchedule]:
+    """The schedules of these rows that may start at a timestep, the likeliest first."""
     for precision in (precision_of(dtype), _LOW_PRECISION):
         unique: dict[tuple[float, ...], VisibleSchedule] = {}
         for run, here in itertools.groupby(rows, key=lambda row: row.run):
@@ -102,12 +111,12 @@ class _Row:
     """Numbers that rise or fall, in the variables of a function.
 
     Attributes:
-        run: the function.
+        run: the function; None if none has them.
         level: 0 for a variable, 1 for an attribute of one, 2 for an attribute of an attribute.
         numbers: the numbers.
     """
 
-    run: Run
+    run: Run | None
     level: int
     numbers: Sequence[float]
 
@@ -138,6 +147,12 @@ def _rows(callers: Callers) -> Iterator[_Row]:
                 known[id(value)] = value, numbers if is_schedule(numbers) else []
             if known[id(value)][1]:
                 yield _Row(run, level, known[id(value)][1])
+
+
+def _known_rows(known: Sequence[Any]) -> Iterator[_Row]:
+    """Rows that no function has in its variables."""
+    numbers = (_numbers(value) for value in known)
+    return (_Row(None, 0, row) for row in numbers if is_schedule(row))
 
 
 def _within_reach(variables: Mapping[str, Any]) -> Iterator[tuple[int, Any]]:

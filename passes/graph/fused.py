@@ -126,6 +126,11 @@ def put_together(graph_module: fx.GraphModule) -> int:
     return count
 
 
+def count_apart(graph_module: fx.GraphModule) -> int:
+    """How many sums of the model are still in parts, so that they round twice."""
+    return sum(isinstance(ir.fused(node), Fused) for node in graph_module.graph.nodes)
+
+
 def _filled(arguments: Any, found: dict[Operand, fx.Node]) -> Any:
     """Arguments, with nodes in the places of operands."""
     if isinstance(arguments, Operand):

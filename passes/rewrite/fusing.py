@@ -19,7 +19,7 @@ from collections.abc import Callable
 from torch import fx
 
 from pab_compile.passes.errors import InvariantError
-from pab_compile.passes.graph.fused import put_together, take_apart
+from pab_compile.passes.graph.fused import count_apart, put_together, take_apart
 from pab_compile.passes.graph.outline import copy_graph
 
 from .broadcast import StepBranch, branches
@@ -36,6 +36,12 @@ def fuse_sums(graph_module: fx.GraphModule) -> tuple[fx.GraphModule, int]:
         The rewritten graph module and the number of sums. Without any, it is the given graph.
     """
     return _rewritten(graph_module, put_together)
+
+
+def num_apart(graph_module: fx.GraphModule) -> int:
+    """How many sums of the model are in parts, in a graph and in its branches."""
+    computes = (branch.compute for _, branch in branches(graph_module))
+    return sum(map(count_apart, (graph_module, *computes)))
 
 
 def verify_fused(after: fx.GraphModule, before: fx.GraphModule) -> None:
