@@ -56,8 +56,7 @@ def test_a_scheduler_that_does_not_have_the_timestep_is_not_followed(
     eager = sample(make("plain"), iter(UNEVEN), 1.0)
     found = sample(model, iter(UNEVEN), 1.0)
     assert all(map(torch.equal, found, eager))
-    (note,) = handle.stats()["net"].notes
-    assert note.startswith("no schedule was found")
+    assert any(note.startswith("no schedule was found") for note in handle.stats()["net"].notes)
 
 
 def test_a_schedule_of_another_generation_is_left_when_the_timesteps_differ(model: Dit) -> None:
