@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from pab_compile.errors import OptionError
-from pab_compile.options import Options, parse_options, read_options
+from pab_compile.options import Options, read_options
 from pab_compile.plans.live import LivePlan
 
 from .choose import RULE, SHAPE, choice_of
@@ -57,14 +57,13 @@ def enable(
         )
     if level is not None and not isinstance(level, str):
         raise OptionError(f"level is the name of a level or a preset, got {level!r}.")
-    checked = parse_options(given)
+    choice = choice_of(rule or level or DEFAULT, given)  # it checks all options
     if any(given.get(name) is not None for name in _RANKS):
         raise OptionError(
             "enable and ranks that share a generation were given together: all of them would have "
             "to change the plan at the same step. Use torch.compile(model, backend='pab', ...)."
         )
-    choice = choice_of(rule or level or DEFAULT, given)
-    modules = find_denoisers(target, checked.axes)
+    modules = find_denoisers(target, given.get("axes", {}))
     pipeline = _reference(target)
     live = LivePlan(choice, lambda: _timesteps(pipeline()))
     compiling = {name: value for name, value in given.items() if name not in SHAPE}

@@ -16,7 +16,6 @@ from pab_compile.runtime.last_runs import stats
 from pab_compile.runtime.stats import RunStats
 
 from .choose import choice_of
-from .levels import OFF
 
 _SLOT = "_compiled_call_impl"
 
@@ -73,9 +72,16 @@ class Handle:
         self._check_enabled()
         self._live.set(self._choice(plan))
 
-    def off(self) -> None:
-        """Reuse nothing. It compiles nothing, so the pieces stay those of the last plan."""
-        self.set(OFF)
+    def off(self, exact: bool = False) -> None:
+        """Reuse nothing.
+
+        Args:
+            exact: run what stock ``torch.compile`` runs, bit for bit. The first time this compiles
+                the whole graph. Otherwise the pieces of the last plan run, which compiles nothing.
+                Inductor rounds at other places in them.
+        """
+        self._check_enabled()
+        self._live.set(self._live.off(exact))
 
     @contextmanager
     def use(self, plan: Any) -> Iterator[None]:
@@ -89,9 +95,16 @@ class Handle:
         with self._live.use(self._choice(plan)):
             yield
 
-    def disabled(self) -> Any:
-        """Reuse nothing inside a block, for the thread or task that runs it only."""
-        return self.use(OFF)
+    @contextmanager
+    def disabled(self, exact: bool = False) -> Iterator[None]:
+        """Reuse nothing inside a block, for the thread or task that runs it only.
+
+        Args:
+            exact: as for ``off``.
+        """
+        self._check_enabled()
+        with self._live.use(self._live.off(exact)):
+            yield
 
     def stats(self) -> dict[str, RunStats]:
         """Statistics of the last generation of every module that ran, by its role.

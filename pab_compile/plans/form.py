@@ -8,7 +8,7 @@ plans that treat every site alike have one form, and so does a plan that reuses 
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from pab_compile.errors import InvariantError
 from pab_compile.passes.sites.site import KINDS, OUTPUT, Site
@@ -53,8 +53,8 @@ class Form:
         return Form(cut, coalesce, _together(plan) if coalesce else EACH, has_mlps)
 
     def uncut(self) -> Form:
-        """The same without any branch, for plans that reuse nothing."""
-        return replace(self, together=NONE, has_mlps=False)
+        """The form without any branch, for plans that reuse nothing. Most forms share it."""
+        return Form(OUTPUT if self.cut == OUTPUT else "attention", False, NONE, False)
 
     def entry(self, site: Site, moment: Moment) -> int:
         """A form decides nothing."""

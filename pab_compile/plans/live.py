@@ -74,9 +74,15 @@ class LivePlan:
         finally:
             _used.reset(token)
 
-    def off(self) -> Choice:
-        """The choice to reuse nothing. The form stays, so nothing is compiled."""
-        return Choice("off", NOTHING, self.current().form)
+    def off(self, exact: bool = False) -> Choice:
+        """The choice to reuse nothing.
+
+        Args:
+            exact: run without cuts, as stock ``torch.compile`` does. This compiles the graph once
+                more. Otherwise the form stays, so nothing is compiled.
+        """
+        form = self.current().form
+        return Choice("off", NOTHING, form.uncut() if exact else form)
 
     def warn_of_few(self, choice: Choice, schedule: Schedule) -> None:
         """Warn, once per plan, of a generation with too few steps for it."""

@@ -11,6 +11,7 @@ import torch
 import pab_compile
 from helpers.eager_code import Dit, calls, make
 from helpers.latte import Loop, calls_of, ddim_timesteps, draw_latents, draw_prompt, tiny_latte
+from helpers.switching import Compilations
 
 DTYPES = (torch.float32, torch.bfloat16)
 ADDS: dict[str, Callable[..., torch.Tensor]] = {
@@ -80,3 +81,44 @@ def test_off_of_a_model_whose_weights_are_packed() -> None:
     eager = [model(*each) for each in calls()]
     pab_compile.enable(model, "off", inner="eager")
     assert all(map(torch.equal, [model(*each) for each in calls()], eager))
+
+
+def test_exact_is_compiled_once_and_runs_without_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = make("plain")
+    eager = [model(*each) for each in calls()]
+    compilations = Compilations(monkeypatch)
+    pieces: list[int] = []
+
+    def inner(graph_module: Any, _: Any) -> Any:
+        pieces.append(len(graph_module.graph.nodes))
+        return graph_module.forward
+
+    handle = pab_compile.enable(model, inner=inner)
+    for _ in range(2):
+        with handle.disabled(exact=True):
+            assert handle.plan == "off"
+            assert all(map(torch.equal, [model(*each) for each in calls()], eager))
+    assert compilations.count == len(pieces) == 1
+    assert handle.plan == "balanced"
+    handle.off(exact=True)
+    assert all(map(torch.equal, [model(*each) for each in calls()], eager))
+    handle.off()
+    assert all(map(torch.equal, [model(*each) for each in calls()], eager))
+    assert compilations.count == 1
+    handle.set("linear3")
+    reused = [model(*each) for each in calls()]
+    assert not all(map(torch.equal, reused, eager))
+    assert compilations.count == 2
+    assert len(pieces) > 2
+
+
+@pytest.mark.long
+def test_exact_is_what_stock_torch_compile_gives() -> None:
+    model = make("plain", torch.bfloat16)
+    inputs = list(calls(torch.bfloat16))
+    stock = torch.compile(model)
+    expected = [stock(*each) for each in inputs]
+    handle = pab_compile.enable(model, "linear3")
+    with handle.disabled(exact=True):
+        found = [model(*each) for each in inputs]
+    assert all(map(torch.equal, found, expected))

@@ -73,6 +73,7 @@ def test_a_form_decides_nothing() -> None:
     found = form()
     assert [found.may_reuse(site(kind)) for kind in ("spatial", "mlp")] == [True, False]
     assert not found.uncut().may_reuse(site())
+    assert found.uncut() == form(ranges="linear3").uncut() != form(ranges="linear3", cut="output")
     assert (found.range_of(site()), found.max_order(site())) == (None, 2)
     found.check([])
     with pytest.raises(InvariantError, match="was asked what a does at step 3"):
