@@ -14,6 +14,7 @@ from pab_compile.errors import OptionError
 from pab_compile.passes.sites.site import CUTS, KINDS, OUTPUT
 
 from .dynamo import known_modes
+from .plans.budget import Budget, check_budget
 from .plans.live import LivePlan
 from .plans.plan import MAX_ORDER, CallablePlan, Plan, RangePlan
 from .plans.plan_file import PREDICT_IN, load_plan
@@ -43,6 +44,10 @@ class Options:
         coalesce: sites that the plan always reuses together cache the sum of their outputs.
         plan: a function, or the path of a plan file. It replaces ranges, window and predict.
             ``enable`` puts a plan here that can be exchanged.
+        cache_budget: memory for the caches of one generation: bytes, a text such as ``"8GiB"``, or
+            a float, the fraction of what is free on the device. All calls of a step share it. The
+            sites that save the most operations per byte are cached, and the others compute at
+            every step. None: any amount.
         inner: compiler of the pieces: ``inductor``, ``eager``, a registered backend, or a function
             like a backend.
         mode: the ``mode`` of ``torch.compile``, for Inductor: ``default``, ``reduce-overhead``,
@@ -73,6 +78,7 @@ class Options:
     cut: str = "attention"
     coalesce: bool = False
     plan: Callable[..., int | None] | str | Path | LivePlan | None = None
+    cache_budget: Budget | None = None
     inner: str | Callable[..., Any] = "inductor"
     mode: str | None = None
     axes: Mapping[str, str] = field(default_factory=dict)
@@ -178,6 +184,8 @@ def parse_options(options: GivenOptions, mode: str | None = None) -> Options:
     _check_predict(parsed.predict)
     _check_choice("predict_in", parsed.predict_in, PREDICT_IN)
     _check_axes(parsed.axes)
+    if parsed.cache_budget is not None:
+        check_budget(parsed.cache_budget)
     _check_plan(parsed, given)
     parsed = _as_preset(_as_calibrated(parsed, given), given)
     _check_parallel(parsed)
@@ -283,6 +291,11 @@ def _check_parallel(parsed: Options) -> None:
         raise OptionError(
             f"{' and '.join(given)} were given together. Give mesh and batch_mesh, or "
             "sequence_parallel and batch_parallel, but not one of each pair."
+        )
+    if given and parsed.cache_budget is not None:
+        raise OptionError(
+            f"cache_budget and {given[0]} were given together. Ranks that share a generation have "
+            "to cache the same sites, and their memory may differ: leave cache_budget out."
         )
     for name, mesh in meshes.items():
         if mesh is not None and not hasattr(mesh, "get_group"):

@@ -198,7 +198,8 @@ def _untraced(request: Request, settings: Settings) -> CompiledProgram | None:
         return None
     place, in_timesteps = _place_of(request.origins), settings.options.predict_in == "timestep"
     decides = None if settings.live else plan
-    executor = Executor(graph, settings.compiler, decides, place, (), in_timesteps)
+    budget = settings.options.cache_budget
+    executor = Executor(graph, settings.compiler, decides, place, (), in_timesteps, budget)
     found = untraced_finding(executor.sites, Known(roles.latents, roles.clock), plan)
     weights = tuple(n for n, origin in enumerate(request.origins) if origin is None)
     roles = replace(roles, sees_all=False, weights=weights)
@@ -368,6 +369,7 @@ def _lowered(program: Program, request: Request, settings: Settings, reuses: boo
         _place_of(request.origins),
         uncut,
         settings.options.predict_in == "timestep",
+        settings.options.cache_budget,
     )
 
 

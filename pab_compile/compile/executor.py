@@ -17,6 +17,7 @@ from pab_compile.passes.graph.structure import structure_key
 from pab_compile.passes.rewrite.broadcast import StepBranch
 from pab_compile.passes.rewrite.pieces import DEMANDED, PRELUDE, Piece
 from pab_compile.passes.sites.site import Site
+from pab_compile.plans.budget import Budget, Claim, claims_of, in_bytes
 from pab_compile.plans.decisions import Decisions
 from pab_compile.plans.form import check_together
 from pab_compile.plans.nothing import why_nothing
@@ -42,6 +43,7 @@ class Executor:
         uncut: sites without a branch, which count as computed at every step.
         in_timesteps: whether predictions extrapolate in timesteps rather than in steps. The plan of
             a generation says so itself.
+        budget: memory for the caches of a generation; None for any amount.
 
     Attributes:
         uncut: as given.
@@ -59,7 +61,10 @@ class Executor:
         place: str = "",
         uncut: Sequence[Site] = (),
         in_timesteps: bool = False,
+        budget: Budget | None = None,
     ) -> None:
+        self._budget = budget
+        self._claimed: tuple[Plan, tuple[Claim, ...]] | None = None
         self._in_timesteps = in_timesteps
         self.uncut = uncut
         self.sites: list[Site] = []
@@ -158,7 +163,7 @@ class Executor:
             registers[register] = tensor
         if self._must_copy:
             torch.compiler.cudagraph_mark_step_begin()
-        step = None if place is None else LaneStep(self, place)
+        step = None if place is None else LaneStep(self, place, _device_of(inputs))
         needed = self.needed_ops(step.reused) if step is not None else self._all_ops
         for op, is_needed in zip(self._ops, needed, strict=True):
             results: Sequence[torch.Tensor | None] = ()
@@ -233,10 +238,32 @@ class Executor:
         plan = self._plan_in(generation)
         return plan.max_order(self.sites[site]) + 1 if plan.may_reuse(self.sites[site]) else 0
 
+    def cached_sites(self, generation: Generation, device: torch.device) -> frozenset[int] | None:
+        """The positions of the sites that are cached; None if there is no budget."""
+        if self._budget is None:
+            return None
+        if generation.allowance.limit is None:
+            generation.allowance.begin(in_bytes(self._budget, device))
+        claims = self._claims_under(self._plan_in(generation))
+        found = generation.allowance.sites_of(self.identity, claims, generation.lanes)
+        if len(found) < len(claims) and generation.step > 0:  # by then all lanes are known
+            generation.note(generation.allowance.note())
+        return found
+
+    def _claims_under(self, plan: Plan) -> tuple[Claim, ...]:
+        last = self._claimed
+        if last is None or last[0] != plan:
+            self._claimed = last = plan, claims_of(self.sites, plan)
+        return last[1]
+
     def report(self, generation: Generation) -> None:
         """Tell a generation's statistics what was compiled for it so far."""
         compiled = (self._compiler.num_pieces, self._compiler.compile_seconds)
         generation.record.compilers[id(self._compiler)] = compiled
+
+
+def _device_of(tensors: Sequence[torch.Tensor]) -> torch.device:
+    return next((tensor.device for tensor in tensors), torch.device("cpu"))
 
 
 def _num_read(module: StepBranch | Piece) -> int | None:

@@ -25,11 +25,12 @@ class LaneStep:
         reused: per site, whether it is reused.
     """
 
-    def __init__(self, executor: Executor, place: Place) -> None:
+    def __init__(self, executor: Executor, place: Place, device: torch.device) -> None:
         self._executor = executor
         self._generation = generation = place.generation
         self._lane = place.lane
         self._record = place.record
+        self._kept = executor.cached_sites(generation, device)
         self._decisions = executor.decisions_of(generation).at(generation.step, generation.timestep)
         self._cached = [
             self._lane.cache.get((executor.identity, site)) for site in range(len(executor.sites))
@@ -133,7 +134,7 @@ class LaneStep:
         if length is None:
             length = self._executor.history_of(op.site, self._generation)
         key = (self._executor.identity, op.site)
-        if length == 0:
+        if length == 0 or (self._kept is not None and op.site not in self._kept):
             self._lane.cache.pop(key, None)
             return
         kept: list[torch.Tensor] = []

@@ -38,6 +38,7 @@ from pab_compile.passes.program import Program
 from pab_compile.passes.rewrite.broadcast import branches
 from pab_compile.passes.rewrite.coalesce import coalesce
 from pab_compile.passes.sites.site import OUTPUT, Site
+from pab_compile.plans.budget import Claim, budget_line, chosen, claims_of, in_bytes
 from pab_compile.plans.plan import Plan
 from pab_compile.plans.share import computed_share
 from pab_compile.report.dump import Dumper
@@ -115,6 +116,8 @@ class _Survey:
         self._dumper = Dumper(options.dump)
         self._forwards = Forwards()
         self._findings: list[Finding] = []
+        self._claims: list[Claim] = []
+        self._device = torch.device("cpu")
         self._breaks: list[str] = []
 
     def run(self, graph_module: fx.GraphModule, args: Sequence[Any]) -> Any:
@@ -125,6 +128,7 @@ class _Survey:
         graph_module, args = measured.rest, measured.extend(tuple(args))
         inputs = Inputs.of(graph_module, args)
         tensors = inputs.tensors(args)
+        self._device = next((tensor.device for tensor in tensors), self._device)
         origins = forward.origins(inputs, tensors)
         alone = not forward.visited and forward.starts_at_root and not self._breaks[-1]
         part = None
@@ -169,6 +173,7 @@ class _Survey:
     def _with_choices(self, found: Finding, program: Program) -> Finding:
         """The finding, with what the rewrite would choose: shards and merged sites."""
         part = program
+        sites = program.sites
         if self._options.num_batch_ranks > 1:
             part = first_part(program, self._options.num_batch_ranks)
             found = replace(found, notes=(*found.notes, *part.sharding))
@@ -184,6 +189,9 @@ class _Survey:
                 cache_bytes=cache_bytes(merged.sites, self._plan),
             )
             found = with_flops(found, merged.graph_module.graph, merged.sites, self._plan)
+            sites = merged.sites
+        if self._options.cache_budget is not None:
+            self._claims += claims_of(sites, self._plan)
         return found
 
     def explanation(self) -> Explanation:
@@ -192,7 +200,20 @@ class _Survey:
             raise UnsupportedModelError("The model runs no tensor op.")
         if not any(found.sites for found in self._findings):
             raise nothing_found(self._findings, self._breaks)
-        return Explanation.of(self._findings, self._breaks)
+        found = Explanation.of(self._findings, self._breaks)
+        return replace(found, notes=(*found.notes, *self._about_budget()))
+
+    def _about_budget(self) -> list[str]:
+        """Which sites the budget leaves out, for one and for two calls per step."""
+        budget = self._options.cache_budget
+        if budget is None:
+            return []
+        limit, lines = in_bytes(budget, self._device), []
+        for num_lanes in (1, 2):
+            kept = chosen(self._claims, limit, num_lanes)
+            left = [claim.name for n, claim in enumerate(self._claims) if n not in kept]
+            lines.append(budget_line(limit, num_lanes, len(self._claims), left))
+        return lines
 
 
 def by_name(

@@ -15,6 +15,7 @@ from pab_compile.plans.decisions import Decisions
 from pab_compile.plans.live import NOTHING, Choice
 from pab_compile.plans.schedule import Schedule
 
+from .allowance import Allowance
 from .caller import Callers, Run, is_suspended
 from .clock import TimestepTable
 from .lane import Call, Lane, Lanes
@@ -74,6 +75,7 @@ class Generation:
         choice: the plan that holds at this step, if plans can be exchanged.
         is_switched: whether another plan held at an earlier step.
         lanes: the calls per step.
+        allowance: which sites are cached, if the memory for caches is limited.
         record: what is noted for the statistics.
         closed: whether the generation is over.
     """
@@ -99,6 +101,7 @@ class Generation:
         self.is_switched = False
         self._chosen_at: int | None = None
         self.lanes = Lanes()
+        self.allowance = Allowance()
         self.record = GenerationRecord()
         self.closed = False
         self._is_told = call.index is not None

@@ -1,0 +1,146 @@
+"""Budgets: which sites are cached if the memory for caches is limited.
+
+Sites are chosen in order of the operations that one byte of their caches saves. What is not chosen
+computes at every step. Each branch of guidance has caches of its own, so every site counts once per
+lane.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from pab_compile.errors import OptionError
+from pab_compile.passes.sites.site import Site
+
+from .plan import Plan
+from .share import computed_share
+
+Budget = int | float | str
+_MANY = 3  # names in a message
+_UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
+_UNITS |= {"ki": 2**10, "mi": 2**20, "gi": 2**30, "ti": 2**40}
+
+
+@dataclass(frozen=True)
+class Claim:
+    """What one site would cache.
+
+    Attributes:
+        name: of the site.
+        num_bytes: most bytes of its cache in one lane.
+        saved: operations that its reuse saves per step, on average.
+    """
+
+    name: str
+    num_bytes: int
+    saved: float
+
+
+def claims_of(sites: Sequence[Site], plan: Plan) -> tuple[Claim, ...]:
+    """What every site would cache under a plan. A site that the plan never reuses claims nothing.
+
+    Args:
+        sites: the sites of one graph, merged if they coalesce.
+        plan: the plan. Of a function, every reuse counts the same.
+    """
+    shares: dict[Hashable, float] = {}
+    found: list[Claim] = []
+    for site in sites:
+        first = site.singles[0]  # merged sites have equal entries
+        if not site.can_broadcast or not plan.may_reuse(first):
+            found.append(Claim(site.name, 0, 0.0))
+            continue
+        pattern = plan.pattern(first)
+        if pattern not in shares:  # sites of one pattern are always reused together
+            shares[pattern] = computed_share(plan, first)
+        reused = 1 - shares[pattern] if shares[pattern] < 1 else 1.0
+        saved = reused * sum(single.flops for single in site.singles)
+        found.append(Claim(site.name, site.cache_bytes * (1 + plan.max_order(first)), saved))
+    return tuple(found)
+
+
+def chosen(claims: Sequence[Claim], limit: int, num_lanes: int) -> frozenset[int]:
+    """The positions of the sites that are cached.
+
+    Args:
+        claims: one per site.
+        limit: bytes for the caches of all lanes.
+        num_lanes: number of lanes.
+    """
+    free = limit
+    found: set[int] = set()
+    for position in sorted(range(len(claims)), key=lambda n: -_density(claims[n])):
+        needed = claims[position].num_bytes * num_lanes
+        if needed <= free:
+            found.add(position)
+            free -= needed
+    return frozenset(found)
+
+
+def _density(claim: Claim) -> float:
+    return claim.saved / claim.num_bytes if claim.num_bytes else float("inf")
+
+
+def budget_line(limit: int, num_lanes: int, total: int, left: Sequence[str]) -> str:
+    """What a budget leaves out, for people.
+
+    Args:
+        limit: bytes for all lanes.
+        num_lanes: number of lanes.
+        total: number of sites.
+        left: names of the sites that are not cached.
+    """
+    if not left:
+        return (
+            f"the cache budget of {limit / 2**20:.1f} MiB holds all {total} sites for {num_lanes} "
+            "call(s) per step"
+        )
+    named = ", ".join(left[:_MANY]) + (", ..." if len(left) > _MANY else "")
+    return (
+        f"the cache budget of {limit / 2**20:.1f} MiB holds {total - len(left)} of {total} sites "
+        f"for {num_lanes} call(s) per step; {len(left)} compute at every step: {named}"
+    )
+
+
+def check_budget(budget: object) -> None:
+    """Refuse what is no budget.
+
+    Raises:
+        OptionError: it is not a number of bytes, a text such as ``"8GiB"``, or a fraction.
+    """
+    is_number = isinstance(budget, (int, float)) and not isinstance(budget, bool)
+    if isinstance(budget, str) and _bytes_in(budget) is not None:
+        return
+    if is_number and (0 < budget <= 1 if isinstance(budget, float) else budget > 0):  # type: ignore[operator]
+        return
+    raise OptionError(
+        f'cache_budget={budget!r} is no amount of memory. Give bytes, a text such as "8GiB" or '
+        '"500MB", or a float up to 1: the fraction of the memory that is free on the device.'
+    )
+
+
+def in_bytes(budget: Budget, device: torch.device) -> int:
+    """A budget in bytes. A fraction is of what is free on the device at this moment."""
+    if isinstance(budget, str):
+        found = _bytes_in(budget)
+        assert found is not None, budget
+        return found
+    return budget if isinstance(budget, int) else int(budget * _free_bytes(device))
+
+
+def _bytes_in(text: str) -> int | None:
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kmgt]?i?)b?\s*", text.lower())
+    if match is None or match[2] not in _UNITS or float(match[1]) == 0:
+        return None
+    return int(float(match[1]) * _UNITS[match[2]])
+
+
+def _free_bytes(device: torch.device) -> int:
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")

@@ -1,0 +1,66 @@
+"""Allowance: which sites of one generation are cached under a budget (``plans.budget``)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from pab_compile.plans.budget import Claim, budget_line, chosen
+
+from .lane import Lanes
+
+
+class Allowance:
+    """The sites of all graphs of a forward that share one budget.
+
+    It is made anew when a graph or a lane is added, since both take memory of the others. What is
+    not chosen any more is freed at once.
+    """
+
+    def __init__(self) -> None:
+        self._limit: int | None = None
+        self._claims: dict[str, Sequence[Claim]] = {}
+        self._num_lanes = 0
+        self._kept: dict[str, frozenset[int]] = {}
+
+    @property
+    def limit(self) -> int | None:
+        """Bytes for all lanes; None until the first graph ran."""
+        return self._limit
+
+    def begin(self, limit: int) -> None:
+        """Set the limit, in bytes."""
+        self._limit = limit
+
+    def sites_of(self, graph: str, claims: Sequence[Claim], lanes: Lanes) -> frozenset[int]:
+        """The positions of the sites of a graph that are cached.
+
+        Args:
+            graph: its identity.
+            claims: one per site.
+            lanes: the lanes of the generation.
+        """
+        num_lanes = max(self._num_lanes, len(lanes))
+        if self._claims.get(graph) != claims or self._num_lanes != num_lanes:
+            self._claims[graph] = claims
+            self._num_lanes = num_lanes
+            self._choose(lanes)
+        return self._kept[graph]
+
+    def note(self) -> str:
+        """What is not cached; ``""`` if everything is."""
+        places = [(graph, n) for graph, each in self._claims.items() for n in range(len(each))]
+        left = [self._claims[graph][n].name for graph, n in places if n not in self._kept[graph]]
+        return budget_line(self._limit or 0, self._num_lanes, len(places), left) if left else ""
+
+    def _choose(self, lanes: Lanes) -> None:
+        assert self._limit is not None, "the budget has not begun"
+        places = [(graph, n) for graph, each in self._claims.items() for n in range(len(each))]
+        claims = [self._claims[graph][n] for graph, n in places]
+        found = {places[n] for n in chosen(claims, self._limit, self._num_lanes)}
+        self._kept = {
+            graph: frozenset(n for n in range(len(each)) if (graph, n) in found)
+            for graph, each in self._claims.items()
+        }
+        for lane in lanes:
+            for key in [key for key in lane.cache if key[0] in self._kept and key not in found]:
+                del lane.cache[key]
