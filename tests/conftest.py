@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 from collections.abc import Iterator
@@ -49,6 +50,13 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     for item in items:
         if (grouped := vars(item).get("_nodeid")) is not None:
             item._id = coerce_node_id(grouped)
+
+
+def pytest_collection_finish() -> None:
+    """Keep the collector off what stays: tracing makes many objects, and few of them in circles."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(50_000, 20, 50)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -22,6 +22,7 @@ from .inlining import inline_calls
 from .inputs import Inputs, with_constant_numbers
 from .noise import remove_noise
 from .refusals import refuse_other_memory
+from .rejoin import rejoin
 from .sizes_only import read_sizes_only
 from .tracing import fake, trace
 from .wrapped import take_plain
@@ -75,6 +76,7 @@ def capture(dynamo_graph: fx.GraphModule, args: Sequence[Any]) -> fx.GraphModule
         ir.set_constant_input(node, constant)
     read_sizes_only(captured.graph)
     remove_noise(captured)
+    rejoin(captured)
     take_apart(captured)
     if not any(map(is_fake, inputs.tensors(args))):  # of a fake model, constants are fake too
         check_constants(captured)

@@ -51,12 +51,13 @@ class Branch:
 
 def find_branches(graph: fx.Graph, mixer_nodes: frozenset[fx.Node]) -> tuple[Branch, ...]:
     """All residual branches with a contraction and without a token mixer, in graph order."""
+    walks = _Walks()
     branches: dict[fx.Node, Branch] = {}
     left: list[fx.Node] = []
     for node in graph.nodes:
         if not (both := readings(node)):
             continue
-        found = [_branch(end, stream) for stream, end in both]
+        found = [_branch(end, stream, walks) for stream, end in both]
         found = [b for b in found if b is not None and _is_mlp(b, mixer_nodes)]
         if len(found) == 1:
             branches.setdefault(found[0].ends[0], found[0])
@@ -65,10 +66,11 @@ def find_branches(graph: fx.Graph, mixer_nodes: frozenset[fx.Node]) -> tuple[Bra
     shared: set[fx.Node] = set()
     for index, one in enumerate(left):
         found = [
-            _shared_branch(one, other, mixer_nodes)
+            _shared_branch(one, other, mixer_nodes, walks)
             for other in left[index + 1 : index + 1 + _MAX_APART]
         ]
-        found.append(_ending_branch(one, left[max(0, index - _MAX_APART) : index], mixer_nodes))
+        before = left[max(0, index - _MAX_APART) : index]
+        found.append(_ending_branch(one, before, mixer_nodes, walks))
         for branch in found:
             if branch is not None and shared.isdisjoint(branch.ends):
                 shared.update(branch.ends)
@@ -139,26 +141,28 @@ def _is_product(node: fx.Node) -> bool:
     return contraction(node) is not None or ir.is_call(node, *_CONVOLUTIONS)
 
 
-def _branch(end: fx.Node, stream: fx.Node) -> Branch | None:
+def _branch(end: fx.Node, stream: fx.Node, walks: _Walks) -> Branch | None:
     """The nodes between a stream and what is added to it; None where a path avoids the stream."""
     stops = set(terms(stream))
     if not stops.isdisjoint(terms(end)):  # the stream itself is added, and something to it
         return None
-    walked = _walk(end, stops)
+    walked = walks.walk(end, stops)
     return Branch((end,), walked[0]) if walked is not None and walked[1] else None
 
 
-def _shared_branch(one: fx.Node, other: fx.Node, mixer_nodes: frozenset[fx.Node]) -> Branch | None:
+def _shared_branch(
+    one: fx.Node, other: fx.Node, mixer_nodes: frozenset[fx.Node], walks: _Walks
+) -> Branch | None:
     """The branch that two sums add to their two streams."""
     found = []
     for (stream, end), (stream_2, end_2) in itertools.product(readings(one), readings(other)):
         stops, stops_2 = set(terms(stream)), set(terms(stream_2))
         if not stops.isdisjoint(stops_2):
             continue
-        walks = [_walk(node, stops | stops_2) for node in (end, end_2)]
-        if any(w is None or w[1].isdisjoint(stops) or w[1].isdisjoint(stops_2) for w in walks):
+        both = [walks.walk(node, stops | stops_2) for node in (end, end_2)]
+        if any(w is None or w[1].isdisjoint(stops) or w[1].isdisjoint(stops_2) for w in both):
             continue
-        first, second = (walk[0] for walk in walks if walk is not None)
+        first, second = (walked[0] for walked in both if walked is not None)
         if end in second or end_2 in first:  # one feeds the other
             continue
         branch = Branch((end, end_2), tuple(dict.fromkeys((*first, *second))))
@@ -168,7 +172,7 @@ def _shared_branch(one: fx.Node, other: fx.Node, mixer_nodes: frozenset[fx.Node]
 
 
 def _ending_branch(
-    add: fx.Node, others: list[fx.Node], mixer_nodes: frozenset[fx.Node]
+    add: fx.Node, others: list[fx.Node], mixer_nodes: frozenset[fx.Node], walks: _Walks
 ) -> Branch | None:
     """The branch that is added to one stream and alone reads another stream.
 
@@ -176,14 +180,15 @@ def _ending_branch(
         add: the addition.
         others: sums that may be the other stream.
         mixer_nodes: the nodes of all token mixers.
+        walks: the walks of this graph.
     """
     found = []
     for (stream, end), other in itertools.product(readings(add), others):
         stops = set(terms(stream))
-        walk = _walk(end, {*stops, other}) if other not in stops else None
-        if walk is None or other not in walk[1] or walk[1].isdisjoint(stops):
+        walked = walks.walk(end, {*stops, other}) if other not in stops else None
+        if walked is None or other not in walked[1] or walked[1].isdisjoint(stops):
             continue
-        branch = Branch((end,), walk[0])
+        branch = Branch((end,), walked[0])
         if _readers(other) <= set(branch.nodes) and _is_mlp(branch, mixer_nodes):
             found.append(branch)
     return found[0] if len(found) == 1 else None
@@ -199,25 +204,40 @@ def _readers(node: fx.Node) -> set[fx.Node]:
     return {user for n in alike for user in n.users if user not in alike}
 
 
-def _walk(end: fx.Node, stops: set[fx.Node]) -> tuple[tuple[fx.Node, ...], set[fx.Node]] | None:
-    """The latent-dependent nodes that feed one, up to some stops, and the stops that were met.
+class _Walks:
+    """Walks from ends to streams. What a node reads is looked up once for all of them."""
 
-    A stop may be cast, viewed or copied before it is read.
-    """
-    if origin(end) in stops:
-        return None
-    nodes = [end]
-    seen = {end}
-    met: set[fx.Node] = set()
-    for node in nodes:  # grows while it is read: breadth first towards the trunk
-        for source in node.all_input_nodes:
-            if ir.binding(source) != Binding.LATENT or source in seen:
-                continue
-            if (stop := origin(source)) in stops:
-                met.add(stop)
-                continue
-            if source.op != "call_function" or len(nodes) >= _MAX_BRANCH_NODES:
-                return None
-            seen.add(source)
-            nodes.append(source)
-    return tuple(nodes), met
+    def __init__(self) -> None:
+        self._sources: dict[fx.Node, tuple[tuple[fx.Node, fx.Node], ...]] = {}
+
+    def walk(
+        self, end: fx.Node, stops: set[fx.Node]
+    ) -> tuple[tuple[fx.Node, ...], set[fx.Node]] | None:
+        """The latent-dependent nodes that feed one, up to some stops, and the stops that were met.
+
+        A stop may be cast, viewed or copied before it is read.
+        """
+        if origin(end) in stops:
+            return None
+        nodes = [end]
+        seen = {end}
+        met: set[fx.Node] = set()
+        for node in nodes:  # grows while it is read: breadth first towards the trunk
+            for source, stop in self._read_by(node):
+                if source in seen:
+                    continue
+                if stop in stops:
+                    met.add(stop)
+                    continue
+                if source.op != "call_function" or len(nodes) >= _MAX_BRANCH_NODES:
+                    return None
+                seen.add(source)
+                nodes.append(source)
+        return tuple(nodes), met
+
+    def _read_by(self, node: fx.Node) -> tuple[tuple[fx.Node, fx.Node], ...]:
+        """The latent-dependent values that a node reads, each with its origin."""
+        if node not in self._sources:
+            latent = (n for n in node.all_input_nodes if ir.binding(n) == Binding.LATENT)
+            self._sources[node] = tuple((source, origin(source)) for source in latent)
+        return self._sources[node]

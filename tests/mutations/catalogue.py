@@ -39,6 +39,20 @@ class Mutation:
 MUTATIONS = (
     # passes/graph
     Mutation(
+        "passes/graph/rejoin.py",
+        "a concatenation of parts with a gap between them is taken for the whole",
+        "part is None or part.start != place or",
+        "part is None or",
+        ("tests/passes/graph/test_rejoin.py",),
+    ),
+    Mutation(
+        "passes/graph/rejoin.py",
+        "a graph returns its own input in the place of a copy",
+        " and not _is_returned(node)",
+        "",
+        ("tests/passes/graph/test_rejoin.py",),
+    ),
+    Mutation(
         "passes/graph/structure.py",
         "pieces of different layouts share one compiled function",
         'lines.append(f"input {ir.layout(node)}")',

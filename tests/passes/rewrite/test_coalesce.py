@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -23,6 +24,7 @@ from helpers.captured import (
     small_dit,
     time_embedding,
     tokens_of,
+    usual,
 )
 from helpers.golden import check_inline
 from helpers.latte import assert_different, assert_same
@@ -343,3 +345,38 @@ def test_more_values_than_sites_stay_single_with_the_reason() -> None:
     assert done.graph_module is found.graph_module
     (line,) = done.lines
     assert line.endswith("its sums need more sites than there are")
+
+
+def joint_stream(
+    latents: torch.Tensor,
+    timestep: torch.Tensor,
+    prompt: torch.Tensor,
+    w_in: torch.Tensor,
+    w_time: torch.Tensor,
+    w_text: torch.Tensor,
+    w_out: torch.Tensor,
+    w_up: torch.Tensor,
+    w_down: torch.Tensor,
+) -> torch.Tensor:
+    """Two blocks over text and video, each of which hands on both as tensors of their own."""
+    x, text = tokens_of(latents, w_in), linear(prompt, w_text)
+    emb = time_embedding(timestep, w_time)
+    both = torch.cat([text, x], 1)
+    both = both + linear(attend(both, both, both), w_out)
+    text, x = both[:, :TEXT], both[:, TEXT:]
+    both = torch.cat([text, x], 1)
+    both = both + linear(gelu(linear(both * emb, w_up)), w_down)
+    return latents_of(both[:, TEXT:])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_blocks_that_hand_on_the_parts_of_one_stream_cache_one_sum(dtype: torch.dtype) -> None:
+    inputs = inspect.signature(joint_stream).parameters
+    weights = {n: torch.nn.Parameter(usual(n).to(dtype), False) for n in inputs if n[:2] == "w_"}
+    others = {name: usual(name).to(dtype) for name in inputs if name not in weights}
+    model = captured(joint_stream, **others, **weights)
+    done = coalesced(model)
+    assert torch.equal(done.graph_module(*model.args)[0], model.eager()[0])
+    assert parts_of(done) == [2]
+    if dtype == torch.float32:
+        check_numbers(model, done)

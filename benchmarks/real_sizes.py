@@ -1,0 +1,97 @@
+"""What a step that reuses computes and keeps, for models at the size that people run.
+
+    python -m benchmarks.real_sizes                    # prints a row per model
+    python -m benchmarks.real_sizes Latte-1 "FLUX.1"   # of these models only
+    python -m benchmarks.real_sizes --write            # and writes benchmarks/results/real_sizes.md
+
+The models are described only: no weights, no run. They are in bfloat16, with one prompt. `explain`
+says what a step that reuses all sites of `linear3` computes, and what a plan keeps in memory.
+Shares are of all operations of a call. The *ideal* is what eager computes outside of the blocks,
+counted by torch's own `FlopCounterMode`. A pipeline with guidance keeps the cache twice. The last
+column is the processor time of `explain`, on one thread.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+import warnings
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.progress import track
+from torch.utils.flop_counter import FlopCounterMode
+
+import pab_compile
+from pab_compile import Explanation, PabError
+
+from .blocks import share_outside_of_blocks
+from .real_models import REAL_MODELS, RealModel
+
+RESULTS = Path(__file__).parent / "results" / "real_sizes.md"
+PLANS = ("linear3", "pab246")
+HEAD = [
+    "| model | size | PFLOP per call | linear3: a reuse step | ideal | linear3: cache, GiB "
+    "| PAB246: cache, GiB | seconds |",
+    "|---|---|---|---|---|---|---|---|",
+]
+
+
+def explained(real: RealModel, plan: str) -> Explanation:
+    """What the compiler finds with a preset.
+
+    Raises:
+        PabError: the model is refused.
+    """
+    torch.compiler.reset()
+    return pab_compile.explain(real.build(), options={"ranges": plan}, **real.inputs())
+
+
+def row(real: RealModel) -> str:
+    """A line of the table."""
+    start = time.process_time()
+    try:
+        found = explained(real, PLANS[0])
+    except PabError as error:
+        reason = str(error).split(". ")[0]
+        return (
+            f"| {real.name} | {real.size} | - | {type(error).__name__}: {reason} | - | - | - | - |"
+        )
+    seconds = time.process_time() - start
+    model = real.build()
+    with FlopCounterMode(display=False) as counter:
+        model(**real.inputs())
+    ideal = share_outside_of_blocks(counter, model)
+    as_published = explained(real, PLANS[1])
+    cells = [
+        f"{found.total_flops / 1e15:.3f}",
+        f"{found.reuse_flops / found.total_flops:.2%}",
+        f"{ideal:.2%}",
+        f"{found.cache_bytes / 2**30:.2f}",
+        f"{as_published.cache_bytes / 2**30:.2f}",
+        f"{seconds:.0f}",
+    ]
+    return f"| {real.name} | {real.size} | {' | '.join(cells)} |"
+
+
+def main() -> None:
+    """Print the table."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.real_sizes", description=__doc__)
+    parser.add_argument("names", nargs="*", metavar="NAME", help="models; all unless given")
+    parser.add_argument("--write", action="store_true", help=f"write {RESULTS.name}")
+    args = parser.parse_args()
+    console = Console()
+    warnings.simplefilter("ignore")
+    torch.set_num_threads(1)
+    lines = []
+    for name in track(args.names or list(REAL_MODELS), description="models", console=console):
+        lines.append(row(REAL_MODELS[name]))
+        console.print(lines[-1], markup=False, highlight=False, soft_wrap=True)
+        if args.write:  # after every row: a run that is broken off leaves what it found
+            text = f"# At the size that people run\n\n{__doc__}\n"
+            RESULTS.write_text(text + "\n".join([*HEAD, *lines]) + "\n")
+
+
+if __name__ == "__main__":
+    main()
