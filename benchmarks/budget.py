@@ -1,0 +1,124 @@
+"""What a budget for the caches costs: the saving that is left with less memory.
+
+    python -m benchmarks.budget                  # prints a row per model, plan and budget
+    python -m benchmarks.budget --write          # and writes benchmarks/results/budget.md and .png
+
+Latte-1 and Open-Sora 1.2 at their real sizes, in bfloat16, with one prompt. The models are
+described only: no weights, no run. A budget of 100 % holds all that the plan would cache.
+The saving is counted in operations of the sites: what their reuse saves over a generation, relative
+to all that the plan would save without a limit.
+"""
+
+from __future__ import annotations
+
+import argparse
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+from matplotlib import pyplot as plt
+from rich.console import Console
+from rich.progress import track
+
+import pab_compile
+from pab_compile import Explanation
+from pab_compile.plans.budget import Claim, chosen
+
+from . import examples  # noqa: F401  (it puts the examples on the path)
+from .real_models import REAL_MODELS
+
+RESULTS = Path(__file__).parent / "results"
+SHARES = (1.0, 0.75, 0.5, 0.25, 0.1)
+PLANS: dict[str, dict[str, Any]] = {
+    "PAB246": {"ranges": "pab246"},
+    "linear3, every site alone": {"ranges": "linear3", "coalesce": False},
+}
+HEAD = [
+    "| model | plan | all caches, GiB | " + " | ".join(f"{share:.0%}" for share in SHARES) + " |",
+    "|---|---|---|" + "---|" * len(SHARES),
+]
+
+
+def latte() -> tuple[torch.nn.Module, dict[str, Any]]:
+    real = REAL_MODELS["Latte-1"]
+    return real.build(), real.inputs()
+
+
+def open_sora() -> tuple[torch.nn.Module, dict[str, Any]]:
+    """1280 x 720, 51 frames: 15 frames of 90 x 160 latents."""
+    from models.open_sora import XL_2, STDiT3
+
+    with torch.device("meta"):
+        model = STDiT3(XL_2).to(torch.bfloat16).eval().requires_grad_(False)
+        latents = torch.empty(1, 4, 15, 90, 160, dtype=torch.bfloat16)
+        inputs = {
+            "x": latents,
+            "timestep": torch.empty(1),
+            "y": torch.empty(1, 1, 300, 4096, dtype=torch.bfloat16),
+            "fps": torch.empty(1),
+            "height": torch.empty(1),
+            "width": torch.empty(1),
+        }
+    return model, inputs
+
+
+MODELS = {"Latte-1, 512x512, 16 frames": latte, "Open-Sora 1.2, 1280x720, 51 frames": open_sora}
+
+
+def left_savings(found: Explanation) -> tuple[int, list[float]]:
+    """Bytes of all caches, and for every budget the share of the saving that is left."""
+    claims = [
+        Claim(site.name, site.cache_bytes, site.flops * (1 - 1 / site.range))
+        for site in found.sites
+        if site.range is not None and site.range > 1
+    ]
+    whole, saving = sum(c.num_bytes for c in claims), sum(c.saved for c in claims)
+    left = []
+    for share in SHARES:
+        kept = chosen(claims, int(share * whole), num_lanes=1)
+        left.append(sum(claims[n].saved for n in kept) / saving)
+    return whole, left
+
+
+def draw(curves: dict[str, list[float]]) -> None:
+    """The saving that is left against the budget."""
+    figure, axes = plt.subplots(figsize=(6, 4), layout="constrained")
+    for name, left in curves.items():
+        axes.plot(
+            [100 * share for share in SHARES], [100 * each for each in left], "o-", label=name
+        )
+    axes.plot([0, 100], [0, 100], ":", color="grey", label="in proportion")
+    axes.set(xlabel="budget, % of all caches", ylabel="saving that is left, %")
+    axes.set(xlim=(0, 102), ylim=(0, 102))
+    axes.legend(fontsize=8)
+    figure.savefig(RESULTS / "budget.png", dpi=110)
+
+
+def main() -> None:
+    """Print the table."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.budget", description=__doc__)
+    parser.add_argument("--write", action="store_true", help="write budget.md and budget.png")
+    args = parser.parse_args()
+    console = Console()
+    warnings.simplefilter("ignore")
+    torch.set_num_threads(1)
+    lines, curves = [], {}
+    cases = [(model, plan) for model in MODELS for plan in PLANS]
+    for model, plan in track(cases, description="plans", console=console):
+        torch.compiler.reset()
+        module, inputs = MODELS[model]()
+        found = pab_compile.explain(module, options=PLANS[plan], **inputs)
+        whole, left = left_savings(found)
+        curves[f"{model.split(',')[0]}, {plan}"] = left
+        cells = " | ".join(f"{share:.0%}" for share in left)
+        lines.append(f"| {model} | {plan} | {whole / 2**30:.2f} | {cells} |")
+        console.print(lines[-1], markup=False, highlight=False, soft_wrap=True)
+    if args.write:
+        text = f"# What a budget for the caches costs\n\n{__doc__}\n![curves](budget.png)\n\n"
+        (RESULTS / "budget.md").write_text(text + "\n".join([*HEAD, *lines]) + "\n")
+        draw(curves)
+
+
+if __name__ == "__main__":
+    main()
