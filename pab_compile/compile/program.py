@@ -218,8 +218,9 @@ class CompiledProgram:
         form = self._adopting.form_in(place.generation) if self._adopting else None
         if form != self._form:
             other = restate(names, self.roles.clock, form)
-            is_meant = isinstance(other, CompiledProgram) and other._form == form
-            return other._executor if is_meant else None
+            if isinstance(other, CompiledProgram) and other._form == form:
+                return other._executor
+            return None
         if not names:
             return self._executor
         if self._probed is not None:  # an observation computes every site anyway

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -154,12 +154,12 @@ class Handle:
         """What a report says of every module that ran."""
         self._check_enabled()
         found: dict[str, Any] = {}
-        missing: Sequence[PabError] = ()
+        missing: list[PabError] = []
         for role, module in self._modules.items():
             try:
                 found[role] = report(module)
             except PabError as error:
-                missing = (*missing, error)
+                missing.append(error)
         if not found:
             raise missing[0]
         return found
