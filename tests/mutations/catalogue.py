@@ -134,9 +134,23 @@ MUTATIONS = (
     Mutation(
         "passes/sites/regions.py",
         "mixers of different kinds merge",
-        "if len({self._kinds[group] for group in groups}) > 1:",
-        "if len({self._kinds[group] for group in groups}) > 2:",
+        "return len({self._kinds[mixer] for mixer in self._members(groups)}) > 1",
+        "return len({self._kinds[mixer] for mixer in self._members(groups)}) > 2",
         ("tests/passes/sites/test_regions.py",),
+    ),
+    Mutation(
+        "passes/sites/inner.py",
+        "a stream that a later sum reads is an inner sum",
+        "if _is_copy(node, total) and parts(user):",
+        "if False:",
+        ("tests/passes/sites/test_inner.py",),
+    ),
+    Mutation(
+        "pab_compile/plans/plan.py",
+        "a branch of several kinds is reused where one of them is",
+        "computes = any(moment.step % range_ == 0 for range_ in self._ranges_of(site))",
+        "computes = all(moment.step % range_ == 0 for range_ in self._ranges_of(site))",
+        ("tests/plans/test_plan.py", "tests/models/test_inner_branches.py"),
     ),
     Mutation(
         "passes/sites/regions.py",
@@ -196,8 +210,15 @@ MUTATIONS = (
     ),
     Mutation(
         "passes/sites/residual.py",
+        "parts of one branch are separate sites, which both compute",
+        "found.setdefault(tuple(_root(end, inside) for end in branch.ends), []).append(branch)",
+        "found.setdefault(branch.ends, []).append(branch)",
+        ("tests/passes/sites/test_residual.py",),
+    ),
+    Mutation(
+        "passes/sites/residual.py",
         "the cut of an MLP lies after its gate",
-        "return latent[0] if len(latent) == 1 and gates else None",
+        "return _shifted(node) if gates else None",
         "return None",
         ("tests/passes/sites/test_residual.py",),
     ),
