@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -39,7 +39,17 @@ from pab_compile.plans.share import computed_share
 from pab_compile.report.dump import Dumper
 from pab_compile.report.explanation import Finding, cache_bytes
 
-from .analysis import Known, analyse, finding, has_branch, reason_of, untraced_finding, with_flops
+from .analysis import (
+    Known,
+    analyse,
+    finding,
+    has_branch,
+    has_sites,
+    only_hoists,
+    reason_of,
+    untraced_finding,
+    with_flops,
+)
 from .executor import Executor
 from .lower import PieceCompiler
 from .program import CompiledProgram, InputRoles, PlainProgram, Runnable
@@ -91,6 +101,8 @@ class Request:
         clock: name of the timestep, if any of them did.
         placed: the roles that an earlier graph of the forward has, or that the call shows by its
             names; None if neither is certain, or if the graphs must show them.
+        expected: latents and clock of an earlier graph of the forward, or those that the call shows
+            by its names.
         num_samples: None, or how many elements to sample of each output for an observation. Then
             every site computes at every step.
     """
@@ -106,6 +118,7 @@ class Request:
     clock: str = ""
     placed: InputRoles | None = None
     num_samples: int | None = None
+    expected: Callable[[], Known | None] = lambda: None
 
     @property
     def is_observed(self) -> bool:
@@ -136,13 +149,15 @@ def compile_program(request: Request, settings: Settings) -> Runnable:
         return plain_program(request, settings, str(error))
     dumper = Dumper(settings.options.dump)
     program, found = _analysed(part, request, settings, dumper)
-    if program is None or not any(site.can_broadcast for site in program.sites):
+    once = program is not None and not request.is_observed and only_hoists(program, settings.plan)
+    if program is None or not (once or has_sites(program, settings.plan)):
         whole = copy_graph(part.graph_module)  # inner compilers rewrite what they are given
         put_together(whole)
         return PlainProgram(part, settings.compiler.compile(whole, structure_key(whole)), found)
     if request.is_observed:
         settings = replace(settings, plan=_NEVER_REUSE)
-    reuses = any(settings.plan.may_reuse(site) for site in program.sites if site.can_broadcast)
+    reusable = (site for site in program.sites if site.can_broadcast)
+    reuses = once or any(settings.plan.may_reuse(site) for site in reusable)
     roles = _roles_of(program, part, request, settings.options)
     kept_bytes = _kept_bytes(program, settings.options) if request.is_observed else 0
     found = _sharded_and_coalesced(found, program, request, settings, dumper)
@@ -227,12 +242,14 @@ def _analysed(
     plan = _NEVER_REUSE if request.is_observed else settings.plan
     try:
         known = Known(request.placed.latents, request.placed.clock) if request.placed else None
-        program = analyse(part, settings.options, plan, dumper, request.alone, known)
+        program = analyse(
+            part, settings.options, plan, dumper, request.alone, known, request.expected
+        )
     except UnsupportedModelError as error:
         if request.alone:
             raise
         return None, finding(part, None, settings.plan, reason_of(error, part))
-    return program, finding(part, program, settings.plan)
+    return program, finding(part, program, settings.plan, alone=request.alone)
 
 
 def _roles_of(program: Program, part: Part, request: Request, options: Options) -> InputRoles:
@@ -248,6 +265,7 @@ def _roles_of(program: Program, part: Part, request: Request, options: Options) 
         assert request.placed is not None
         return replace(request.placed, sees_all=False, weights=weights)
     stated = (name for name, role in options.axes.items() if role == "step")
+    has_attention = any(site.can_broadcast and site.kind != "mlp" for site in program.sites)
     return InputRoles(
         latents=program.latents,
         clock=program.clock,
@@ -255,7 +273,7 @@ def _roles_of(program: Program, part: Part, request: Request, options: Options) 
         may_step=program.may_step,
         stepping=(*program.stepping, *stated),
         sees_all=request.alone,
-        is_blind=program.has_eager_inputs and not request.alone,
+        is_blind=(program.has_eager_inputs or not has_attention) and not request.alone,
         weights=weights,
     )
 

@@ -204,8 +204,8 @@ class Executor:
             generation.decisions[self.identity] = Decisions(
                 self._plan, self.sites, schedule, generation.first_timestep
             )
-            if schedule.is_known:
-                kinds = {site.kind for site in (*self.sites, *self.uncut)}
+            kinds = {site.kind for site in (*self.sites, *self.uncut)}
+            if schedule.is_known and kinds:
                 generation.record.why_nothing = why_nothing(self._plan, kinds, schedule)
         return generation.decisions[self.identity]
 

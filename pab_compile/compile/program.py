@@ -116,8 +116,9 @@ class InputRoles:
         may_step: those of them that may turn out to change at every step.
         stepping: names of other inputs that change at every step.
         sees_all: whether the graph is the whole forward, so that other inputs do not matter.
-        is_blind: whether Python code between the graphs makes some of its inputs. A graph that is
-            the whole forward is never blind: it has only the caller's inputs.
+        is_blind: whether Python code between the graphs makes some of its inputs, or the graph has
+            no attention that could show what the prompts are. Then every input of the caller
+            distinguishes lanes. A graph that is the whole forward is never blind.
         weights: positions of the weights, which distinguish models that share code.
     """
 

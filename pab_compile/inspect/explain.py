@@ -132,8 +132,10 @@ class _Survey:
             with compiling():
                 part = Part(capture(graph_module, args), *origins)
                 known = self._known(forward)
-                program = analyse(part, self._options, self._plan, self._dumper, alone, known)
-                found = self._with_choices(finding(part, program, self._plan), program)
+                expected = partial(self._shown, forward)
+                settings = (self._options, self._plan, self._dumper)
+                program = analyse(part, *settings, alone, known, expected)
+                found = self._with_choices(finding(part, program, self._plan, "", alone), program)
         except UnsupportedModelError as error:
             is_traced = not isinstance(error, NotTracedError)
             whole = None if is_traced else self._untraced(forward, graph_module, args)
@@ -158,8 +160,10 @@ class _Survey:
 
     def _known(self, forward: Forward) -> Known | None:
         """Latents and clock, where the graph need not show them."""
-        if self._options.cut != OUTPUT:
-            return None
+        return self._shown(forward) if self._options.cut == OUTPUT else None
+
+    def _shown(self, forward: Forward) -> Known | None:
+        """Latents and clock of an earlier graph, or those that the call shows by its names."""
         earlier = (found for found in self._findings if found.latents)
         if (found := next(earlier, None)) is not None:
             return Known(found.latents, found.clock)
