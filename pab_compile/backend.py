@@ -22,7 +22,6 @@ from pab_compile.passes.parallel.shard import Grid
 from pab_compile.passes.sites.site import OUTPUT
 
 from .calibration.observe import current_observer
-from .compile.analysis import Known
 from .compile.build import Request, Settings, compile_program, plain_program
 from .compile.call_roles import roles_of_call
 from .compile.lower import PieceCompiler
@@ -126,16 +125,14 @@ class CompiledGraph:
             alone,
             placed=self._placed(forward),
             num_samples=None if observer is None else observer.num_samples,
-            expected=functools.partial(self._expected, forward),
+            shown=functools.partial(self._shown, forward),
         )
 
-    def _expected(self, forward: Forward) -> Known | None:
-        """Latents and clock of an earlier graph of the forward, or those that its names show."""
+    def _shown(self, forward: Forward) -> InputRoles | None:
+        """The roles that an earlier graph of the forward has, or that its names show."""
         ran = (other for other in forward.visited if isinstance(other, CompiledProgram))
         first = next(ran, None)
-        roles = first.roles if first else None
-        roles = roles or roles_of_call(forward.inputs, self._settings.options.axes)
-        return Known(roles.latents, roles.clock) if roles else None
+        return first.roles if first else roles_of_call(forward.inputs, self._settings.options.axes)
 
     def _placed(self, forward: Forward) -> InputRoles | None:
         """What is known of the inputs without the graph, where this is enough."""
@@ -145,9 +142,7 @@ class CompiledGraph:
             return None
         if options.cut != OUTPUT:
             return None
-        ran = (other for other in forward.visited if isinstance(other, CompiledProgram))
-        first = next(ran, None)
-        return first.roles if first else roles_of_call(forward.inputs, options.axes)
+        return self._shown(forward)
 
     def _program(self, request: Request) -> Runnable:
         """The program for a request; the first such request compiles it."""

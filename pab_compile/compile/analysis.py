@@ -15,13 +15,15 @@ from pab_compile.passes.axes.stated import by_entry, names_of
 from pab_compile.passes.errors import OR_OUTPUT
 from pab_compile.passes.graph import ir
 from pab_compile.passes.graph.flops import count_flops
-from pab_compile.passes.graph.join import Part, join
+from pab_compile.passes.graph.join import Joined, Part, join
+from pab_compile.passes.graph.number_inputs import sounds_like_time
 from pab_compile.passes.pipeline import FindSites, recognition
 from pab_compile.passes.program import Program, narrow, run_passes
 from pab_compile.passes.rewrite.demand import sites_of_calls
-from pab_compile.passes.sites.binding import Binding
+from pab_compile.passes.sites.binding import STATED_CLOCK, STATED_STEP, Binding, bind
 from pab_compile.passes.sites.classify import has_mixer_ops
 from pab_compile.passes.sites.hoisting import hoisted_nodes
+from pab_compile.passes.sites.may_step import may_step
 from pab_compile.passes.sites.site import OUTPUT, Site
 from pab_compile.plans.plan import Plan, RangePlan
 from pab_compile.report.dump import Dumper
@@ -35,10 +37,17 @@ class NoAttentionError(UnsupportedModelError):
 
 
 class Known(NamedTuple):
-    """The names of the latents and the clock, if they are known without a graph."""
+    """The names of the latents and the clock, if they are known without a graph.
+
+    Attributes:
+        latents: the tensor that is denoised.
+        clock: the timestep.
+        stepping: other inputs that change at every step.
+    """
 
     latents: str
     clock: str
+    stepping: tuple[str, ...] = ()
 
 
 def analyse(
@@ -79,6 +88,8 @@ def analyse(
     except UnsupportedModelError as error:
         if needs_mixers or options.cut == OUTPUT:
             raise
+        if (found := _without_latents(joined, expected(), stated)) is not None:
+            return narrow(found, joined, part.graph_module)
         raise NoAttentionError("No attention was found in this graph.") from error
     if not alone and not _is_confirmed(program, expected):
         raise NoAttentionError("What this graph denoises is not certain: it has no attention.")
@@ -101,7 +112,40 @@ def _is_confirmed(program: Program, expected: Callable[[], Known | None]) -> boo
     """Whether the latents are certain. Attention shows them; other tokens may look like them."""
     if any(ir.binding(mixer.nodes[-1]) == Binding.LATENT for mixer in program.mixers):
         return True
-    return expected() == Known(program.latents, program.clock)
+    known = expected()
+    return known is not None and known[:2] == (program.latents, program.clock)
+
+
+def _without_latents(
+    joined: Joined, known: Known | None, stated: Mapping[str, str]
+) -> Program | None:
+    """A graph that the latents or the clock do not reach; None if their names are not certain.
+
+    What it computes from per-prompt inputs alone is the same at every step. These inputs
+    distinguish lanes.
+    """
+    if known is None:
+        return None
+    graph = joined.graph_module.graph
+    inputs = [node for node in ir.placeholders(graph) if not ir.is_constant_input(node)]
+    latents = frozenset(node for node in inputs if ir.source(node) == known.latents)
+    changing = {known.clock, *known.stepping}
+    steps = frozenset(
+        node
+        for node in inputs
+        if ir.source(node) in changing
+        or sounds_like_time(ir.source(node))
+        or stated.get(ir.source(node)) in (STATED_STEP, STATED_CLOCK)
+    )
+    bind(graph, latents, steps - latents)
+    prompts = [node for node in inputs if ir.binding(node) == Binding.PROMPT]
+    return Program(
+        joined.graph_module,
+        latents=known.latents,
+        clock=known.clock,
+        prompt_inputs=tuple(map(ir.source, prompts)),
+        may_step=may_step(prompts, None, (), stated),
+    )
 
 
 def _whole(

@@ -101,8 +101,8 @@ class Request:
         clock: name of the timestep, if any of them did.
         placed: the roles that an earlier graph of the forward has, or that the call shows by its
             names; None if neither is certain, or if the graphs must show them.
-        expected: latents and clock of an earlier graph of the forward, or those that the call shows
-            by its names.
+        shown: the roles that an earlier graph of the forward has, or that the call shows by its
+            names; None if neither is certain.
         num_samples: None, or how many elements to sample of each output for an observation. Then
             every site computes at every step.
     """
@@ -118,7 +118,12 @@ class Request:
     clock: str = ""
     placed: InputRoles | None = None
     num_samples: int | None = None
-    expected: Callable[[], Known | None] = lambda: None
+    shown: Callable[[], InputRoles | None] = lambda: None
+
+    def expected(self) -> Known | None:
+        """Latents and clock of an earlier graph of the forward, or those that names show."""
+        roles = self.shown()
+        return Known(roles.latents, roles.clock, roles.stepping) if roles else None
 
     @property
     def is_observed(self) -> bool:
@@ -261,9 +266,20 @@ def _roles_of(program: Program, part: Part, request: Request, options: Options) 
         for number, node in enumerate(inputs)
         if ir.is_constant_input(node) and number not in written
     )
-    if program.axes is None:
-        assert request.placed is not None
+    if program.axes is None and request.placed is not None:
         return replace(request.placed, sees_all=False, weights=weights)
+    if program.axes is None:
+        shown = request.shown()
+        assert shown is not None
+        return replace(
+            shown,
+            prompt_inputs=program.prompt_inputs,
+            may_step=program.may_step,
+            sees_all=False,
+            is_blind=True,
+            weights=weights,
+            by_name=True,
+        )
     stated = (name for name, role in options.axes.items() if role == "step")
     has_attention = any(site.can_broadcast and site.kind != "mlp" for site in program.sites)
     return InputRoles(

@@ -120,6 +120,7 @@ class InputRoles:
             no attention that could show what the prompts are. Then every input of the caller
             distinguishes lanes. A graph that is the whole forward is never blind.
         weights: positions of the weights, which distinguish models that share code.
+        by_name: whether only names show the latents and the clock.
     """
 
     latents: str
@@ -130,6 +131,7 @@ class InputRoles:
     sees_all: bool
     is_blind: bool
     weights: tuple[int, ...]
+    by_name: bool = False
 
     def prompts_in(self, inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """Those of the forward's inputs that stay the same during a generation."""
@@ -246,6 +248,8 @@ class CompiledProgram:
         if forward.is_placed:
             return self._checked_place(forward, tracker, weights)
         forward.is_placed = True
+        if self.roles.by_name:
+            forward.placed_as = (self.roles.latents, self.roles.clock)
         reading = self._read(forward, tracker)
         level = reading.level
         if level is not None and level.value is None:
@@ -269,6 +273,8 @@ class CompiledProgram:
     ) -> Place | None:
         """The place that an earlier graph of the forward found, if this graph may use it."""
         place = forward.place
+        if forward.placed_as not in (None, (self.roles.latents, self.roles.clock)):
+            return None
         if place is None or place.generation.closed or place.generation is not tracker.generation:
             return None
         if self in forward.visited or not place.lane.has_weights(self._executor.identity, weights):

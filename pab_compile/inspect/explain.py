@@ -168,7 +168,7 @@ class _Survey:
         if (found := next(earlier, None)) is not None:
             return Known(found.latents, found.clock)
         roles = roles_of_call(forward.inputs, self._options.axes)
-        return Known(roles.latents, roles.clock) if roles else None
+        return Known(roles.latents, roles.clock, roles.stepping) if roles else None
 
     def _with_choices(self, found: Finding, program: Program) -> Finding:
         """The finding, with what the rewrite would choose: shards and merged sites."""

@@ -601,4 +601,25 @@ MUTATIONS = (
         "",
         ("tests/passes/rewrite/test_residual_sums.py",),
     ),
+    Mutation(
+        "pab_compile/compile/lane_step.py",
+        "Python code writes to what a graph keeps of a prompt",
+        "return [v if v is None or not op.is_returned else copy_of(v) for v in cached]",
+        "return cached",
+        ("tests/runtime/test_graphs_without_attention.py",),
+    ),
+    Mutation(
+        "pab_compile/compile/build.py",
+        "a prompt that only a graph without latents reads distinguishes no lanes",
+        "            shown,\n            prompt_inputs=program.prompt_inputs,",
+        "            shown,",
+        ("tests/runtime/test_graphs_without_attention.py",),
+    ),
+    Mutation(
+        "pab_compile/compile/analysis.py",
+        "what a graph without attention takes for the latents is certain",
+        "return known is not None and known[:2] == (program.latents, program.clock)",
+        "return True",
+        ("tests/runtime/test_broken_forwards.py", "tests/runtime"),
+    ),
 )
