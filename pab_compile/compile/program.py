@@ -247,6 +247,8 @@ class CompiledProgram:
         """Where this call belongs; None computes everything."""
         if forward.is_placed:
             return self._checked_place(forward, tracker, weights)
+        if self.roles.by_name and not self._has_roles(forward):
+            return None
         forward.is_placed = True
         if self.roles.by_name:
             forward.placed_as = (self.roles.latents, self.roles.clock)
@@ -267,6 +269,10 @@ class CompiledProgram:
         for reason in filter(None, (ran.reason for ran in forward.findings)):
             generation.note(reason)
         return forward.place
+
+    def _has_roles(self, forward: Forward) -> bool:
+        """Whether this call passes the latents and the timestep, which the graph need not read."""
+        return {self.roles.latents, self.roles.clock} <= forward.inputs.keys()
 
     def _checked_place(
         self, forward: Forward, tracker: Tracker, weights: Sequence[torch.Tensor]

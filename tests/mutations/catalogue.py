@@ -120,7 +120,7 @@ MUTATIONS = (
     Mutation(
         "passes/sites/may_step.py",
         "tokens that attention reads may be learned as stepping",
-        "axes.sources.get(name) not in read",
+        "token_axis not in read",
         "True",
         ("tests/passes/sites/test_may_step.py",),
     ),
