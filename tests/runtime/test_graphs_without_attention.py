@@ -72,6 +72,27 @@ class SeveralGraphs(nn.Module):
         return self.last(x).view(batch, frames, height, width, CHANNELS).permute(0, 4, 1, 2, 3)
 
 
+class LateProjection(SeveralGraphs):
+    """The second prompt is projected in a graph behind the attention."""
+
+    def forward(
+        self,
+        latents: torch.Tensor,
+        timestep: torch.Tensor,
+        prompt: torch.Tensor,
+        prompt_2: torch.Tensor,
+    ) -> torch.Tensor:
+        batch, _, frames, height, width = latents.shape
+        emb = self.time(sinusoids(timestep).to(latents.dtype))
+        x = self.embed(latents.permute(0, 2, 3, 4, 1).reshape(batch, -1, CHANNELS))
+        x = self.block(x, emb, self.text(prompt), frames)
+        torch._dynamo.graph_break()
+        text = self.text(prompt_2)
+        torch._dynamo.graph_break()
+        x = self.last(x + text.mean(1, keepdim=True))
+        return x.view(batch, frames, height, width, CHANNELS).permute(0, 4, 1, 2, 3)
+
+
 def steps(prompts: list[tuple[int, int]], dtype: torch.dtype = torch.float32) -> list[Any]:
     """The inputs of every call: of each step one call per pair of prompts."""
     times = table(6)
@@ -111,9 +132,11 @@ def test_a_projection_of_the_prompt_runs_once_and_an_mlp_is_reused(
     assert pab_compile.stats(twin).reused["mlp"] == 8  # of two MLPs at four steps
 
 
-@pytest.mark.parametrize("writes", [False, True])
-def test_two_calls_of_a_step_that_differ_in_one_prompt_only_are_two_lanes(writes: bool) -> None:
-    model = draw(SeveralGraphs, writes)
+@pytest.mark.parametrize(("kind", "writes"), [(SeveralGraphs, True), (LateProjection, False)])
+def test_calls_of_a_step_that_differ_in_one_prompt_only_are_told_apart(
+    kind: type[SeveralGraphs], writes: bool
+) -> None:
+    model = draw(kind, writes)
     twin = compiled(model, {"mlp": 2})
     for prompts in ([(1, 2), (1, 3)], [(1, 2), (4, 2)], [(1, 2), (1, 2)]):
         for number, inputs in enumerate(steps(prompts)):
