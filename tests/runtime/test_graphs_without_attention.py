@@ -147,9 +147,10 @@ def test_calls_of_a_step_that_differ_in_one_prompt_only_are_told_apart(
         pab_compile.reset()
 
 
-def test_a_prompt_that_changes_between_steps_is_projected_anew() -> None:
-    model = draw(SeveralGraphs)
-    twin = compiled(model, {"mlp": 7})
+@pytest.mark.parametrize("kind", [SeveralGraphs, LateProjection])
+def test_a_prompt_that_changes_between_steps_is_projected_anew(kind: type[SeveralGraphs]) -> None:
+    model = draw(kind)
+    twin = compiled(model, {"temporal": 7})  # no site of this kind: the projections alone are kept
     given = [{**inputs, "prompt_2": _text(n)} for n, inputs in enumerate(steps([(1, 2)]))]
     for inputs in given:
         x = model(**inputs)
