@@ -131,6 +131,7 @@ class CompiledGraph:
             placed=self._placed(forward, form),
             num_samples=None if observer is None else observer.num_samples,
             form=form,
+            shown=functools.partial(self._shown, forward),
         )
 
     def _form(self, forward: Forward) -> Form | None:
@@ -144,6 +145,12 @@ class CompiledGraph:
         running = forward.place.generation.choice if forward.place else None
         return (running or live.current()).form
 
+    def _shown(self, forward: Forward) -> InputRoles | None:
+        """The roles that an earlier graph of the forward has, or that its names show."""
+        ran = (other for other in forward.visited if isinstance(other, CompiledProgram))
+        first = next(ran, None)
+        return first.roles if first else roles_of_call(forward.inputs, self._settings.options.axes)
+
     def _placed(self, forward: Forward, form: Form | None) -> InputRoles | None:
         """What is known of the inputs without the graph, where this is enough."""
         try:
@@ -152,9 +159,7 @@ class CompiledGraph:
             return None
         if options.cut != OUTPUT:
             return None
-        ran = (other for other in forward.visited if isinstance(other, CompiledProgram))
-        first = next(ran, None)
-        return first.roles if first else roles_of_call(forward.inputs, options.axes)
+        return self._shown(forward)
 
     def _program(self, request: Request) -> Runnable:
         """The program for a request; the first such request compiles it."""

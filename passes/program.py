@@ -110,7 +110,7 @@ def narrow(program: Program, joined: Joined, graph_module: fx.GraphModule) -> Pr
     }
     mixers = [m for m in program.mixers if all(node in node_of for node in m.nodes)]
     mixers = [replace(m, nodes=tuple(node_of[node] for node in m.nodes)) for m in mixers]
-    axes = program.inferred_axes.seen_from(joined.nodes)
+    axes = None if program.axes is None else program.axes.seen_from(joined.nodes)
     return replace(program, graph_module=graph_module, axes=axes, mixers=tuple(mixers))
 
 

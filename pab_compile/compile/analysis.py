@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -15,13 +15,17 @@ from pab_compile.passes.axes.stated import by_entry, names_of
 from pab_compile.passes.errors import OR_OUTPUT
 from pab_compile.passes.graph import ir
 from pab_compile.passes.graph.flops import count_flops
-from pab_compile.passes.graph.join import Part, join
+from pab_compile.passes.graph.join import Joined, Part, join
+from pab_compile.passes.graph.number_inputs import sounds_like_time
 from pab_compile.passes.pipeline import FindSites, recognition
 from pab_compile.passes.program import Program, narrow, run_passes
 from pab_compile.passes.rewrite.demand import sites_of_calls
-from pab_compile.passes.sites.binding import Binding
+from pab_compile.passes.sites.binding import STATED_CLOCK, STATED_STEP, Binding, bind
 from pab_compile.passes.sites.classify import has_mixer_ops
+from pab_compile.passes.sites.hoisting import hoisted_nodes
+from pab_compile.passes.sites.may_step import may_step
 from pab_compile.passes.sites.site import OUTPUT, Site
+from pab_compile.plans.form import reuses_nothing
 from pab_compile.plans.plan import Plan
 from pab_compile.report.dump import Dumper
 from pab_compile.report.explanation import Finding, cache_bytes, describe_site, site_box
@@ -34,10 +38,17 @@ class NoAttentionError(UnsupportedModelError):
 
 
 class Known(NamedTuple):
-    """The names of the latents and the clock, if they are known without a graph."""
+    """The names of the latents and the clock, if they are known without a graph.
+
+    Attributes:
+        latents: the tensor that is denoised.
+        clock: the timestep.
+        stepping: other inputs that change at every step.
+    """
 
     latents: str
     clock: str
+    stepping: tuple[str, ...] = ()
 
 
 def analyse(
@@ -47,6 +58,7 @@ def analyse(
     dumper: Dumper,
     alone: bool = True,
     known: Known | None = None,
+    expected: Callable[[], Known | None] = lambda: None,
 ) -> Program:
     """Find the sites of a captured graph, without rewriting anything.
 
@@ -58,23 +70,35 @@ def analyse(
         alone: whether the graph is the whole forward.
         known: latents and clock, if they are known without the graph. With ``cut="output"``, a
             graph of several then needs no analysis, and neither does one that does not allow it.
+        expected: latents and clock of an earlier graph of the forward, or those that the call
+            shows by its names. A graph without attention must find the same.
 
     Raises:
         UnsupportedModelError: the graph has no latents, no clock, or nothing to reuse.
     """
     if options.cut == OUTPUT and known is not None:
         return _whole(part, known, options, plan, dumper, alone)
-    if options.cut != OUTPUT and not alone and not has_mixer_ops(part.graph_module.graph):
-        raise NoAttentionError("No attention was found in this graph.")
+    needs_mixers = options.cut != OUTPUT
+    if needs_mixers and not alone and not has_mixer_ops(part.graph_module.graph):
+        needs_mixers = False
     joined = join(part)
     stated = _stated(ir.placeholders(joined.graph_module.graph), options.axes, alone)
     program = Program(joined.graph_module)
-    run_passes(program, recognition(stated, options.cut != OUTPUT), dumper.watch)
+    try:
+        run_passes(program, recognition(stated, needs_mixers), dumper.watch)
+    except UnsupportedModelError as error:
+        if needs_mixers or options.cut == OUTPUT:
+            raise
+        if (found := _without_latents(joined, expected(), stated)) is not None:
+            return narrow(found, joined, part.graph_module)
+        raise NoAttentionError("No attention was found in this graph.") from error
+    if not alone and not _is_confirmed(program, expected):
+        raise NoAttentionError("What this graph denoises is not certain: it has no attention.")
     program = narrow(program, joined, part.graph_module)
     try:
         run_passes(program, (FindSites(options.cut),), dumper.watch)
     except UnsupportedModelError:
-        if alone or not program.sites:
+        if alone or (not program.sites and needs_mixers):
             raise
     if alone:
         plan.check(program.sites)
@@ -83,6 +107,46 @@ def analyse(
         lambda: [site_box(site, plan) for site in program.sites],
     )
     return program
+
+
+def _is_confirmed(program: Program, expected: Callable[[], Known | None]) -> bool:
+    """Whether the latents are certain. Attention shows them; other tokens may look like them."""
+    if any(ir.binding(mixer.nodes[-1]) == Binding.LATENT for mixer in program.mixers):
+        return True
+    known = expected()
+    return known is not None and known[:2] == (program.latents, program.clock)
+
+
+def _without_latents(
+    joined: Joined, known: Known | None, stated: Mapping[str, str]
+) -> Program | None:
+    """A graph that the latents or the clock do not reach; None if their names are not certain.
+
+    What it computes from per-prompt inputs alone is the same at every step. These inputs
+    distinguish lanes.
+    """
+    if known is None:
+        return None
+    graph = joined.graph_module.graph
+    inputs = [node for node in ir.placeholders(graph) if not ir.is_constant_input(node)]
+    latents = frozenset(node for node in inputs if ir.source(node) == known.latents)
+    changing = {known.clock, *known.stepping}
+    steps = frozenset(
+        node
+        for node in inputs
+        if ir.source(node) in changing
+        or sounds_like_time(ir.source(node))
+        or stated.get(ir.source(node)) in (STATED_STEP, STATED_CLOCK)
+    )
+    bind(graph, latents, steps - latents)
+    prompts = [node for node in inputs if ir.binding(node) == Binding.PROMPT]
+    return Program(
+        joined.graph_module,
+        latents=known.latents,
+        clock=known.clock,
+        prompt_inputs=tuple(map(ir.source, prompts)),
+        may_step=may_step(prompts, None, (), stated),
+    )
 
 
 def _whole(
@@ -113,7 +177,13 @@ def _stated(inputs: Sequence[fx.Node], axes: Mapping[str, str], alone: bool) -> 
     return by_entry(own, axes)
 
 
-def finding(part: Part | None, program: Program | None, plan: Plan, reason: str = "") -> Finding:
+def finding(
+    part: Part | None,
+    program: Program | None,
+    plan: Plan,
+    reason: str = "",
+    alone: bool = True,
+) -> Finding:
     """What ``explain`` says of a graph, before its sites are rewritten.
 
     Args:
@@ -121,6 +191,7 @@ def finding(part: Part | None, program: Program | None, plan: Plan, reason: str 
         program: what was found in it; None if nothing can be broadcast.
         plan: the plan that the options describe.
         reason: why it is computed at every step.
+        alone: whether the graph is the whole forward.
     """
     nodes = part.graph_module.graph.nodes if part else ()
     flops = count_flops(nodes)
@@ -137,7 +208,8 @@ def finding(part: Part | None, program: Program | None, plan: Plan, reason: str 
         cache_bytes=cache_bytes(program.sites, plan),
         reason=reason,
     )
-    return with_flops(found, program.graph_module.graph, program.sites, plan)
+    once = not alone and only_hoists(program, plan)
+    return with_flops(found, program.graph_module.graph, program.sites, plan, once)
 
 
 def untraced_finding(sites: Sequence[Site], known: Known, plan: Plan) -> Finding:
@@ -159,7 +231,28 @@ def has_branch(site: Site, plan: Plan) -> bool:
     return site.can_broadcast and (site.kind != "mlp" or plan.may_reuse(site))
 
 
-def with_flops(found: Finding, graph: fx.Graph, sites: Sequence[Site], plan: Plan) -> Finding:
+def has_sites(program: Program, plan: Plan) -> bool:
+    """Whether a graph can reuse an attention, or the plan may reuse a branch of it."""
+    sites = (site for site in program.sites if site.can_broadcast)
+    return any(site.kind != "mlp" or program.mixers or plan.may_reuse(site) for site in sites)
+
+
+def only_hoists(program: Program, plan: Plan) -> bool:
+    """Whether a graph of several has nothing to reuse, but computes something only once.
+
+    Args:
+        program: what was found in it.
+        plan: the plan. If it reuses nothing, a graph is compiled as it is.
+    """
+    if reuses_nothing(plan) or has_sites(program, plan):
+        return False
+    hoisted = hoisted_nodes(program.graph_module.graph)
+    return count_flops(n for n in ir.calls(program.graph_module.graph) if n in hoisted) > 0
+
+
+def with_flops(
+    found: Finding, graph: fx.Graph, sites: Sequence[Site], plan: Plan, hoists: bool = False
+) -> Finding:
     """A finding, with the operations of a step that reuses all sites that the plan may reuse.
 
     Args:
@@ -167,8 +260,9 @@ def with_flops(found: Finding, graph: fx.Graph, sites: Sequence[Site], plan: Pla
         graph: the graph, before it is cut into branches.
         sites: its sites, merged if they coalesce.
         plan: the plan.
+        hoists: whether the graph computes something only once although it reuses nothing.
     """
-    return replace(found, reuse_flops=Costs.of(graph, sites, plan).of_reuse(sites, plan))
+    return replace(found, reuse_flops=Costs.of(graph, sites, plan).of_reuse(sites, plan, hoists))
 
 
 @dataclass(frozen=True)
@@ -201,13 +295,19 @@ class Costs:
         needed = {names: count_flops(nodes) for names, nodes in calls.items()}
         return Costs(count_flops(graph.nodes), needed)
 
-    def of_reuse(self, sites: Sequence[Site], plan: Plan) -> int:
-        """Operations of a step that reuses all sites that a plan may reuse."""
+    def of_reuse(self, sites: Sequence[Site], plan: Plan, hoists: bool = False) -> int:
+        """Operations of a step that reuses all sites that a plan may reuse.
+
+        Args:
+            sites: the sites.
+            plan: the plan.
+            hoists: whether the graph computes something only once although it reuses nothing.
+        """
         reused = {
             site.name for site in sites if site.can_broadcast and plan.may_reuse(site.singles[0])
         }
         spared = (num for names, num in self.needed.items() if names <= reused)
-        return self.total - sum(spared) if reused else self.total
+        return self.total - sum(spared) if reused or hoists else self.total
 
 
 @dataclass(frozen=True, eq=False)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -49,6 +49,8 @@ from .analysis import (
     analyse,
     finding,
     has_branch,
+    has_sites,
+    only_hoists,
     reason_of,
     untraced_finding,
     with_flops,
@@ -116,6 +118,8 @@ class Request:
         clock: name of the timestep, if any of them did.
         placed: the roles that an earlier graph of the forward has, or that the call shows by its
             names; None if neither is certain, or if the graphs must show them.
+        shown: the roles that an earlier graph of the forward has, or that the call shows by its
+            names; None if neither is certain.
         num_samples: None, or how many elements to sample of each output for an observation. Then
             every site computes at every step.
         form: what to compile for, if the plan is live.
@@ -133,6 +137,12 @@ class Request:
     placed: InputRoles | None = None
     num_samples: int | None = None
     form: Form | None = None
+    shown: Callable[[], InputRoles | None] = lambda: None
+
+    def expected(self) -> Known | None:
+        """Latents and clock of an earlier graph of the forward, or those that names show."""
+        roles = self.shown()
+        return Known(roles.latents, roles.clock, roles.stepping) if roles else None
 
     @property
     def is_observed(self) -> bool:
@@ -163,13 +173,15 @@ def compile_program(request: Request, settings: Settings) -> Runnable:
         return plain_program(request, settings, str(error))
     dumper = Dumper(settings.options.dump)
     program, found = _analysed(part, request, settings, dumper)
-    if program is None or not any(site.can_broadcast for site in program.sites):
+    once = program is not None and not request.is_observed and only_hoists(program, settings.plan)
+    if program is None or not (once or has_sites(program, settings.plan)):
         whole = copy_graph(part.graph_module)  # inner compilers rewrite what they are given
         put_together(whole)
         return PlainProgram(part, settings.compiler.compile(whole, structure_key(whole)), found)
     if request.is_observed:
         settings = replace(settings, plan=NOTHING, live=None)
-    reuses = any(settings.plan.may_reuse(site) for site in program.sites if site.can_broadcast)
+    reusable = (site for site in program.sites if site.can_broadcast)
+    reuses = once or any(settings.plan.may_reuse(site) for site in reusable)
     roles = _roles_of(program, part, request, settings.options)
     kept_bytes = _kept_bytes(program, settings.options) if request.is_observed else 0
     sites = program.sites
@@ -271,12 +283,14 @@ def _analysed(
     plan = NOTHING if request.is_observed else settings.plan
     try:
         known = Known(request.placed.latents, request.placed.clock) if request.placed else None
-        program = analyse(part, settings.options, plan, dumper, request.alone, known)
+        program = analyse(
+            part, settings.options, plan, dumper, request.alone, known, request.expected
+        )
     except UnsupportedModelError as error:
         if request.alone:
             raise
         return None, finding(part, None, settings.plan, reason_of(error, part))
-    return program, finding(part, program, settings.plan)
+    return program, finding(part, program, settings.plan, alone=request.alone)
 
 
 def _roles_of(program: Program, part: Part, request: Request, options: Options) -> InputRoles:
@@ -288,10 +302,22 @@ def _roles_of(program: Program, part: Part, request: Request, options: Options) 
         for number, node in enumerate(inputs)
         if ir.is_constant_input(node) and number not in written
     )
-    if program.axes is None:
-        assert request.placed is not None
+    if program.axes is None and request.placed is not None:
         return replace(request.placed, sees_all=False, weights=weights)
+    if program.axes is None:
+        shown = request.shown()
+        assert shown is not None
+        return replace(
+            shown,
+            prompt_inputs=program.prompt_inputs,
+            may_step=program.may_step,
+            sees_all=False,
+            is_blind=True,
+            weights=weights,
+            by_name=True,
+        )
     stated = (name for name, role in options.axes.items() if role == "step")
+    has_attention = any(site.can_broadcast and site.kind != "mlp" for site in program.sites)
     return InputRoles(
         latents=program.latents,
         clock=program.clock,
@@ -299,7 +325,7 @@ def _roles_of(program: Program, part: Part, request: Request, options: Options) 
         may_step=program.may_step,
         stepping=(*program.stepping, *stated),
         sees_all=request.alone,
-        is_blind=program.has_eager_inputs and not request.alone,
+        is_blind=(program.has_eager_inputs or not has_attention) and not request.alone,
         weights=weights,
     )
 

@@ -211,8 +211,8 @@ class Executor:
             generation.decisions[self.identity] = Decisions(
                 plan, self.sites, schedule, generation.first_timestep
             )
-            if schedule.is_known:
-                kinds = {site.kind for site in (*self.sites, *self.uncut)}
+            kinds = {site.kind for site in (*self.sites, *self.uncut)}
+            if schedule.is_known and kinds:
                 generation.record.why_nothing = why_nothing(plan, kinds, schedule)
         return generation.decisions[self.identity]
 

@@ -64,14 +64,17 @@ class LaneStep:
     def visit_prelude(
         self, op: Op, registers: list[torch.Tensor | None]
     ) -> Sequence[torch.Tensor | None]:
-        """Compute what is the same at every step once per lane."""
+        """Compute what is the same at every step once per lane.
+
+        Python code may write to what the graph returns, so the lane keeps a copy.
+        """
         key = (self._executor.identity, op.prelude)
         cached = self._lane.prelude.get(key)
         if cached is not None:
-            return cached
+            return [v if v is None or not op.is_returned else copy_of(v) for v in cached]
         computed = op.function(*[registers[i] for i in op.inputs])
         self._lane.prelude[key] = tuple(
-            self._executor.cacheable(value) if position in op.cached else None
+            self._executor.cacheable(value, op.is_returned) if position in op.cached else None
             for position, value in enumerate(computed)
         )
         return computed

@@ -118,9 +118,11 @@ class InputRoles:
         may_step: those of them that may turn out to change at every step.
         stepping: names of other inputs that change at every step.
         sees_all: whether the graph is the whole forward, so that other inputs do not matter.
-        is_blind: whether Python code between the graphs makes some of its inputs. A graph that is
-            the whole forward is never blind: it has only the caller's inputs.
+        is_blind: whether Python code between the graphs makes some of its inputs, or the graph has
+            no attention that could show what the prompts are. Then every input of the caller
+            distinguishes lanes. A graph that is the whole forward is never blind.
         weights: positions of the weights, which distinguish models that share code.
+        by_name: whether only names show the latents and the clock.
     """
 
     latents: str
@@ -131,6 +133,7 @@ class InputRoles:
     sees_all: bool
     is_blind: bool
     weights: tuple[int, ...]
+    by_name: bool = False
 
     def prompts_in(self, inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """Those of the forward's inputs that stay the same during a generation."""
@@ -262,7 +265,11 @@ class CompiledProgram:
         """Where this call belongs; None computes everything."""
         if forward.is_placed:
             return self._checked_place(forward, tracker, weights)
+        if self.roles.by_name and not self._has_roles(forward):
+            return None
         forward.is_placed = True
+        if self.roles.by_name:
+            forward.placed_as = (self.roles.latents, self.roles.clock)
         reading = self._read(forward, tracker)
         level = reading.level
         if level is not None and level.value is None:
@@ -283,11 +290,17 @@ class CompiledProgram:
             generation.note(reason)
         return forward.place
 
+    def _has_roles(self, forward: Forward) -> bool:
+        """Whether this call passes the latents and the timestep, which the graph need not read."""
+        return {self.roles.latents, self.roles.clock} <= forward.inputs.keys()
+
     def _checked_place(
         self, forward: Forward, tracker: Tracker, weights: Sequence[torch.Tensor]
     ) -> Place | None:
         """The place that an earlier graph of the forward found, if this graph may use it."""
         place = forward.place
+        if forward.placed_as not in (None, (self.roles.latents, self.roles.clock)):
+            return None
         if place is None or place.generation.closed or place.generation is not tracker.generation:
             return None
         if self in forward.visited or not place.lane.has_weights(self._executor.identity, weights):

@@ -136,8 +136,10 @@ class _Survey:
             with compiling():
                 part = Part(capture(graph_module, args), *origins)
                 known = self._known(forward)
-                program = analyse(part, self._options, self._plan, self._dumper, alone, known)
-                found = self._with_choices(finding(part, program, self._plan), program)
+                expected = partial(self._shown, forward)
+                settings = (self._options, self._plan, self._dumper)
+                program = analyse(part, *settings, alone, known, expected)
+                found = self._with_choices(finding(part, program, self._plan, "", alone), program)
         except UnsupportedModelError as error:
             is_traced = not isinstance(error, NotTracedError)
             whole = None if is_traced else self._untraced(forward, graph_module, args)
@@ -162,13 +164,15 @@ class _Survey:
 
     def _known(self, forward: Forward) -> Known | None:
         """Latents and clock, where the graph need not show them."""
-        if self._options.cut != OUTPUT:
-            return None
+        return self._shown(forward) if self._options.cut == OUTPUT else None
+
+    def _shown(self, forward: Forward) -> Known | None:
+        """Latents and clock of an earlier graph, or those that the call shows by its names."""
         earlier = (found for found in self._findings if found.latents)
         if (found := next(earlier, None)) is not None:
             return Known(found.latents, found.clock)
         roles = roles_of_call(forward.inputs, self._options.axes)
-        return Known(roles.latents, roles.clock) if roles else None
+        return Known(roles.latents, roles.clock, roles.stepping) if roles else None
 
     def _with_choices(self, found: Finding, program: Program) -> Finding:
         """The finding, with what the rewrite would choose: shards and merged sites."""

@@ -76,7 +76,7 @@ class Form:
         """Equal for sites that compute together under every plan of this form."""
         if not self.may_reuse(site) or self.together == EACH:
             return None
-        return site.kind if self.together == KIND else ALL
+        return tuple(sorted(site.kinds)) if self.together == KIND else ALL
 
     def check(self, sites: Sequence[Site]) -> None:
         """Every graph fits a form."""
@@ -100,6 +100,13 @@ def check_together(plan: Plan, sites: Sequence[Site]) -> None:
                 f"{site.parts[0].name} and {len(site.parts) - 1} other sites were merged, but the "
                 "plan does not treat them alike"
             )
+
+
+def reuses_nothing(plan: Plan) -> bool:
+    """Whether a plan, or every plan of a form, certainly reuses nothing."""
+    if isinstance(plan, Form):
+        return plan.together == NONE
+    return isinstance(plan, RangePlan) and max([1, *plan.ranges.values()]) == 1
 
 
 def _together(plan: Plan) -> str:

@@ -6,7 +6,8 @@ through the last three. The rule of the paper is::
 
     reuse  <=>  range > 1  and  step % range != 0  and  the step lies inside the window
 
-Steps count from the first step of the generation, not from the start of the window.
+Steps count from the first step of the generation, not from the start of the window. A residual
+branch may hold attentions of several kinds. It is reused where the rule reuses each of them.
 """
 
 from __future__ import annotations
@@ -72,9 +73,8 @@ class RangePlan:
 
     def entry(self, site: Site, moment: Moment) -> int:
         """``COMPUTE`` or the order of the reuse for this site at this moment."""
-        if moment.step % self.ranges.get(site.kind, 1) == 0 or not self.is_inside(moment):
-            return COMPUTE
-        return self.predict.get(site.kind, 0)
+        computes = any(moment.step % range_ == 0 for range_ in self._ranges_of(site))
+        return COMPUTE if computes or not self.is_inside(moment) else self.max_order(site)
 
     def is_inside(self, moment: Moment) -> bool:
         """Whether a step lies in the window of a generation that is long enough."""
@@ -87,20 +87,25 @@ class RangePlan:
         return moment.timestep is not None and low < moment.timestep < high
 
     def may_reuse(self, site: Site) -> bool:
-        """Whether the kind has a range above 1."""
-        return self.ranges.get(site.kind, 1) > 1
+        """Whether every kind of the site has a range above 1."""
+        return min(self._ranges_of(site)) > 1
 
-    def range_of(self, site: Site) -> int:
-        """The range of the site's kind."""
-        return self.ranges.get(site.kind, 1)
+    def range_of(self, site: Site) -> int | None:
+        """The range of the site's kinds. None if they differ, and the site can be reused."""
+        ranges = self._ranges_of(site)
+        return None if self.may_reuse(site) and len(ranges) > 1 else ranges[0]
 
     def max_order(self, site: Site) -> int:
-        """The order of the site's kind."""
-        return self.predict.get(site.kind, 0)
+        """The order of the site's kinds, the lowest of several."""
+        return min(self.predict.get(kind, 0) for kind in site.kinds)
 
     def pattern(self, site: Site) -> Hashable | None:
-        """Range and order of the site's kind."""
-        return (self.range_of(site), self.max_order(site)) if self.may_reuse(site) else None
+        """Ranges and order of the site's kinds."""
+        return (self._ranges_of(site), self.max_order(site)) if self.may_reuse(site) else None
+
+    def _ranges_of(self, site: Site) -> tuple[int, ...]:
+        """The ranges of the site's kinds, each once, the smallest first."""
+        return tuple(sorted({self.ranges.get(kind, 1) for kind in site.kinds}))
 
     def check(self, sites: Sequence[Site]) -> None:
         """Every graph fits."""

@@ -75,6 +75,8 @@ class Forward:
         tracker: finds the place of this call. None until a graph needs it.
         place: generation, lane and record of this call; None computes everything.
         is_placed: whether the tracker was asked for the place.
+        placed_as: latents and clock of the graph that found the place by names alone. Graphs with
+            others compute. None if data flow showed them.
         failed: whether a graph raised an error.
     """
 
@@ -88,6 +90,7 @@ class Forward:
         self.tracker: Tracker | None = None
         self.place: Place | None = None
         self.is_placed = False
+        self.placed_as: tuple[str, str] | None = None
         self.failed = False
         self._known: dict[int, _Known] = {}
         self._num_eager = 0

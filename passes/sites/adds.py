@@ -22,7 +22,7 @@ from torch import fx
 
 from pab_compile.passes.graph import ir
 from pab_compile.passes.graph.fused import is_factor, is_scaled_stream
-from pab_compile.passes.graph.ops import CASTS, COPIES, RARE_RESHAPES, VIEWS
+from pab_compile.passes.graph.ops import CASTS, COPIES, RARE_RESHAPES, RARE_SPLITS, SPLITS, VIEWS
 from pab_compile.passes.graph.walk import chain
 
 from .binding import Binding
@@ -30,6 +30,7 @@ from .binding import Binding
 _ADD = "add"
 _SUB = "sub"
 _VIEWS = VIEWS | COPIES | RARE_RESHAPES
+_SPLITS = SPLITS | RARE_SPLITS
 
 
 class Addition(NamedTuple):
@@ -120,6 +121,15 @@ def same(node: fx.Node) -> fx.Node | None:
         return None
     is_cast = ir.is_call(node, *CASTS) and is_number(node) and is_number(source)
     return source if is_cast or made.dtype == given.dtype else None
+
+
+def part_of(node: fx.Node) -> fx.Node | None:
+    """The tensor of which a node is a slice, or one of the parts; None for any other op."""
+    if ir.is_getitem(node) and ir.is_call(node.all_input_nodes[0], *_SPLITS):
+        node = node.all_input_nodes[0]
+    elif not ir.is_call(node, "slice", "narrow"):
+        return None
+    return node.all_input_nodes[0] if len(node.all_input_nodes) == 1 else None
 
 
 def is_number(node: fx.Node) -> bool:

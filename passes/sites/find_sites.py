@@ -52,7 +52,7 @@ def find_sites(
     cuts = {site.name: site.cut for site in named if site.cut}
     regions = dead_regions(graph, cuts)
     done = [with_region(site, regions.get(site.name, ())) for site in named]
-    shared = {growth.nodes[-1]: growth for growth in growths if growth.beside}
+    shared = {growth.nodes[-1]: growth for growth in growths if growth.holds_more}
     wholes = {site.name: shared[site.region[-1]] for site in named if site.region[-1] in shared}
     return _with_what_they_hold(graph, done, cuts, wholes)
 
@@ -70,12 +70,14 @@ def _with_what_they_hold(
     for site in sites:
         more = site.flops - count_flops(regions[site.name]) if site.name in wholes else 0
         said = f"holds also: an MLP of {more:,} FLOPs, with the projections that both share"
+        said = "; ".join(filter(None, (site.branch, said)))
         found.append(replace(site, branch=said) if more and site.can_broadcast else site)
     return tuple(found)
 
 
 def _attention_site(mixers: Sequence[Mixer], growth: Growth) -> Site:
     first = mixers[0]
+    kinds = tuple(dict.fromkeys(mixer.kind for mixer in mixers))
     reason = "; ".join(dict.fromkeys(mixer.reason for mixer in mixers))
     cut = cut_of_growth(growth)
     if not cut:
@@ -92,9 +94,17 @@ def _attention_site(mixers: Sequence[Mixer], growth: Growth) -> Site:
         cache_bytes=0,
         flops=0,
         reason=reason,
-        branch=f"its branch is not one site: {growth.refused}" if growth.refused else "",
+        branch=_about_branch(growth, kinds),
+        other_kinds=kinds[1:],
         ends=growth.frontier,
     )
+
+
+def _about_branch(growth: Growth, kinds: Sequence[str]) -> str:
+    if growth.refused:
+        return f"its branch is not one site: {growth.refused}"
+    several = f"holds attentions of several kinds: {', '.join(kinds)}"
+    return f"{several}; it is reused where the plan reuses all of them" if kinds[1:] else ""
 
 
 def _bound_early_site(mixer: Mixer) -> Site:

@@ -8,6 +8,7 @@ from torch import fx
 
 from pab_compile.passes.graph import ir
 
+from .adds import parts
 from .binding import Binding
 
 
@@ -40,6 +41,13 @@ class Growth:
     def inside(self) -> frozenset[fx.Node]:
         """All its nodes."""
         return frozenset((*self.nodes, *self.beside))
+
+    @property
+    def holds_more(self) -> bool:
+        """Whether something joins from beside the mixers, or its stream inside of the branch."""
+        inside = self.inside
+        joined = (n for node in self.nodes for n in parts(node) if n not in inside)
+        return bool(self.beside) or any(ir.binding(n) == Binding.LATENT for n in joined)
 
     @property
     def alone(self) -> tuple[fx.Node, ...]:

@@ -22,7 +22,7 @@ _PROMPT_NAMES = ("mask", "pooled", "uncond", "negative")
 
 def may_step(
     inputs: Sequence[fx.Node],
-    axes: AxisTable,
+    axes: AxisTable | None,
     mixers: Iterable[Mixer],
     stated: Mapping[str, str],
 ) -> tuple[str, ...]:
@@ -30,7 +30,7 @@ def may_step(
 
     Args:
         inputs: the per-prompt inputs of a graph.
-        axes: the axes of the graph.
+        axes: the axes of the graph, if they are known.
         mixers: its attentions.
         stated: what the user states, by the full name of the input. It holds.
     """
@@ -41,6 +41,7 @@ def may_step(
         if tensor is None or not tensor.is_floating_point() or ir.is_eager(node):
             continue
         is_prompt = is_named_text(node) or any(word in name.lower() for word in _PROMPT_NAMES)
-        if not is_prompt and axes.sources.get(name) not in read and name not in stated:
+        token_axis = axes.sources.get(name) if axes is not None else None
+        if not is_prompt and token_axis not in read and name not in stated:
             found.append(name)
     return tuple(found)

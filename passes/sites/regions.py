@@ -36,6 +36,7 @@ from .beside import Streams, cone, may_join, why_not
 from .binding import Binding
 from .growth import Growth, latent_inputs
 from .hoisting import hoisted_nodes
+from .inner import is_inner
 
 _FACTOR_OPS = ("mul", "div")
 _MAX_FACTOR_NODES = 40
@@ -47,7 +48,7 @@ class RegionFinder:
     Args:
         graph: a captured graph with binding times.
         seeds: per mixer, the nodes that make it; the last one is its output.
-        kinds: per mixer, its kind: only mixers of one kind merge.
+        kinds: per mixer, its kind. Only in a whole branch do mixers of several kinds merge.
         cut: ``attention``, ``gated`` or ``branch``.
     """
 
@@ -65,6 +66,8 @@ class RegionFinder:
         self._beside: dict[fx.Node, int] = {}
         self._alone: dict[int, str] = {}
         self._noticed: dict[int, str] = {}
+        self._joined: set[int] = set()
+        self._apart: set[int] = set()
         self._mixer_nodes = {node for seed in seeds for node in seed}
         self._ancestors = [feeding(seed) for seed in seeds]
 
@@ -84,12 +87,14 @@ class RegionFinder:
             }
             if not failed:
                 return tuple(self._judged(growth) for growth in growths)
-            self._alone |= failed
+            joined = self._joined & failed.keys()
+            self._apart |= joined
+            self._alone |= {mixer: why for mixer, why in failed.items() if mixer not in joined}
 
     def _grow(self) -> tuple[Growth, ...]:
         self._groups = Groups(range(len(self._seeds)))
         self._owner = {seed[-1]: index for index, seed in enumerate(self._seeds)}
-        self._beside, self._noticed = {}, {}
+        self._beside, self._noticed, self._joined = {}, {}, set()
         for node in self._graph.nodes:
             if node.op == "call_function" and node not in self._mixer_nodes:
                 groups = self._groups_to_join(node)
@@ -121,12 +126,16 @@ class RegionFinder:
         ):
             return []
         groups = sorted({self._groups.leader(self._owner[n]) for n in owned})
-        if len({self._kinds[group] for group in groups}) > 1:
+        if self._are_of_several_kinds(groups) and not self._may_join_more(groups):
             self._notice(groups, "it holds attentions of several kinds")
             return []
         if self._is_residual_add(node, groups):
             return []
-        return groups if self._may_join(node, foreign, groups) else []
+        if not self._may_join(node, foreign, groups):
+            return []
+        if self._are_of_several_kinds(groups):
+            self._joined.update(self._members(groups))
+        return groups
 
     def _may_join(self, node: fx.Node, foreign: Sequence[fx.Node], groups: Sequence[int]) -> bool:
         """Whether what a region does not hold may join it in an op."""
@@ -151,9 +160,16 @@ class RegionFinder:
         self._beside |= beside
         return True
 
+    def _are_of_several_kinds(self, groups: Sequence[int]) -> bool:
+        return len({self._kinds[mixer] for mixer in self._members(groups)}) > 1
+
     def _is_whole(self, groups: Sequence[int]) -> bool:
         """Whether some groups may still become a whole branch."""
         return self._whole_branches and self._alone.keys().isdisjoint(self._members(groups))
+
+    def _may_join_more(self, groups: Sequence[int]) -> bool:
+        """Whether whole branches may hold attentions of several kinds, and sums of their own."""
+        return self._is_whole(groups) and self._apart.isdisjoint(self._members(groups))
 
     def _members(self, groups: Sequence[int]) -> list[int]:
         return [mixer for group in groups for mixer in self._groups.members(group)]
@@ -202,9 +218,15 @@ class RegionFinder:
 
     def _is_residual_add(self, node: fx.Node, groups: Sequence[int]) -> bool:
         mixers = self._members(groups)
-        if self._is_whole(groups):
-            return bool(self._streams(mixers).of(node))
-        return any(stream_of(node, self._ancestors[mixer]) is not None for mixer in mixers)
+        if not self._is_whole(groups):
+            return any(stream_of(node, self._ancestors[mixer]) is not None for mixer in mixers)
+        streams = self._streams(mixers)
+        if not streams.of(node):
+            return False
+        if self._may_join_more(groups) and is_inner(node, streams, self._owner):
+            self._joined.update(mixers)
+            return False
+        return True
 
 
 def cut_of_growth(growth: Growth) -> tuple[fx.Node, ...]:

@@ -8,6 +8,9 @@ Two streams may share a branch, such as video and text whose tokens go through o
 ``x + f(x, y)[a:], y + f(x, y)[:a]`` every path starts at ``x`` or at ``y``, and both reach both
 sums. The second stream may end there, as in the last block of a model that returns only the video.
 Then only ``x + f(x, y)[a:]`` is left, and only ``f`` reads ``y``.
+
+A branch may be added to the parts of its stream one by one, such as frames that are given and
+frames that are denoised: ``cat([x[:a] + g * f(x)[:a], x[a:] + h * f(x)[a:]])``.
 """
 
 from __future__ import annotations
@@ -22,8 +25,19 @@ from pab_compile.passes.graph import ir
 from pab_compile.passes.graph.contractions import contraction
 from pab_compile.passes.graph.walk import positions, reached
 
-from .adds import constant_factor, is_choice, origin, parts, readings, same, terms, to_cache
+from .adds import (
+    constant_factor,
+    is_choice,
+    origin,
+    part_of,
+    parts,
+    readings,
+    same,
+    terms,
+    to_cache,
+)
 from .binding import Binding
+from .growth import latent_inputs
 
 _CONVOLUTIONS = ("conv1d", "conv2d", "conv3d")
 _GATE_OPS = ("mul", "div", "add", "sub")
@@ -80,10 +94,14 @@ def find_branches(graph: fx.Graph, mixer_nodes: frozenset[fx.Node]) -> tuple[Bra
 
 
 def _joined(branches: Iterable[Branch]) -> list[Branch]:
-    """Branches with one value before all their gates are one: ``where(mask, x + a*y, x + b*y)``."""
+    """Branches with one value before all their gates are one: ``where(mask, x + a*y, x + b*y)``.
+
+    The gates may scale parts of this value.
+    """
     found: dict[tuple[fx.Node, ...], list[Branch]] = {}
     for branch in branches:
-        found.setdefault(cut_of(branch, "attention"), []).append(branch)
+        inside = set(branch.nodes)
+        found.setdefault(tuple(_root(end, inside) for end in branch.ends), []).append(branch)
     return [
         Branch(
             tuple(dict.fromkeys(end for branch in alike for end in branch.ends)),
@@ -117,12 +135,24 @@ def _before_gate(end: fx.Node, inside: Container[fx.Node]) -> fx.Node:
         found = node if gated is not None else found
 
 
+def _root(end: fx.Node, inside: Container[fx.Node]) -> fx.Node:
+    """The value before all that scales or shifts what a branch adds, or takes a part of it."""
+    found = _before_gate(end, inside)
+    while (source := part_of(found) or same(found) or _shifted(found)) in inside:
+        found = _before_gate(source, inside)
+    return found
+
+
+def _shifted(node: fx.Node) -> fx.Node | None:
+    """What a value without the latents scales or shifts in this op; None for other ops."""
+    latent = latent_inputs(node) if ir.is_call(node, *_GATE_OPS) else []
+    return latent[0] if len(latent) == 1 else None
+
+
 def _gated(node: fx.Node) -> fx.Node | None:
     """What a per-step value scales or shifts in this op; None where the op is no gate."""
-    inputs = node.all_input_nodes if ir.is_call(node, *_GATE_OPS) else []
-    latent = [n for n in inputs if ir.binding(n) == Binding.LATENT]
-    gates = [n for n in inputs if ir.binding(n) == Binding.STEP]
-    return latent[0] if len(latent) == 1 and gates else None
+    gates = [n for n in node.all_input_nodes if ir.binding(n) == Binding.STEP]
+    return _shifted(node) if gates else None
 
 
 def _chosen(node: fx.Node, inside: Container[fx.Node]) -> fx.Node | None:
@@ -143,7 +173,8 @@ def _is_product(node: fx.Node) -> bool:
 
 def _branch(end: fx.Node, stream: fx.Node, walks: _Walks) -> Branch | None:
     """The nodes between a stream and what is added to it; None where a path avoids the stream."""
-    stops = set(terms(stream))
+    whole = part_of(origin(stream))
+    stops = {*terms(stream), *(terms(whole) if whole is not None else ())}
     if not stops.isdisjoint(terms(end)):  # the stream itself is added, and something to it
         return None
     walked = walks.walk(end, stops)

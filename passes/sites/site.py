@@ -57,6 +57,8 @@ class Site:
             (``passes.rewrite.coalesce``).
         ends: what the site hands on. The cut lies before these nodes, or is these nodes.
         starts: the nodes of the cut that are ends of stretches, each with its start.
+        other_kinds: the kinds of its attentions besides ``kind``, where a whole branch holds
+            several. The site is reused only where the plan would reuse all of them.
     """
 
     name: str
@@ -74,11 +76,17 @@ class Site:
     parts: tuple[Site, ...] = ()
     ends: tuple[fx.Node, ...] = ()
     starts: Mapping[fx.Node, Start] = field(default_factory=dict)
+    other_kinds: tuple[str, ...] = ()
 
     @property
     def can_broadcast(self) -> bool:
         """Whether the site has a cut."""
         return bool(self.cut)
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """All its kinds, the first of which is its own."""
+        return (self.kind, *self.other_kinds)
 
     @property
     def singles(self) -> tuple[Site, ...]:

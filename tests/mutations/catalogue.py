@@ -134,7 +134,7 @@ MUTATIONS = (
     Mutation(
         "passes/sites/may_step.py",
         "tokens that attention reads may be learned as stepping",
-        "axes.sources.get(name) not in read",
+        "token_axis not in read",
         "True",
         ("tests/passes/sites/test_may_step.py",),
     ),
@@ -148,9 +148,23 @@ MUTATIONS = (
     Mutation(
         "passes/sites/regions.py",
         "mixers of different kinds merge",
-        "if len({self._kinds[group] for group in groups}) > 1:",
-        "if len({self._kinds[group] for group in groups}) > 2:",
+        "return len({self._kinds[mixer] for mixer in self._members(groups)}) > 1",
+        "return len({self._kinds[mixer] for mixer in self._members(groups)}) > 2",
         ("tests/passes/sites/test_regions.py",),
+    ),
+    Mutation(
+        "passes/sites/inner.py",
+        "a stream that a later sum reads is an inner sum",
+        "if _is_copy(node, total) and parts(user):",
+        "if False:",
+        ("tests/passes/sites/test_inner.py",),
+    ),
+    Mutation(
+        "pab_compile/plans/plan.py",
+        "a branch of several kinds is reused where one of them is",
+        "computes = any(moment.step % range_ == 0 for range_ in self._ranges_of(site))",
+        "computes = all(moment.step % range_ == 0 for range_ in self._ranges_of(site))",
+        ("tests/plans/test_plan.py", "tests/models/test_inner_branches.py"),
     ),
     Mutation(
         "passes/sites/regions.py",
@@ -210,8 +224,15 @@ MUTATIONS = (
     ),
     Mutation(
         "passes/sites/residual.py",
+        "parts of one branch are separate sites, which both compute",
+        "found.setdefault(tuple(_root(end, inside) for end in branch.ends), []).append(branch)",
+        "found.setdefault(branch.ends, []).append(branch)",
+        ("tests/passes/sites/test_residual.py",),
+    ),
+    Mutation(
+        "passes/sites/residual.py",
         "the cut of an MLP lies after its gate",
-        "return latent[0] if len(latent) == 1 and gates else None",
+        "return _shifted(node) if gates else None",
         "return None",
         ("tests/passes/sites/test_residual.py",),
     ),
@@ -649,5 +670,26 @@ MUTATIONS = (
         "            return True\n",
         "",
         ("tests/passes/rewrite/test_residual_sums.py",),
+    ),
+    Mutation(
+        "pab_compile/compile/lane_step.py",
+        "Python code writes to what a graph keeps of a prompt",
+        "return [v if v is None or not op.is_returned else copy_of(v) for v in cached]",
+        "return cached",
+        ("tests/runtime/test_graphs_without_attention.py",),
+    ),
+    Mutation(
+        "pab_compile/compile/build.py",
+        "a prompt that only a graph without latents reads distinguishes no lanes",
+        "            shown,\n            prompt_inputs=program.prompt_inputs,",
+        "            shown,",
+        ("tests/runtime/test_graphs_without_attention.py",),
+    ),
+    Mutation(
+        "pab_compile/compile/analysis.py",
+        "what a graph without attention takes for the latents is certain",
+        "return known is not None and known[:2] == (program.latents, program.clock)",
+        "return True",
+        ("tests/runtime/test_broken_forwards.py", "tests/runtime"),
     ),
 )

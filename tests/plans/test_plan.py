@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -112,6 +113,19 @@ def test_a_range_plan_says_what_can_be_reused() -> None:
     assert [plan.range_of(site(kind)) for kind in ("spatial", "cross", "mlp")] == [2, 1, 1]
     assert [plan.max_order(site(kind)) for kind in ("spatial", "cross")] == [1, 0]
     plan.check([])
+
+
+def test_a_branch_of_several_kinds_is_reused_where_each_of_them_is() -> None:
+    plan = RangePlan({"spatial": 2, "cross": 3, "full": 2}, (0.0, 1.0), {"spatial": 1, "full": 1})
+    both, alike, partly = (
+        replace(site("spatial"), other_kinds=(kind,)) for kind in ("cross", "full", "temporal")
+    )
+    reused = [i for i in range(8) if plan.entry(both, moment(i, [1.0] * 8)) != COMPUTE]
+    assert reused == [1, 5, 7]
+    assert (plan.range_of(both), plan.max_order(both)) == (None, 0)
+    assert (plan.range_of(alike), plan.max_order(alike)) == (2, 1)
+    assert plan.pattern(alike) == plan.pattern(site("full")) != plan.pattern(both)
+    assert (plan.may_reuse(partly), plan.range_of(partly), plan.pattern(partly)) == (False, 1, None)
 
 
 def test_a_function_is_asked_with_site_step_steps_and_timestep() -> None:

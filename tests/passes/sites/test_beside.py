@@ -254,10 +254,11 @@ REFUSED = [
     pytest.param(
         lambda: two_streams(
             lambda x, text: x + text.mean(1, keepdim=True),
-            lambda joined, w, prompt: gelu(linear(attend(joined, prompt, prompt), w)),
+            lambda joined, w, prompt: linear(joined.sin() * attend(joined, prompt, prompt), w),
+            both_ways=False,
         ),
         "attentions of several kinds",
-        id="an attention of another kind beside it",
+        id="an attention of another kind beside it, and a second stream that goes on",
     ),
 ]
 

@@ -248,3 +248,48 @@ def test_before_its_gates_a_residual_is_cached_in_the_type_of_its_projection(
 def test_what_is_added_to_no_stream_is_no_residual(name: str) -> None:
     sites = analysed(residual_model(NO_RESIDUALS[name])).sites
     assert [site.kind for site in sites] == ["full"]
+
+
+GIVEN = 4
+
+
+def by_parts(x: Any, emb: Any, up: Any, down: Any) -> Any:
+    """Given tokens and denoised ones have gates of their own."""
+    y = linear(gelu(linear(x, up)), down)
+    return torch.cat([x[:, :GIVEN] + down[0] * y[:, :GIVEN], x[:, GIVEN:] + emb * y[:, GIVEN:]], 1)
+
+
+def by_split_parts(x: Any, emb: Any, up: Any, down: Any) -> Any:
+    sizes = [GIVEN, TOKENS - GIVEN]
+    (a, b), (c, d) = x.split(sizes, 1), linear(gelu(linear(x, up)), down).split(sizes, 1)
+    return torch.cat([a + emb * c, b + (1 + emb) * d], 1)
+
+
+def of_the_denoised(x: Any, emb: Any, up: Any, down: Any) -> Any:
+    """Given tokens stay as they are."""
+    y = linear(gelu(linear(x, up)), down)
+    return torch.cat([x[:, :GIVEN], x[:, GIVEN:] + emb * y[:, GIVEN:]], 1)
+
+
+@pytest.mark.parametrize(
+    ("body", "ends"), [(by_parts, 2), (by_split_parts, 2), (of_the_denoised, 1)]
+)
+def test_a_branch_may_be_added_to_parts_of_its_stream(body: Any, ends: int) -> None:
+    model = in_block(body)
+    (branch,) = branches_of(model)
+    assert [ir.op_name(node) for node in branch.ends] == ["mul"] * ends
+    assert cut_of(branch, "branch") == cut_of(branch, "gated") == branch.ends
+    site = next(site for site in analysed(model, "gated").sites if site.kind == "mlp")
+    assert {"linear", "gelu"} <= {ir.op_name(node) for node in site.region}
+    branched, count = broadcast(model.graph_module, [site], lambda site: True)
+    verify(branched, model.graph_module)
+    assert count == 1
+    assert torch.equal(branched(*model.args)[0], model.eager()[0])
+
+
+def test_a_part_of_another_tensor_is_no_stream() -> None:
+    def body(x: Any, emb: Any, up: Any, down: Any) -> Any:
+        other = torch.cat([x, x.sin()], 1)
+        return other[:, TOKENS:] + emb * linear(gelu(linear(x, up)), down)
+
+    assert branches_of(in_block(body)) == []
