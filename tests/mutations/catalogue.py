@@ -74,6 +74,13 @@ MUTATIONS = (
         ("tests/passes/graph/test_sizes_only.py",),
     ),
     Mutation(
+        "passes/rewrite/fusing.py",
+        "a merged site with a fused sum hands on what it cached, without the start",
+        "StepBranch(branch.site, compute, branch.starts)",
+        "StepBranch(branch.site, compute)",
+        ("tests/passes/rewrite/test_fusing.py", "tests/models/test_residual_forms.py"),
+    ),
+    Mutation(
         "passes/graph/fused.py",
         "sums are put together although something else reads their product",
         "if len(arg.users) != 1:",

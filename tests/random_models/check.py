@@ -28,6 +28,11 @@ KINDS = ("spatial", "temporal", "full", "joint", "cross", "text", "mlp")
 PAB = {"spatial": 2, "temporal": 3, "full": 2, "joint": 2, "cross": 3}
 LINEAR = dict.fromkeys(KINDS, 3)
 TOLERANCE = {"float32": 1e-4, "bfloat16": 4e-2}
+TWO_ROUNDINGS = {
+    "attention": ("addmm", "baddbmm"),
+    "branch": ("addmm", "baddbmm", "addcmul", "lerp", "alpha"),
+}
+"""Cut -> sums that multiply too, whose product is cached: they are two ops, which round twice."""
 MOST = 0.05  # of the branches' operations, more than the ideal
 
 
@@ -230,11 +235,13 @@ def check_reuse(
             if call.step == reusing:
                 whole += _flops(model, call)
                 spent += backends.counted[0]
-    if not torch.equal(ours[0], plain[0]):
+    if not torch.equal(ours[0], plain[0]) and spec.residual not in TWO_ROUNDINGS[now.cut]:
         error = relative_error(ours[0], plain[0])
         raise Wrong(f"{name}: bits: relative error {error:.1e} of a step that computes")
     actual, expected, eager = map(torch.stack, (ours, right, plain))
     tolerance = TOLERANCE[spec.dtype]
+    if relative_error(right[0], plain[0]) > tolerance:
+        raise Wrong(f"{name}: the oracle is not the model")
     if relative_error(eager, expected) < 3 * tolerance:
         raise Wrong(f"{name}: the oracle is too close to eager to prove anything")
     if (error := relative_error(actual, expected)) > tolerance:

@@ -176,7 +176,7 @@ class Model(nn.Module):
 class WithKeywords(Model):
     """Names as in diffusers."""
 
-    def forward(  # noqa: D102
+    def forward(
         self,
         hidden_states: Any,
         timestep: Tensor,
@@ -201,7 +201,7 @@ class WithKeywords(Model):
 class WithPositions(Model):
     """Short names, given by position."""
 
-    def forward(  # noqa: D102
+    def forward(
         self, x: Any, t: Tensor, context: Any, context_mask: Tensor | None, y: Tensor | None
     ) -> Any:
         return self.run(x, t, context, context_mask, y)
@@ -214,7 +214,7 @@ class WithPositions(Model):
 class WithDict(Model):
     """All that is known of the prompt comes in a dict."""
 
-    def forward(self, sample: Any, timestep: Tensor, conditions: dict[str, Any]) -> Any:  # noqa: D102
+    def forward(self, sample: Any, timestep: Tensor, conditions: dict[str, Any]) -> Any:
         keys = ("prompt_embeds", "prompt_mask", "pooled_embeds")
         return self.run(sample, timestep, *(conditions.get(key) for key in keys))
 
@@ -232,7 +232,7 @@ class WithDict(Model):
 class WithObject(Model):
     """All that is known of the prompt comes in an object."""
 
-    def forward(self, latents: Any, sigma: Tensor, prompt: Prompt) -> Any:  # noqa: D102
+    def forward(self, latents: Any, sigma: Tensor, prompt: Prompt) -> Any:
         return self.run(latents, sigma, prompt.text, prompt.mask, prompt.pooled)
 
     def call(self, latents: Any, timestep: Tensor, prompt: Prompt) -> dict[str, Any]:

@@ -82,20 +82,24 @@ class Site(nn.Module):
         if now.repeats(self):
             if now.is_in_charge(self) and not now.everything:
                 now.reused[self.kind] += 1
-            used = known[-1 - now.order :]
-            values = [pytree.tree_flatten(value) for _, value in used]
-            leaves = [
-                extrapolate(
-                    [(step, one) for (step, _), one in zip(used, leaf, strict=True)], now.step
-                )
-                for leaf in zip(*(value for value, _ in values), strict=True)
-            ]
-            return pytree.tree_unflatten(leaves, values[0][1])
+            used = known[-1 - now.order :] if now.is_in_charge(self) else known[-1:]
+            return _predicted(used, now.step)
         if now.is_in_charge(self) and not now.everything:
             now.computed[self.kind] += 1
         value = function()
         known.append((now.step, pytree.tree_map_only(torch.Tensor, torch.clone, value)))
         return value
+
+
+def _predicted(used: list[tuple[int, Any]], step: int) -> Any:
+    """The line through values at some steps, at a later one."""
+    if len(used) == 1:
+        return used[0][1]
+    flat = [pytree.tree_flatten(value) for _, value in used]
+    rows = zip(*(leaves for leaves, _ in flat), strict=True)
+    steps = [known for known, _ in used]
+    found = [extrapolate(list(zip(steps, row, strict=True)), step) for row in rows]
+    return pytree.tree_unflatten(found, flat[0][1])
 
 
 def tell(model: nn.Module, now: Now | None) -> None:

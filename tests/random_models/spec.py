@@ -205,7 +205,7 @@ def draw(seed: int) -> Spec:
         gate = "none"
     if residual in WITHOUT_A_GATE and norm == "scaled":
         norm = "pre"
-    if modulation == "none" and norm == "modulated after":
+    if norm == "modulated after" and (modulation == "none" or residual in WITHOUT_A_GATE):
         norm = "post"
     cross = stream == "video" and pick((True, False))
     pooled = pick((True, False, False))
