@@ -259,6 +259,13 @@ MUTATIONS = (
         ("tests/passes/rewrite/test_demand.py",),
     ),
     Mutation(
+        "passes/rewrite/demand.py",
+        "a modulation per token runs at every step",
+        "return ir.binding(node) == Binding.STEP and any(num > 1 for num in rows)",
+        "return False",
+        ("tests/passes/rewrite/test_demand.py",),
+    ),
+    Mutation(
         "passes/rewrite/sums.py",
         "what is scaled by the step is loaded as it was scaled before",
         "ir.binding(n) != Binding.STEP for n in node.all_input_nodes",

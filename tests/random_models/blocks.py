@@ -45,13 +45,18 @@ class Given:
         return torch.cat([first.expand(-1, joined, -1), x], 1) if joined else first
 
 
+def modulation_site(spec: Spec) -> Site:
+    """A site of what only branches read; of one vector per sample, which no reuse leaves out."""
+    return Site("modulation", "always" if spec.level == "sample" else "modulation")
+
+
 class Modulation(nn.Module):
     """Shifts, scales and gates of several branches."""
 
     def __init__(self, spec: Spec, count: int) -> None:
         super().__init__()
         self.spec, self.count, width = spec, count, spec.channels
-        self.site = Site("modulation", "modulation")
+        self.site = modulation_site(spec)
         if spec.modulation == "block":
             self.project = nn.Linear(width, 3 * count * width)
         elif spec.modulation == "branch":

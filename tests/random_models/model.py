@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from .attention import Attention, norm_of
-from .blocks import Block, DualBlock, Given
+from .blocks import Block, DualBlock, Given, modulation_site
 from .latents import FromTokens, ToTokens
 from .sites import Site
 from .spec import Spec
@@ -49,9 +49,10 @@ class Model(nn.Module):
             nn.Linear(TEXT_CHANNELS, width),
         )
         self.shared = nn.Linear(width, 6 * width)
-        self.shared_site = Site("modulation", "modulation")
+        self.shared_site = modulation_site(spec)
         self.prompt_site = Site("prompt", "prompt")
-        self.refined_site = Site("text", "modulation" if spec.stream != "video" else "prompt")
+        # In a joint stream the text itself stays. Elsewhere only attentions read it.
+        self.refined_site = Site("text", {"video": "prompt"}.get(spec.stream, "always"))
         self.refine = Attention(spec, True)
         self.refine_norm, self.refine_out = nn.LayerNorm(width), nn.Linear(width, width)
         self.blocks = nn.ModuleList(

@@ -62,7 +62,8 @@ class Site(nn.Module):
 
     Attributes:
         kind: of the attention inside; ``mlp`` for none.
-        cut: ``attention``, ``branch``, ``prompt`` (the same at every step) or ``modulation``.
+        cut: ``attention`` or ``branch`` (what is reused), ``prompt`` (the same at every step),
+            ``modulation`` (what only branches read) or ``always``.
         now: where the generation is; None runs the function.
     """
 
