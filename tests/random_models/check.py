@@ -158,10 +158,19 @@ def check(spec: Spec, variants: Sequence[str] = tuple(VARIANTS)) -> None:
         Wrong: what does not hold.
         PabError: it is refused.
     """
-    torch._dynamo.reset()
+    before = torch.backends.mha.get_fastpath_enabled()
     # Without gradients the module of torch calls a kernel of its own, with other roundings. No
     # compiler sees it.
     torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        _check(spec, variants)
+    finally:
+        torch.backends.mha.set_fastpath_enabled(before)
+        pab_compile.reset()
+
+
+def _check(spec: Spec, variants: Sequence[str]) -> None:
+    torch._dynamo.reset()
     model = build(spec)
     backends = Backends({name: VARIANTS[name] for name in variants})
     compiled: Any = torch.compile(model, backend=backends)
@@ -177,7 +186,6 @@ def check(spec: Spec, variants: Sequence[str] = tuple(VARIANTS)) -> None:
         else:
             now = Now("branch", LINEAR, order=1)
             check_reuse(spec, model, compiled, backends, now, num=6, reusing=2)
-    pab_compile.reset()
 
 
 def check_nothing(spec: Spec, model: Any, compiled: Any) -> None:
