@@ -51,7 +51,7 @@ class Model(nn.Module):
         self.shared = nn.Linear(width, 6 * width)
         self.shared_site = modulation_site(spec)
         self.prompt_site = Site("prompt", "prompt")
-        # In a joint stream the text itself stays. Elsewhere only attentions read it.
+        # As a stream of its own or a part of one, the text stays. Else only attentions read it.
         self.refined_site = Site("text", {"video": "prompt"}.get(spec.stream, "always"))
         self.refine = Attention(spec, True)
         self.refine_norm, self.refine_out = nn.LayerNorm(width), nn.Linear(width, width)
