@@ -10,7 +10,8 @@ If a step reuses both branches, nothing needs ``%h``. The same is true of a stre
 only attentions read.
 
 A part of the graph runs on demand if it contains a contraction of values that depend on the
-latents. Smaller parts run at every step, since more pieces would cost more than they save.
+latents, or of a timestep per token. Smaller parts run at every step, since more pieces would cost
+more than they save.
 """
 
 from __future__ import annotations
@@ -50,12 +51,16 @@ def on_demand(
     parts = Groups(inside)
     for node in inside:
         parts.merge([node, *(n for n in node.all_input_nodes if n in known)])
-    large = {
-        parts.leader(node)
-        for node in inside
-        if ir.binding(node) == Binding.LATENT and node_flops(node)
-    }
+    large = {parts.leader(node) for node in inside if node_flops(node) and _is_of_tokens(node)}
     return {node: needed[node] for node in inside if parts.leader(node) in large}
+
+
+def _is_of_tokens(node: fx.Node) -> bool:
+    """Whether a value belongs to tokens. One vector per batch row, as of a timestep, does not."""
+    if ir.binding(node) == Binding.LATENT:
+        return True
+    rows = (ir.shape(node) or ())[1:-1]
+    return ir.binding(node) == Binding.STEP and any(num > 1 for num in rows)
 
 
 def _needed(

@@ -52,6 +52,8 @@ def verify_fused(after: fx.GraphModule, before: fx.GraphModule) -> None:
     """
     apart, _ = _rewritten(after, take_apart)
     verify(apart, before)
+    if [b.starts for _, b in branches(after)] != [b.starts for _, b in branches(before)]:
+        raise InvariantError("a branch lost the start of a stretch")
     if count_ops(after).total() >= count_ops(before).total():
         raise InvariantError("no sum was put together")
 
@@ -64,6 +66,7 @@ def _rewritten(
     for call, branch in branches(whole):
         compute = copy_graph(branch.compute)
         if num := rewrite(compute):
-            whole.add_submodule(str(call.target), StepBranch(branch.site, compute))
+            fused = StepBranch(branch.site, compute, branch.starts)
+            whole.add_submodule(str(call.target), fused)
             count += num
     return (whole, count) if count else (graph_module, 0)

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from torch import fx
 
+from pab_compile.passes.axes.input_roles import in_one_list
 from pab_compile.passes.errors import NoTimestepError, UnsupportedModelError
 from pab_compile.passes.graph import ir
 from pab_compile.passes.graph.number_inputs import sounds_like_time
@@ -109,7 +110,8 @@ def _clock_candidates(
     inputs: Sequence[fx.Node], latents: fx.Node, stated: Mapping[str, str]
 ) -> Iterator[list[fx.Node]]:
     """Inputs that may be the clock, the most certain first."""
-    scalars = [n for n in inputs if _is_scalar_per_row(n, latents)]
+    rows = _num_rows(inputs, latents)
+    scalars = [n for n in inputs if _is_scalar_per_row(n, rows)]
     yield [n for n in inputs if stated.get(ir.source(n)) == STATED_CLOCK]
     declared = [n for n in scalars if stated.get(ir.source(n)) == STATED_STEP]
     timely = [n for n in scalars if _sounds_like_time(n)]
@@ -158,10 +160,15 @@ def _is_stated_prompt(node: fx.Node, stated: Mapping[str, str]) -> bool:
     return stated.get(ir.source(node)) in STATED_PROMPT
 
 
-def _is_scalar_per_row(node: fx.Node, latents: fx.Node) -> bool:
-    """Whether an input is one number, or one for every row. Rows may be a list of latents."""
+def _num_rows(inputs: Sequence[fx.Node], latents: fx.Node) -> int:
+    """Rows of the batch: those of the latents, or their entries if they are a list."""
+    entries = sum(in_one_list(node, latents) for node in inputs)
+    return entries + 1 if entries else next(iter(ir.shape(latents) or (1,)))
+
+
+def _is_scalar_per_row(node: fx.Node, batch: int) -> bool:
+    """Whether an input is one number, or one for every row of the batch."""
     shape = ir.shape(node)
-    batch = next(iter(ir.shape(latents) or (1,)))
     if shape in ((), (1,), (batch,), (1, 1), (batch, 1)):
         return True
     per_frame = shape is not None and len(shape) >= 2 and shape[0] in (1, batch)

@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn.functional import gelu, scaled_dot_product_attention
 
 import pab_compile
-from helpers.latte import assert_different, compiled_pab
+from helpers.latte import assert_different, assert_same, compiled_pab
 from helpers.residuals import FORMS, OF_THE_STEP, Form
 
 CHANNELS, STEPS, RANGE = 16, 4, 2
@@ -108,3 +108,21 @@ def test_reuse_equals_module_hooks_bit_for_bit(name: str, dtype: torch.dtype) ->
     compiled = compiled_pab(model, ranges={"full": RANGE, "mlp": RANGE}, window=(0.0, 1.0))
     assert all(map(torch.equal, generate(compiled, dtype), expected))
     assert pab_compile.stats(compiled).reused == {"full": 4, "mlp": 4}  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_merged_site_that_multiplies_and_adds_in_one_equals_its_single_sites(
+    dtype: torch.dtype,
+) -> None:
+    torch.manual_seed(0)
+    model = Dit(FORMS["addcmul"]).to(dtype).eval().requires_grad_(False)
+    eager, found = generate(model, dtype), []
+    for coalesce in (False, True):
+        torch._dynamo.reset()
+        ranges = {"full": RANGE, "mlp": RANGE}
+        options = {"cut": "gated", "coalesce": coalesce, "window": (0.0, 1.0), "ranges": ranges}
+        found.append(generate(compiled_pab(model, **options), dtype))
+    for step in range(STEPS):
+        if step % RANGE:
+            assert_different(found[1][step], eager[step], 0.05)
+        assert_same(found[1][step], found[0][step], 0.02 if dtype is torch.bfloat16 else 1e-5)

@@ -88,6 +88,13 @@ MUTATIONS = (
         ("tests/passes/graph/test_sizes_only.py",),
     ),
     Mutation(
+        "passes/rewrite/fusing.py",
+        "a merged site with a fused sum hands on what it cached, without the start",
+        "StepBranch(branch.site, compute, branch.starts)",
+        "StepBranch(branch.site, compute)",
+        ("tests/passes/rewrite/test_fusing.py", "tests/models/test_residual_forms.py"),
+    ),
+    Mutation(
         "passes/graph/fused.py",
         "sums are put together although something else reads their product",
         "if len(arg.users) != 1:",
@@ -284,6 +291,13 @@ MUTATIONS = (
         "what a reuse adds to a difference is not needed",
         "to_load[starts[node]] = _union(to_load.get(starts[node], frozenset()), names)",
         "pass",
+        ("tests/passes/rewrite/test_demand.py",),
+    ),
+    Mutation(
+        "passes/rewrite/demand.py",
+        "a modulation per token runs at every step",
+        "return ir.binding(node) == Binding.STEP and any(num > 1 for num in rows)",
+        "return False",
         ("tests/passes/rewrite/test_demand.py",),
     ),
     Mutation(

@@ -9,6 +9,7 @@ import torch
 from torch.nn.functional import gelu, layer_norm, linear
 
 from helpers.captured import (
+    BATCH,
     CHANNELS,
     TEXT,
     TOKENS,
@@ -81,6 +82,25 @@ def test_what_is_returned_or_small_runs_at_every_step() -> None:
 
     found = captured(model)
     assert demanded(found, analysed(found).sites, lambda site: True) == []
+
+
+def modulated(latents, timestep, w_in, w_time, w_q):  # type: ignore[no-untyped-def]
+    """Two attentions that are modulated by one projection of the embedded timestep."""
+    x = tokens_of(latents, w_in)
+    waves = torch.sin(timestep[..., None].expand(-1, -1, CHANNELS))
+    emb = linear(linear(waves, w_time), w_q)
+    for _ in range(2):
+        y = layer_norm(x, [CHANNELS]) * emb
+        x = x + attend(y, y, y)
+    return latents_of(x)
+
+
+def test_a_modulation_per_token_runs_on_demand_and_one_per_sample_at_every_step() -> None:
+    for size, expected in ((TOKENS, 1), (1, 0)):
+        timestep = torch.rand(BATCH, size)
+        found = captured(modulated, timestep=timestep)
+        pieces = demanded(found, analysed(found).sites, lambda site: True)
+        assert [ops(piece.compute).count("linear") for piece in pieces] == [2] * expected
 
 
 def shared(latents, timestep, w_in, w_time, w_q):  # type: ignore[no-untyped-def]

@@ -60,6 +60,7 @@ def test_a_sum_inside_a_branch_is_fused() -> None:
     assert count == 2
     ((_, branch),) = branches(after)
     assert ops(branch.compute).count("addcmul") == 2
+    assert branch.starts == branches(before)[0][1].starts != (None,)
 
 
 @pytest.mark.parametrize("low", [False, True])

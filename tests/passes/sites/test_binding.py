@@ -10,9 +10,18 @@ import torch
 from torch.nn.functional import embedding, linear
 
 import helpers.captured as models
-from helpers.captured import BATCH, CHANNELS, Captured, captured, latents_of, tokens_of, values
+from helpers.captured import (
+    BATCH,
+    CHANNELS,
+    Captured,
+    captured,
+    captured_module,
+    latents_of,
+    tokens_of,
+    values,
+)
 from helpers.golden import check_inline
-from pab_compile.passes.errors import UnsupportedModelError
+from pab_compile.passes.errors import NoTimestepError, UnsupportedModelError
 from pab_compile.passes.graph import ir
 from pab_compile.passes.sites.binding import (
     STATED_PROMPT,
@@ -251,3 +260,29 @@ def test_without_a_clock_the_error_lists_what_was_seen_and_speaks_of_single_bloc
     assert re.search(r"latents 'latents': prompt\[2, 7, 4\]", message)
     assert "compile the whole model" in message
     assert '{"axes": {"<input>": "step"}}' in message
+
+
+class OfAList(torch.nn.Module):
+    """A model of a list of latents ``[c, tokens]``, with a timestep per token."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.project = torch.nn.Linear(CHANNELS, CHANNELS)
+
+    def forward(self, latents: list[torch.Tensor], timestep: torch.Tensor) -> list[torch.Tensor]:
+        x = self.project(torch.stack(latents).mT)
+        return list(x * torch.sin(timestep[: len(latents), :, None]))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_timestep_per_token_of_a_list_has_a_row_per_entry(dtype: torch.dtype) -> None:
+    module = OfAList().to(dtype).requires_grad_(False)
+    given = [torch.zeros(CHANNELS, 6, dtype=dtype) for _ in range(2)]
+    for rows, is_one in ((2, True), (3, False)):
+        model = captured_module(module, latents=given, timestep=torch.zeros(rows, 6, dtype=dtype))
+        first = next(n for n in ir.placeholders(model.graph) if ir.source(n) == "latents[0]")
+        if is_one:
+            assert ir.source(find_clock(model.graph, first, {})) == "timestep"
+            continue
+        with pytest.raises(NoTimestepError, match="No timestep was found"):
+            find_clock(model.graph, first, {})

@@ -1,0 +1,341 @@
+"""Blocks: branches with their sites, in one stream or in two."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from .attention import Attention, angles_of, norm_of
+from .parts import Mlp, Residual
+from .sites import Site
+from .spec import Spec
+
+Tensor = torch.Tensor
+Modulated = tuple[Tensor | None, Tensor | None, Tensor | None]
+"""Shift, scale and gate of one branch; each None if the timestep does not reach it."""
+
+
+@dataclass
+class Given:
+    """What all blocks read.
+
+    Attributes:
+        text: tokens of the prompt, or None.
+        mask: which of them are there, or None.
+        emb: embedded timestep per token of the video, ``[b, 1 or s, c]``.
+        shared: of adaLN-single, likewise.
+        positions: of the tokens of the video, ``[s, axes]``.
+    """
+
+    text: Tensor | None
+    mask: Tensor | None
+    emb: Tensor
+    shared: Tensor | None
+    positions: Tensor
+
+    def for_text(self, x: Tensor | None, joined: int) -> Tensor | None:
+        """An embedding for the text, and for the video behind it if ``joined`` tokens of text."""
+        if x is None or x.shape[1] == 1:
+            return x
+        first = x[:, :1]
+        return torch.cat([first.expand(-1, joined, -1), x], 1) if joined else first
+
+
+def modulation_site(spec: Spec) -> Site:
+    """A site of what only branches read; of one vector per sample, which no reuse leaves out."""
+    return Site("modulation", "always" if spec.level == "sample" else "modulation")
+
+
+class Modulation(nn.Module):
+    """Shifts, scales and gates of several branches."""
+
+    def __init__(self, spec: Spec, count: int) -> None:
+        super().__init__()
+        self.spec, self.count, width = spec, count, spec.channels
+        self.site = modulation_site(spec)
+        if spec.modulation == "block":
+            self.project = nn.Linear(width, 3 * count * width)
+        elif spec.modulation == "branch":
+            self.projects = nn.ModuleList(nn.Linear(width, 3 * width) for _ in range(count))
+        elif spec.modulation == "table":
+            self.table = nn.Parameter(torch.randn(3 * count, width) / 2)
+
+    def forward(self, emb: Tensor, shared: Tensor | None, shape: Sequence[int]) -> list[Modulated]:
+        """Of an embedding per token, for a stream of some shape."""
+        if self.spec.modulation == "none":
+            return [(None, None, None)] * self.count
+        return self.site(lambda: self._made(emb, shared, shape))
+
+    def _made(self, emb: Tensor, shared: Tensor | None, shape: Sequence[int]) -> list[Modulated]:
+        spec, width = self.spec, self.spec.channels
+        if spec.modulation == "block":
+            parts = self.project(F.silu(emb)).chunk(3 * self.count, -1)
+        elif spec.modulation == "branch":
+            parts = [p for project in self.projects for p in project(F.silu(emb)).chunk(3, -1)]
+        else:
+            assert shared is not None
+            six = shared.unflatten(-1, (6, width))
+            rows = torch.cat([six] * self.count, -2)[..., : 3 * self.count, :]
+            parts = (rows + self.table).unbind(-2)
+        if len(shape) == 5:
+            parts = [self._as_grid(part) for part in parts]
+        found: list[Modulated] = []
+        for number in range(self.count):
+            shift, scale, gate = parts[3 * number : 3 * number + 3]
+            found.append((shift, scale, self._gate(gate)))
+        return found
+
+    def _gate(self, gate: Tensor) -> Tensor | None:
+        form = self.spec.gate
+        if form == "none":
+            return None
+        return {"plain": gate, "tanh": gate.tanh(), "one more": 1 + gate}[form]
+
+    def _as_grid(self, x: Tensor) -> Tensor:
+        spec = self.spec
+        if x.shape[1] == 1:
+            return x[:, None, None]
+        return x.unflatten(1, (spec.frames, spec.height, spec.width))
+
+
+class Branch(nn.Module):
+    """Norms and residuals around what a function computes, for one or several streams.
+
+    Attributes:
+        attention: the site before the gate.
+        whole: the site of all that is added.
+    """
+
+    def __init__(self, spec: Spec, kind: str, streams: int = 1) -> None:
+        super().__init__()
+        self.spec = spec
+        self.before = nn.ModuleList(norm_of(spec.norm_op, spec.channels) for _ in range(streams))
+        self.after = nn.ModuleList(norm_of(spec.norm_op, spec.channels) for _ in range(streams))
+        self.sums = nn.ModuleList(Residual(spec) for _ in range(streams))
+        self.attention, self.whole = Site(kind, "attention"), Site(kind, "branch")
+
+    def forward(
+        self,
+        streams: list[Tensor],
+        modulated: list[Modulated],
+        compute: Callable[[list[Tensor]], list[Tensor]],
+        is_mixed: bool = False,
+    ) -> list[Tensor]:
+        """Add what is computed from the streams to them.
+
+        Args:
+            streams: the streams.
+            modulated: per stream.
+            compute: gets what is normed and modulated.
+            is_mixed: whether ``compute`` itself lets its attention pass ``self.attention``.
+        """
+
+        def read() -> list[Tensor]:
+            rows = zip(range(len(streams)), streams, modulated, strict=True)
+            return [self._before(number, x, m) for number, x, m in rows]
+
+        def own() -> list[Tensor]:
+            return [self._normed(number, y) for number, y in enumerate(compute(read()))]
+
+        gates = [gate for *_, gate in modulated]
+        if self.whole.now is None:
+            ys = [self._modulated_after(y, m) for y, m in zip(own(), modulated, strict=True)]
+            rows = zip(self.sums, streams, ys, gates, strict=True)
+            out = [add(x, y, gate) for add, x, y, gate in rows]
+            return [self._around(number, x) for number, x in enumerate(out)]
+
+        def last() -> list[Tensor]:
+            return [add.last(y) for add, y in zip(self.sums, own(), strict=True)]
+
+        def added() -> list[Tensor]:
+            ys = last() if is_mixed else self.attention(last)
+            ys = [self._modulated_after(y, m) for y, m in zip(ys, modulated, strict=True)]
+            return [a.addend(y, gate) for a, y, gate in zip(self.sums, ys, gates, strict=True)]
+
+        rows = zip(self.sums, streams, self.whole(added), strict=True)
+        out = [add.plus(x, y) for add, x, y in rows]
+        return [self._around(number, x) for number, x in enumerate(out)]
+
+    def _before(self, number: int, x: Tensor, modulated: Modulated) -> Tensor:
+        x = x.to(getattr(torch, self.spec.dtype))
+        if self.spec.norm in ("pre", "sandwich", "scaled"):
+            x = self.before[number](x)
+        if self.spec.norm != "modulated after":
+            x = _shifted(x, modulated)
+        return x
+
+    def _normed(self, number: int, y: Tensor) -> Tensor:
+        is_after = self.spec.norm in ("post", "sandwich", "modulated after")
+        return self.after[number](y) if is_after else y
+
+    def _modulated_after(self, y: Tensor, modulated: Modulated) -> Tensor:
+        return _shifted(y, modulated) if self.spec.norm == "modulated after" else y
+
+    def _around(self, number: int, x: Tensor) -> Tensor:
+        if self.spec.norm != "around the sum":
+            return x
+        return self.after[number](x.to(getattr(torch, self.spec.dtype))).to(x.dtype)
+
+
+def _shifted(x: Tensor, modulated: Modulated) -> Tensor:
+    shift, scale, _ = modulated
+    return x if shift is None or scale is None else x * (1 + scale) + shift
+
+
+class Block(nn.Module):
+    """A block of one stream.
+
+    Args:
+        spec: of the model.
+        stream: ``video`` or ``joint``.
+        mixing: kinds of the attentions within the video.
+    """
+
+    def __init__(self, spec: Spec, stream: str, mixing: tuple[str, ...]) -> None:
+        super().__init__()
+        self.spec, self.stream, width = spec, stream, spec.channels
+        self.kinds = mixing if stream == "video" else ("joint",)
+        self.has_cross = spec.cross and stream == "video"
+        count = len(self.kinds) + 1
+        self.modulation = Modulation(spec, count)
+        self.attentions = nn.ModuleList(Attention(spec, True) for _ in self.kinds)
+        self.outs = nn.ModuleList(nn.Linear(width, width) for _ in self.kinds)
+        self.branches = nn.ModuleList(Branch(spec, kind) for kind in self.kinds)
+        self.mlp, self.mlp_branch = Mlp(spec), Branch(spec, "mlp")
+        self.fused = nn.Linear(3 * width, width)
+        if self.has_cross:
+            self.cross, self.cross_branch = Attention(spec, False), Branch(spec, "cross")
+            self.cross_out = nn.Linear(width, width)
+
+    def forward(self, x: Tensor, given: Given) -> Tensor:
+        """Of the stream."""
+        joined = 0
+        if self.stream == "joint":
+            assert given.text is not None
+            joined = given.text.shape[1]
+        emb, shared = given.emb, given.shared
+        if joined:
+            emb, shared = given.for_text(emb, joined), given.for_text(shared, joined)
+        modulated = self.modulation(emb, shared, x.shape)
+        last = len(self.kinds) - 1
+        for number in range(len(self.kinds)):
+            is_beside = number == last and self.spec.beside != "after"
+            add = self._with_mlp if is_beside else self._alone
+            x = add(number, x, modulated, given)
+        if self.has_cross:
+            x = self.cross_branch([x], [(None, None, None)], lambda h: [self._cross(h[0], given)])[
+                0
+            ]
+        if self.spec.beside == "after":
+            x = self.mlp_branch([x], [modulated[-1]], lambda h: [self.mlp(h[0])])[0]
+        return x
+
+    def _alone(self, number: int, x: Tensor, modulated: list[Modulated], given: Given) -> Tensor:
+        def compute(h: list[Tensor]) -> list[Tensor]:
+            return [self.outs[number](self._mixed(number, h[0], given))]
+
+        return self.branches[number]([x], [modulated[number]], compute)[0]
+
+    def _with_mlp(self, number: int, x: Tensor, modulated: list[Modulated], given: Given) -> Tensor:
+        branch, spec = self.branches[number], self.spec
+        shift, scale, gate = modulated[number]
+        of_mlp = modulated[-1][-1]
+
+        def fused(h: list[Tensor]) -> list[Tensor]:
+            mixed = branch.attention(lambda: self._mixed(number, h[0], given))
+            return [self.fused(torch.cat([mixed, self.mlp.hidden(h[0])], -1))]
+
+        def parallel(h: list[Tensor]) -> list[Tensor]:
+            y = branch.attention(lambda: self.outs[number](self._mixed(number, h[0], given)))
+            z = self.mlp(h[0])
+            if gate is not None and of_mlp is not None:
+                y, z = gate * y, of_mlp * z
+            return [y + z]
+
+        if spec.beside == "fused":
+            return branch([x], [modulated[number]], fused, is_mixed=True)[0]
+        return branch([x], [(shift, scale, None)], parallel, is_mixed=True)[0]
+
+    def _mixed(self, number: int, h: Tensor, given: Given) -> Tensor:
+        """Attention within the video, or of video and text."""
+        spec, kind, attend = self.spec, self.kinds[number], self.attentions[number]
+        shape, width = h.shape, spec.channels
+        if kind == "joint":
+            return attend(h, h, *_joint(spec, given))
+        grid = h.reshape(len(h), spec.frames, spec.height * spec.width, width)
+        where = given.positions.view(spec.frames, spec.height * spec.width, -1)
+        if kind == "spatial":
+            rows, where = grid.flatten(0, 1), where[0]
+        elif kind == "temporal":
+            rows, where = grid.transpose(1, 2), where[:, 0]
+            rows = rows.flatten(0, 1)
+        else:
+            rows, where = grid.flatten(1, 2), where.flatten(0, 1)
+        angles = None if spec.rotary == "none" else angles_of(where)
+        out = attend(rows, rows, None, angles)
+        if kind == "temporal":
+            out = out.unflatten(0, (len(h), -1)).transpose(1, 2)
+        return out.reshape(shape)
+
+    def _cross(self, h: Tensor, given: Given) -> Tensor:
+        assert given.text is not None
+        rows = h.reshape(len(h), -1, h.shape[-1])
+        return self.cross_out(self.cross(rows, given.text, given.mask)).reshape(h.shape)
+
+
+def _joint(spec: Spec, given: Given) -> tuple[Tensor | None, Tensor | None]:
+    """Mask and angles of video and text in one sequence."""
+    assert given.text is not None
+    mask = given.mask
+    if mask is not None:
+        mask = F.pad(mask, (0, spec.num_tokens), value=True)
+    if spec.rotary == "none":
+        return mask, None
+    none = given.positions.new_zeros(given.text.shape[1], given.positions.shape[1])
+    return mask, angles_of(torch.cat([none, given.positions]))
+
+
+class DualBlock(nn.Module):
+    """Video and text as two streams with projections of their own and one attention."""
+
+    def __init__(self, spec: Spec) -> None:
+        super().__init__()
+        self.spec, width = spec, spec.channels
+        self.modulations = nn.ModuleList(Modulation(spec, 2) for _ in range(2))
+        self.attentions = nn.ModuleList(Attention(spec, True) for _ in range(2))
+        self.outs = nn.ModuleList(nn.Linear(width, width) for _ in range(2))
+        self.branch = Branch(spec, "joint", streams=2)
+        self.mlps = nn.ModuleList(Mlp(spec) for _ in range(2))
+        self.mlp_branches = nn.ModuleList(Branch(spec, "mlp") for _ in range(2))
+
+    def forward(self, x: Tensor, text: Tensor, given: Given) -> tuple[Tensor, Tensor]:
+        """Of both streams, ``[b, tokens, c]``."""
+        of_video = self.modulations[0](given.emb, given.shared, x.shape)
+        emb, shared = given.for_text(given.emb, 0), given.for_text(given.shared, 0)
+        of_text = self.modulations[1](emb, shared, text.shape)
+        streams = self.branch(
+            [x, text], [of_video[0], of_text[0]], lambda h: self._mixed(h[0], h[1], given)
+        )
+        rows = zip(streams, self.mlp_branches, self.mlps, (of_video, of_text), strict=True)
+        x, text = (
+            branch([y], [modulated[1]], lambda h, mlp=mlp: [mlp(h[0])])[0]
+            for y, branch, mlp, modulated in rows
+        )
+        return x, text
+
+    def _mixed(self, x: Tensor, text: Tensor, given: Given) -> list[Tensor]:
+        length = text.shape[1]
+        if self.spec.core == "module":
+            both = torch.cat([text, x], 1)
+            out = self.attentions[0](both, both, *_joint(self.spec, given))
+        else:
+            parts = [
+                attend.heads(y, y) for attend, y in zip(self.attentions, (x, text), strict=True)
+            ]
+            joined = [torch.cat([t, v], -2) for v, t in zip(*parts, strict=True)]
+            out = self.attentions[0].mix(*joined, *_joint(self.spec, given))
+        return [self.outs[0](out[:, length:]), self.outs[1](out[:, :length])]

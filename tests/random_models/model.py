@@ -1,0 +1,259 @@
+"""A model of a spec, with signatures and outputs of several forms."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from .attention import Attention, norm_of
+from .blocks import Block, DualBlock, Given, modulation_site
+from .latents import FromTokens, ToTokens
+from .sites import Site
+from .spec import Spec
+
+TEXT, TEXT_CHANNELS, WAVES = 5, 6, 8
+Tensor = torch.Tensor
+
+
+@dataclass
+class Prompt:
+    """What a call knows of the prompt, where that is one argument."""
+
+    text: Any = None
+    mask: Tensor | None = None
+    pooled: Tensor | None = None
+
+
+@dataclass
+class Output:
+    """What a model returns, where that is an object."""
+
+    sample: Any
+
+
+class Model(nn.Module):
+    """The model itself. Subclasses have other signatures."""
+
+    def __init__(self, spec: Spec) -> None:
+        super().__init__()
+        self.spec, width = spec, spec.channels
+        self.patches, self.last = ToTokens(spec), FromTokens(spec)
+        self.time = nn.Sequential(nn.Linear(WAVES, width), nn.SiLU(), nn.Linear(width, width))
+        self.text_in, self.pooled_in = (
+            nn.Linear(TEXT_CHANNELS, width),
+            nn.Linear(TEXT_CHANNELS, width),
+        )
+        self.shared = nn.Linear(width, 6 * width)
+        self.shared_site = modulation_site(spec)
+        self.prompt_site = Site("prompt", "prompt")
+        # As a stream of its own or a part of one, the text stays. Else only attentions read it.
+        self.refined_site = Site("text", {"video": "prompt"}.get(spec.stream, "always"))
+        self.refine = Attention(spec, True)
+        self.refine_norm, self.refine_out = nn.LayerNorm(width), nn.Linear(width, width)
+        self.blocks = nn.ModuleList(
+            DualBlock(spec) if stream == "dual" else Block(spec, stream, mixing)
+            for stream, mixing in zip(spec.streams(), spec.mixings(), strict=True)
+        )
+        self.join = nn.Linear(2 * width, width)
+        self.final_norm, self.final = norm_of(spec.norm_op, width), nn.Linear(width, 2 * width)
+        axes = [torch.arange(n) for n in (spec.frames, spec.height, spec.width)]
+        self.register_buffer("positions", torch.cartesian_prod(*axes).float())
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of weights and inputs."""
+        return getattr(torch, self.spec.dtype)
+
+    def run(
+        self,
+        latents: Tensor | Sequence[Tensor],
+        timestep: Tensor,
+        text: Tensor | Sequence[Tensor] | None,
+        mask: Tensor | None,
+        pooled: Tensor | None,
+    ) -> Any:
+        """The output for all inputs."""
+        spec = self.spec
+        x = self.patches(latents)
+        batch = len(x)
+        emb = self._embedded(timestep, batch, pooled)
+        tokens, mask = None, None if mask is None else mask.bool()
+        if text is not None:
+            tokens = self._text(text, mask, emb)
+        shared = None
+        if spec.modulation == "table":
+            shared = self.shared_site(lambda: self.shared(F.silu(emb)))
+        given = Given(tokens, mask, emb, shared, self.positions.float())
+        if not (spec.grid and x.ndim == 5):
+            x = x.reshape(batch, -1, spec.channels)
+        if spec.modulation == "none":
+            x = x + (emb if x.ndim == 3 else self._as_grid(emb))
+        x = x.float() if spec.residual == "float32 stream" else x
+        x = self._through(x, given)
+        x = self.final_norm(x.to(self.dtype).reshape(batch, -1, spec.channels))
+        if spec.modulation != "none":
+            shift, scale = self.final(F.silu(emb)).chunk(2, -1)
+            x = x * (1 + scale) + shift
+        return self._returned(self.last(x))
+
+    def _as_grid(self, emb: Tensor) -> Tensor:
+        spec = self.spec
+        if emb.shape[1] == 1:
+            return emb[:, None, None]
+        return emb.unflatten(1, (spec.frames, spec.height, spec.width))
+
+    def _embedded(self, timestep: Tensor, batch: int, pooled: Tensor | None) -> Tensor:
+        """The embedded timestep per token, ``[b, 1 or s, c]``."""
+        spec = self.spec
+        if timestep.ndim == 0:
+            timestep = timestep.expand(batch)
+        angles = timestep[..., None].float() / 100 * torch.arange(1, WAVES // 2 + 1)
+        emb = self.time(torch.cat([angles.sin(), angles.cos()], -1).to(self.dtype))
+        if spec.level == "sample":
+            emb = emb[:, None]
+        elif spec.level == "frame":
+            emb = emb.repeat_interleave(spec.height * spec.width, 1)
+        if pooled is not None:
+            emb = emb + self.pooled_in(pooled)[:, None]
+        return emb
+
+    def _text(self, text: Tensor | Sequence[Tensor], mask: Tensor | None, emb: Tensor) -> Tensor:
+        if not isinstance(text, Tensor):
+            text = torch.stack([F.pad(one, (0, 0, 0, TEXT - len(one))) for one in text])
+        refiner = self.spec.refiner
+
+        def made() -> Tensor:
+            y = self.text_in(text)
+            return self._refined(y, mask, None) if refiner == "prompt" else y
+
+        y = self.prompt_site(made)
+        if refiner == "timestep":
+            y = self.refined_site(lambda: self._refined(y, mask, emb[:, :1]))
+        return y
+
+    def _refined(self, y: Tensor, mask: Tensor | None, emb: Tensor | None) -> Tensor:
+        h = self.refine_norm(y)
+        h = h if emb is None else h * (1 + emb)
+        return y + self.refine_out(self.refine(h, h, mask))
+
+    def _through(self, x: Tensor, given: Given) -> Tensor:
+        """All blocks."""
+        spec, text, first = self.spec, given.text, x.clone()
+        if text is not None and spec.residual == "float32 stream":
+            text = text.float()
+        joined = 0
+        for number, (block, stream) in enumerate(zip(self.blocks, spec.streams(), strict=True)):
+            if stream == "joint" and not joined:
+                assert text is not None
+                joined, x = text.shape[1], torch.cat([text, x], 1)
+                first = torch.cat([torch.zeros_like(text), first], 1)
+            if number == len(self.blocks) - 1 and spec.skip == "concatenated":
+                x = self.join(torch.cat([x, first], -1).to(self.dtype)).to(x.dtype)
+            elif number == len(self.blocks) - 1 and spec.skip == "added":
+                x = x + first
+            if stream == "dual":
+                assert text is not None
+                x, text = block(x, text, given)
+            else:
+                x = block(x, given)
+        return x[:, joined:] if joined else x
+
+    def _returned(self, made: Tensor | list[Tensor]) -> Any:
+        form = self.spec.output
+        if form == "tensor":
+            return made
+        if form == "tuple":
+            return (made,)
+        if form == "list":
+            return made if isinstance(made, list) else [made]
+        return {"sample": made} if form == "dict" else Output(made)
+
+
+class WithKeywords(Model):
+    """Names as in diffusers."""
+
+    def forward(
+        self,
+        hidden_states: Any,
+        timestep: Tensor,
+        encoder_hidden_states: Any = None,
+        encoder_attention_mask: Tensor | None = None,
+        pooled_projections: Tensor | None = None,
+    ) -> Any:
+        prompt = encoder_hidden_states, encoder_attention_mask, pooled_projections
+        return self.run(hidden_states, timestep, *prompt)
+
+    def call(self, latents: Any, timestep: Tensor, prompt: Prompt) -> dict[str, Any]:
+        """The arguments by keyword; ``args`` are positional ones."""
+        return {
+            "hidden_states": latents,
+            "timestep": timestep,
+            "encoder_hidden_states": prompt.text,
+            "encoder_attention_mask": prompt.mask,
+            "pooled_projections": prompt.pooled,
+        }
+
+
+class WithPositions(Model):
+    """Short names, given by position."""
+
+    def forward(
+        self, x: Any, t: Tensor, context: Any, context_mask: Tensor | None, y: Tensor | None
+    ) -> Any:
+        return self.run(x, t, context, context_mask, y)
+
+    def call(self, latents: Any, timestep: Tensor, prompt: Prompt) -> dict[str, Any]:
+        """The arguments by keyword; ``args`` are positional ones."""
+        return {"args": (latents, timestep, prompt.text, prompt.mask, prompt.pooled)}
+
+
+class WithDict(Model):
+    """All that is known of the prompt comes in a dict."""
+
+    def forward(self, sample: Any, timestep: Tensor, conditions: dict[str, Any]) -> Any:
+        keys = ("prompt_embeds", "prompt_mask", "pooled_embeds")
+        return self.run(sample, timestep, *(conditions.get(key) for key in keys))
+
+    def call(self, latents: Any, timestep: Tensor, prompt: Prompt) -> dict[str, Any]:
+        """The arguments by keyword; ``args`` are positional ones."""
+        found = {
+            "prompt_embeds": prompt.text,
+            "prompt_mask": prompt.mask,
+            "pooled_embeds": prompt.pooled,
+        }
+        found = {name: value for name, value in found.items() if value is not None}
+        return {"sample": latents, "timestep": timestep, "conditions": found}
+
+
+class WithObject(Model):
+    """All that is known of the prompt comes in an object."""
+
+    def forward(self, latents: Any, sigma: Tensor, prompt: Prompt) -> Any:
+        return self.run(latents, sigma, prompt.text, prompt.mask, prompt.pooled)
+
+    def call(self, latents: Any, timestep: Tensor, prompt: Prompt) -> dict[str, Any]:
+        """The arguments by keyword; ``args`` are positional ones."""
+        return {"latents": latents, "sigma": timestep, "prompt": prompt}
+
+
+MODELS = {
+    "keywords": WithKeywords,
+    "positions": WithPositions,
+    "dict": WithDict,
+    "dataclass": WithObject,
+}
+
+
+def build(spec: Spec) -> Any:
+    """The model of a spec with random weights, of which every one matters."""
+    torch.manual_seed(spec.seed)
+    model = MODELS[spec.call](spec)
+    for module in model.modules():
+        if isinstance(module, nn.Linear):
+            module.weight.data *= 1.5
+    return model.eval().requires_grad_(False).to(model.dtype)
