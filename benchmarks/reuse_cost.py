@@ -35,6 +35,8 @@ from tests.dits.spec import Dit
 from tests.dits.truth import attention_modules
 from tests.helpers.counting import counting
 
+from .blocks import share_outside_of_blocks
+
 RESULTS = Path(__file__).parent / "results" / "reuse_cost.md"
 TYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 DEPTHS = ("num_layers", "num_single_layers", "num_refiner_layers", "depth", "n_layers")
@@ -80,15 +82,9 @@ def measure(dit: Dit, dtype: torch.dtype, cut: str | None) -> Cost:
         for step in range(REUSES + 1):  # one loop, as a sampler's: else the generation would end
             counted[0] = 0
             run(compiled, **loop.at(step))
-    total = whole.get_total_flops()
-    blocks_of = _blocks(model, dit)
-    blocks = sum(
-        sum(counts.values())
-        for name, counts in whole.get_flop_counts().items()
-        if name.split(".", 1)[-1] in blocks_of
-    )
+    ideal = share_outside_of_blocks(whole, model, attention_modules(model, dit))
     kept = pab_compile.stats(compiled).peak_cache_bytes / 2**20
-    return Cost(counted[0] / total, 1 - blocks / total, kept)
+    return Cost(counted[0] / whole.get_total_flops(), ideal, kept)
 
 
 def _eager(
@@ -133,26 +129,6 @@ def _inputs_in(dit: Dit, dtype: torch.dtype, cast_clock: bool) -> Any:
         return inputs if cast_clock else {**inputs, dit.clock: made[dit.clock]}
 
     return inputs
-
-
-def _blocks(model: torch.nn.Module, dit: Dit) -> set[str]:
-    """Paths of the blocks: the entries of every list with an attention that lies in no other."""
-    attentions = attention_modules(model, dit)
-    lists = [
-        name
-        for name, module in model.named_modules()
-        if _is_list(module) and any(path.startswith(f"{name}.") for path in attentions)
-    ]
-    outer = [name for name in lists if not any(name.startswith(f"{o}.") for o in lists)]
-    return {
-        f"{name}.{child}"
-        for name in outer
-        for child, _ in model.get_submodule(name).named_children()
-    }
-
-
-def _is_list(module: torch.nn.Module) -> bool:
-    return isinstance(module, torch.nn.ModuleList)
 
 
 def deeper(dit: Dit, depth: int) -> Dit | None:

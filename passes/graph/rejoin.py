@@ -68,7 +68,7 @@ def _whole(cat: fx.Node) -> fx.Node | None:
     if not isinstance(listed, Sequence) or shape is None:
         return None
     dim = ir.argument(cat, 1, "dim", 0) % len(shape)
-    parts = [part_of(look_through(operand, COPIES), dim) for operand in listed]
+    parts = [_taken(look_through(operand, COPIES), dim) for operand in listed]
     place, whole = 0, None
     for part in parts:
         if part is None or part.start != place or part.whole is not (whole or part.whole):
@@ -77,7 +77,7 @@ def _whole(cat: fx.Node) -> fx.Node | None:
     return whole if whole is not None and _have_one_layout(whole, cat) else None
 
 
-def part_of(node: fx.Node, dim: int) -> Part | None:
+def _taken(node: fx.Node, dim: int) -> Part | None:
     """What a node takes of another one along a dimension; None if it takes something else."""
     if ir.is_call(node, "slice", "narrow"):
         part = _sliced(node)
@@ -87,7 +87,7 @@ def part_of(node: fx.Node, dim: int) -> Part | None:
         return None
     if part is None or part.dim != dim:
         return None
-    outer = part_of(part.whole, dim)
+    outer = _taken(part.whole, dim)
     if outer is None:
         return part
     return replace(outer, start=outer.start + part.start, stop=outer.start + part.stop)
