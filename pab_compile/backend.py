@@ -22,12 +22,13 @@ from pab_compile.passes.parallel.shard import Grid
 from pab_compile.passes.sites.site import OUTPUT
 
 from .calibration.observe import current_observer
-from .compile.build import Request, Settings, compile_program, plain_program
+from .compile.build import Settings, compile_program, plain_program
 from .compile.call_roles import roles_of_call
 from .compile.lower import PieceCompiler
 from .compile.number_clocks import NUMBER_WAS_NEW, number_clocks
 from .compile.program import CompiledProgram, InputRoles, Runnable
 from .compile.progress import CompileProgress
+from .compile.request import Request
 from .compile.whole_forward import WholeForward
 from .dynamo import compiling, model_calls
 from .errors import GradModeError

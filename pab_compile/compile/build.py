@@ -7,13 +7,9 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
-
-import torch
-from torch import fx
 
 from pab_compile.calibration.observe import Probed
 from pab_compile.errors import ObservationError, ShardingError, UnsupportedModelError
@@ -58,6 +54,7 @@ from .analysis import (
 from .executor import Executor
 from .lower import PieceCompiler
 from .program import CompiledProgram, InputRoles, PlainProgram, Runnable
+from .request import Request
 from .untraced import untraced
 
 _log = logging.getLogger(__name__)
@@ -99,55 +96,6 @@ class Settings:
             return self
         axes = {**self.options.axes, **dict.fromkeys(sorted(names), "step"), clock: "clock"}
         return replace(self, options=replace(self.options, axes=axes))
-
-
-@dataclass(frozen=True, eq=False)
-class Request:
-    """A Dynamo graph with the inputs of the call that asks for its program.
-
-    Attributes:
-        graph: the graph.
-        args: Dynamo's inputs.
-        tensors: the tensors among them.
-        origins: per tensor, where it comes from; None for weights.
-        volatile: numbers of the tensors that may change between graphs without notice.
-        alone: whether the graph is the whole forward.
-        grid: the ranks that share the tokens and the batch, or None for one rank.
-        stepping: names of inputs that turned out to change at every step, as if the user had stated
-            so.
-        clock: name of the timestep, if any of them did.
-        placed: the roles that an earlier graph of the forward has, or that the call shows by its
-            names; None if neither is certain, or if the graphs must show them.
-        shown: the roles that an earlier graph of the forward has, or that the call shows by its
-            names; None if neither is certain.
-        num_samples: None, or how many elements to sample of each output for an observation. Then
-            every site computes at every step.
-        form: what to compile for, if the plan is live.
-    """
-
-    graph: fx.GraphModule
-    args: Sequence[Any]
-    tensors: Sequence[torch.Tensor]
-    origins: tuple[Origin | None, ...]
-    volatile: frozenset[int]
-    alone: bool
-    grid: Grid | None = None
-    stepping: frozenset[str] = frozenset()
-    clock: str = ""
-    placed: InputRoles | None = None
-    num_samples: int | None = None
-    form: Form | None = None
-    shown: Callable[[], InputRoles | None] = lambda: None
-
-    def expected(self) -> Known | None:
-        """Latents and clock of an earlier graph of the forward, or those that names show."""
-        roles = self.shown()
-        return Known(roles.latents, roles.clock, roles.stepping) if roles else None
-
-    @property
-    def is_observed(self) -> bool:
-        """Whether the program returns samples of its outputs."""
-        return self.num_samples is not None
 
 
 def compile_program(request: Request, settings: Settings) -> Runnable:

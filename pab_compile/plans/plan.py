@@ -93,7 +93,7 @@ class RangePlan:
     def range_of(self, site: Site) -> int | None:
         """The range of the site's kinds. None if they differ, and the site can be reused."""
         ranges = self._ranges_of(site)
-        return None if self.may_reuse(site) and len(ranges) > 1 else ranges[0]
+        return None if self.may_reuse(site) and len(ranges) > 1 else min(ranges)
 
     def max_order(self, site: Site) -> int:
         """The order of the site's kinds, the lowest of several."""

@@ -138,9 +138,11 @@ def _before_gate(end: fx.Node, inside: Container[fx.Node]) -> fx.Node:
 def _root(end: fx.Node, inside: Container[fx.Node]) -> fx.Node:
     """The value before all that scales or shifts what a branch adds, or takes a part of it."""
     found = _before_gate(end, inside)
-    while (source := part_of(found) or same(found) or _shifted(found)) in inside:
+    while True:
+        source = part_of(found) or same(found) or _shifted(found)
+        if source is None or source not in inside:
+            return found
         found = _before_gate(source, inside)
-    return found
 
 
 def _shifted(node: fx.Node) -> fx.Node | None:
