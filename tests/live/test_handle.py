@@ -244,3 +244,22 @@ def test_offloading_the_whole_model_leaves_reuse_as_it_is(model: Dit, enabled_fi
         accelerate.cpu_offload_with_hook(model, torch.device("cpu"))
     assert equal(run(model), expected)
     assert handle.stats()["model"].reused["full"] == NUM_STEPS // 2
+
+
+def test_a_budget_holds_for_every_plan(model: Dit) -> None:
+    eager = run(model)
+    handle = pab_compile.enable(model, "pab246", inner="eager", cut="gated")
+    run(model)
+    needed = handle.stats()["model"].peak_cache_bytes
+    handle.disable()
+    budget = needed * 2 // 3
+    handle = pab_compile.enable(model, "pab246", inner="eager", cut="gated", cache_budget=budget)
+    for plan in ("pab246", "linear2", "pab357"):
+        handle.set(plan)
+        run(model)
+        peak = handle.stats()["model"].peak_cache_bytes
+        assert (peak > 0) == (plan != "linear2")  # one sum, of which it keeps two outputs
+        assert peak <= budget
+    handle.disable()
+    handle = pab_compile.enable(model, "linear2", inner="eager", cache_budget=1)
+    assert equal(run(model), eager)
