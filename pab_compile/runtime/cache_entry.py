@@ -41,8 +41,9 @@ class CacheEntry:
         self, step: int, tensors: Tensors, length: int, timestep: float | None = None
     ) -> None:
         """Add an output. At most ``length`` outputs stay."""
-        self.drop_older_than(length - 1)
+        self.drop_older_than(max(length - 1, 0))  # before, so that never one more is held
         self._history.append(Output(step, tensors, timestep))
+        self.drop_older_than(length)
 
     def load(
         self, step: int, order: int, timestep: float | None = None, first_step: int = 0
