@@ -109,6 +109,7 @@ def close(found: torch.Tensor, expected: torch.Tensor) -> None:
     assert torch.allclose(found, expected, rtol=1e-4, atol=1e-7)
 
 
+@pytest.mark.long
 def test_few_samples_estimate_what_all_elements_give(model: LatteTransformer3DModel) -> None:
     compiled = compiled_pab(model)
     exact, rough = (

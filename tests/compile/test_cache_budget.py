@@ -21,6 +21,7 @@ def run(model: Callable[..., Any], guidance: Any) -> torch.Tensor:
     return Loop(calls_of(model), ddim_timesteps(NUM_STEPS), guidance=guidance).run()
 
 
+@pytest.mark.sample("two calls-2")
 @pytest.mark.parametrize(("guidance", "lanes"), [("none", 1), ("two calls", 2)])
 def test_what_does_not_fit_computes_and_the_rest_reuses(guidance: str, lanes: int) -> None:
     model, budget = tiny_latte(depth=1), 3 * lanes * ENTRY
@@ -47,6 +48,7 @@ def test_a_budget_for_everything_changes_nothing() -> None:
     assert torch.equal(actual, run(compiled_pab(model, **WHOLE), "none"))
 
 
+@pytest.mark.sample("torch.bfloat16")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_without_room_for_any_site_it_is_eager(dtype: torch.dtype) -> None:
     model = tiny_latte(depth=1).to(dtype)

@@ -119,6 +119,7 @@ def test_the_change_is_noted_with_its_step(
     assert handle.stats()["model"].notes == ()
 
 
+@pytest.mark.sample("pab246")
 @pytest.mark.parametrize("other", ["off", "pab246"])
 def test_all_calls_of_a_step_have_the_plan_of_its_first_call(
     model: LatteTransformer3DModel, handle: pab_compile.Handle, other: str

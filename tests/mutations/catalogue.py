@@ -706,4 +706,26 @@ MUTATIONS = (
         "return True",
         ("tests/runtime/test_broken_forwards.py", "tests/runtime"),
     ),
+    # budgets
+    Mutation(
+        "pab_compile/plans/budget.py",
+        "a budget holds for one call of a step, not for all of them",
+        "claims[position].num_bytes * num_lanes",
+        "claims[position].num_bytes",
+        ("tests/plans/test_budget.py", "tests/compile/test_cache_budget.py"),
+    ),
+    Mutation(
+        "pab_compile/runtime/allowance.py",
+        "what no longer fits when another call of the step appears stays cached",
+        "                del lane.cache[key]",
+        "                pass",
+        ("tests/compile/test_cache_budget.py",),
+    ),
+    Mutation(
+        "pab_compile/compile/lane_step.py",
+        "what a budget leaves out is cached",
+        "(self._kept is not None and op.site not in self._kept)",
+        "False",
+        ("tests/compile/test_cache_budget.py",),
+    ),
 )
