@@ -117,6 +117,13 @@ MUTATIONS = (
         ("tests/passes/axes",),
     ),
     Mutation(
+        "passes/axes/input_roles.py",
+        "a condition with a word of latents in its name is denoised in the place of the latents",
+        "        return 2\n    return int(",
+        "        return 1\n    return int(",
+        ("tests/passes/axes/test_input_roles.py",),
+    ),
+    Mutation(
         "passes/axes/names.py",
         "frames are called rows",
         '"t"',
