@@ -251,6 +251,13 @@ MUTATIONS = (
         ("tests/passes/sites/test_residual.py",),
     ),
     Mutation(
+        "passes/sites/residual.py",
+        "a network that is added to the latents is reused as an MLP, with its final layer",
+        "if origin(stream) not in feeding([other]):",
+        "if True:",
+        ("tests/passes/sites/test_residual.py",),
+    ),
+    Mutation(
         "passes/sites/adds.py",
         "a stream is the same behind a cast to whole numbers",
         "is_number(node) and is_number(source)",
