@@ -30,6 +30,7 @@ class Given:
         shared: of adaLN-single, likewise.
         positions: of the tokens of the video, ``[s, axes]``.
         image: tokens of a picture, or None.
+        pooled: embedded vector of the prompt, ``[b, 1, c]``, or None.
     """
 
     text: Tensor | None
@@ -38,6 +39,7 @@ class Given:
     shared: Tensor | None
     positions: Tensor
     image: Tensor | None = None
+    pooled: Tensor | None = None
 
     def for_text(self, x: Tensor | None, joined: int) -> Tensor | None:
         """An embedding for the text, and for the video behind it if ``joined`` tokens of text."""
@@ -94,7 +96,7 @@ class Modulation(nn.Module):
             rows = torch.cat([six] * self.count, -2)[..., : 3 * self.count, :]
             parts = (rows + self.table).unbind(-2)
         if len(shape) == 5:
-            parts = [self._as_grid(part) for part in parts]
+            parts = [self.as_grid(part) for part in parts]
         found: list[Modulated] = []
         for number in range(self.count):
             shift, scale, gate = parts[3 * number : 3 * number + 3]
@@ -107,7 +109,8 @@ class Modulation(nn.Module):
             return None
         return {"plain": gate, "tanh": gate.tanh(), "one more": 1 + gate}[form]
 
-    def _as_grid(self, x: Tensor) -> Tensor:
+    def as_grid(self, x: Tensor) -> Tensor:
+        """A vector per token ``[b, 1 or s, c]``, laid out as the tokens of a grid."""
         spec = self.spec
         if x.shape[1] == 1:
             return x[:, None, None]
@@ -221,6 +224,8 @@ class Block(nn.Module):
         self.branches = nn.ModuleList(Branch(spec, kind) for kind in self.kinds)
         self.mlp, self.mlp_branch = Mlp(spec), Branch(spec, "mlp")
         self.fused = nn.Linear(3 * width, width)
+        self.hint = nn.Linear(width, width)
+        self.hint_site = Site("", "prompt" if spec.hint == "prompt" else "always")
         if self.has_cross:
             self.cross, self.cross_branch = Attention(spec, False), Branch(spec, "cross")
             self.cross_out = nn.Linear(width, width)
@@ -245,6 +250,10 @@ class Block(nn.Module):
             x = self.cross_branch([x], [(None, None, None)], lambda h: [self._cross(h[0], given)])[
                 0
             ]
+        hint = {"timestep": emb, "prompt": given.pooled}.get(self.spec.hint)
+        if hint is not None:
+            added = self.hint_site(lambda: self.hint(hint))
+            x = (x + (self.modulation.as_grid(added) if x.ndim == 5 else added)).to(x.dtype)
         if self.spec.beside == "after":
             x = self.mlp_branch([x], [modulated[-1]], lambda h: [self.mlp(h[0])])[0]
         return x

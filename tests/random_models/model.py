@@ -91,6 +91,7 @@ class Model(nn.Module):
         self.final_norm, self.final = norm_of(spec.norm_op, width), nn.Linear(width, 2 * width)
         self.registers = nn.Parameter(torch.randn(spec.num_front, width))
         self.history_in, self.history_site = nn.Linear(TEXT_CHANNELS, width), Site("", "prompt")
+        self.pooled_site = Site("", "prompt")
         self.image_in, self.image_site = nn.Linear(TEXT_CHANNELS, 3 * width), Site("", "prompt")
         axes = [torch.arange(n) for n in (spec.frames, spec.height, spec.width)]
         self.register_buffer("positions", torch.cartesian_prod(*axes).float())
@@ -113,6 +114,10 @@ class Model(nn.Module):
     ) -> Any:
         """The output for all inputs."""
         spec = self.spec
+        given_latents, factor = latents, self._factor(timestep)
+        if spec.around == "scaled":
+            assert isinstance(latents, Tensor)
+            latents = latents * factor.view(-1, *[1] * (latents.ndim - 1))
         if first is not None:
             assert isinstance(latents, Tensor)
             latents = torch.cat([latents, first], spec.layout.split().index("c"))
@@ -128,7 +133,8 @@ class Model(nn.Module):
         if spec.modulation == "table":
             shared = self.shared_site(lambda: self.shared(F.silu(emb)))
         image = self._image(pooled) if spec.image and pooled is not None else None
-        given = Given(tokens, mask, emb, shared, self.positions.float(), image)
+        vector = self._pooled(pooled) if spec.hint == "prompt" and pooled is not None else None
+        given = Given(tokens, mask, emb, shared, self.positions.float(), image, vector)
         if not (spec.grid and x.ndim == 5):
             x = x.reshape(batch, -1, spec.channels)
         if spec.modulation == "none":
@@ -145,7 +151,22 @@ class Model(nn.Module):
         if spec.modulation != "none":
             shift, scale = self.final(F.silu(emb)).chunk(2, -1)
             x = x * (1 + scale) + shift
-        return self._returned(self.last(x))
+        out = self.last(x)
+        if spec.around != "none":
+            assert isinstance(given_latents, Tensor) and isinstance(out, Tensor)
+            factor = factor.view(-1, *[1] * (out.ndim - 1))
+            is_scaled = spec.around == "scaled"
+            out = given_latents * factor + (1 - factor) * out if is_scaled else given_latents + out
+        return self._returned(out)
+
+    def _factor(self, timestep: Tensor | float) -> Tensor:
+        """Of the latents, a number or one per sample."""
+        value = timestep if isinstance(timestep, Tensor) else torch.full((1,), timestep)
+        return (1 / (1 + (value.float() / 500) ** 2)).to(self.dtype)
+
+    def _pooled(self, pooled: Tensor) -> Tensor:
+        """A vector of the prompt, ``[b, 1, c]``."""
+        return self.pooled_site(lambda: self.pooled_in(pooled)[:, None])
 
     def _image(self, pooled: Tensor) -> Tensor:
         """Three tokens of a picture."""

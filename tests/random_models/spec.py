@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 VIDEO_LAYOUTS = ("b c t h w", "b t c h w", "b t h w c", "b s c", "list of c t h w")
 PICTURE_LAYOUTS = ("b c h w", "b h w c")
@@ -64,6 +64,10 @@ class Spec:
             that comes with the prompt.
         twice: whether all blocks run twice, one round after the other.
         first: whether latents of a first frame stand beside the noisy ones, as further channels.
+        hint: what every block of one stream adds between attention and MLP, beside the branches:
+            something of the ``timestep`` or of the ``prompt``.
+        around: what the output of the network is added to: ``none``, the ``latents``, or ``scaled``
+            latents, with factors of the timestep.
         scale: whether a number, such as that of guidance, is embedded beside the timestep.
         image: whether cross-attention adds up one to the text and one to tokens of a picture.
     """
@@ -111,6 +115,8 @@ class Spec:
     image: bool
     first: bool
     scale: bool
+    hint: str
+    around: str
 
     @property
     def channels(self) -> int:
@@ -252,7 +258,7 @@ def draw(seed: int) -> Spec:
     cross = stream == "video" and pick((True, False))
     pooled = pick((True, False, False))
     has_text = cross or pooled or stream != "video"
-    return Spec(
+    made = Spec(
         seed=seed,
         dtype="float32" if mlp in OF_OWN_TOKENS else pick(("float32", "float32", "bfloat16")),
         layout=layout,
@@ -298,4 +304,10 @@ def draw(seed: int) -> Spec:
         image=cross and pooled and pick((True, False)),
         first=not layout.startswith("list") and chance.random() < 0.15,
         scale=chance.random() < 0.15,
+        hint=pick(("none", "none", "none", "timestep", "prompt" if pooled else "timestep")),
+        around="none",
     )
+    around = pick(("none", "none", "none", "latents", "scaled"))
+    if layout.startswith("list") or level != "sample" or made.sigma:
+        return made
+    return replace(made, around=around)
