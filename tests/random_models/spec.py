@@ -70,6 +70,7 @@ class Spec:
             latents, with factors of the timestep.
         scale: whether a number, such as that of guidance, is embedded beside the timestep.
         image: whether cross-attention adds up one to the text and one to tokens of a picture.
+            Tokens without a name are not seen in a linear attention, which then computes.
     """
 
     seed: int
@@ -301,7 +302,7 @@ def draw(seed: int) -> Spec:
         timestep=pick(("table", "value", "scalar", "number")) if level == "sample" else "value",
         front=front,
         twice=stream != "dual, then joint" and chance.random() < 0.15,
-        image=cross and pooled and pick((True, False)),
+        image=cross and pooled and core != "linear" and pick((True, False)),
         first=not layout.startswith("list") and chance.random() < 0.15,
         scale=chance.random() < 0.15,
         hint=pick(("none", "none", "none", "timestep", "prompt" if pooled else "timestep")),
