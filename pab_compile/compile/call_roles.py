@@ -11,13 +11,12 @@ from collections.abc import Mapping
 
 import torch
 
-from pab_compile.passes.axes.input_roles import sounds_like_text
+from pab_compile.passes.axes.input_roles import LATENT_NAMES, sounds_like_text
 from pab_compile.passes.graph.number_inputs import sounds_like_time
 from pab_compile.passes.sites.binding import STATED_CLOCK, STATED_PROMPT, STATED_STEP
 
 from .program import InputRoles
 
-_LATENT_NAMES = ("hidden_states", "latents", "noisy_latents", "sample", "x")
 _ENTRY = re.compile(r"(\[\d+\])+$")
 
 
@@ -42,7 +41,7 @@ def roles_of_call(
         if _may_be_latents(name, tensor, stated):
             lists.setdefault(_ENTRY.sub("", name), []).append(name)
     known = [name for name in lists if _states_axes(name, stated)] or [
-        name for name in lists if name in _LATENT_NAMES
+        name for name in lists if name in LATENT_NAMES
     ]
     if len(lists) > 1 and len(known) == 1:
         lists = {known[0]: lists[known[0]]}

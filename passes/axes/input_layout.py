@@ -14,14 +14,13 @@ from pab_compile.passes.errors import StatedAxesError, UnsupportedModelError
 from pab_compile.passes.graph import ir
 
 from .atoms import Atom, Dim, leaves, size, sources
-from .input_roles import is_text
+from .input_roles import is_text, sounds_like_latents
 from .names import BATCH, CHANNEL, VIDEO, Namer
 from .stated import by_entry
 from .trace import Dims, Trace, shape_of
 
 _GRIDS = {1: ("s",), 2: ("h", "w"), 3: ("t", "h", "w")}
 _ROLES = ("clock", "step", "prompt", "held")  # of inputs, see ``passes.sites.binding``
-_LATENT_NAMES = ("latent", "hidden_states", "sample")
 
 
 def check_stated(inputs: list[fx.Node], stated: Mapping[str, str]) -> dict[str, tuple[str, ...]]:
@@ -73,8 +72,7 @@ def find_latents(
         )
     projected = {i for _, dims in trace.projected for dim in dims for i in sources(dim)}
 
-    def likeness(number: int) -> tuple[int, bool, int, bool, int]:
-        name = ir.source(inputs[number]).lower()
+    def likeness(number: int) -> tuple[int, bool, int, int, int]:
         mine = [size(dim) for dim in trace.of(inputs[number])]
         traced = [sum(number in sources(dim) for dim in trace.of(node)) for node in outputs]
         alike = [
@@ -82,7 +80,7 @@ def find_latents(
             for node in outputs
             if len(trace.of(node)) == len(mine)
         ]
-        named = any(word in name for word in _LATENT_NAMES) and "encoder" not in name
+        named = sounds_like_latents(ir.source(inputs[number]))
         return max(traced), number in projected, max(alike, default=-1), named, -number
 
     return max(candidates, key=likeness)

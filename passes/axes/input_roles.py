@@ -26,6 +26,9 @@ _TEXT_NAMES = (
     "cap_",
     "input_ids",
 )
+LATENT_NAMES = ("hidden_states", "latents", "noisy_latents", "sample", "x")
+"""What models call their latents. A condition may have one of these words in its name."""
+_LATENT_WORDS = ("latent", "hidden_states", "sample")
 _OTHER_NAMES = ("image", "img", "audio", "video", "mask", "latent", "control")
 _PLACE = re.compile(r"(\[\d+\])+$")
 
@@ -46,6 +49,17 @@ def sounds_like_text(name: str) -> bool:
     name = name.lower()
     is_other = any(word in name for word in _OTHER_NAMES)
     return any(word in name for word in _TEXT_NAMES) and not is_other
+
+
+def sounds_like_latents(name: str) -> int:
+    """How much an input of this name sounds like latents: 2 for a usual name, 1 for a word of it.
+
+    ``image_latents`` has such a word. It is a condition if there are ``hidden_states`` beside it.
+    """
+    name = _PLACE.sub("", name.lower())
+    if name in LATENT_NAMES:
+        return 2
+    return int(any(word in name for word in _LATENT_WORDS) and "encoder" not in name)
 
 
 def axis_name(node: fx.Node) -> str:

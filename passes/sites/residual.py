@@ -23,7 +23,7 @@ from torch import fx
 
 from pab_compile.passes.graph import ir
 from pab_compile.passes.graph.contractions import contraction
-from pab_compile.passes.graph.walk import positions, reached
+from pab_compile.passes.graph.walk import feeding, positions, reached
 
 from .adds import (
     constant_factor,
@@ -209,6 +209,9 @@ def _ending_branch(
 ) -> Branch | None:
     """The branch that is added to one stream and alone reads another stream.
 
+    A sum that is computed from the stream is no other stream. It may lie inside of a network whose
+    whole output is added to the latents.
+
     Args:
         add: the addition.
         others: sums that may be the other stream.
@@ -222,7 +225,9 @@ def _ending_branch(
         if walked is None or other not in walked[1] or walked[1].isdisjoint(stops):
             continue
         branch = Branch((end,), walked[0])
-        if _readers(other) <= set(branch.nodes) and _is_mlp(branch, mixer_nodes):
+        if not _readers(other) <= set(branch.nodes) or not _is_mlp(branch, mixer_nodes):
+            continue
+        if origin(stream) not in feeding([other]):
             found.append(branch)
     return found[0] if len(found) == 1 else None
 

@@ -117,6 +117,13 @@ MUTATIONS = (
         ("tests/passes/axes",),
     ),
     Mutation(
+        "passes/axes/input_roles.py",
+        "a condition with a word of latents in its name is denoised in the place of the latents",
+        "        return 2\n    return int(",
+        "        return 1\n    return int(",
+        ("tests/passes/axes/test_input_roles.py",),
+    ),
+    Mutation(
         "passes/axes/names.py",
         "frames are called rows",
         '"t"',
@@ -241,6 +248,13 @@ MUTATIONS = (
         "the cut of an MLP lies after its gate",
         "return _shifted(node) if gates else None",
         "return None",
+        ("tests/passes/sites/test_residual.py",),
+    ),
+    Mutation(
+        "passes/sites/residual.py",
+        "a network that is added to the latents is reused as an MLP, with its final layer",
+        "if origin(stream) not in feeding([other]):",
+        "if True:",
         ("tests/passes/sites/test_residual.py",),
     ),
     Mutation(

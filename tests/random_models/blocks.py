@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import nn
@@ -29,6 +29,8 @@ class Given:
         emb: embedded timestep per token of the video, ``[b, 1 or s, c]``.
         shared: of adaLN-single, likewise.
         positions: of the tokens of the video, ``[s, axes]``.
+        image: tokens of a picture, or None.
+        pooled: embedded vector of the prompt, ``[b, 1, c]``, or None.
     """
 
     text: Tensor | None
@@ -36,6 +38,8 @@ class Given:
     emb: Tensor
     shared: Tensor | None
     positions: Tensor
+    image: Tensor | None = None
+    pooled: Tensor | None = None
 
     def for_text(self, x: Tensor | None, joined: int) -> Tensor | None:
         """An embedding for the text, and for the video behind it if ``joined`` tokens of text."""
@@ -43,6 +47,16 @@ class Given:
             return x
         first = x[:, :1]
         return torch.cat([first.expand(-1, joined, -1), x], 1) if joined else first
+
+    def behind(self, num: int) -> Given:
+        """With as many registers in front of the video, which have no place."""
+        first = self.positions.new_zeros(num, self.positions.shape[1])
+        return replace(
+            self,
+            emb=self.for_text(self.emb, num),
+            shared=self.for_text(self.shared, num),
+            positions=torch.cat([first, self.positions]),
+        )
 
 
 def modulation_site(spec: Spec) -> Site:
@@ -82,7 +96,7 @@ class Modulation(nn.Module):
             rows = torch.cat([six] * self.count, -2)[..., : 3 * self.count, :]
             parts = (rows + self.table).unbind(-2)
         if len(shape) == 5:
-            parts = [self._as_grid(part) for part in parts]
+            parts = [self.as_grid(part) for part in parts]
         found: list[Modulated] = []
         for number in range(self.count):
             shift, scale, gate = parts[3 * number : 3 * number + 3]
@@ -95,7 +109,8 @@ class Modulation(nn.Module):
             return None
         return {"plain": gate, "tanh": gate.tanh(), "one more": 1 + gate}[form]
 
-    def _as_grid(self, x: Tensor) -> Tensor:
+    def as_grid(self, x: Tensor) -> Tensor:
+        """A vector per token ``[b, 1 or s, c]``, laid out as the tokens of a grid."""
         spec = self.spec
         if x.shape[1] == 1:
             return x[:, None, None]
@@ -193,11 +208,13 @@ class Block(nn.Module):
         spec: of the model.
         stream: ``video`` or ``joint``.
         mixing: kinds of the attentions within the video.
+        number: of the block.
     """
 
-    def __init__(self, spec: Spec, stream: str, mixing: tuple[str, ...]) -> None:
+    def __init__(self, spec: Spec, stream: str, mixing: tuple[str, ...], number: int) -> None:
         super().__init__()
         self.spec, self.stream, width = spec, stream, spec.channels
+        self.shift = number % 2 if spec.mixing == "windows" else 0
         self.kinds = mixing if stream == "video" else ("joint",)
         self.has_cross = spec.cross and stream == "video"
         count = len(self.kinds) + 1
@@ -207,9 +224,12 @@ class Block(nn.Module):
         self.branches = nn.ModuleList(Branch(spec, kind) for kind in self.kinds)
         self.mlp, self.mlp_branch = Mlp(spec), Branch(spec, "mlp")
         self.fused = nn.Linear(3 * width, width)
+        self.hint = nn.Linear(width, width)
+        self.hint_site = Site("", "prompt" if spec.hint == "prompt" else "always")
         if self.has_cross:
             self.cross, self.cross_branch = Attention(spec, False), Branch(spec, "cross")
             self.cross_out = nn.Linear(width, width)
+            self.image = Attention(spec, False)
 
     def forward(self, x: Tensor, given: Given) -> Tensor:
         """Of the stream."""
@@ -230,6 +250,10 @@ class Block(nn.Module):
             x = self.cross_branch([x], [(None, None, None)], lambda h: [self._cross(h[0], given)])[
                 0
             ]
+        hint = {"timestep": emb, "prompt": given.pooled}.get(self.spec.hint)
+        if hint is not None:
+            added = self.hint_site(lambda: self.hint(hint))
+            x = (x + (self.modulation.as_grid(added) if x.ndim == 5 else added)).to(x.dtype)
         if self.spec.beside == "after":
             x = self.mlp_branch([x], [modulated[-1]], lambda h: [self.mlp(h[0])])[0]
         return x
@@ -266,6 +290,10 @@ class Block(nn.Module):
         shape, width = h.shape, spec.channels
         if kind == "joint":
             return attend(h, h, *_joint(spec, given))
+        if spec.num_front:
+            return attend(h, h, None, None if spec.rotary == "none" else angles_of(given.positions))
+        if spec.mixing == "windows":
+            return self._in_windows(attend, h, given)
         grid = h.reshape(len(h), spec.frames, spec.height * spec.width, width)
         where = given.positions.view(spec.frames, spec.height * spec.width, -1)
         if kind == "spatial":
@@ -281,10 +309,24 @@ class Block(nn.Module):
             out = out.unflatten(0, (len(h), -1)).transpose(1, 2)
         return out.reshape(shape)
 
+    def _in_windows(self, attend: nn.Module, h: Tensor, given: Given) -> Tensor:
+        """Attention within the upper and the lower half of every frame."""
+        spec = self.spec
+        grid = h.reshape(len(h), spec.frames, spec.height, spec.width, spec.channels)
+        grid = grid.roll(self.shift, 2) if self.shift else grid
+        rows = grid.reshape(len(h) * spec.frames * 2, -1, spec.channels)
+        where = given.positions[: rows.shape[1]]
+        angles = None if spec.rotary == "none" else angles_of(where)
+        out = attend(rows, rows, None, angles).reshape(grid.shape)
+        return (out.roll(-self.shift, 2) if self.shift else out).reshape(h.shape)
+
     def _cross(self, h: Tensor, given: Given) -> Tensor:
         assert given.text is not None
         rows = h.reshape(len(h), -1, h.shape[-1])
-        return self.cross_out(self.cross(rows, given.text, given.mask)).reshape(h.shape)
+        out = self.cross(rows, given.text, given.mask)
+        if given.image is not None:
+            out = out + 0.7 * self.image(rows, given.image)
+        return self.cross_out(out).reshape(h.shape)
 
 
 def _joint(spec: Spec, given: Given) -> tuple[Tensor | None, Tensor | None]:
@@ -292,7 +334,7 @@ def _joint(spec: Spec, given: Given) -> tuple[Tensor | None, Tensor | None]:
     assert given.text is not None
     mask = given.mask
     if mask is not None:
-        mask = F.pad(mask, (0, spec.num_tokens), value=True)
+        mask = F.pad(mask, (0, spec.num_front + spec.num_tokens), value=True)
     if spec.rotary == "none":
         return mask, None
     none = given.positions.new_zeros(given.text.shape[1], given.positions.shape[1])

@@ -37,12 +37,13 @@ class ToTokens(nn.Module):
     def __init__(self, spec: Spec) -> None:
         super().__init__()
         self.spec, patch = spec, spec.patch
-        self.project: nn.Module = nn.Linear(CHANNELS * patch**2, spec.channels)
+        self.channels = CHANNELS * (2 if spec.first else 1)
+        self.project: nn.Module = nn.Linear(self.channels * patch**2, spec.channels)
         if spec.patchify == "convolution" and spec.is_picture:
-            self.project = nn.Conv2d(CHANNELS, spec.channels, patch, patch)
+            self.project = nn.Conv2d(self.channels, spec.channels, patch, patch)
         elif spec.patchify == "convolution" and spec.layout != "b s c":
             size = (1, patch, patch)
-            self.project = nn.Conv3d(CHANNELS, spec.channels, size, size)
+            self.project = nn.Conv3d(self.channels, spec.channels, size, size)
 
     def forward(self, x: Tensor | Sequence[Tensor]) -> Tensor:
         """Of the latents in their layout."""
@@ -76,7 +77,7 @@ class ToTokens(nn.Module):
         if spec.patchify == "unfold":
             rows = F.unfold(x, patch, stride=patch).transpose(1, 2)
             return self.project(rows.unflatten(1, (spec.height, spec.width)))
-        x = x.reshape(len(x), CHANNELS, spec.height, patch, spec.width, patch)
+        x = x.reshape(len(x), self.channels, spec.height, patch, spec.width, patch)
         return self.project(x.permute(0, 2, 4, 1, 3, 5).flatten(3))
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -27,6 +27,9 @@ class Prompt:
     text: Any = None
     mask: Tensor | None = None
     pooled: Tensor | None = None
+    history: Tensor | None = None
+    first: Tensor | None = None
+    scale: Tensor | None = None
 
 
 @dataclass
@@ -34,6 +37,28 @@ class Output:
     """What a model returns, where that is an object."""
 
     sample: Any
+
+
+class NamedPrompt(NamedTuple):
+    """A prompt as a named tuple."""
+
+    text: Any
+    mask: Tensor | None
+    pooled: Tensor | None
+    history: Tensor | None
+    first: Tensor | None
+    scale: Tensor | None
+
+
+class NamedOutput(NamedTuple):
+    """An output as a named tuple."""
+
+    sample: Any
+
+
+def _waves(x: Tensor) -> Tensor:
+    angles = x[..., None].float() / 100 * torch.arange(1, WAVES // 2 + 1)
+    return torch.cat([angles.sin(), angles.cos()], -1)
 
 
 class Model(nn.Module):
@@ -44,6 +69,7 @@ class Model(nn.Module):
         self.spec, width = spec, spec.channels
         self.patches, self.last = ToTokens(spec), FromTokens(spec)
         self.time = nn.Sequential(nn.Linear(WAVES, width), nn.SiLU(), nn.Linear(width, width))
+        self.scaling = nn.Sequential(nn.Linear(WAVES, width), nn.SiLU(), nn.Linear(width, width))
         self.text_in, self.pooled_in = (
             nn.Linear(TEXT_CHANNELS, width),
             nn.Linear(TEXT_CHANNELS, width),
@@ -56,11 +82,17 @@ class Model(nn.Module):
         self.refine = Attention(spec, True)
         self.refine_norm, self.refine_out = nn.LayerNorm(width), nn.Linear(width, width)
         self.blocks = nn.ModuleList(
-            DualBlock(spec) if stream == "dual" else Block(spec, stream, mixing)
-            for stream, mixing in zip(spec.streams(), spec.mixings(), strict=True)
+            DualBlock(spec) if stream == "dual" else Block(spec, stream, mixing, number)
+            for number, (stream, mixing) in enumerate(
+                zip(spec.streams(), spec.mixings(), strict=True)
+            )
         )
         self.join = nn.Linear(2 * width, width)
         self.final_norm, self.final = norm_of(spec.norm_op, width), nn.Linear(width, 2 * width)
+        self.registers = nn.Parameter(torch.randn(spec.num_front, width))
+        self.history_in, self.history_site = nn.Linear(TEXT_CHANNELS, width), Site("", "prompt")
+        self.pooled_site = Site("", "prompt")
+        self.image_in, self.image_site = nn.Linear(TEXT_CHANNELS, 3 * width), Site("", "prompt")
         axes = [torch.arange(n) for n in (spec.frames, spec.height, spec.width)]
         self.register_buffer("positions", torch.cartesian_prod(*axes).float())
 
@@ -72,34 +104,73 @@ class Model(nn.Module):
     def run(
         self,
         latents: Tensor | Sequence[Tensor],
-        timestep: Tensor,
+        timestep: Tensor | float,
         text: Tensor | Sequence[Tensor] | None,
         mask: Tensor | None,
         pooled: Tensor | None,
+        history: Tensor | None,
+        first: Tensor | None,
+        scale: Tensor | None,
     ) -> Any:
         """The output for all inputs."""
         spec = self.spec
+        given_latents, factor = latents, self._factor(timestep)
+        if spec.around == "scaled":
+            assert isinstance(latents, Tensor)
+            latents = latents * factor.view(-1, *[1] * (latents.ndim - 1))
+        if first is not None:
+            assert isinstance(latents, Tensor)
+            latents = torch.cat([latents, first], spec.layout.split().index("c"))
         x = self.patches(latents)
         batch = len(x)
         emb = self._embedded(timestep, batch, pooled)
+        if scale is not None:
+            emb = emb + self.scaling(_waves(scale).to(self.dtype))[:, None]
         tokens, mask = None, None if mask is None else mask.bool()
         if text is not None:
             tokens = self._text(text, mask, emb)
         shared = None
         if spec.modulation == "table":
             shared = self.shared_site(lambda: self.shared(F.silu(emb)))
-        given = Given(tokens, mask, emb, shared, self.positions.float())
+        image = self._image(pooled) if spec.image and pooled is not None else None
+        vector = self._pooled(pooled) if spec.hint == "prompt" and pooled is not None else None
+        given = Given(tokens, mask, emb, shared, self.positions.float(), image, vector)
         if not (spec.grid and x.ndim == 5):
             x = x.reshape(batch, -1, spec.channels)
         if spec.modulation == "none":
             x = x + (emb if x.ndim == 3 else self._as_grid(emb))
+        if num := spec.num_front:
+            first = self.registers.expand(batch, -1, -1)
+            if history is not None:
+                first = self.history_site(lambda: self.history_in(history))
+            x = torch.cat([first, x], 1)
+            given = given.behind(num)
         x = x.float() if spec.residual == "float32 stream" else x
         x = self._through(x, given)
-        x = self.final_norm(x.to(self.dtype).reshape(batch, -1, spec.channels))
+        x = self.final_norm(x.to(self.dtype).reshape(batch, -1, spec.channels)[:, num:])
         if spec.modulation != "none":
             shift, scale = self.final(F.silu(emb)).chunk(2, -1)
             x = x * (1 + scale) + shift
-        return self._returned(self.last(x))
+        out = self.last(x)
+        if spec.around != "none":
+            assert isinstance(given_latents, Tensor) and isinstance(out, Tensor)
+            factor = factor.view(-1, *[1] * (out.ndim - 1))
+            is_scaled = spec.around == "scaled"
+            out = given_latents * factor + (1 - factor) * out if is_scaled else given_latents + out
+        return self._returned(out)
+
+    def _factor(self, timestep: Tensor | float) -> Tensor:
+        """Of the latents, a number or one per sample."""
+        value = timestep if isinstance(timestep, Tensor) else torch.full((1,), timestep)
+        return (1 / (1 + (value.float() / 500) ** 2)).to(self.dtype)
+
+    def _pooled(self, pooled: Tensor) -> Tensor:
+        """A vector of the prompt, ``[b, 1, c]``."""
+        return self.pooled_site(lambda: self.pooled_in(pooled)[:, None])
+
+    def _image(self, pooled: Tensor) -> Tensor:
+        """Three tokens of a picture."""
+        return self.image_site(lambda: self.image_in(pooled).unflatten(-1, (3, -1)))
 
     def _as_grid(self, emb: Tensor) -> Tensor:
         spec = self.spec
@@ -107,13 +178,14 @@ class Model(nn.Module):
             return emb[:, None, None]
         return emb.unflatten(1, (spec.frames, spec.height, spec.width))
 
-    def _embedded(self, timestep: Tensor, batch: int, pooled: Tensor | None) -> Tensor:
+    def _embedded(self, timestep: Tensor | float, batch: int, pooled: Tensor | None) -> Tensor:
         """The embedded timestep per token, ``[b, 1 or s, c]``."""
         spec = self.spec
+        if isinstance(timestep, float):
+            timestep = torch.full((batch,), timestep)
         if timestep.ndim == 0:
             timestep = timestep.expand(batch)
-        angles = timestep[..., None].float() / 100 * torch.arange(1, WAVES // 2 + 1)
-        emb = self.time(torch.cat([angles.sin(), angles.cos()], -1).to(self.dtype))
+        emb = self.time(_waves(timestep).to(self.dtype))
         if spec.level == "sample":
             emb = emb[:, None]
         elif spec.level == "frame":
@@ -147,14 +219,15 @@ class Model(nn.Module):
         if text is not None and spec.residual == "float32 stream":
             text = text.float()
         joined = 0
-        for number, (block, stream) in enumerate(zip(self.blocks, spec.streams(), strict=True)):
+        order = list(zip(self.blocks, spec.streams(), strict=True)) * (2 if spec.twice else 1)
+        for number, (block, stream) in enumerate(order):
             if stream == "joint" and not joined:
                 assert text is not None
                 joined, x = text.shape[1], torch.cat([text, x], 1)
                 first = torch.cat([torch.zeros_like(text), first], 1)
-            if number == len(self.blocks) - 1 and spec.skip == "concatenated":
+            if number == len(order) - 1 and spec.skip == "concatenated":
                 x = self.join(torch.cat([x, first], -1).to(self.dtype)).to(x.dtype)
-            elif number == len(self.blocks) - 1 and spec.skip == "added":
+            elif number == len(order) - 1 and spec.skip == "added":
                 x = x + first
             if stream == "dual":
                 assert text is not None
@@ -171,6 +244,8 @@ class Model(nn.Module):
             return (made,)
         if form == "list":
             return made if isinstance(made, list) else [made]
+        if form == "named tuple":
+            return NamedOutput(made)
         return {"sample": made} if form == "dict" else Output(made)
 
 
@@ -184,9 +259,12 @@ class WithKeywords(Model):
         encoder_hidden_states: Any = None,
         encoder_attention_mask: Tensor | None = None,
         pooled_projections: Tensor | None = None,
+        history: Tensor | None = None,
+        image_latents: Tensor | None = None,
+        guidance: Tensor | None = None,
     ) -> Any:
-        prompt = encoder_hidden_states, encoder_attention_mask, pooled_projections
-        return self.run(hidden_states, timestep, *prompt)
+        prompt = encoder_hidden_states, encoder_attention_mask, pooled_projections, history
+        return self.run(hidden_states, timestep, *prompt, image_latents, guidance)
 
     def call(self, latents: Any, timestep: Tensor, prompt: Prompt) -> dict[str, Any]:
         """The arguments by keyword; ``args`` are positional ones."""
@@ -196,6 +274,9 @@ class WithKeywords(Model):
             "encoder_hidden_states": prompt.text,
             "encoder_attention_mask": prompt.mask,
             "pooled_projections": prompt.pooled,
+            "history": prompt.history,
+            "image_latents": prompt.first,
+            "guidance": prompt.scale,
         }
 
 
@@ -203,20 +284,28 @@ class WithPositions(Model):
     """Short names, given by position."""
 
     def forward(
-        self, x: Any, t: Tensor, context: Any, context_mask: Tensor | None, y: Tensor | None
+        self,
+        x: Any,
+        t: Tensor,
+        context: Any,
+        context_mask: Tensor | None,
+        y: Tensor | None,
+        past: Tensor | None,
+        cond: Tensor | None,
+        g: Tensor | None,
     ) -> Any:
-        return self.run(x, t, context, context_mask, y)
+        return self.run(x, t, context, context_mask, y, past, cond, g)
 
     def call(self, latents: Any, timestep: Tensor, prompt: Prompt) -> dict[str, Any]:
         """The arguments by keyword; ``args`` are positional ones."""
-        return {"args": (latents, timestep, prompt.text, prompt.mask, prompt.pooled)}
+        return {"args": (latents, timestep, *vars(prompt).values())}
 
 
 class WithDict(Model):
     """All that is known of the prompt comes in a dict."""
 
     def forward(self, sample: Any, timestep: Tensor, conditions: dict[str, Any]) -> Any:
-        keys = ("prompt_embeds", "prompt_mask", "pooled_embeds")
+        keys = ("prompt_embeds", "prompt_mask", "pooled_embeds", "history", "first", "scale")
         return self.run(sample, timestep, *(conditions.get(key) for key in keys))
 
     def call(self, latents: Any, timestep: Tensor, prompt: Prompt) -> dict[str, Any]:
@@ -225,6 +314,9 @@ class WithDict(Model):
             "prompt_embeds": prompt.text,
             "prompt_mask": prompt.mask,
             "pooled_embeds": prompt.pooled,
+            "history": prompt.history,
+            "first": prompt.first,
+            "scale": prompt.scale,
         }
         found = {name: value for name, value in found.items() if value is not None}
         return {"sample": latents, "timestep": timestep, "conditions": found}
@@ -234,11 +326,24 @@ class WithObject(Model):
     """All that is known of the prompt comes in an object."""
 
     def forward(self, latents: Any, sigma: Tensor, prompt: Prompt) -> Any:
-        return self.run(latents, sigma, prompt.text, prompt.mask, prompt.pooled)
+        known = prompt.text, prompt.mask, prompt.pooled, prompt.history
+        return self.run(latents, sigma, *known, prompt.first, prompt.scale)
 
     def call(self, latents: Any, timestep: Tensor, prompt: Prompt) -> dict[str, Any]:
         """The arguments by keyword; ``args`` are positional ones."""
         return {"latents": latents, "sigma": timestep, "prompt": prompt}
+
+
+class WithNamedTuple(Model):
+    """All that is known of the prompt comes in a named tuple."""
+
+    def forward(self, x: Any, timesteps: Tensor, cond: NamedPrompt) -> Any:
+        return self.run(x, timesteps, *cond)
+
+    def call(self, latents: Any, timestep: Tensor, prompt: Prompt) -> dict[str, Any]:
+        """The arguments by keyword; ``args`` are positional ones."""
+        cond = NamedPrompt(*vars(prompt).values())
+        return {"args": (latents, timestep), "cond": cond}
 
 
 MODELS = {
@@ -246,6 +351,7 @@ MODELS = {
     "positions": WithPositions,
     "dict": WithDict,
     "dataclass": WithObject,
+    "named tuple": WithNamedTuple,
 }
 
 

@@ -6,9 +6,15 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from .spec import WITHOUT_A_GATE, Spec
+from .spec import OF_OWN_TOKENS, WITHOUT_A_GATE, Spec
 
 Tensor = torch.Tensor
+MIXTURES = ("mixture", "top", *OF_OWN_TOKENS)
+
+
+def chosen(x: Tensor) -> Tensor:
+    """Which tokens of ``[..., tokens, channels]`` a mask keeps, ``[tokens, 1]``."""
+    return (torch.arange(x.shape[-2]) % 3 != 1)[:, None]
 
 
 class Mlp(nn.Module):
@@ -22,7 +28,7 @@ class Mlp(nn.Module):
         super().__init__()
         self.spec, width = spec, spec.channels
         self.form = spec.mlp
-        count = 2 if self.form in ("mixture", "top") else 1
+        count = 2 if self.form in MIXTURES else 1
         self.ups = nn.ModuleList(nn.Linear(width, 2 * width) for _ in range(count))
         self.downs = nn.ModuleList(nn.Linear(2 * width, width) for _ in range(count))
         if self.form == "swiglu":
@@ -40,6 +46,8 @@ class Mlp(nn.Module):
         """Of tokens ``[b, s, c]`` or ``[b, t, h, w, c]``."""
         if self.form in ("mixture", "top"):
             return self._mixture(x)
+        if self.form in OF_OWN_TOKENS:
+            return self._of_own_tokens(x.reshape(len(x), -1, x.shape[-1])).reshape(x.shape)
         return self.downs[0](self.hidden(x))
 
     def hidden(self, x: Tensor) -> Tensor:
@@ -67,6 +75,23 @@ class Mlp(nn.Module):
         out = torch.zeros_like(x)
         for number, (up, down) in enumerate(zip(self.ups, self.downs, strict=True)):
             out = out + weights[..., number : number + 1] * down(F.silu(up(x)))
+        return out
+
+    def _of_own_tokens(self, x: Tensor) -> Tensor:
+        """Every expert computes half of the tokens ``[b, s, c]``, those of its largest weights."""
+        weights = self.router(x).softmax(-1)
+        out = torch.zeros_like(x)
+        count = max(1, x.shape[1] // 2)
+        for number, (up, down) in enumerate(zip(self.ups, self.downs, strict=True)):
+            best, index = weights[..., number].topk(count, 1)
+            if self.form == "scattered":
+                index = index[..., None].expand(-1, -1, x.shape[-1])
+                made = best[..., None] * down(F.silu(up(x.gather(1, index))))
+                out = out.scatter_add(1, index, made)
+                continue
+            rows = (index + x.shape[1] * torch.arange(len(x))[:, None]).flatten()
+            made = best.flatten()[:, None] * down(F.silu(up(x.flatten(0, 1)[rows])))
+            out = out.flatten(0, 1).index_add(0, rows, made).view(x.shape)
         return out
 
 
@@ -116,6 +141,10 @@ class Residual(nn.Module):
             return (x.unflatten(-1, (2, -1)) + y.unflatten(-1, (2, -1))).flatten(-2)
         if form == "halved":
             return (x + y) / 2**0.5
+        if form == "where":
+            return x + torch.where(chosen(x), y, 0.5 * y)
+        if form == "where of sums":
+            return torch.where(chosen(x), x + y, x - y)
         return x + y  # also a float32 stream
 
     def _scaled(self, y: Tensor) -> Tensor:
@@ -128,6 +157,10 @@ class Residual(nn.Module):
     def addend(self, y: Tensor, gate: Tensor | None) -> Tensor:
         """What is added to the stream."""
         y = self._scaled(y if gate is None else gate * y)
+        if self.form == "where":
+            return torch.where(chosen(y), y, 0.5 * y)
+        if self.form == "where of sums":
+            return torch.where(chosen(y), y, -y)
         factor = {"alpha": 0.5, "lerp": 0.3, "halved": 0.5**0.5}.get(self.form, 1.0)
         return -y if self.form == "sub" else factor * y
 

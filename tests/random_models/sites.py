@@ -25,7 +25,8 @@ class Now:
         step: the step.
         lane: the lane.
         everything: all of them reuse, and so does what only feeds them. The rest is the ideal.
-        memory: site and lane -> steps and results.
+        memory: site, lane and number of its run within the step -> steps and results.
+        runs: site -> how often it has run at this step.
         computed: kind -> computations.
         reused: kind -> reuses.
     """
@@ -36,13 +37,15 @@ class Now:
     step: int = 0
     lane: str = ""
     everything: bool = False
-    memory: dict[tuple[Site, str], list[tuple[int, Any]]] = field(default_factory=dict)
+    memory: dict[tuple[Site, str, int], list[tuple[int, Any]]] = field(default_factory=dict)
+    runs: Counter[Site] = field(default_factory=Counter)
     computed: Counter[str] = field(default_factory=Counter)
     reused: Counter[str] = field(default_factory=Counter)
 
     def at(self, step: int, lane: str, everything: bool = False) -> Now:
         """The same generation at another call."""
         self.step, self.lane, self.everything = step, lane, everything
+        self.runs.clear()
         return self
 
     def is_in_charge(self, site: Site) -> bool:
@@ -79,7 +82,8 @@ class Site(nn.Module):
         return self._told(function, self.now)
 
     def _told(self, function: Callable[[], Any], now: Now) -> Any:
-        known = now.memory.setdefault((self, now.lane), [])
+        known = now.memory.setdefault((self, now.lane, now.runs[self]), [])
+        now.runs[self] += 1
         if now.repeats(self):
             if now.is_in_charge(self) and not now.everything:
                 now.reused[self.kind] += 1

@@ -5,12 +5,14 @@ from __future__ import annotations
 import random
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 VIDEO_LAYOUTS = ("b c t h w", "b t c h w", "b t h w c", "b s c", "list of c t h w")
 PICTURE_LAYOUTS = ("b c h w", "b h w c")
 WITHOUT_A_GATE = ("addmm", "baddbmm")
 """Residuals whose last matrix product is a part of the sum."""
+OF_OWN_TOKENS = ("scattered", "indexed")
+"""MLPs that choose tokens. In bfloat16 a rounding would change the choice."""
 
 
 @dataclass(frozen=True)
@@ -33,6 +35,7 @@ class Spec:
         stream: ``video``, ``joint`` (video and text in one), ``dual`` (two streams) or ``dual, then
             joint``.
         mixing: ``full``, or ``spatial and temporal`` in every block, or by ``turns``. For videos.
+            ``windows`` are rows of a frame; every second block shifts them.
         cross: whether blocks have cross-attention.
         core: how attention is written.
         qkv: how queries, keys and values are projected.
@@ -46,7 +49,7 @@ class Spec:
         modulation: how the timestep reaches the blocks.
         level: whether the timestep has a number per ``sample``, ``frame`` or ``token``.
         gate: of branches with modulation.
-        mlp: its form.
+        mlp: its form. Experts see all tokens (``mixture``, ``top``), or those that they choose.
         beside: whether the MLP is ``after`` the attention, ``parallel`` to it or ``fused``.
         skip: how the last block reads what the first one read.
         text: form of the prompt.
@@ -56,7 +59,18 @@ class Spec:
         call: how inputs are given.
         output: form of the output.
         sigma: whether the model returns a variance too.
-        timestep: ``table``, ``value`` or ``scalar``.
+        timestep: ``table``, ``value``, ``scalar``, or a Python ``number``.
+        front: what stands in front of the video's tokens: learned ``registers``, or the ``history``
+            that comes with the prompt.
+        twice: whether all blocks run twice, one round after the other.
+        first: whether latents of a first frame stand beside the noisy ones, as further channels.
+        hint: what every block of one stream adds between attention and MLP, beside the branches:
+            something of the ``timestep`` or of the ``prompt``.
+        around: what the output of the network is added to: ``none``, the ``latents``, or ``scaled``
+            latents, with factors of the timestep.
+        scale: whether a number, such as that of guidance, is embedded beside the timestep.
+        image: whether cross-attention adds up one to the text and one to tokens of a picture.
+            Tokens without a name are not seen in a linear attention, which then computes.
     """
 
     seed: int
@@ -97,6 +111,13 @@ class Spec:
     output: str
     sigma: bool
     timestep: str
+    front: str
+    twice: bool
+    image: bool
+    first: bool
+    scale: bool
+    hint: str
+    around: str
 
     @property
     def channels(self) -> int:
@@ -107,6 +128,11 @@ class Spec:
     def num_tokens(self) -> int:
         """Tokens of one video."""
         return self.frames * self.height * self.width
+
+    @property
+    def num_front(self) -> int:
+        """Tokens in front of the video's."""
+        return {"none": 0, "registers": 2, "history": 3}[self.front]
 
     @property
     def is_picture(self) -> bool:
@@ -131,6 +157,7 @@ class Spec:
             "full": [(whole,)],
             "spatial and temporal": [("spatial", "temporal")],
             "turns": [("spatial",), ("temporal",)],
+            "windows": [("spatial",)],
         }[self.mixing]
         return tuple(every[number % len(every)] for number in range(self.depth))
 
@@ -141,6 +168,10 @@ class Spec:
         for stream, mixing in zip(self.streams(), self.mixings(), strict=True):
             found.update(mixing if stream == "video" else ("joint",))
             found["cross"] += self.cross and stream == "video"
+        if self.twice:
+            found += found
+        if self.front == "history":  # other tokens than the video's
+            found["joint"] += found.pop("full", 0)
         found["text"] += self.refiner != "none" and (self.cross or self.stream != "video")
         return +found
 
@@ -160,8 +191,8 @@ def draw(seed: int) -> Spec:
     is_picture, is_packed = layout in PICTURE_LAYOUTS, layout == "b s c"
     patchify = pick(("convolution", "linear", "unshuffle", "unfold"))
     stream = pick(("video", "video", "joint", "dual", "dual, then joint"))
-    mixing = pick(("full", "spatial and temporal", "turns"))
-    if is_picture or stream != "video":
+    mixing = pick(("full", "spatial and temporal", "turns", "windows"))
+    if stream != "video" or (is_picture and mixing != "windows"):
         mixing = "full"
     core = pick(("sdpa", "sdpa", "einsum", "bmm", "baddbmm", "softmax", "module", "linear"))
     grouped = pick(("none", "none", "repeat", "expand", "enable_gqa"))
@@ -187,6 +218,8 @@ def draw(seed: int) -> Spec:
             "float32 stream",
             "views",
             "halved",
+            "where",
+            "where of sums",
         )
     )
     modulation = pick(("none", "block", "branch", "table"))
@@ -194,7 +227,20 @@ def draw(seed: int) -> Spec:
     if is_picture and level == "frame":
         level = "token"
     gate = pick(("plain", "tanh", "one more", "none"))
-    mlp = pick(("gelu", "gelu", "swiglu", "geglu of one", "convolution", "row", "mixture", "top"))
+    mlp = pick(
+        (
+            "gelu",
+            "gelu",
+            "swiglu",
+            "geglu of one",
+            "convolution",
+            "row",
+            "mixture",
+            "top",
+            "scattered",
+            "indexed",
+        )
+    )
     beside = pick(("after", "after", "parallel", "fused"))
     if stream != "video" and mlp in ("convolution", "row"):
         mlp = "gelu"
@@ -207,12 +253,15 @@ def draw(seed: int) -> Spec:
         norm = "pre"
     if norm == "modulated after" and (modulation == "none" or residual in WITHOUT_A_GATE):
         norm = "post"
+    front = pick(("none", "none", "none", "none", "registers", "history"))
+    if (mixing != "full" or is_picture) or mlp in ("convolution", "row"):
+        front = "none"
     cross = stream == "video" and pick((True, False))
     pooled = pick((True, False, False))
     has_text = cross or pooled or stream != "video"
-    return Spec(
+    made = Spec(
         seed=seed,
-        dtype=pick(("float32", "float32", "bfloat16")),
+        dtype="float32" if mlp in OF_OWN_TOKENS else pick(("float32", "float32", "bfloat16")),
         layout=layout,
         patchify=patchify,
         batch=pick((1, 2)),
@@ -222,7 +271,7 @@ def draw(seed: int) -> Spec:
         patch=1 if is_packed else pick((1, 2)),
         heads=pick((2, 2, 3)),
         depth=pick((2, 2, 3)) if stream == "dual, then joint" else pick((1, 2)),
-        grid=stream == "video" and pick((True, False)),
+        grid=stream == "video" and front == "none" and pick((True, False)),
         stream=stream,
         mixing=mixing,
         cross=cross,
@@ -247,8 +296,19 @@ def draw(seed: int) -> Spec:
         else "none",
         pooled=pooled,
         guidance=pick(("none", "one call", "two calls")) if has_text else "none",
-        call=pick(("keywords", "positions", "dict", "dataclass")),
-        output=pick(("tensor", "tuple", "list", "dict", "dataclass")),
+        call=pick(("keywords", "positions", "dict", "dataclass", "named tuple")),
+        output=pick(("tensor", "tuple", "list", "dict", "dataclass", "named tuple")),
         sigma=chance.random() < 0.2,
-        timestep=pick(("table", "value", "scalar")) if level == "sample" else "value",
+        timestep=pick(("table", "value", "scalar", "number")) if level == "sample" else "value",
+        front=front,
+        twice=stream != "dual, then joint" and chance.random() < 0.15,
+        image=cross and pooled and core != "linear" and pick((True, False)),
+        first=not layout.startswith("list") and chance.random() < 0.15,
+        scale=chance.random() < 0.15,
+        hint=pick(("none", "none", "none", "timestep", "prompt" if pooled else "timestep")),
+        around="none",
     )
+    around = pick(("none", "none", "none", "latents", "scaled"))
+    if layout.startswith("list") or level != "sample" or made.sigma:
+        return made
+    return replace(made, around=around)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from torch import fx
 from torch.nn import functional as F
@@ -92,6 +93,30 @@ def test_a_condition_of_the_latents_shape_is_not_denoised_where_one_output_comes
 
     shapes = {"latents": (2, 24, 4), "condition": (2, 24, 4), "w_in": (4, 4)}
     assert siblings(traced(model, **shapes)) == ("latents", [])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(
+    ("names", "latents"),
+    [
+        (("cond", "x"), "x"),
+        (("image_latents", "hidden_states"), "hidden_states"),
+        (("hidden_states", "image_latents"), "hidden_states"),
+        (("encoder_hidden_latents", "sample"), "sample"),
+        (("control_latents", "other"), "control_latents"),  # a word is more than none
+        (("one", "other"), "one"),  # names say nothing: the first that the graph reads
+    ],
+)
+def test_of_inputs_beside_each_other_the_one_with_a_usual_name_is_denoised(
+    names: tuple[str, str], latents: str, dtype: torch.dtype
+) -> None:
+    def model(one, other, w_in):
+        return F.conv2d(torch.cat([one, other], 1).to(dtype), w_in.to(dtype))
+
+    graph_module = traced(model, one=PICTURE, other=PICTURE, w_in=(4, 8, 1, 1))
+    for node, name in zip(ir.placeholders(graph_module.graph), names, strict=False):
+        ir.set_source(node, name)
+    assert siblings(graph_module)[0] == latents
 
 
 def test_a_prompt_that_comes_back_is_not_denoised() -> None:

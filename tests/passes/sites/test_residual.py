@@ -182,6 +182,22 @@ def test_an_mlp_that_reads_a_stream_which_goes_on_is_no_branch_of_the_other_alon
     assert branches_of(ending(lambda x, text: x + text.mean(1, keepdim=True))) == []
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("is_whole", [True, False])
+def test_a_network_whose_whole_output_is_added_to_the_latents_is_no_branch_of_them(
+    is_whole: bool, dtype: torch.dtype
+) -> None:
+    def model(latents, timestep, w_in, w_time, w_up, w_down, w_out):  # type: ignore[no-untyped-def]
+        given, up, down, out = (w.to(dtype) for w in (latents, w_up, w_down, w_out))
+        x = tokens_of(given, w_in.to(dtype))
+        y = attend(x, x, x) + linear(gelu(linear(x, up)), down)  # no stream, though it is a sum
+        x = x + y * time_embedding(timestep, w_time).to(dtype)
+        made = latents_of(linear(x, out))
+        return given + made if is_whole else made
+
+    assert branches_of(captured(model)) == []
+
+
 def test_mlps_of_two_streams_that_share_nothing_are_two_branches() -> None:
     def model(latents, timestep, prompt, w_in, w_time, w_text, w_up, w_down):  # type: ignore[no-untyped-def]
         x, text = tokens_of(latents, w_in), linear(prompt, w_text)
