@@ -113,10 +113,11 @@ def check_budget(budget: object) -> None:
     Raises:
         OptionError: it is not a number of bytes, a text such as ``"8GiB"``, or a fraction.
     """
-    is_number = isinstance(budget, (int, float)) and not isinstance(budget, bool)
     if isinstance(budget, str) and _bytes_in(budget) is not None:
         return
-    if is_number and (0 < budget <= 1 if isinstance(budget, float) else budget > 0):  # type: ignore[operator]
+    if isinstance(budget, float) and 0 < budget <= 1:
+        return
+    if isinstance(budget, int) and not isinstance(budget, bool) and budget > 0:
         return
     raise OptionError(
         f'cache_budget={budget!r} is no amount of memory. Give bytes, a text such as "8GiB" or '

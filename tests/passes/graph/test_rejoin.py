@@ -59,9 +59,13 @@ def test_anything_else_is_left(name: str) -> None:
 
 
 def test_what_is_returned_is_memory_of_its_own() -> None:
-    def parts(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def parts(x: torch.Tensor) -> tuple[torch.Tensor, ...]:
         y = x.sin()
-        return torch.cat([x[:, :2], x[:, 2:]], 1), torch.cat([y[:, :2], y[:, 2:]], 1).view(-1)
+        joined = torch.cat([x[:, :2], x[:, 2:]], 1)
+        viewed = torch.cat([y[:, :2], y[:, 2:]], 1).view(-1)
+        return joined, viewed, torch.cat([x[:, :3], x[:, 3:]], 1).contiguous()
 
     model = captured(parts, x=values(2, 5, 4))
-    assert ops(model.graph_module).count("cat") == 2
+    assert ops(model.graph_module).count("cat") == 3
+    addresses = {tensor.data_ptr() for tensor in (*model.args, *model.graph_module(*model.args))}
+    assert len(addresses) == 4
