@@ -7,19 +7,24 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any
+
+from torch import fx
 
 from pab_compile.calibration.observe import Probed
 from pab_compile.errors import ObservationError, ShardingError, UnsupportedModelError
 from pab_compile.options import Options
 from pab_compile.passes.errors import NotTracedError
 from pab_compile.passes.graph import ir
-from pab_compile.passes.graph.capture import capture
+from pab_compile.passes.graph.capture import capture, capture_open
 from pab_compile.passes.graph.flops import count_flops
 from pab_compile.passes.graph.fused import put_together
 from pab_compile.passes.graph.join import Eager, Made, Origin, Part
+from pab_compile.passes.graph.open_sizes import NotOpenError, OpenSizes, resize
+from pab_compile.passes.graph.opening import Opener
 from pab_compile.passes.graph.outline import copy_graph
 from pab_compile.passes.graph.structure import structure_key
 from pab_compile.passes.parallel.overlap import Overlap
@@ -29,6 +34,7 @@ from pab_compile.passes.parallel.split_batch import SplitBatch
 from pab_compile.passes.pipeline import Coalesce, rewriting
 from pab_compile.passes.program import Pass, Program, run_passes
 from pab_compile.passes.rewrite.coalesce import coalesce
+from pab_compile.passes.sites.find_sites import measured
 from pab_compile.passes.sites.site import Site
 from pab_compile.plans.form import Form
 from pab_compile.plans.live import NOTHING, LivePlan
@@ -58,6 +64,7 @@ from .request import Request
 from .untraced import untraced
 
 _log = logging.getLogger(__name__)
+Capture = Callable[[fx.GraphModule, Sequence[Any]], fx.GraphModule]
 
 
 @dataclass(frozen=True, eq=False)
@@ -110,8 +117,13 @@ def compile_program(request: Request, settings: Settings) -> Runnable:
     """
     _check(request)
     settings = settings.for_form(request.form).with_stepping(request.clock, request.stepping)
+    if _may_open(request, settings):
+        try:
+            return _compiled(_captured(request, capture_open), request, settings)
+        except NotOpenError as error:
+            _log.info("compiled for these sizes alone: %s", error)
     try:
-        part = _captured(request)
+        part = _captured(request, capture)
     except UnsupportedModelError as error:
         found = _untraced(request, settings) if isinstance(error, NotTracedError) else None
         if found is not None:
@@ -119,6 +131,23 @@ def compile_program(request: Request, settings: Settings) -> Runnable:
         if request.alone:
             raise
         return plain_program(request, settings, str(error))
+    return _compiled(part, request, settings)
+
+
+def _may_open(request: Request, settings: Settings) -> bool:
+    """Whether a graph may be compiled for all sizes that Dynamo leaves open."""
+    if not request.alone or request.is_observed or request.grid is not None:
+        return False
+    is_made = any(isinstance(origin, Eager) for origin in request.origins)
+    return request.has_open_sizes and settings.compiler.opens_sizes and not is_made
+
+
+def _compiled(part: Part, request: Request, settings: Settings) -> Runnable:
+    """Compile a captured graph.
+
+    Raises:
+        NotOpenError: the graph has open sizes, and its pieces cannot be opened.
+    """
     dumper = Dumper(settings.options.dump)
     program, found = _analysed(part, request, settings, dumper)
     once = program is not None and not request.is_observed and only_hoists(program, settings.plan)
@@ -132,22 +161,53 @@ def compile_program(request: Request, settings: Settings) -> Runnable:
     reuses = once or any(settings.plan.may_reuse(site) for site in reusable)
     roles = _roles_of(program, part, request, settings.options)
     kept_bytes = _kept_bytes(program, settings.options) if request.is_observed else 0
-    sites = program.sites
+    before = replace(program)
     found = _sharded_and_coalesced(found, program, request, settings, dumper)
-    merged, costs = program.sites, Costs(0, {})
-    if settings.live is not None:
-        costs = Costs.of(program.graph_module.graph, merged, settings.plan)
+    merged, opened = replace(program), ir.open_sizes(part.graph_module)
     _rewrite(program, request, settings, reuses, dumper)
-    executor = _lowered(program, request, settings, reuses)
+    executor = _lowered(program, request, settings, reuses, opened)
     probed = _probed(program, part, executor, kept_bytes, settings.options)
     found = replace(found, notes=(*found.notes, *program.sharding, *program.coalesced))
-    adopting = None
-    if settings.live is not None and request.form is not None:
-        described = Described(found, sites, merged, costs)
-        fitting = sites if request.alone else ()
-        is_exact = program.num_apart == 0
-        adopting = Adopting(settings.live, request.form, fitting, is_exact, described.under)
-    return CompiledProgram(part, found, executor, roles, settings.compilation, probed, adopting)
+    is_exact = program.num_apart == 0
+    adopting = _adopting(request, settings, found, before, merged, is_exact)
+    compilation = settings.compilation
+    compiled = CompiledProgram(part, found, executor, roles, compilation, probed, adopting)
+    if opened is None:
+        return compiled
+
+    def at_sizes(sizes: tuple[int, ...]) -> CompiledProgram | None:
+        if not opened.admits(sizes):
+            return None
+        resize(part.graph_module, opened, sizes)
+        resize(merged.graph_module, opened, sizes)
+        now = replace(before, sites=tuple(map(measured, before.sites)))
+        then = replace(merged, sites=tuple(map(measured, merged.sites)))
+        shown = finding(part, now, settings.plan, alone=request.alone)
+        shown = _merged_finding(shown, then, settings)
+        shown = replace(shown, notes=found.notes)
+        adopting = _adopting(request, settings, shown, now, then, is_exact)
+        resized = executor.at(sizes, then.sites)
+        return CompiledProgram(part, shown, resized, roles, compilation, None, adopting)
+
+    compiled.at_sizes = at_sizes
+    return compiled
+
+
+def _adopting(
+    request: Request,
+    settings: Settings,
+    found: Finding,
+    before: Program,
+    merged: Program,
+    is_exact: bool,
+) -> Adopting | None:
+    """What takes over an exchanged plan; None if the plan is fixed."""
+    if settings.live is None or request.form is None:
+        return None
+    costs = Costs.of(merged.graph_module.graph, merged.sites, settings.plan)
+    described = Described(found, before.sites, merged.sites, costs)
+    fitting = before.sites if request.alone else ()
+    return Adopting(settings.live, request.form, fitting, is_exact, described.under)
 
 
 def _untraced(request: Request, settings: Settings) -> CompiledProgram | None:
@@ -205,9 +265,9 @@ def _check(request: Request) -> None:
         )
 
 
-def _captured(request: Request) -> Part:
+def _captured(request: Request, capture_graph: Capture) -> Part:
     """Capture the graph and give it an identity, by which later graphs refer to it."""
-    captured = capture(request.graph, request.args)
+    captured = capture_graph(request.graph, request.args)
     # A graph that is alone has no later graphs.
     identity = "" if request.alone else f"{structure_key(captured)} {_place_of(request.origins)}"
     digest = hashlib.sha256(identity.encode()).hexdigest()
@@ -303,9 +363,15 @@ def _sharded_and_coalesced(
         run_passes(program, (Coalesce(plan.pattern),), dumper.watch)
         _log.info("\n".join(program.coalesced))
         found = replace(found, cache_bytes=cache_bytes(program.sites, plan))
-    if coalesces and grid is None:
-        found = with_flops(found, program.graph_module.graph, program.sites, plan)
-    return found
+    return _merged_finding(found, program, settings) if coalesces and grid is None else found
+
+
+def _merged_finding(found: Finding, merged: Program, settings: Settings) -> Finding:
+    """The finding, with what the sums of a graph take and save."""
+    if not settings.options.coalesce:
+        return found
+    found = replace(found, cache_bytes=cache_bytes(merged.sites, settings.plan))
+    return with_flops(found, merged.graph_module.graph, merged.sites, settings.plan)
 
 
 def _rewrite(
@@ -331,7 +397,13 @@ def _sharding(grid: Grid, plan: Plan, axis: str | None) -> tuple[Pass, ...]:
     return (*batch, *tokens)
 
 
-def _lowered(program: Program, request: Request, settings: Settings, reuses: bool) -> Executor:
+def _lowered(
+    program: Program,
+    request: Request,
+    settings: Settings,
+    reuses: bool,
+    opened: OpenSizes | None,
+) -> Executor:
     """Hand the pieces to the inner compiler."""
     uncut: Sequence[Site] = ()
     if not request.is_observed and not reuses:
@@ -344,6 +416,7 @@ def _lowered(program: Program, request: Request, settings: Settings, reuses: boo
         uncut,
         settings.options.predict_in == "timestep",
         settings.options.cache_budget,
+        Opener(opened) if opened is not None else None,
     )
 
 

@@ -158,6 +158,8 @@ class CompiledProgram:
 
     Attributes:
         roles: as given.
+        at_sizes: makes the program for other sizes, from what was compiled for this one; gives None
+            for sizes that what was found does not hold for. None if the graph has no open sizes.
     """
 
     def __init__(
@@ -175,6 +177,7 @@ class CompiledProgram:
         branches = [single for site in executor.sites for single in site.singles]
         self.sites: Sequence[Site] = branches or executor.uncut
         self.roles = roles
+        self.at_sizes: Callable[[tuple[int, ...]], CompiledProgram | None] | None = None
         self._executor = executor
         self._compilation = compilation
         self._probed = probed

@@ -39,6 +39,7 @@ class Request:
         num_samples: None, or how many elements to sample of each output for an observation. Then
             every site computes at every step.
         form: what to compile for, if the plan is live.
+        has_open_sizes: whether Dynamo leaves sizes open.
     """
 
     graph: fx.GraphModule
@@ -53,6 +54,7 @@ class Request:
     placed: InputRoles | None = None
     num_samples: int | None = None
     form: Form | None = None
+    has_open_sizes: bool = False
     shown: Callable[[], InputRoles | None] = lambda: None
 
     def expected(self) -> Known | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -80,6 +80,10 @@ class Inputs:
         """The tensors among Dynamo's inputs, as they are."""
         return [arg for arg, number in zip(args, self.is_number, strict=True) if not number]
 
+    def numbers(self, args: Sequence[Any], without: Collection[int]) -> tuple[Any, ...]:
+        """The numbers that an op uses, but not those at some positions."""
+        return tuple(_plain(args[i]) for i in self.used if i not in without)
+
     def specialisation(self, args: Sequence[Any]) -> tuple[Any, ...]:
         """The values that the captured graph depends on: used numbers, open sizes and strides."""
         layouts = ((args[i].shape, args[i].stride()) for i in self.resizable)
@@ -109,16 +113,27 @@ def _plain(number: Any) -> Any:
 
 
 def with_constant_numbers(
-    dynamo_graph: fx.GraphModule, inputs: Inputs, args: Sequence[Any]
+    dynamo_graph: fx.GraphModule,
+    inputs: Inputs,
+    args: Sequence[Any],
+    kept: Collection[int] = (),
 ) -> fx.GraphModule:
-    """A Dynamo graph in which numbers are constants, so that all its inputs are tensors."""
+    """A Dynamo graph in which numbers are constants, so that all its other inputs are tensors.
+
+    Args:
+        dynamo_graph: the graph.
+        inputs: its inputs.
+        args: their values.
+        kept: positions of the numbers that stay inputs.
+    """
     graph = fx.Graph()
     known: dict[fx.Node, Any] = {}
-    values = zip(args, inputs.is_number, strict=True)
+    is_constant = [number and n not in kept for n, number in enumerate(inputs.is_number)]
+    values = zip(args, is_constant, strict=True)
     for node in dynamo_graph.graph.nodes:
         if node.op == "placeholder":
-            value, is_number = next(values)
-            if is_number:
+            value, becomes_constant = next(values)
+            if becomes_constant:
                 known[node] = _plain(value)
                 continue
         elif _is_item(node) and not isinstance(known[node.args[0]], fx.Node):

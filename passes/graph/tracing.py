@@ -11,6 +11,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
+import sympy
 import torch
 from torch import fx
 
@@ -19,7 +20,7 @@ from pab_compile.passes.errors import UnsupportedModelError
 from . import ir
 
 if TYPE_CHECKING:
-    from torch._subclasses.fake_tensor import FakeTensor
+    from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
 Decompositions = dict[torch._ops.OpOverload, Callable[..., Any]]
 
@@ -51,6 +52,26 @@ def trace(static_graph: fx.GraphModule, tensors: Sequence[torch.Tensor]) -> fx.G
     return captured
 
 
+def trace_open(
+    static_graph: fx.GraphModule, fake_args: Sequence[Any], mode: FakeTensorMode
+) -> fx.GraphModule | None:
+    """Trace a graph with symbolic sizes, if it is one that ``trace_pure`` traces.
+
+    Args:
+        static_graph: a graph whose placeholders are tensors and sizes.
+        fake_args: one fake tensor or symbolic number per placeholder.
+        mode: the mode of the fake tensors.
+
+    Raises:
+        RuntimeError: torch cannot trace it.
+        NotImplementedError: torch cannot trace it either.
+    """
+    captured = trace_pure(static_graph, fake_args, {}, mode)
+    if captured is not None and (composite := _composite_ops(captured.graph)):
+        captured = trace_pure(static_graph, fake_args, composite, mode)
+    return captured
+
+
 def _trace(
     static_graph: fx.GraphModule, fake_args: Sequence[FakeTensor], decompositions: Decompositions
 ) -> fx.GraphModule:
@@ -75,8 +96,9 @@ def _composite_ops(graph: fx.Graph) -> Decompositions:
 
 def trace_pure(
     static_graph: fx.GraphModule,
-    fake_args: Sequence[FakeTensor],
+    fake_args: Sequence[Any],
     decompositions: Decompositions | None = None,
+    mode: FakeTensorMode | None = None,
 ) -> fx.GraphModule | None:
     """Trace once a graph that writes to none of its inputs and has no tensors of its own.
 
@@ -94,7 +116,7 @@ def trace_pure(
     def run(*args: Any) -> Any:
         nonlocal writes
         outputs = fx.Interpreter(static_graph).run(*args)
-        writes = any(_is_written_to(arg) for arg in args)
+        writes = any(_is_written_to(arg) for arg in args if isinstance(arg, torch.Tensor))
         return outputs
 
     from torch._dispatch.python import enable_python_dispatcher
@@ -103,7 +125,8 @@ def trace_pure(
     from torch.fx.traceback import preserve_node_meta
 
     function = dispatch_functionalize(run, FunctionalTensorMode(pre_dispatch=True, export=True))
-    with torch.no_grad(), fake_args[0].fake_mode, enable_python_dispatcher(), preserve_node_meta():
+    mode = mode or fake_args[0].fake_mode
+    with torch.no_grad(), mode, enable_python_dispatcher(), preserve_node_meta():
         captured = make_fx(function, decompositions, tracing_mode="real", pre_dispatch=True)(
             *fake_args
         )
@@ -150,6 +173,29 @@ def fake(tensors: Sequence[torch.Tensor]) -> list[FakeTensor]:
     known = next((t.fake_mode for t in tensors if isinstance(t, FakeTensor)), None)
     mode = known or FakeTensorMode(allow_non_fake_inputs=True)
     return [t if isinstance(t, FakeTensor) else mode.from_tensor(t) for t in tensors]
+
+
+def symbolic_mode(
+    names: Sequence[str], hints: Sequence[int]
+) -> tuple[FakeTensorMode, tuple[sympy.Symbol, ...]]:
+    """What makes fake tensors with symbolic sizes, and a symbol per size.
+
+    Args:
+        names: names of the sizes.
+        hints: a value of each, at least 2. Conditions are met as these values meet them.
+    """
+    from torch._dynamo.source import ConstantSource
+    from torch._subclasses.fake_tensor import FakeTensorMode
+    from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv
+
+    env = ShapeEnv()
+    symbols = [
+        env.create_symbol(hint, ConstantSource(name), dynamic_dim=DimDynamic.DYNAMIC)
+        for name, hint in zip(names, hints, strict=True)
+    ]
+    assert all(isinstance(symbol, sympy.Symbol) for symbol in symbols), symbols
+    mode = FakeTensorMode(shape_env=env, allow_non_fake_inputs=True)
+    return mode, tuple(symbols)  # type: ignore[arg-type]
 
 
 def _mutated_inputs(captured: fx.GraphModule, signature: Any) -> list[fx.Node]:
