@@ -7,26 +7,24 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
-
-from torch import fx
 
 from pab_compile.calibration.observe import Probed
 from pab_compile.errors import ObservationError, ShardingError, UnsupportedModelError
 from pab_compile.options import Options
 from pab_compile.passes.errors import NotTracedError
 from pab_compile.passes.graph import ir
-from pab_compile.passes.graph.capture import capture, capture_open
+from pab_compile.passes.graph.capture import capture
 from pab_compile.passes.graph.flops import count_flops
 from pab_compile.passes.graph.fused import put_together
 from pab_compile.passes.graph.join import Eager, Made, Origin, Part
-from pab_compile.passes.graph.open_sizes import NotOpenError, OpenSizes, resize
+from pab_compile.passes.graph.open_sizes import NotOpenError, OpenSizes, SizeInputs, resize
 from pab_compile.passes.graph.opening import Opener
 from pab_compile.passes.graph.outline import copy_graph
 from pab_compile.passes.graph.structure import structure_key
+from pab_compile.passes.graph.unify import KnownCaptures, unify
 from pab_compile.passes.parallel.overlap import Overlap
 from pab_compile.passes.parallel.shard import Grid
 from pab_compile.passes.parallel.shard_tokens import ShardTokens, refuse_own_exchanges
@@ -64,7 +62,7 @@ from .request import Request
 from .untraced import untraced
 
 _log = logging.getLogger(__name__)
-Capture = Callable[[fx.GraphModule, Sequence[Any]], fx.GraphModule]
+known_captures = KnownCaptures()
 
 
 @dataclass(frozen=True, eq=False)
@@ -117,13 +115,8 @@ def compile_program(request: Request, settings: Settings) -> Runnable:
     """
     _check(request)
     settings = settings.for_form(request.form).with_stepping(request.clock, request.stepping)
-    if _may_open(request, settings):
-        try:
-            return _compiled(_captured(request, capture_open), request, settings)
-        except NotOpenError as error:
-            _log.info("compiled for these sizes alone: %s", error)
     try:
-        part = _captured(request, capture)
+        part = _captured(request)
     except UnsupportedModelError as error:
         found = _untraced(request, settings) if isinstance(error, NotTracedError) else None
         if found is not None:
@@ -131,6 +124,18 @@ def compile_program(request: Request, settings: Settings) -> Runnable:
         if request.alone:
             raise
         return plain_program(request, settings, str(error))
+    others = known_captures.like(part.graph_module) if request.alone else []
+    if request.alone:
+        known_captures.add(part.graph_module)
+    if _may_open(request, settings):
+        try:
+            given = SizeInputs.of(request.graph).values(request.args)
+            unify(part.graph_module, others, request.graph, given)
+            return _compiled(part, request, settings)
+        except NotOpenError as error:
+            _log.info("compiled for these sizes alone: %s", error)
+            if ir.open_sizes(part.graph_module) is not None:
+                part = _captured(request)
     return _compiled(part, request, settings)
 
 
@@ -178,8 +183,8 @@ def _compiled(part: Part, request: Request, settings: Settings) -> Runnable:
     def at_sizes(sizes: tuple[int, ...]) -> CompiledProgram | None:
         if not opened.admits(sizes):
             return None
-        resize(part.graph_module, opened, sizes)
-        resize(merged.graph_module, opened, sizes)
+        resize(part.graph_module, sizes)
+        resize(merged.graph_module, sizes)
         now = replace(before, sites=tuple(map(measured, before.sites)))
         then = replace(merged, sites=tuple(map(measured, merged.sites)))
         shown = finding(part, now, settings.plan, alone=request.alone)
@@ -265,9 +270,9 @@ def _check(request: Request) -> None:
         )
 
 
-def _captured(request: Request, capture_graph: Capture) -> Part:
+def _captured(request: Request) -> Part:
     """Capture the graph and give it an identity, by which later graphs refer to it."""
-    captured = capture_graph(request.graph, request.args)
+    captured = capture(request.graph, request.args)
     # A graph that is alone has no later graphs.
     identity = "" if request.alone else f"{structure_key(captured)} {_place_of(request.origins)}"
     digest = hashlib.sha256(identity.encode()).hexdigest()

@@ -21,11 +21,10 @@ from .fused import take_apart
 from .inlining import inline_calls
 from .inputs import Inputs, with_constant_numbers
 from .noise import remove_noise
-from .open_sizes import NotOpenError, SizeInputs, close, open_inputs
 from .refusals import refuse_other_memory
 from .rejoin import rejoin
 from .sizes_only import read_sizes_only
-from .tracing import fake, trace, trace_open
+from .tracing import fake, trace
 from .wrapped import take_plain
 
 _DYNAMIC_SHAPE = "Dynamic shape operator"
@@ -70,60 +69,18 @@ def capture(dynamo_graph: fx.GraphModule, args: Sequence[Any]) -> fx.GraphModule
             f"The graph could not be captured: {str(error).splitlines()[0]}. "
             + _why_not_captured(inputs)
         ) from error
-    _name_inputs(captured, inputs)
-    _simplify(captured)
-    if not any(map(is_fake, inputs.tensors(args))):  # of a fake model, constants are fake too
-        check_constants(captured)
-    return captured
-
-
-def capture_open(dynamo_graph: fx.GraphModule, args: Sequence[Any]) -> fx.GraphModule:
-    """Trace a Dynamo graph for all sizes that Dynamo leaves open.
-
-    Args:
-        dynamo_graph: what Dynamo hands to a backend. Not modified.
-        args: one value per placeholder.
-
-    Returns:
-        What ``capture`` returns. Its numbers remember how they follow from the open sizes
-        (``passes.graph.open_sizes``, ``ir.open_sizes``).
-
-    Raises:
-        NotOpenError: the graph has no open sizes, or it cannot be traced with them.
-    """
-    inputs = Inputs.of(dynamo_graph, args)
-    opened, given = open_inputs(dynamo_graph, inputs, args)
-    kept = SizeInputs.of(dynamo_graph).places
-    open_graph = with_constant_numbers(dynamo_graph, inputs, args, kept)
-    inline_calls(open_graph)
-    if has_autocast(open_graph.graph):
-        raise NotOpenError("autocast inside the forward")
-    try:
-        captured = trace_open(open_graph, given, opened.mode)
-    except (RuntimeError, NotImplementedError) as error:
-        raise NotOpenError(str(error).splitlines()[0]) from error
-    if captured is None:
-        raise NotOpenError("the graph writes to its inputs, or holds tensors of its own")
-    close(captured, opened)
-    _name_inputs(captured, inputs)
-    _simplify(captured)
-    check_constants(captured)
-    return captured
-
-
-def _name_inputs(captured: fx.GraphModule, inputs: Inputs) -> None:
     named = zip(ir.placeholders(captured.graph), inputs.sources, inputs.holders, strict=True)
     for node, (name, constant), holders in named:
         ir.set_source(node, name)
         ir.set_holders(node, holders)
         ir.set_constant_input(node, constant)
-
-
-def _simplify(captured: fx.GraphModule) -> None:
     read_sizes_only(captured.graph)
     remove_noise(captured)
     rejoin(captured)
     take_apart(captured)
+    if not any(map(is_fake, inputs.tensors(args))):  # of a fake model, constants are fake too
+        check_constants(captured)
+    return captured
 
 
 def _why_not_captured(inputs: Inputs) -> str:

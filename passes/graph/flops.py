@@ -44,8 +44,7 @@ def _shape_of(node: fx.Node, position: int) -> tuple[int, ...] | None:
 
 def _numbers(node: fx.Node) -> tuple[int, ...] | None:
     """Sizes of a tensor as plain numbers: a count decides nothing."""
-    sizes = ir.shape(node)
-    return None if sizes is None else tuple(map(int, sizes))
+    return ir.counted_sizes(node)[0] if ir.tensor(node) is not None else None
 
 
 def _attention_flops(node: fx.Node) -> int:

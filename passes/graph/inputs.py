@@ -113,27 +113,16 @@ def _plain(number: Any) -> Any:
 
 
 def with_constant_numbers(
-    dynamo_graph: fx.GraphModule,
-    inputs: Inputs,
-    args: Sequence[Any],
-    kept: Collection[int] = (),
+    dynamo_graph: fx.GraphModule, inputs: Inputs, args: Sequence[Any]
 ) -> fx.GraphModule:
-    """A Dynamo graph in which numbers are constants, so that all its other inputs are tensors.
-
-    Args:
-        dynamo_graph: the graph.
-        inputs: its inputs.
-        args: their values.
-        kept: positions of the numbers that stay inputs.
-    """
+    """A Dynamo graph in which numbers are constants, so that all its inputs are tensors."""
     graph = fx.Graph()
     known: dict[fx.Node, Any] = {}
-    is_constant = [number and n not in kept for n, number in enumerate(inputs.is_number)]
-    values = zip(args, is_constant, strict=True)
+    values = zip(args, inputs.is_number, strict=True)
     for node in dynamo_graph.graph.nodes:
         if node.op == "placeholder":
-            value, becomes_constant = next(values)
-            if becomes_constant:
+            value, is_number = next(values)
+            if is_number:
                 known[node] = _plain(value)
                 continue
         elif _is_item(node) and not isinstance(known[node.args[0]], fx.Node):

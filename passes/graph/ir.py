@@ -25,8 +25,8 @@ _MUTATED = "pab_mutated"
 _BINDING = "pab_binding"
 _AXES = "pab_axes"
 _FUSED = "pab_fused"
-_OPEN_VALUE = "pab_open_value"
 _LAYOUTS = "pab_layouts"
+_COUNTED = "pab_counted"
 _OPEN_SIZES = "pab_open_sizes"
 _PLUMBING = ("__dict__", "_modules", "_parameters", "_buffers")
 
@@ -64,18 +64,6 @@ def set_value(node: fx.Node, val: Any) -> None:
     """Record the fake value of a node that a pass created."""
     node.meta["val"] = val
     node.meta.pop(_LAYOUTS, None)
-    node.meta.pop(_OPEN_VALUE, None)
-
-
-def open_value(node: fx.Node) -> Any:
-    """The value of a node with symbolic sizes, or None if its graph has no open sizes."""
-    return node.meta.get(_OPEN_VALUE)
-
-
-def set_open_value(node: fx.Node, val: Any, layouts: list[Layout]) -> None:
-    """Record the value of a node with symbolic sizes, and the layouts of its tensors."""
-    node.meta[_OPEN_VALUE] = val
-    node.meta[_LAYOUTS] = layouts
 
 
 def open_sizes(graph_module: fx.GraphModule) -> Any:
@@ -129,10 +117,22 @@ def num_elements(node: fx.Node) -> int:
     return math.prod(layouts(node)[0].sizes)
 
 
+def counted_sizes(node: fx.Node) -> list[tuple[int, ...]]:
+    """Sizes of the tensor(s) that a node yields, to count with: they decide nothing."""
+    if _COUNTED in node.meta:
+        return node.meta[_COUNTED]
+    return [tuple(map(int, layout.sizes)) for layout in layouts(node)]
+
+
+def set_counted_sizes(node: fx.Node, found: list[tuple[int, ...]]) -> None:
+    """Record other sizes to count with."""
+    node.meta[_COUNTED] = found
+
+
 def num_bytes(node: fx.Node) -> int:
     """Size in bytes of the tensor(s) that a node yields."""
-    pairs = zip(layouts(node), tensors(node), strict=True)
-    return sum(math.prod(map(int, layout.sizes)) * t.element_size() for layout, t in pairs)
+    pairs = zip(counted_sizes(node), tensors(node), strict=True)
+    return sum(math.prod(sizes) * tensor.element_size() for sizes, tensor in pairs)
 
 
 def tensors(node: fx.Node) -> list[torch.Tensor]:

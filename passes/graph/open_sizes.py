@@ -1,13 +1,14 @@
 """Open sizes: a captured graph for all sizes that Dynamo leaves open.
 
-Dynamo makes a size a symbol when it changes. The graph is traced with these symbols, and then
-closed at the sizes of one call, so that every pass sees numbers. A number that follows from an open
-size remembers how (``passes.graph.size``)::
+Dynamo makes a size a symbol when it changes. A captured graph has the numbers of one call in its
+place, so that every pass sees numbers. A number that follows from an open size remembers how
+(``passes.graph.size``, ``passes.graph.unify``)::
 
-    %v = view(%x, [2, s0 // 4, 64])     ->     %v = view(%x, [2, 30, 64])     # 30 knows s0 // 4
+    %v = view(%x, [2, 30, 64])     # 30 knows s0 // 4
 
-Pieces are opened again before they are compiled (``passes.graph.opening``). Conditions that the
-trace and the inner compiler met on the way decide which other sizes the result is right for.
+Pieces are opened again before they are compiled (``passes.graph.opening``). Conditions that passes
+and the inner compiler met on the way decide which other sizes the result is right for. Dynamo
+itself checks what the model and torch's own functions decide by sizes: it computed with symbols.
 """
 
 from __future__ import annotations
@@ -19,10 +20,8 @@ from typing import TYPE_CHECKING, Any
 import sympy
 import torch
 from torch import fx
-from torch.utils import _pytree as pytree
 
 from . import ir
-from .inputs import Inputs
 from .size import Conditions, Size
 from .tracing import symbolic_mode
 
@@ -58,7 +57,7 @@ class SizeInputs:
             example = ir.example(node)
             if isinstance(example, torch.SymInt) and example.node.expr.is_Symbol:
                 found.setdefault(str(example.node.expr), position)
-            needed.update(str(symbol) for symbol in _symbols_of(example))
+            needed.update(str(symbol) for symbol in symbols_of(example))
         if not needed <= found.keys():
             return SizeInputs((), ())
         return SizeInputs(tuple(found), tuple(found.values()))
@@ -68,7 +67,8 @@ class SizeInputs:
         return tuple(int(args[place]) for place in self.places)
 
 
-def _symbols_of(example: Any) -> set[sympy.Symbol]:
+def symbols_of(example: Any) -> set[sympy.Symbol]:
+    """The symbols in a number, or in the layout of a tensor."""
     numbers: list[Any] = [example]
     if isinstance(example, torch.Tensor):
         numbers = [*example.shape, *example.stride(), example.storage_offset()]
@@ -124,30 +124,13 @@ class OpenSizes(Conditions):
         hint = self.at(expression, self.given)
         return self._env.create_symintnode(expression, hint=hint)  # type: ignore[return-value]
 
-    def fake(self, example: Any, tensor: torch.Tensor, names: Sequence[str]) -> torch.Tensor:
-        """A fake tensor of open sizes.
-
-        Args:
-            example: Dynamo's fake tensor of the input, in Dynamo's own symbols.
-            tensor: the input.
-            names: Dynamo's name of every open size.
-        """
-        if not _symbols_of(example):
-            return self.mode.from_tensor(tensor, static_shapes=True)
-        own = dict(zip(names, self.symbols, strict=True))
-
-        def ours(number: int | torch.SymInt) -> int | torch.SymInt:
-            if not isinstance(number, torch.SymInt):
-                return number
-            theirs = number.node.expr
-            named = {symbol: own[str(symbol)] for symbol in theirs.free_symbols}
-            return self.number(theirs.xreplace(named))
-
-        if example.storage_offset() != 0:
-            raise NotOpenError("an input is a part of a larger tensor")
-        sizes, strides = [ours(n) for n in example.shape], [ours(n) for n in example.stride()]
+    def tensor(self, node: fx.Node) -> Any:
+        """A fake tensor with symbolic sizes for a node that yields one tensor."""
+        like, layout = ir.tensor(node), ir.layouts(node)[0]
+        assert like is not None, node
+        sizes, strides = (tuple(map(self.symbolic, row)) for row in layout)
         with self.mode:
-            return torch.empty_strided(sizes, strides, dtype=tensor.dtype, device=tensor.device)
+            return torch.empty_strided(sizes, strides, dtype=like.dtype, device=like.device)
 
     def closed(self, number: Any) -> Any:
         """A symbolic number as a number that remembers how it follows from the open sizes.
@@ -160,6 +143,10 @@ class OpenSizes(Conditions):
         if isinstance(number, torch.SymFloat):
             raise NotOpenError("a number that is no integer follows from a size")
         return self.size(number.node.expr) if isinstance(number, torch.SymInt) else number
+
+    def symbolic(self, number: int) -> int | torch.SymInt:
+        """The symbolic number that a size remembers; any other number itself."""
+        return self.number(number.expression) if isinstance(number, Size) else number
 
     def admits(self, sizes: Sequence[int]) -> bool:
         """Whether what was made so far is right for other sizes."""
@@ -190,66 +177,26 @@ class OpenSizes(Conditions):
         ]
 
 
-def close(captured: fx.GraphModule, opened: OpenSizes) -> None:
-    """Put the numbers of one call in the place of symbolic sizes.
+def resize(captured: fx.GraphModule, sizes: Sequence[int]) -> None:
+    """Let the layouts of a graph be those for other sizes, to count bytes and operations.
 
     Args:
-        captured: a graph that was traced with symbolic sizes; modified in place. Its inputs that
-            are numbers go.
-        opened: its open sizes.
-
-    Raises:
-        NotOpenError: an op takes a number that is no integer and follows from a size.
-    """
-    from torch._subclasses.fake_tensor import FakeTensorMode
-
-    fixed = FakeTensorMode(allow_non_fake_inputs=True)
-    graph = captured.graph
-    numbers: dict[fx.Node, Any] = {}
-
-    def closed(value: Any) -> Any:
-        if not isinstance(value, torch.Tensor):
-            return opened.closed(value)
-        sizes = [int(opened.closed(n)) for n in value.shape]
-        strides = [int(opened.closed(n)) for n in value.stride()]
-        return torch.empty_strided(sizes, strides, dtype=value.dtype, device=value.device)
-
-    with fixed:
-        for node in graph.nodes:
-            node.args = fx.map_arg(node.args, lambda n: numbers.get(n, n))
-            node.kwargs = fx.map_arg(node.kwargs, lambda n: numbers.get(n, n))
-            value = ir.value(node)
-            if isinstance(value, (torch.SymInt, torch.SymBool, torch.SymFloat)):
-                numbers[node] = opened.closed(value) if node.users else None
-                continue
-            ir.set_value(node, pytree.tree_map(closed, value))
-            _set_open_value(node, value, opened)
-    for node in reversed(numbers):
-        if not node.users:
-            graph.erase_node(node)
-    ir.set_open_sizes(captured, opened)
-    captured.recompile()
-
-
-def resize(captured: fx.GraphModule, opened: OpenSizes, sizes: Sequence[int]) -> None:
-    """Let the values of a graph be those for other sizes. Its numbers stay as they are.
-
-    Args:
-        captured: a closed graph; the facts about its nodes are changed.
-        opened: its open sizes.
+        captured: a closed graph with open sizes, that no pass works on any more. Facts about its
+            nodes are changed.
         sizes: one number per open size.
     """
     known: dict[Any, int] = {}
 
-    def resized(numbers: Sequence[Any]) -> tuple[int, ...]:
-        symbolic = {n.node.expr for n in numbers if isinstance(n, torch.SymInt)}
-        known.update({each: opened.at(each, sizes) for each in symbolic.difference(known)})
-        return tuple(known[n.node.expr] if isinstance(n, torch.SymInt) else n for n in numbers)
+    def resized(number: int) -> int:
+        if not isinstance(number, Size):
+            return number
+        if number.expression not in known:
+            known[number.expression] = number.conditions.at(number.expression, sizes)
+        return known[number.expression]
 
     for node in captured.graph.nodes:
-        if (value := ir.open_value(node)) is not None:
-            layouts = [ir.Layout(resized(t.shape), resized(t.stride())) for t in _tensors(value)]
-            ir.set_layouts(node, layouts)
+        counted = [tuple(map(resized, layout.sizes)) for layout in ir.layouts(node)]
+        ir.set_counted_sizes(node, counted)
 
 
 def compute_value(node: fx.Node) -> None:
@@ -258,14 +205,10 @@ def compute_value(node: fx.Node) -> None:
     args, kwargs = fx.map_arg((node.args, node.kwargs), ir.value)
     ir.set_value(node, target(*args, **kwargs))
     opened = next(filter(None, map(_opened_of, node.all_input_nodes)), None)
-    if opened is not None and all(ir.open_value(n) is not None for n in node.all_input_nodes):
-        args, kwargs = fx.map_arg((node.args, node.kwargs), ir.open_value)
+    if opened is not None:
+        args, kwargs = fx.map_arg((node.args, node.kwargs), opened.tensor)
         with opened.mode:
-            _set_open_value(node, target(*args, **kwargs), opened)
-
-
-def _set_open_value(node: fx.Node, value: Any, opened: OpenSizes) -> None:
-    ir.set_open_value(node, value, [_layout(tensor, opened) for tensor in _tensors(value)])
+            ir.set_layouts(node, _layouts(target(*args, **kwargs), opened))
 
 
 def _opened_of(node: fx.Node) -> OpenSizes | None:
@@ -274,34 +217,10 @@ def _opened_of(node: fx.Node) -> OpenSizes | None:
     return size.conditions if size is not None else None  # type: ignore[return-value]
 
 
-def _tensors(value: Any) -> list[torch.Tensor]:
+def _layouts(value: Any, opened: OpenSizes) -> list[ir.Layout]:
     several = value if isinstance(value, (list, tuple)) else [value]
-    return [each for each in several if isinstance(each, torch.Tensor)]
-
-
-def _layout(tensor: torch.Tensor, opened: OpenSizes) -> ir.Layout:
-    sizes = tuple(opened.closed(number) for number in tensor.shape)
-    return ir.Layout(sizes, tuple(opened.closed(number) for number in tensor.stride()))
-
-
-def open_inputs(
-    dynamo_graph: fx.GraphModule, inputs: Inputs, args: Sequence[Any]
-) -> tuple[OpenSizes, list[Any]]:
-    """The inputs of a trace with open sizes: a symbol for each open size, and fake tensors.
-
-    Raises:
-        NotOpenError: the graph has no open sizes, or holds what cannot be traced with them.
-    """
-    where = SizeInputs.of(dynamo_graph)
-    if not where.places or inputs.wrapped:
-        raise NotOpenError("the graph has no open sizes")
-    opened = OpenSizes.begin(where.names, where.values(args))
-    symbol = dict(zip(where.places, opened.numbers(), strict=True))
-    nodes = ir.placeholders(dynamo_graph.graph)
-    given: list[Any] = []
-    for position, (node, arg) in enumerate(zip(nodes, args, strict=True)):
-        if position in symbol:
-            given.append(symbol[position])
-        elif not inputs.is_number[position]:
-            given.append(opened.fake(ir.example(node), arg, where.names))
-    return opened, given
+    return [
+        ir.Layout(tuple(map(opened.closed, each.shape)), tuple(map(opened.closed, each.stride())))
+        for each in several
+        if isinstance(each, torch.Tensor)
+    ]

@@ -78,7 +78,7 @@ class Opener:
     def inputs_of(self, graph_module: fx.GraphModule) -> dict[fx.Node, Any]:
         """The inputs and constants of a graph, with symbolic sizes."""
         graph, mode = graph_module.graph, self.opened.mode
-        values = {node: ir.open_value(node) for node in ir.placeholders(graph)}
+        values = {node: self.opened.tensor(node) for node in ir.placeholders(graph)}
         for node in graph.find_nodes(op="get_attr"):
             held = getattr(graph_module, str(node.target))
             values[node] = mode.from_tensor(held, static_shapes=True)

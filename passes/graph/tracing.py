@@ -52,26 +52,6 @@ def trace(static_graph: fx.GraphModule, tensors: Sequence[torch.Tensor]) -> fx.G
     return captured
 
 
-def trace_open(
-    static_graph: fx.GraphModule, fake_args: Sequence[Any], mode: FakeTensorMode
-) -> fx.GraphModule | None:
-    """Trace a graph with symbolic sizes, if it is one that ``trace_pure`` traces.
-
-    Args:
-        static_graph: a graph whose placeholders are tensors and sizes.
-        fake_args: one fake tensor or symbolic number per placeholder.
-        mode: the mode of the fake tensors.
-
-    Raises:
-        RuntimeError: torch cannot trace it.
-        NotImplementedError: torch cannot trace it either.
-    """
-    captured = trace_pure(static_graph, fake_args, {}, mode)
-    if captured is not None and (composite := _composite_ops(captured.graph)):
-        captured = trace_pure(static_graph, fake_args, composite, mode)
-    return captured
-
-
 def _trace(
     static_graph: fx.GraphModule, fake_args: Sequence[FakeTensor], decompositions: Decompositions
 ) -> fx.GraphModule:
@@ -96,9 +76,8 @@ def _composite_ops(graph: fx.Graph) -> Decompositions:
 
 def trace_pure(
     static_graph: fx.GraphModule,
-    fake_args: Sequence[Any],
+    fake_args: Sequence[FakeTensor],
     decompositions: Decompositions | None = None,
-    mode: FakeTensorMode | None = None,
 ) -> fx.GraphModule | None:
     """Trace once a graph that writes to none of its inputs and has no tensors of its own.
 
@@ -116,7 +95,7 @@ def trace_pure(
     def run(*args: Any) -> Any:
         nonlocal writes
         outputs = fx.Interpreter(static_graph).run(*args)
-        writes = any(_is_written_to(arg) for arg in args if isinstance(arg, torch.Tensor))
+        writes = any(_is_written_to(arg) for arg in args)
         return outputs
 
     from torch._dispatch.python import enable_python_dispatcher
@@ -125,8 +104,7 @@ def trace_pure(
     from torch.fx.traceback import preserve_node_meta
 
     function = dispatch_functionalize(run, FunctionalTensorMode(pre_dispatch=True, export=True))
-    mode = mode or fake_args[0].fake_mode
-    with torch.no_grad(), mode, enable_python_dispatcher(), preserve_node_meta():
+    with torch.no_grad(), fake_args[0].fake_mode, enable_python_dispatcher(), preserve_node_meta():
         captured = make_fx(function, decompositions, tracing_mode="real", pre_dispatch=True)(
             *fake_args
         )

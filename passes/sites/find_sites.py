@@ -201,5 +201,7 @@ def measured(site: Site) -> Site:
 
 def _kept_bytes(node: fx.Node, site: Site) -> int:
     """Bytes that are cached of a value. The difference of a stretch may take less than its end."""
-    start = site.starts.get(node)
-    return ir.num_bytes(node) if start is None else ir.num_elements(node) * start.dtype.itemsize
+    num_bytes, start, end = ir.num_bytes(node), site.starts.get(node), ir.tensor(node)
+    if start is None or end is None:
+        return num_bytes
+    return num_bytes // end.element_size() * start.dtype.itemsize
