@@ -144,6 +144,15 @@ class OpenSizes(Conditions):
             raise NotOpenError("a number that is no integer follows from a size")
         return self.size(number.node.expr) if isinstance(number, torch.SymInt) else number
 
+    def layouts(self, value: Any) -> list[ir.Layout]:
+        """Layouts of one or several fake tensors with symbolic sizes."""
+        several = value if isinstance(value, (list, tuple)) else [value]
+        return [
+            ir.Layout(tuple(map(self.closed, each.shape)), tuple(map(self.closed, each.stride())))
+            for each in several
+            if isinstance(each, torch.Tensor)
+        ]
+
     def symbolic(self, number: int) -> int | torch.SymInt:
         """The symbolic number that a size remembers; any other number itself."""
         return self.number(number.expression) if isinstance(number, Size) else number
@@ -208,19 +217,10 @@ def compute_value(node: fx.Node) -> None:
     if opened is not None:
         args, kwargs = fx.map_arg((node.args, node.kwargs), opened.tensor)
         with opened.mode:
-            ir.set_layouts(node, _layouts(target(*args, **kwargs), opened))
+            ir.set_layouts(node, opened.layouts(target(*args, **kwargs)))
 
 
 def _opened_of(node: fx.Node) -> OpenSizes | None:
     numbers = (n for layout in ir.layouts(node) for n in (*layout.sizes, *layout.strides))
     size = next((number for number in numbers if isinstance(number, Size)), None)
     return size.conditions if size is not None else None  # type: ignore[return-value]
-
-
-def _layouts(value: Any, opened: OpenSizes) -> list[ir.Layout]:
-    several = value if isinstance(value, (list, tuple)) else [value]
-    return [
-        ir.Layout(tuple(map(opened.closed, each.shape)), tuple(map(opened.closed, each.stride())))
-        for each in several
-        if isinstance(each, torch.Tensor)
-    ]

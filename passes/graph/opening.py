@@ -5,12 +5,13 @@ An opened piece takes the open sizes as its first inputs, and computes from them
     view(%x, [2, 30, 64])     ->     %n = s0 // 4;  view(%x, [2, %n, 64])
 
 Its values are propagated through the pieces, from the inputs of the whole graph on. So a number
-that a pass made, and that does not follow from the sizes where it should, becomes a condition.
+that a pass made, and that does not follow from the sizes where it should, becomes a condition. So
+does every size that differs from what the closed graph says of it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,6 +24,8 @@ from . import ir
 from .open_sizes import NotOpenError, OpenSizes
 from .size import Size
 from .structure import structure_key
+
+Origins = Mapping[fx.Node, fx.Node]
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,20 +96,25 @@ class Opener:
         """
         if not _is_open(closed, inputs):
             return None
-        opened = self._with_sizes(closed, inputs)
+        opened, origins = self._with_sizes(closed, inputs)
         key = structure_key(opened)
         if key not in self._outputs:
-            self._outputs[key] = self._values_of(opened)
+            examples = [ir.value(node) for node in ir.placeholders(opened.graph)]
+            self._outputs[key] = self._run(opened, examples, origins)
         return OpenPiece(closed, opened, key, self._outputs[key], self.opened)
 
     def values_of(self, closed: fx.GraphModule, inputs: Sequence[Any]) -> Sequence[Any]:
         """The values of a piece that depends on no open size."""
         key = "closed " + structure_key(closed)
         if key not in self._outputs:
-            self._outputs[key] = self._run(closed, inputs)
+            origins = {node: node for node in closed.graph.nodes}
+            self._outputs[key] = self._run(closed, inputs, origins)
         return self._outputs[key]
 
-    def _with_sizes(self, closed: fx.GraphModule, inputs: Sequence[Any]) -> fx.GraphModule:
+    def _with_sizes(
+        self, closed: fx.GraphModule, inputs: Sequence[Any]
+    ) -> tuple[fx.GraphModule, Origins]:
+        """The graph with open sizes, and the nodes that its nodes stand for."""
         graph = fx.Graph()
         numbers: dict[sympy.Basic, Any] = {}
         for symbol, number in zip(self.opened.symbols, self.opened.numbers(), strict=True):
@@ -129,20 +137,37 @@ class Opener:
             copies[node] = graph.create_node(node.op, node.target, tuple(args), kwargs, node.name)
             if node.op == "placeholder":
                 ir.set_value(copies[node], next(given))
-        return fx.GraphModule(closed, graph)
+        return fx.GraphModule(closed, graph), {copy: node for node, copy in copies.items()}
 
-    def _values_of(self, opened: fx.GraphModule) -> Sequence[Any]:
-        return self._run(opened, [ir.value(n) for n in ir.placeholders(opened.graph)])
-
-    def _run(self, graph_module: fx.GraphModule, inputs: Sequence[Any]) -> Sequence[Any]:
+    def _run(
+        self, graph_module: fx.GraphModule, inputs: Sequence[Any], origins: Origins
+    ) -> Sequence[Any]:
         from torch._dispatch.python import enable_python_dispatcher
 
         try:
             with torch.no_grad(), self.opened.mode, enable_python_dispatcher():
-                return fx.Interpreter(graph_module).run(*inputs)
+                return _Checked(graph_module, origins, self.opened).run(*inputs)
         except Exception as error:  # the piece is right for the sizes that it was made for
             words = str(error).strip().splitlines() or [type(error).__name__]
             raise NotOpenError(f"a piece cannot be opened: {words[0]}") from error
+
+
+class _Checked(fx.Interpreter):
+    """Runs a piece with symbolic sizes, and compares every size with what is known of it."""
+
+    def __init__(self, graph_module: fx.GraphModule, origins: Origins, opened: OpenSizes) -> None:
+        super().__init__(graph_module)
+        self._origins = origins
+        self._opened = opened
+
+    def run_node(self, n: fx.Node) -> Any:
+        result = super().run_node(n)
+        if n.op == "call_function" and n in self._origins:
+            pairs = zip(ir.layouts(self._origins[n]), self._opened.layouts(result), strict=True)
+            for known, found in pairs:
+                if known.sizes != found.sizes:  # the comparison is a condition
+                    raise NotOpenError(f"{n} has other sizes: {found.sizes}, not {known.sizes}")
+        return result
 
 
 def _is_open(closed: fx.GraphModule, inputs: Sequence[Any]) -> bool:

@@ -79,8 +79,8 @@ def unify(
 
     Args:
         captured: a graph; modified in place.
-        others: graphs with the same ``skeleton``; not modified. One of them must differ in all open
-            sizes.
+        others: graphs with the same ``skeleton``; not modified. Open sizes that are the same in the
+            one that differs most stay as they are.
         dynamo_graph: the graph of Dynamo that was captured, with Dynamo's expressions.
         given: the open sizes that it was captured at.
 
@@ -91,6 +91,9 @@ def unify(
     opened = OpenSizes.begin(names, given)
     own = dict(zip(names, opened.symbols, strict=True))
     other, sizes = _furthest(given, others, dynamo_graph, names)
+    for symbol, size, size_2 in zip(opened.symbols, given, sizes, strict=True):
+        if size == size_2:  # nothing shows what follows from it
+            opened.found[Condition(operator.eq, symbol, size, True)] = None
     numbers = _Numbers(opened, sizes, _expressions(dynamo_graph, own))
     twins = list(zip(captured.graph.nodes, other.graph.nodes, strict=True))
     found = [numbers.arguments(node, twin) for node, twin in twins]
@@ -108,12 +111,12 @@ def _furthest(
     dynamo_graph: fx.GraphModule,
     names: Sequence[str],
 ) -> tuple[fx.GraphModule, tuple[int, ...]]:
-    """A graph that differs in all open sizes, with its sizes."""
-    for other in others:
-        sizes = _sizes_of(other, dynamo_graph, names)
-        if not any(map(operator.eq, sizes, given)):
-            return other, sizes
-    raise NotOpenError("no other sizes were captured that differ in all open sizes")
+    """The graph that differs in most open sizes, with its sizes."""
+    known = [(other, _sizes_of(other, dynamo_graph, names)) for other in others]
+    best = max(known, key=lambda pair: sum(map(operator.ne, pair[1], given)), default=None)
+    if best is None or best[1] == tuple(given):
+        raise NotOpenError("no other sizes were captured")
+    return best
 
 
 def _sizes_of(
