@@ -154,7 +154,7 @@ def test_with_nothing_reused_all_sizes_are_eager(captures: list[int]) -> None:
 
 def test_sizes_that_undo_a_decision_have_an_analysis_of_their_own(captures: list[int]) -> None:
     # At a height of six, the analysis takes the parts of the prompt for the prompt itself.
-    sizes = ((4, 5, 9), (6, 5, 9), (8, 5, 9), (6, 5, 9), (10, 5, 9))
+    sizes = ((4, 5, 20), (6, 5, 20), (8, 5, 20), (6, 5, 20), (10, 5, 20))
     assert check_sizes(Spliced(), sizes, captures, LINEAR) == [1, 1, 1, 0, 0]
 
 
