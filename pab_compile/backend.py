@@ -38,6 +38,7 @@ from .plans.live import LivePlan
 from .ranks.agreement import Agreement
 from .ranks.mesh import fingerprint, peers_of
 from .runtime.forward import Forward
+from .runtime.layer_hooks import with_cause
 from .runtime.scope import current_scope
 from .runtime.weights import watch_hotswap
 
@@ -263,6 +264,8 @@ class CompiledGraph:
 
     def _refuse(self, error: PabError, stacklevel: int) -> None:
         """Raise an error, or warn, as the option ``on_unsupported`` says."""
+        if isinstance(error, UnsupportedModelError) and (calls := model_calls()):
+            error = with_cause(error, calls[0].module)
         if self._settings.options.on_unsupported == "raise":
             raise error
         warnings.warn(f"pab: compiled without reuse. {error}", stacklevel=stacklevel)

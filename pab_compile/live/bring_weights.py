@@ -45,7 +45,8 @@ def bring_weights(model: torch.nn.Module, undo: ExitStack) -> None:
     is changed.
 
     Args:
-        model: the model.
+        model: the model. Its hooks must be those of group offloading or layerwise casting of
+            diffusers, or of offloading of accelerate.
         undo: gets what lets the hooks run again.
     """
     found = list(layer_hooks(model))
@@ -84,7 +85,9 @@ class Target:
         """The tensor as it is needed."""
         if self.dtype is not None and tensor.is_floating_point():
             tensor = tensor.to(self.dtype)
-        return tensor if self.device is None else tensor.to(self.device, non_blocking=True)
+        if self.device is None:
+            return tensor
+        return tensor.to(self.device, non_blocking=self.device.type != "cpu")
 
     def moved(self, value: Any, skipped: Collection[str] = ()) -> Any:
         """An input, with the tensors in it where they are needed; they are not cast."""
@@ -187,7 +190,7 @@ def _replace_aligning(layer: torch.nn.Module, undo: ExitStack) -> None:
             _give_back(layer, name, weight, undo)
         skipped = hook.skip_keys or ()
         skipped = (skipped,) if isinstance(skipped, str) else tuple(skipped)
-        names = None if hook.place_submodules else frozenset(n for n, _ in named_tensors(layer, False))
+        names = frozenset(name for name, _ in named_tensors(layer, hook.place_submodules))
         forward = bringing(layer, forward, target, names, skipped)
         if hook.io_same_device:
             forward = _returning(forward, skipped)

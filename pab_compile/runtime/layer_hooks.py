@@ -7,11 +7,14 @@ every layer.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+
+from pab_compile.errors import UnsupportedModelError
 
 CASTING = "layerwise casting"
 GROUPS = "group offloading"
@@ -23,6 +26,7 @@ _WAY_OUT = (
     "First attach them, then call pab_compile.enable(model): it casts and moves the weights inside "
     "the graph instead. If the model is enabled already, call disable() on its handle first."
 )
+_FROM_DISK = 'Weights that are not in memory are reused with options={"cut": "output"} only.'
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,28 +45,34 @@ class LayerHook:
 
 
 def layer_hooks(model: torch.nn.Module) -> Iterator[LayerHook]:
-    """The hooks that bring weights, of a model and of all its layers.
+    """The hooks that bring weights, of a model and of all its layers, as far as they run.
 
     A hook that brings the whole model at once is none of them.
     """
     for layer in model.modules():
         for name, hook in getattr(vars(layer).get("_diffusers_hook"), "hooks", {}).items():
+            if name not in ("layerwise_casting", "group_offloading"):
+                continue
+            if hook.fn_ref.pre_forward != hook.pre_forward:
+                continue  # another function was put in its place
             if name == "layerwise_casting":
                 yield LayerHook(CASTING, layer, hook)
-            elif name == "group_offloading":
+            else:
                 on_disk = hook.group.offload_to_disk_path is not None
                 yield LayerHook(FROM_DISK if on_disk else GROUPS, layer, hook)
         for hook in aligning_hooks(layer):
             if not hook.offload:
                 yield LayerHook(PLACING, layer, hook)
-            elif _is_in_memory(layer, hook):
-                yield LayerHook(SEQUENTIAL, layer, hook)
             else:
-                yield LayerHook(FROM_DISK, layer, hook)
+                yield LayerHook(
+                    SEQUENTIAL if _is_in_memory(layer, hook) else FROM_DISK, layer, hook
+                )
 
 
 def aligning_hooks(layer: torch.nn.Module) -> tuple[Any, ...]:
     """The hooks of accelerate that a layer has, if all of them bring weights or move inputs."""
+    if not isinstance(layer.forward, functools.partial):
+        return ()  # it has no hook, or another function was put in its place
     hook = vars(layer).get("_hf_hook")
     hooks = tuple(getattr(hook, "hooks", (hook,)))
     return hooks if all(hasattr(one, "weights_map") for one in hooks) else ()
@@ -93,12 +103,22 @@ def _is_in_memory(layer: torch.nn.Module, hook: Any) -> bool:
     return all(first[name] is second[name] for name in first)
 
 
-def why_broken(model: torch.nn.Module | None) -> str:
-    """What to tell users about the layer hooks of a model that was refused; ``""`` without any."""
+def with_cause(
+    error: UnsupportedModelError, model: torch.nn.Module | None
+) -> UnsupportedModelError:
+    """An error that a model cannot be broadcast, with its layer hooks as the cause if it has any.
+
+    Args:
+        error: the error.
+        model: the model; None if a function was compiled.
+    """
     features = () if model is None else dict.fromkeys(hook.feature for hook in layer_hooks(model))
     if not features:
-        return ""
-    named = f"The layers of this model have hooks ({', '.join(features)}), where Dynamo breaks it."
-    if FROM_DISK in features:
-        return f"{named} Weights that are not in memory only go with cut='output'."
-    return f"{named} {_WAY_OUT}"
+        return error
+    way_out = _FROM_DISK if FROM_DISK in features else _WAY_OUT
+    found = UnsupportedModelError(
+        f"Hooks around the layers of this model ({', '.join(features)}) break the forward at every "
+        f"layer. {way_out} What was found so: {error}"
+    )
+    found.__cause__ = error.__cause__
+    return found
