@@ -112,13 +112,14 @@ def with_cause(
         error: the error.
         model: the model; None if a function was compiled.
     """
-    features = () if model is None else dict.fromkeys(hook.feature for hook in layer_hooks(model))
+    found = () if model is None else layer_hooks(model)
+    features = dict.fromkeys(hook.feature for hook in found if hook.layer is not model)
     if not features:
         return error
     way_out = _FROM_DISK if FROM_DISK in features else _WAY_OUT
-    found = UnsupportedModelError(
+    caused = UnsupportedModelError(
         f"Hooks around the layers of this model ({', '.join(features)}) break the forward at every "
         f"layer. {way_out} What was found so: {error}"
     )
-    found.__cause__ = error.__cause__
-    return found
+    caused.__cause__ = error.__cause__
+    return caused

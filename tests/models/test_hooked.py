@@ -1,4 +1,7 @@
-"""Hooks that move or cast weights: harmless around the whole model, refused around its layers."""
+"""Hooks that move or cast weights: harmless around the whole model, refused around its layers.
+
+``tests/live/test_layer_hooks.py`` tests what ``enable`` does with hooks around layers.
+"""
 
 from __future__ import annotations
 
