@@ -24,6 +24,7 @@ from pab_compile.passes.sites.site import OUTPUT
 from .calibration.observe import current_observer
 from .compile.build import Settings, compile_program, plain_program
 from .compile.call_roles import roles_of_call
+from .compile.compile_log import CompileLog
 from .compile.lower import PieceCompiler
 from .compile.number_clocks import NUMBER_WAS_NEW, number_clocks
 from .compile.program import CompiledProgram, InputRoles, Runnable
@@ -90,6 +91,7 @@ class CompiledGraph:
         self._progress = CompileProgress()
         self._agreement = Agreement(self._graph_module, options)
         self._whole_forward = WholeForward()
+        self._log = CompileLog()
 
     def __call__(self, *args: Any) -> Any:
         """Run the graph in the forward that calls it."""
@@ -134,6 +136,7 @@ class CompiledGraph:
             num_samples=None if observer is None else observer.num_samples,
             form=form,
             shown=functools.partial(self._shown, forward),
+            number=len(forward.visited),
         )
 
     def _form(self, forward: Forward) -> Form | None:
@@ -170,7 +173,7 @@ class CompiledGraph:
             with compiling():
                 if key not in self._programs:
                     self._programs[key] = self._agreement.compiled(
-                        functools.partial(self._compile, request), self._fingerprint
+                        functools.partial(self._logged, request), self._fingerprint
                     )
         return self._programs[key]
 
@@ -205,6 +208,12 @@ class CompiledGraph:
         except UnsupportedModelError:
             return self._programs.setdefault(self._key(request), program)
 
+    def _logged(self, request: Request, grid: Grid | None) -> Runnable:
+        """Compile the program on this rank, and prepare its line in the log."""
+        with self._log.compiling(request, self._settings.compiler) as entry:
+            entry.program = self._compile(request, grid)
+            return entry.program
+
     def _compile(self, request: Request, grid: Grid | None) -> Runnable:
         """Compile the program on this rank."""
         settings, options = self._settings, self._settings.options
@@ -233,7 +242,7 @@ class CompiledGraph:
         except Exception as error:
             refused = _defect(error)
             refused.__cause__ = error
-        self._refuse(refused, stacklevel=6)
+        self._refuse(refused, stacklevel=7)
         return plain_program(request, settings, str(refused))
 
     def _fingerprint(self, program: Runnable, exchanges: bool) -> str:
@@ -261,6 +270,7 @@ class CompiledGraph:
             raise
         finally:
             self._progress.stop()
+            self._log.ran(self._settings.compiler)
 
     def _refuse(self, error: PabError, stacklevel: int) -> None:
         """Raise an error, or warn, as the option ``on_unsupported`` says."""

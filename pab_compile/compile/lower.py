@@ -32,6 +32,10 @@ class PieceCompiler:
         inner: ``inductor``, ``eager``, the name of a registered backend, or a backend.
         mode: torch.compile's mode, for Inductor.
         progress: counts the pieces.
+
+    Attributes:
+        compile_seconds: what the inner compiler took so far.
+        num_asked: how often a piece was asked for, equal ones too.
     """
 
     def __init__(
@@ -43,6 +47,7 @@ class PieceCompiler:
         self._compiled: dict[str, Function] = {}
         self._warming: threading.Thread | None = None
         self.compile_seconds = 0.0
+        self.num_asked = 0
 
     @property
     def reuses_output_memory(self) -> bool:
@@ -73,6 +78,7 @@ class PieceCompiler:
             graph_module: the piece.
             key: its ``structure_key``.
         """
+        self.num_asked += 1
         if key not in self._compiled:
             self._compiled[key] = self._lazily(graph_module)
             self._progress.add_pieces(1)
