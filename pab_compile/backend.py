@@ -28,6 +28,7 @@ from .compile.compile_log import CompileLog
 from .compile.lower import PieceCompiler
 from .compile.number_clocks import NUMBER_WAS_NEW, number_clocks
 from .compile.program import CompiledProgram, InputRoles, Runnable
+from .compile.program_store import ProgramStore
 from .compile.progress import CompileProgress
 from .compile.request import Request
 from .compile.whole_forward import WholeForward
@@ -87,7 +88,7 @@ class CompiledGraph:
         self._inputs = Inputs.of(self._graph_module, examples)
         self._break_reason = break_reason(graph_module)
         self._given = (options, mode)
-        self._programs: dict[tuple[Any, ...], Runnable] = {}
+        self._programs = ProgramStore()
         self._progress = CompileProgress()
         self._agreement = Agreement(self._graph_module, options)
         self._whole_forward = WholeForward()
@@ -169,13 +170,16 @@ class CompiledGraph:
     def _program(self, request: Request) -> Runnable:
         """The program for a request; the first such request compiles it."""
         key = self._key(request)
-        if key not in self._programs:
+        program = self._programs.find(key)
+        if program is None:
             with compiling():
-                if key not in self._programs:
-                    self._programs[key] = self._agreement.compiled(
+                program = self._programs.find(key)
+                if program is None:
+                    program = self._agreement.compiled(
                         functools.partial(self._logged, request), self._fingerprint
                     )
-        return self._programs[key]
+                    self._programs.add(key, program, may_drop=self._agreement.is_alone)
+        return program
 
     def _key(self, request: Request) -> tuple[Any, ...]:
         return (
@@ -206,7 +210,7 @@ class CompiledGraph:
         try:
             return self._program(request)
         except UnsupportedModelError:
-            return self._programs.setdefault(self._key(request), program)
+            return self._programs.add(self._key(request), program, self._agreement.is_alone)
 
     def _logged(self, request: Request, grid: Grid | None) -> Runnable:
         """Compile the program on this rank, and prepare its line in the log."""
@@ -263,7 +267,10 @@ class CompiledGraph:
         self._progress.start()
         try:
             restate = functools.partial(self._restated, program, request)
-            return program(forward, request.args, request.tensors, restate)
+            outputs = program(forward, request.args, request.tensors, restate)
+            if forward.place is not None:
+                self._programs.ran(program, forward.place.generation)
+            return outputs
         except BaseException as error:
             forward.fail()
             self._agreement.fail(error)

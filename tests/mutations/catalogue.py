@@ -764,6 +764,20 @@ MUTATIONS = (
         ("tests/passes/graph/test_ir.py",),
     ),
     Mutation(
+        "pab_compile/compile/program_store.py",
+        "the program of a generation that runs is dropped",
+        "key != newest and not self._is_in_use(self._programs[key])",
+        "key != newest",
+        ("tests/compile/test_program_store.py",),
+    ),
+    Mutation(
+        "pab_compile/compile/program_store.py",
+        "programs of all sizes are kept",
+        "del self._programs[key]",
+        "pass",
+        ("tests/compile/test_program_store.py",),
+    ),
+    Mutation(
         "pab_compile/compile/lane_step.py",
         "what a budget leaves out is cached",
         "(self._kept is not None and op.site not in self._kept)",
