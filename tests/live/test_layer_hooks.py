@@ -282,3 +282,16 @@ def test_a_weight_that_changes_is_noticed_in_its_small_type() -> None:
     again = loop_of(calls_of(model), torch.bfloat16, loop.timesteps[5:6])
     again.latents = latents
     assert torch.equal(again.run()[0], loop.predictions[5])
+
+
+@pytest.mark.long
+@pytest.mark.slow
+def test_inductor_compiles_the_casts_into_the_pieces() -> None:
+    model = tiny_latte(depth=1)
+    cast_layers(model)
+    plain = without_hooks(model, torch.float32)
+    handle = pab_compile.enable(model, "linear3", cut="attention")
+    with handle.disabled():
+        assert_same(generate(model), generate(plain), 1e-4)
+    generate(model)
+    assert all(handle.stats()["model"].reused.values())
