@@ -16,7 +16,7 @@ import functools
 from collections.abc import Callable, Collection
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 
@@ -202,11 +202,11 @@ def _give_back(layer: torch.nn.Module, name: str, weight: torch.Tensor, undo: Ex
     """Put a weight in the place of the tensor without memory that stands for it."""
     path, _, last = name.rpartition(".")
     owner = layer.get_submodule(path)
-    place = owner._parameters if last in owner._parameters else owner._buffers
+    is_parameter = last in owner._parameters
+    place = cast("dict[str, Any]", owner._parameters if is_parameter else owner._buffers)
     empty = place[last]
-    assert empty is not None, name
     undo.callback(place.__setitem__, last, empty)
-    if isinstance(empty, torch.nn.Parameter):
+    if is_parameter:
         weight = torch.nn.Parameter(weight, requires_grad=empty.requires_grad)
     place[last] = weight
 

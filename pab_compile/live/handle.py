@@ -51,6 +51,7 @@ class Handle:
         self._undo = ExitStack()
         for module in self._modules.values():
             bring_weights(module, self._undo)
+        for module in self._modules.values():
             module.compile(backend="pab", options=dict(options))
 
     @property

@@ -81,20 +81,21 @@ def aligning_hooks(layer: torch.nn.Module) -> tuple[Any, ...]:
 def named_tensors(
     layer: torch.nn.Module, recurse: bool = True
 ) -> Iterator[tuple[str, torch.Tensor]]:
-    """The parameters and buffers of a layer.
+    """The parameters and buffers of a layer, under each of their names.
 
     Args:
         layer: the layer.
         recurse: whether those of its layers count too.
     """
-    yield from layer.named_parameters(recurse=recurse)
-    yield from layer.named_buffers(recurse=recurse)
+    yield from layer.named_parameters(recurse=recurse, remove_duplicate=False)
+    yield from layer.named_buffers(recurse=recurse, remove_duplicate=False)
 
 
 def offloaded(layer: torch.nn.Module, hook: Any) -> dict[str, torch.Tensor]:
     """The weights that a hook of accelerate will give a layer, which has none at the moment."""
     tensors = named_tensors(layer, recurse=hook.place_submodules)
-    return {name: hook.weights_map[name] for name, tensor in tensors if tensor.is_meta}
+    weights = hook.weights_map
+    return {name: weights[name] for name, tensor in tensors if tensor.is_meta and name in weights}
 
 
 def _is_in_memory(layer: torch.nn.Module, hook: Any) -> bool:

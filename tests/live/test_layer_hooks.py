@@ -28,6 +28,8 @@ from helpers.latte import (
 from helpers.oracle import Oracle
 from helpers.pairs import NUM_STEPS, RULE
 from pab_compile import UnsupportedModelError
+from pab_compile.live import bring_weights
+from pab_compile.live.bring_weights import Target
 
 CPU, META = torch.device("cpu"), torch.device("meta")
 FLOAT8 = torch.float8_e4m3fn
@@ -196,7 +198,7 @@ def refused_with(feature: str, call: Callable[[], object]) -> None:
     assert "then call pab_compile.enable(model)" in str(caught.value)
 
 
-@pytest.mark.sample("blocks-compile after")
+@pytest.mark.long
 @pytest.mark.parametrize("how", ["compile after", "compile before", "enable before"])
 @pytest.mark.parametrize("name", ["casting", "blocks", "leaves", "sequential"])
 def test_elsewhere_they_are_refused_by_name_until_enable_follows(name: str, how: str) -> None:
@@ -295,3 +297,27 @@ def test_inductor_compiles_the_casts_into_the_pieces() -> None:
         assert_same(generate(model), generate(plain), 1e-4)
     generate(model)
     assert all(handle.stats()["model"].reused.values())
+
+
+class Tied(torch.nn.Module):
+    """A layer that has one weight under two names, and a buffer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = self.second = torch.nn.Parameter(torch.ones(2))
+        self.register_buffer("shift", torch.ones(2))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x * self.first * self.second + self.shift
+
+
+def test_a_layer_brings_a_weight_under_all_of_its_names_and_keeps_its_own() -> None:
+    layer = Tied().to(FLOAT8)
+    weight = layer.first
+    forward = bring_weights.bringing(layer, layer.forward, Target(dtype=torch.float32))
+    assert torch.equal(forward(torch.full((2,), 3.0)), torch.full((2,), 4.0))
+    assert layer.first is layer.second is weight
+    assert weight.dtype == layer.shift.dtype == FLOAT8
+    moving = bring_weights.bringing(layer, lambda *args, **kw: (args, kw), Target(device=META))
+    (x, listed), kept = moving(torch.ones(2), [torch.ones(3)], other=1)
+    assert (x.device, listed[0].device, kept) == (META, META, {"other": 1})

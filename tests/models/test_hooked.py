@@ -69,8 +69,12 @@ def test_hooks_around_every_layer_are_refused_with_the_reason(
 ) -> None:
     model = tiny_latte(depth=1)
     apply(model)
-    with pytest.raises(UnsupportedModelError, match=REASONS):
+    with pytest.raises(UnsupportedModelError, match=REASONS) as caught:
         Loop(calls_of(compiled_pab(model)), ddim_timesteps(3)).run()
+    feature = {offload_layers: "sequential offloading", cast_layers: "layerwise casting"}[apply]
+    message = str(caught.value)
+    assert message.startswith(f"Hooks around the layers of this model ({feature}) break")
+    assert "pab_compile.enable(model)" in message
 
 
 @pytest.mark.sample("cast_layers")
