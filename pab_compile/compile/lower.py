@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import threading
 import time
+import weakref
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -32,6 +33,10 @@ class PieceCompiler:
         inner: ``inductor``, ``eager``, the name of a registered backend, or a backend.
         mode: torch.compile's mode, for Inductor.
         progress: counts the pieces.
+
+    Attributes:
+        compile_seconds: what the inner compiler took so far.
+        num_asked: how often a piece was asked for, equal ones too.
     """
 
     def __init__(
@@ -40,9 +45,12 @@ class PieceCompiler:
         self._inner = inner
         self._mode = mode
         self._progress = progress
-        self._compiled: dict[str, Function] = {}
+        # Programs hold their pieces. A piece that none of them needs any more is dropped.
+        self._compiled: weakref.WeakValueDictionary[str, Function] = weakref.WeakValueDictionary()
         self._warming: threading.Thread | None = None
         self.compile_seconds = 0.0
+        self.num_asked = 0
+        self._num_pieces = 0
 
     @property
     def reuses_output_memory(self) -> bool:
@@ -51,8 +59,8 @@ class PieceCompiler:
 
     @property
     def num_pieces(self) -> int:
-        """Number of distinct pieces."""
-        return len(self._compiled)
+        """Number of distinct pieces so far."""
+        return self._num_pieces
 
     def warm_up(self, args: Sequence[Any]) -> None:
         """Start, in a thread, what Inductor does once per process.
@@ -73,10 +81,13 @@ class PieceCompiler:
             graph_module: the piece.
             key: its ``structure_key``.
         """
-        if key not in self._compiled:
-            self._compiled[key] = self._lazily(graph_module)
+        self.num_asked += 1
+        function = self._compiled.get(key)
+        if function is None:
+            function = self._compiled[key] = self._lazily(graph_module)
+            self._num_pieces += 1
             self._progress.add_pieces(1)
-        return self._compiled[key]
+        return function
 
     def compile_whole(
         self, graph_module: fx.GraphModule, args: Sequence[Any]

@@ -39,6 +39,7 @@ class Request:
         num_samples: None, or how many elements to sample of each output for an observation. Then
             every site computes at every step.
         form: what to compile for, if the plan is live.
+        number: how many graphs of the forward ran before it.
     """
 
     graph: fx.GraphModule
@@ -54,6 +55,7 @@ class Request:
     num_samples: int | None = None
     form: Form | None = None
     shown: Callable[[], InputRoles | None] = lambda: None
+    number: int = 0
 
     def expected(self) -> Known | None:
         """Latents and clock of an earlier graph of the forward, or those that names show."""

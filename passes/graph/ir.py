@@ -25,6 +25,12 @@ _BINDING = "pab_binding"
 _AXES = "pab_axes"
 _FUSED = "pab_fused"
 _PLUMBING = ("__dict__", "_modules", "_parameters", "_buffers")
+_MODEL = re.compile(
+    r"^L\['forward'\](\.__closure__\[\d+\]\.cell_contents)+|^[LG]\['\w+'\](\.__self__)?"
+)
+_AROUND_FORWARD = re.compile(
+    r"\.forward(\.(func|forward|_old_forward|__closure__|cell_contents|\d+))*\.__self__"
+)
 
 
 def value(node: fx.Node) -> Any:
@@ -301,10 +307,11 @@ def module_path(node: fx.Node) -> str:
 def short_path(path: str) -> str:
     """Path within the model, of a module or weight, from Dynamo's expression for it.
 
-    ``L['self'].__dict__['_modules']['blocks'].0.attn1`` -> ``blocks.0.attn1``.
+    ``L['self'].__dict__['_modules']['blocks'].0.attn1`` -> ``blocks.0.attn1``. The way through a
+    function that a hook puts around a module's forward ends at the same module.
     """
-    inside = re.sub(r"^[LG]\['\w+'\](\.__self__)?", "", path)
-    parts = re.sub(r"\['?([^\]']*)'?\]", r".\1", inside).split(".")
+    dotted = re.sub(r"\['?([^\]']*)'?\]", r".\1", _MODEL.sub("", path))
+    parts = _AROUND_FORWARD.sub("", dotted).split(".")
     return ".".join(part for part in parts if part and part not in _PLUMBING)
 
 
