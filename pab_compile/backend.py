@@ -25,9 +25,11 @@ from pab_compile.passes.sites.site import OUTPUT
 from .calibration.observe import current_observer
 from .compile.build import Settings, compile_program, plain_program
 from .compile.call_roles import roles_of_call
+from .compile.compile_log import CompileLog
 from .compile.lower import PieceCompiler
 from .compile.number_clocks import NUMBER_WAS_NEW, number_clocks
 from .compile.program import CompiledProgram, InputRoles, Runnable
+from .compile.program_store import ProgramStore
 from .compile.progress import CompileProgress
 from .compile.request import Request
 from .compile.whole_forward import WholeForward
@@ -39,6 +41,7 @@ from .plans.live import LivePlan
 from .ranks.agreement import Agreement
 from .ranks.mesh import fingerprint, peers_of
 from .runtime.forward import Forward
+from .runtime.layer_hooks import with_cause
 from .runtime.scope import current_scope
 from .runtime.weights import watch_hotswap
 
@@ -88,12 +91,13 @@ class CompiledGraph:
         self._inputs = Inputs.of(self._graph_module, examples)
         self._break_reason = break_reason(graph_module)
         self._given = (options, mode)
-        self._programs: dict[tuple[Any, ...], Runnable] = {}
+        self._programs = ProgramStore()
         self._sizes = SizeInputs.of(self._graph_module)
         self._open: dict[tuple[Any, ...], list[CompiledProgram]] = {}
         self._progress = CompileProgress()
         self._agreement = Agreement(self._graph_module, options)
         self._whole_forward = WholeForward()
+        self._log = CompileLog()
 
     def __call__(self, *args: Any) -> Any:
         """Run the graph in the forward that calls it."""
@@ -139,6 +143,7 @@ class CompiledGraph:
             form=form,
             has_open_sizes=bool(self._sizes.places),
             shown=functools.partial(self._shown, forward),
+            number=len(forward.visited),
         )
 
     def _form(self, forward: Forward) -> Form | None:
@@ -171,13 +176,16 @@ class CompiledGraph:
     def _program(self, request: Request) -> Runnable:
         """The program for a request; the first such request compiles it."""
         key = self._key(request)
-        if key not in self._programs:
+        program = self._programs.find(key)
+        if program is None:
             with compiling():
-                if key not in self._programs:
-                    self._programs[key] = self._agreement.compiled(
-                        functools.partial(self._compile, request), self._fingerprint
+                program = self._programs.find(key)
+                if program is None:
+                    program = self._agreement.compiled(
+                        functools.partial(self._logged, request), self._fingerprint
                     )
-        return self._programs[key]
+                    self._programs.add(key, program, may_drop=self._agreement.is_alone)
+        return program
 
     def _key(self, request: Request) -> tuple[Any, ...]:
         return (*self._open_key(request), self._inputs.specialisation(request.args))
@@ -212,7 +220,13 @@ class CompiledGraph:
         try:
             return self._program(request)
         except UnsupportedModelError:
-            return self._programs.setdefault(self._key(request), program)
+            return self._programs.add(self._key(request), program, self._agreement.is_alone)
+
+    def _logged(self, request: Request, grid: Grid | None) -> Runnable:
+        """Compile the program on this rank, and prepare its line in the log."""
+        with self._log.compiling(request, self._settings.compiler) as entry:
+            entry.program = self._compile(request, grid)
+            return entry.program
 
     def _compile(self, request: Request, grid: Grid | None) -> Runnable:
         """Compile the program on this rank."""
@@ -242,7 +256,7 @@ class CompiledGraph:
         except Exception as error:
             refused = _defect(error)
             refused.__cause__ = error
-        self._refuse(refused, stacklevel=6)
+        self._refuse(refused, stacklevel=7)
         return plain_program(request, settings, str(refused))
 
     def _for_sizes(self, request: Request) -> Runnable:
@@ -276,16 +290,22 @@ class CompiledGraph:
         self._progress.start()
         try:
             restate = functools.partial(self._restated, program, request)
-            return program(forward, request.args, request.tensors, restate)
+            outputs = program(forward, request.args, request.tensors, restate)
+            if forward.place is not None:
+                self._programs.ran(program, forward.place.generation)
+            return outputs
         except BaseException as error:
             forward.fail()
             self._agreement.fail(error)
             raise
         finally:
             self._progress.stop()
+            self._log.ran(self._settings.compiler)
 
     def _refuse(self, error: PabError, stacklevel: int) -> None:
         """Raise an error, or warn, as the option ``on_unsupported`` says."""
+        if isinstance(error, UnsupportedModelError) and (calls := model_calls()):
+            error = with_cause(error, calls[0].module)
         if self._settings.options.on_unsupported == "raise":
             raise error
         warnings.warn(f"pab: compiled without reuse. {error}", stacklevel=stacklevel)

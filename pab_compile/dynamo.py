@@ -51,6 +51,23 @@ def torchs_own_functions() -> AbstractContextManager[None]:
     return torch._C.DisableTorchFunctionSubclass()
 
 
+def with_weights(
+    module: torch.nn.Module, weights: Mapping[str, torch.Tensor]
+) -> AbstractContextManager[None]:
+    """Let a module have other weights for a while. Dynamo traces it; the graph gets no writes.
+
+    ``torch.func.functional_call`` does the same around a call of the module. This serves a function
+    that the module calls.
+
+    Args:
+        module: the module.
+        weights: name -> what takes the place of a parameter or buffer.
+    """
+    from torch.nn.utils import stateless
+
+    return stateless._reparametrize_module(module, dict(weights))
+
+
 def known_modes() -> tuple[str, ...]:
     """The values of torch.compile's ``mode``."""
     from torch._inductor import list_mode_options

@@ -55,6 +55,7 @@ from .analysis import (
     untraced_finding,
     with_flops,
 )
+from .compile_log import timed
 from .executor import Executor
 from .lower import PieceCompiler
 from .program import CompiledProgram, InputRoles, PlainProgram, Runnable
@@ -272,7 +273,8 @@ def _check(request: Request) -> None:
 
 def _captured(request: Request) -> Part:
     """Capture the graph and give it an identity, by which later graphs refer to it."""
-    captured = capture(request.graph, request.args)
+    with timed("capture"):
+        captured = capture(request.graph, request.args)
     # A graph that is alone has no later graphs.
     identity = "" if request.alone else f"{structure_key(captured)} {_place_of(request.origins)}"
     digest = hashlib.sha256(identity.encode()).hexdigest()

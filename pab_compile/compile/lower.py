@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import threading
 import time
+import weakref
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -32,6 +33,10 @@ class PieceCompiler:
         inner: ``inductor``, ``eager``, the name of a registered backend, or a backend.
         mode: torch.compile's mode, for Inductor.
         progress: counts the pieces.
+
+    Attributes:
+        compile_seconds: what the inner compiler took so far.
+        num_asked: how often a piece was asked for, equal ones too.
     """
 
     def __init__(
@@ -40,10 +45,13 @@ class PieceCompiler:
         self._inner = inner
         self._mode = mode
         self._progress = progress
-        self._compiled: dict[str, Function] = {}
-        self._open: dict[str, OpenFunction] = {}
+        # Programs hold their pieces. A piece that none of them needs any more is dropped.
+        self._compiled: weakref.WeakValueDictionary[str, Function] = weakref.WeakValueDictionary()
+        self._open: weakref.WeakValueDictionary[str, OpenFunction] = weakref.WeakValueDictionary()
         self._warming: threading.Thread | None = None
         self.compile_seconds = 0.0
+        self.num_asked = 0
+        self._num_pieces = 0
 
     @property
     def reuses_output_memory(self) -> bool:
@@ -57,8 +65,8 @@ class PieceCompiler:
 
     @property
     def num_pieces(self) -> int:
-        """Number of distinct pieces."""
-        return len(self._compiled) + len(self._open)
+        """Number of distinct pieces so far."""
+        return self._num_pieces
 
     def warm_up(self, args: Sequence[Any]) -> None:
         """Start, in a thread, what Inductor does once per process.
@@ -79,18 +87,24 @@ class PieceCompiler:
             graph_module: the piece.
             key: its ``structure_key``.
         """
-        if key not in self._compiled:
-            self._compiled[key] = self._lazily(graph_module)
+        self.num_asked += 1
+        function = self._compiled.get(key)
+        if function is None:
+            function = self._compiled[key] = self._lazily(graph_module)
+            self._num_pieces += 1
             self._progress.add_pieces(1)
-        return self._compiled[key]
+        return function
 
     def compile_open(self, piece: OpenPiece) -> OpenFunction:
         """The compiled function of a piece for open sizes."""
-        if piece.key not in self._open:
+        self.num_asked += 1
+        function = self._open.get(piece.key)
+        if function is None:
             lazy = self._lazily(piece.graph_module, piece)
-            self._open[piece.key] = OpenFunction(piece, lazy, self.compile)
+            function = self._open[piece.key] = OpenFunction(piece, lazy, self.compile)
+            self._num_pieces += 1
             self._progress.add_pieces(1)
-        return self._open[piece.key]
+        return function
 
     def compile_whole(
         self, graph_module: fx.GraphModule, args: Sequence[Any]

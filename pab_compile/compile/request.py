@@ -40,6 +40,7 @@ class Request:
             every site computes at every step.
         form: what to compile for, if the plan is live.
         has_open_sizes: whether Dynamo leaves sizes open.
+        number: how many graphs of the forward ran before it.
     """
 
     graph: fx.GraphModule
@@ -56,6 +57,7 @@ class Request:
     form: Form | None = None
     has_open_sizes: bool = False
     shown: Callable[[], InputRoles | None] = lambda: None
+    number: int = 0
 
     def expected(self) -> Known | None:
         """Latents and clock of an earlier graph of the forward, or those that names show."""

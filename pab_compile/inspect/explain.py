@@ -45,6 +45,7 @@ from pab_compile.report.dump import Dumper
 from pab_compile.report.explanation import Explanation, Finding, cache_bytes
 from pab_compile.runtime.forward import Forward, Forwards
 from pab_compile.runtime.last_runs import last_generation, last_runs
+from pab_compile.runtime.layer_hooks import with_cause
 
 
 def explain(
@@ -87,15 +88,22 @@ def explain(
     survey = _Survey(parsed, parsed.make_plan())
     module = getattr(model, "_orig_mod", model)
     forward = module.forward if isinstance(module, torch.nn.Module) else module
+    owner = module if isinstance(module, torch.nn.Module) else None
     arguments = by_name(forward, args, kwargs)
+    if owner is not None and "forward" in vars(owner):  # a hook is around it
+        forward = owner._call_impl
     try:
         with torch.no_grad():
             trace_once(forward, *arguments, survey.run)
+        return survey.explanation()
     except NoTimestepError as error:
         if numbers := timely_numbers(arguments[1]):
             raise number_error(numbers) from error
-        raise error.as_unsupported() from None
-    return survey.explanation()
+        raise with_cause(error.as_unsupported(), owner) from None
+    except UnsupportedModelError as error:
+        if (found := with_cause(error, owner)) is error:
+            raise
+        raise found from error
 
 
 @dataclass(frozen=True, eq=False)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -15,6 +15,7 @@ from pab_compile.report.explanation import Explanation
 from pab_compile.runtime.last_runs import stats
 from pab_compile.runtime.stats import RunStats
 
+from .bring_weights import bring_weights
 from .choose import choice_of
 
 _SLOT = "_compiled_call_impl"
@@ -47,6 +48,9 @@ class Handle:
         self._given = dict(given)
         self._was_set = {role: _SLOT in vars(module) for role, module in modules.items()}
         self._is_enabled = True
+        self._undo = ExitStack()
+        for module in self._modules.values():
+            bring_weights(module, self._undo)
         for module in self._modules.values():
             module.compile(backend="pab", options=dict(options))
 
@@ -134,6 +138,7 @@ class Handle:
         if not self._is_enabled:
             return
         self._is_enabled = False
+        self._undo.close()
         for role, module in self._modules.items():
             if self._was_set[role]:
                 setattr(module, _SLOT, None)

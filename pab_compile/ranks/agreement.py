@@ -30,6 +30,11 @@ class Agreement:
         self._options = options
         self._team: Team | None = None
 
+    @property
+    def is_alone(self) -> bool:
+        """Whether no other rank compiles the same programs."""
+        return self._team is None
+
     def begin(self) -> None:
         """Begin a call of the graph.
 

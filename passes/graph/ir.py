@@ -29,6 +29,12 @@ _LAYOUTS = "pab_layouts"
 _COUNTED = "pab_counted"
 _OPEN_SIZES = "pab_open_sizes"
 _PLUMBING = ("__dict__", "_modules", "_parameters", "_buffers")
+_MODEL = re.compile(
+    r"^L\['forward'\](\.__closure__\[\d+\]\.cell_contents)+|^[LG]\['\w+'\](\.__self__)?"
+)
+_AROUND_FORWARD = re.compile(
+    r"\.forward(\.(func|forward|_old_forward|__closure__|cell_contents|\d+))*\.__self__"
+)
 
 
 class Layout(NamedTuple):
@@ -365,10 +371,11 @@ def module_path(node: fx.Node) -> str:
 def short_path(path: str) -> str:
     """Path within the model, of a module or weight, from Dynamo's expression for it.
 
-    ``L['self'].__dict__['_modules']['blocks'].0.attn1`` -> ``blocks.0.attn1``.
+    ``L['self'].__dict__['_modules']['blocks'].0.attn1`` -> ``blocks.0.attn1``. The way through a
+    function that a hook puts around a module's forward ends at the same module.
     """
-    inside = re.sub(r"^[LG]\['\w+'\](\.__self__)?", "", path)
-    parts = re.sub(r"\['?([^\]']*)'?\]", r".\1", inside).split(".")
+    dotted = re.sub(r"\['?([^\]']*)'?\]", r".\1", _MODEL.sub("", path))
+    parts = _AROUND_FORWARD.sub("", dotted).split(".")
     return ".".join(part for part in parts if part and part not in _PLUMBING)
 
 

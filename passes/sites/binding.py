@@ -100,8 +100,9 @@ def find_clock(graph: fx.Graph, latents: fx.Node, stated: Mapping[str, str]) -> 
     raise NoTimestepError(
         "No timestep was found: no input is one number (or one per batch row) that is embedded. "
         f"Inputs besides the latents {ir.source(latents)!r}: {seen}. If this is one block of a "
-        "larger model (regional compilation), compile the whole model instead: equal blocks are "
-        "compiled only once anyway, and what a block's axes mean is unknown inside it. Otherwise "
+        "larger model (regional compilation), compile the whole model instead, as "
+        "pab_compile.enable(pipe) does: equal blocks are compiled only once anyway, and what a "
+        "block's axes mean is unknown inside it. Otherwise "
         'state the clock: options={"axes": {"<input>": "step"}}.'
     )
 

@@ -1,4 +1,7 @@
-"""Hooks that move or cast weights: harmless around the whole model, refused around its layers."""
+"""Hooks that move or cast weights: harmless around the whole model, refused around its layers.
+
+``tests/live/test_layer_hooks.py`` tests what ``enable`` does with hooks around layers.
+"""
 
 from __future__ import annotations
 
@@ -66,8 +69,12 @@ def test_hooks_around_every_layer_are_refused_with_the_reason(
 ) -> None:
     model = tiny_latte(depth=1)
     apply(model)
-    with pytest.raises(UnsupportedModelError, match=REASONS):
+    with pytest.raises(UnsupportedModelError, match=REASONS) as caught:
         Loop(calls_of(compiled_pab(model)), ddim_timesteps(3)).run()
+    feature = {offload_layers: "sequential offloading", cast_layers: "layerwise casting"}[apply]
+    message = str(caught.value)
+    assert message.startswith(f"Hooks around the layers of this model ({feature}) break")
+    assert "pab_compile.enable(model)" in message
 
 
 @pytest.mark.sample("cast_layers")
