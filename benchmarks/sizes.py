@@ -4,11 +4,11 @@
     python -m benchmarks.sizes Wan --blocks 8   # of this model only, with fewer blocks
     python -m benchmarks.sizes --write          # and writes benchmarks/results/sizes.md
 
-The models are narrow, with random weights. Prompt lengths and aspect ratios come in turn. *stock* is
-`torch.compile(model)` with the same inner compiler, and *pab* is `linear3`. Every first generation
-is given in seconds of processor time of the whole process, on one thread. *again* is the same
-generation a second time, so the difference is what the new size costs. *compiled* says how many
-graphs were captured for this size.
+The models are narrow, with random weights. Prompt lengths and aspect ratios come in turn. *stock*
+is `torch.compile(model)` with the same inner compiler, and *pab* is `linear3`. Every first
+generation is given in seconds of processor time of the whole process, on one thread. *again* is the
+same generation a second time, so the difference is what the new size costs. *compiled* says how
+many graphs were captured for this size.
 """
 
 from __future__ import annotations
@@ -157,7 +157,7 @@ def main() -> None:
     console = Console()
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
-    torch._dynamo.config.recompile_limit = 64
+    torch.compiler.config.recompile_limit = 64
     lines: list[str] = []
     for name in args.names or MODELS:
         lines += [f"## {name}, {args.blocks} blocks, {args.inner}", "", *HEAD]
