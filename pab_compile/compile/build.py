@@ -24,6 +24,7 @@ from pab_compile.passes.graph.open_sizes import NotOpenError, OpenSizes, SizeInp
 from pab_compile.passes.graph.opening import Opener
 from pab_compile.passes.graph.outline import copy_graph
 from pab_compile.passes.graph.structure import structure_key
+from pab_compile.passes.graph.unify import Known as KnownCapture
 from pab_compile.passes.graph.unify import KnownCaptures, unify
 from pab_compile.passes.parallel.overlap import Overlap
 from pab_compile.passes.parallel.shard import Grid
@@ -125,12 +126,14 @@ def compile_program(request: Request, settings: Settings) -> Runnable:
         if request.alone:
             raise
         return plain_program(request, settings, str(error))
+    where = SizeInputs.of(request.graph)
+    given = where.values(request.args)
     others = known_captures.like(part.graph_module) if request.alone else []
     if request.alone:
-        known_captures.add(part.graph_module)
+        numbers = dict(zip(where.sources, given, strict=True))
+        known_captures.add(KnownCapture(part.graph_module, numbers))
     if _may_open(request, settings):
         try:
-            given = SizeInputs.of(request.graph).values(request.args)
             unify(part.graph_module, others, request.graph, given)
             return _compiled(part, request, settings)
         except NotOpenError as error:

@@ -134,10 +134,11 @@ def with_constant_numbers(
 
 def callers_name_of(node: fx.Node) -> str:
     """The caller's name of an input that is no weight."""
-    return _callers_name(_dynamo_name(node))
+    return _callers_name(dynamo_name(node))
 
 
-def _dynamo_name(node: fx.Node) -> str:
+def dynamo_name(node: fx.Node) -> str:
+    """Dynamo's expression for an input."""
     dynamo_source = getattr(node, "_dynamo_source", None)
     name = getattr(dynamo_source, "name", node.name)
     return str(name() if callable(name) else name)
@@ -145,7 +146,7 @@ def _dynamo_name(node: fx.Node) -> str:
 
 def _describe_input(node: fx.Node, value: torch.Tensor) -> tuple[str, bool]:
     """The caller's name of an input, and whether it is a parameter or buffer."""
-    name = _dynamo_name(node)
+    name = dynamo_name(node)
     constant = isinstance(value, torch.nn.Parameter) or bool(
         re.search(r"_parameters\b|_buffers\b", name)
     )
@@ -154,7 +155,7 @@ def _describe_input(node: fx.Node, value: torch.Tensor) -> tuple[str, bool]:
 
 def _holders(node: fx.Node) -> tuple[str, ...]:
     """Names of the dicts in ``L['outer']['inner']['input'][0]``, the outermost first."""
-    return tuple(_KEYS.findall(_dynamo_name(node))[:-1])
+    return tuple(_KEYS.findall(dynamo_name(node))[:-1])
 
 
 def _callers_name(name: str) -> str:

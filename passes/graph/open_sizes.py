@@ -22,6 +22,7 @@ import torch
 from torch import fx
 
 from . import ir
+from .inputs import dynamo_name
 from .size import Conditions, Size
 from .tracing import symbolic_mode
 
@@ -43,24 +44,28 @@ class SizeInputs:
     Attributes:
         names: Dynamo's name of every open size.
         places: per open size, the position of the number that Dynamo passes.
+        sources: per open size, Dynamo's expression for where it comes from.
     """
 
     names: tuple[str, ...]
     places: tuple[int, ...]
+    sources: tuple[str, ...]
 
     @staticmethod
     def of(dynamo_graph: fx.GraphModule) -> SizeInputs:
         """The open sizes of a graph. There are none if one is not passed as a number."""
         found: dict[str, int] = {}
         needed: set[str] = set()
-        for position, node in enumerate(ir.placeholders(dynamo_graph.graph)):
+        inputs = ir.placeholders(dynamo_graph.graph)
+        for position, node in enumerate(inputs):
             example = ir.example(node)
             if isinstance(example, torch.SymInt) and example.node.expr.is_Symbol:
                 found.setdefault(str(example.node.expr), position)
             needed.update(str(symbol) for symbol in symbols_of(example))
         if not needed <= found.keys():
-            return SizeInputs((), ())
-        return SizeInputs(tuple(found), tuple(found.values()))
+            return SizeInputs((), (), ())
+        places = tuple(found.values())
+        return SizeInputs(tuple(found), places, tuple(dynamo_name(inputs[n]) for n in places))
 
     def values(self, args: Sequence[Any]) -> tuple[int, ...]:
         """The sizes of a call."""

@@ -15,8 +15,8 @@ from __future__ import annotations
 import hashlib
 import operator
 import weakref
-from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import sympy
 import torch
@@ -51,27 +51,40 @@ def _without_number(leaf: Any, index: dict[fx.Node, int]) -> str:
 _MAX_KNOWN = 8
 
 
+class Known(NamedTuple):
+    """A captured graph.
+
+    Attributes:
+        graph: the graph.
+        numbers: Dynamo's expression for a number that was an input -> its value.
+    """
+
+    graph: fx.GraphModule
+    numbers: Mapping[str, int]
+
+
 class KnownCaptures:
     """Captured graphs, for as long as they are used elsewhere."""
 
     def __init__(self) -> None:
-        self._found: dict[str, list[weakref.ref[fx.GraphModule]]] = {}
+        self._found: dict[str, list[tuple[weakref.ref[fx.GraphModule], Mapping[str, int]]]] = {}
 
-    def add(self, captured: fx.GraphModule) -> None:
+    def add(self, known: Known) -> None:
         """Remember a graph."""
-        row = self._found.setdefault(skeleton(captured), [])
-        row[:] = [known for known in row if known() is not None][-_MAX_KNOWN:]
-        row.append(weakref.ref(captured))
+        row = self._found.setdefault(skeleton(known.graph), [])
+        row[:] = [each for each in row if each[0]() is not None][-_MAX_KNOWN:]
+        row.append((weakref.ref(known.graph), known.numbers))
 
-    def like(self, captured: fx.GraphModule) -> list[fx.GraphModule]:
+    def like(self, captured: fx.GraphModule) -> list[Known]:
         """The graphs with the same skeleton, the last first."""
         row = self._found.get(skeleton(captured), [])
-        return [graph for known in reversed(row) if (graph := known()) is not None]
+        alive = ((found(), numbers) for found, numbers in reversed(row))
+        return [Known(graph, numbers) for graph, numbers in alive if graph is not None]
 
 
 def unify(
     captured: fx.GraphModule,
-    others: Iterable[fx.GraphModule],
+    others: Iterable[Known],
     dynamo_graph: fx.GraphModule,
     given: Sequence[int],
 ) -> None:
@@ -87,10 +100,10 @@ def unify(
     Raises:
         NotOpenError: there is no such graph, or a number differs and nothing explains how.
     """
-    names = SizeInputs.of(dynamo_graph).names
-    opened = OpenSizes.begin(names, given)
-    own = dict(zip(names, opened.symbols, strict=True))
-    other, sizes = _furthest(given, others, dynamo_graph, names)
+    where = SizeInputs.of(dynamo_graph)
+    opened = OpenSizes.begin(where.names, given)
+    own = dict(zip(where.names, opened.symbols, strict=True))
+    other, sizes = _furthest(given, others, dynamo_graph, where)
     for symbol, size, size_2 in zip(opened.symbols, given, sizes, strict=True):
         if size == size_2:  # nothing shows what follows from it
             opened.found[Condition(operator.eq, symbol, size, True)] = None
@@ -107,35 +120,35 @@ def unify(
 
 def _furthest(
     given: Sequence[int],
-    others: Iterable[fx.GraphModule],
+    others: Iterable[Known],
     dynamo_graph: fx.GraphModule,
-    names: Sequence[str],
+    where: SizeInputs,
 ) -> tuple[fx.GraphModule, tuple[int, ...]]:
     """The graph that differs in most open sizes, with its sizes."""
-    known = [(other, _sizes_of(other, dynamo_graph, names)) for other in others]
-    best = max(known, key=lambda pair: sum(map(operator.ne, pair[1], given)), default=None)
+    known = [(each.graph, _sizes_of(each, dynamo_graph, where)) for each in others]
+    found = [(graph, sizes) for graph, sizes in known if sizes is not None]
+    best = max(found, key=lambda pair: sum(map(operator.ne, pair[1], given)), default=None)
     if best is None or best[1] == tuple(given):
         raise NotOpenError("no other sizes were captured")
     return best
 
 
 def _sizes_of(
-    other: fx.GraphModule, dynamo_graph: fx.GraphModule, names: Sequence[str]
-) -> tuple[int, ...]:
-    """The open sizes of the other graph, as the sizes of its inputs show them."""
-    shown: dict[str, int] = {}
+    other: Known, dynamo_graph: fx.GraphModule, where: SizeInputs
+) -> tuple[int, ...] | None:
+    """The open sizes of another graph: its inputs show them. None if they do not."""
+    shown = dict(zip(where.names, map(other.numbers.get, where.sources), strict=True))
     examples = [ir.example(node) for node in ir.placeholders(dynamo_graph.graph)]
     tensors = [each for each in examples if isinstance(each, torch.Tensor)]
-    inputs = ir.placeholders(other.graph)
+    inputs = ir.placeholders(other.graph.graph)
     if len(tensors) != len(inputs):
-        raise NotOpenError("the inputs of two captures differ")
+        return None
     for example, node in zip(tensors, inputs, strict=True):
         for number, size in zip(example.shape, ir.shape(node) or (), strict=True):
             if isinstance(number, torch.SymInt) and number.node.expr.is_Symbol:
-                shown.setdefault(str(number.node.expr), int(size))
-    if missing := [name for name in names if name not in shown]:
-        raise NotOpenError(f"no input shows the size {missing[0]}")
-    return tuple(shown[name] for name in names)
+                shown[str(number.node.expr)] = int(size)
+    sizes = [shown[name] for name in where.names]
+    return None if None in sizes else tuple(sizes)  # type: ignore[arg-type]
 
 
 def _expressions(

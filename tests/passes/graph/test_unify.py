@@ -14,7 +14,7 @@ from pab_compile.passes.graph.capture import capture
 from pab_compile.passes.graph.open_sizes import NotOpenError, OpenSizes, SizeInputs
 from pab_compile.passes.graph.opening import Opener
 from pab_compile.passes.graph.size import Size
-from pab_compile.passes.graph.unify import skeleton, unify
+from pab_compile.passes.graph.unify import Known, skeleton, unify
 
 Function = Callable[[torch.Tensor], torch.Tensor]
 
@@ -40,7 +40,7 @@ def unified(function: Function, *shapes: Sequence[int]) -> tuple[fx.GraphModule,
     """The last of some captures, with what the others say of it."""
     *others, (last, (graph, args)) = captured_at(function, *shapes)
     given = SizeInputs.of(graph).values(args)
-    unify(last, [other for other, _ in others], graph, given)
+    unify(last, [Known(other, {}) for other, _ in others], graph, given)
     return last, ir.open_sizes(last)
 
 
