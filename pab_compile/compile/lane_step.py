@@ -11,6 +11,7 @@ import torch
 from pab_compile.plans.decisions import Decision
 from pab_compile.runtime.cache_entry import CacheEntry, Tensors, copy_of, difference, end_of
 from pab_compile.runtime.generation import Place
+from pab_compile.runtime.kept import Held
 
 from .op import Op, Start
 
@@ -38,6 +39,7 @@ class LaneStep:
         self.reused = tuple(map(self._may_reuse, self._decisions, self._cached))
         self._timestep = generation.timestep_now
         self._in_timesteps = executor.in_timesteps_of(generation)
+        self._held = sum(lane.cache_bytes() for lane in generation.lanes)
         self._start = time.perf_counter()
 
     def visit_branch(
@@ -54,11 +56,15 @@ class LaneStep:
         cached = self._cached[op.site]
         if self.reused[op.site] and cached is not None:
             loaded = self._load(op, cached, decision, registers) if is_needed else ()
-            self._trim(op, cached, decision)
+            if decision.history is not None:
+                self._shorten(op, decision.history)
             return loaded
+        length = None if decision.reuses else self._length_to_keep(op, decision)
+        if length is not None:
+            self._shorten(op, max(length - 1, 0))  # what is not needed any more makes room
         results = op.function(*[registers[i] for i in op.inputs])
-        if not decision.reuses and self._generation.trusted:
-            self._store(op, decision, tuple(results), registers)
+        if length:
+            self._store(op, length, tuple(results), registers)
         return results
 
     def visit_prelude(
@@ -126,39 +132,47 @@ class LaneStep:
                 loaded[number] = copy_of(tensor)
         return loaded
 
+    def _length_to_keep(self, op: Op, decision: Decision) -> int | None:
+        """How many outputs stay if the site computes now; None if its cache stays as it is."""
+        if not self._generation.trusted:
+            return None
+        if self._kept is not None and op.site not in self._kept:
+            return 0
+        if decision.history is not None:
+            return decision.history
+        return self._executor.history_of(op.site, self._generation)
+
     def _store(
-        self,
-        op: Op,
-        decision: Decision,
-        tensors: Tensors,
-        registers: list[torch.Tensor | None],
+        self, op: Op, length: int, tensors: Tensors, registers: list[torch.Tensor | None]
     ) -> None:
-        length = decision.history
-        if length is None:
-            length = self._executor.history_of(op.site, self._generation)
-        key = (self._executor.identity, op.site)
-        if length == 0 or (self._kept is not None and op.site not in self._kept):
-            self._lane.cache.pop(key, None)
-            return
-        kept: list[torch.Tensor] = []
+        kept: list[Held] = []
         for number, tensor in enumerate(tensors):
             start = op.starts[number] if op.starts else None
             if start is None:
-                kept.append(self._executor.cacheable(tensor, op.is_returned))
+                kept.append(self._executor.kept(tensor, op.is_returned))
             else:
-                kept.append(difference(tensor, self._at(start, registers), start.kept))
+                change = difference(tensor, self._at(start, registers), start.kept)
+                kept.append(self._executor.kept(change, is_new=True))
+        key = (self._executor.identity, op.site)
         cached = self._lane.cache.setdefault(key, CacheEntry())
+        self._held -= cached.num_bytes()
         cached.store(self._generation.step, tuple(kept), length, self._timestep)
+        self._held += cached.num_bytes()
+        self._generation.record.hold(self._held)
 
     def _at(self, start: Start, registers: list[torch.Tensor | None]) -> torch.Tensor:
         value = registers[start.register]
         assert value is not None, "a start was freed or not computed"
         return value
 
-    def _trim(self, op: Op, cached: CacheEntry, decision: Decision) -> None:
-        if decision.history is None:
+    def _shorten(self, op: Op, length: int) -> None:
+        """Keep only the newest outputs of a site."""
+        key = (self._executor.identity, op.site)
+        cached = self._lane.cache.get(key)
+        if cached is None:
             return
-        if decision.history == 0:
-            self._lane.cache.pop((self._executor.identity, op.site), None)
-        else:
-            cached.drop_older_than(decision.history)
+        self._held -= cached.num_bytes()
+        cached.drop_older_than(length)
+        self._held += cached.num_bytes()
+        if length == 0:
+            del self._lane.cache[key]

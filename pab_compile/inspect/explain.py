@@ -139,7 +139,8 @@ class _Survey:
                 expected = partial(self._shown, forward)
                 settings = (self._options, self._plan, self._dumper)
                 program = analyse(part, *settings, alone, known, expected)
-                found = self._with_choices(finding(part, program, self._plan, "", alone), program)
+                found = finding(part, program, self._plan, "", alone, self._options.keeping.dtype)
+                found = self._with_choices(found, program)
         except UnsupportedModelError as error:
             is_traced = not isinstance(error, NotTracedError)
             whole = None if is_traced else self._untraced(forward, graph_module, args)
@@ -160,7 +161,7 @@ class _Survey:
         if known is None or whole is None:
             return None
         sites = [branch.site for _, branch in branches(whole)]
-        return untraced_finding(sites, known, self._plan)
+        return untraced_finding(sites, known, self._plan, self._options.keeping.dtype)
 
     def _known(self, forward: Forward) -> Known | None:
         """Latents and clock, where the graph need not show them."""
@@ -190,12 +191,12 @@ class _Survey:
             found = replace(
                 found,
                 notes=(*found.notes, *merged.lines),
-                cache_bytes=cache_bytes(merged.sites, self._plan),
+                cache_bytes=cache_bytes(merged.sites, self._plan, self._options.keeping.dtype),
             )
             found = with_flops(found, merged.graph_module.graph, merged.sites, self._plan)
             sites = merged.sites
         if self._options.cache_budget is not None:
-            self._claims += claims_of(sites, self._plan)
+            self._claims += claims_of(sites, self._plan, self._options.keeping.dtype)
         return found
 
     def explanation(self) -> Explanation:

@@ -9,7 +9,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
+
 from pab_compile.passes.sites.site import ATTENTION_KINDS, OUTPUT, Site
+from pab_compile.plans.cache_dtype import kept_bytes
 from pab_compile.plans.plan import Plan
 
 from .draw import SiteBox
@@ -55,8 +58,14 @@ class SiteReport:
         return dataclasses.asdict(self)
 
 
-def describe_site(site: Site, plan: Plan) -> SiteReport:
-    """A site, and what a plan does with it."""
+def describe_site(site: Site, plan: Plan, kept_in: torch.dtype | None = None) -> SiteReport:
+    """A site, and what a plan does with it.
+
+    Args:
+        site: the site.
+        plan: the plan.
+        kept_in: the dtype that outputs are kept in; None as they are.
+    """
     steps = plan.range_of(site) if site.can_broadcast else 1
     reason, history = "; ".join(filter(None, (site.reason, site.branch))), 1
     if plan.may_reuse(site):
@@ -71,7 +80,7 @@ def describe_site(site: Site, plan: Plan) -> SiteReport:
         query_axes=site.query_axes,
         key_axes=site.key_axes,
         range=steps,
-        cache_bytes=history * site.cache_bytes,
+        cache_bytes=history * kept_bytes(site, kept_in),
         flops=site.flops,
         reason=reason,
         history=history,
@@ -79,19 +88,25 @@ def describe_site(site: Site, plan: Plan) -> SiteReport:
     )
 
 
-def cache_bytes(sites: Sequence[Site], plan: Plan) -> int:
-    """Most bytes in the cache of one lane. Some of the sites may be sums of others."""
+def cache_bytes(sites: Sequence[Site], plan: Plan, kept_in: torch.dtype | None = None) -> int:
+    """Most bytes in the cache of one lane.
+
+    Args:
+        sites: the sites, some of which may be sums of others.
+        plan: the plan.
+        kept_in: the dtype that outputs are kept in; None as they are.
+    """
     total = 0
     for site in sites:
         first = site.singles[0]  # merged sites have equal entries
         if site.can_broadcast and plan.may_reuse(first):
-            total += site.cache_bytes * (1 + plan.max_order(first))
+            total += kept_bytes(site, kept_in) * (1 + plan.max_order(first))
     return total
 
 
-def site_box(site: Site, plan: Plan) -> SiteBox:
+def site_box(site: Site, plan: Plan, kept_in: torch.dtype | None = None) -> SiteBox:
     """A site as it is drawn."""
-    report = describe_site(site, plan)
+    report = describe_site(site, plan, kept_in)
     axes = f"{_axes(report.query_axes)} <- {_axes(report.key_axes)}"
     return SiteBox(
         name=site.name,

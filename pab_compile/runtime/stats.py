@@ -59,7 +59,7 @@ class RunStats:
         reused: kind -> reuses, likewise.
         computed_steps: kind -> steps at which at least one of its sites computed.
         patterns: per call, one letter per kind: ``C`` computed, ``-`` reused, ``~`` some of each.
-        peak_cache_bytes: most bytes in cache entries at once.
+        peak_cache_bytes: most bytes in the cache entries of all lanes at any moment.
         held_bytes: bytes of per-prompt values that are computed once.
         num_pieces: number of distinct pieces that were compiled.
         compile_seconds: seconds spent in the inner compiler.
@@ -131,10 +131,12 @@ class GenerationRecord:
         if not self.calls or self.calls[-1] is not call:
             self.calls.append(call)
 
+    def hold(self, num_bytes: int) -> None:
+        """Note how many bytes are in the cache entries of all lanes now."""
+        self.peak_cache_bytes = max(self.peak_cache_bytes, num_bytes)
+
     def measure(self, lanes: Iterable[Lane]) -> None:
-        """Note how many bytes are in the caches now."""
-        lanes = list(lanes)
-        self.peak_cache_bytes = max(self.peak_cache_bytes, sum(x.cache_bytes() for x in lanes))
+        """Note how many bytes of per-prompt values are held now."""
         self.held_bytes = max(self.held_bytes, sum(x.prelude_bytes() for x in lanes))
 
     def summary(self, lanes: int, num_steps: int | None) -> RunStats:
