@@ -1,0 +1,125 @@
+"""Kept tensors: conversion to a narrower dtype and back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+
+from pab_compile.plans.cache_dtype import CACHE_DTYPES, converted_bytes
+from pab_compile.runtime.kept import bytes_of, converted, value_of
+
+FP8, HALF, BRAIN = torch.float8_e4m3fn, torch.float16, torch.bfloat16
+PRECISION = {FP8: 2.0**-4, HALF: 2.0**-11, BRAIN: 2.0**-8}
+WIDER = [
+    (wide, kept)
+    for kept in CACHE_DTYPES.values()
+    for wide in (torch.float64, torch.float32, BRAIN, HALF)
+    if wide.itemsize > kept.itemsize
+]
+VIEWS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+    "whole": lambda x: x,
+    "transposed": lambda x: x.transpose(0, 2),
+    "part of a larger one": lambda x: x[:, 1:4, ::2],
+    "repeated": lambda x: x[:, :1].expand(-1, 5, -1),
+    "repeated along rows": lambda x: x[..., :1].expand(-1, -1, 16),
+}
+
+
+def back(tensor: torch.Tensor, kept_in: torch.dtype) -> torch.Tensor:
+    kept = converted(tensor, kept_in)
+    assert kept is not None
+    assert kept.data.dtype == kept_in
+    return value_of(kept)
+
+
+@pytest.mark.parametrize(("wide", "kept_in"), WIDER, ids=str)
+@pytest.mark.parametrize("view", VIEWS)
+def test_it_comes_back_alike(wide: torch.dtype, kept_in: torch.dtype, view: str) -> None:
+    torch.manual_seed(0)
+    tensor = VIEWS[view]((torch.randn(6, 6, 16, dtype=torch.float64) * 100).to(wide))
+    found = back(tensor, kept_in)
+    assert (found.shape, found.dtype) == (tensor.shape, tensor.dtype)
+    assert found.stride() == tensor.stride()
+    error = (found.double() - tensor.double()).abs()
+    row = tensor.double().abs().amax(-1, keepdim=True) if kept_in is FP8 else 0.0
+    bound = PRECISION[kept_in] * tensor.double().abs() + 2**-16 * row  # below: subnormal numbers
+    assert (error <= bound * (1 + PRECISION.get(wide, 1e-6))).all()
+    assert view != "whole" or error.any()
+
+
+@pytest.mark.parametrize(
+    "tensor",
+    [
+        torch.arange(8),
+        torch.ones(8, dtype=torch.bool),
+        torch.ones(8, dtype=torch.complex64),
+        torch.tensor(3.0),
+        torch.randn(8, 4, dtype=HALF),
+        torch.randn(8, 4, dtype=BRAIN),
+        torch.randn(8, 4).to(FP8),
+    ],
+    ids=lambda x: f"{x.dtype}",
+)
+def test_what_is_no_wider_number_of_floating_point_is_kept_as_it_is(tensor: torch.Tensor) -> None:
+    kept_in = FP8 if tensor.dtype == FP8 else HALF
+    assert converted(tensor, kept_in) is None
+    assert converted(tensor, None) is None
+    assert value_of(tensor) is tensor
+
+
+def test_rows_so_short_that_scales_take_more_are_kept_as_they_are() -> None:
+    rows = torch.randn(8, 3, 4, dtype=BRAIN)
+    assert converted(rows, FP8) is None  # 4 bytes and a scale of 4, instead of 8
+    assert converted(rows.float(), FP8) is not None
+
+
+@pytest.mark.parametrize(("wide", "kept_in"), WIDER, ids=str)
+def test_bytes_are_those_that_were_predicted(wide: torch.dtype, kept_in: torch.dtype) -> None:
+    tensor = torch.randn(3, 6, 16).to(wide)
+    kept = converted(tensor, kept_in)
+    assert kept is not None
+    scales = 0 if kept.scale is None else kept.scale.untyped_storage().nbytes()
+    held = kept.data.untyped_storage().nbytes() + scales
+    assert held == bytes_of(kept) == converted_bytes(tensor.shape, wide, kept_in)
+    assert bytes_of(kept) < bytes_of(tensor)
+
+
+def test_every_row_has_a_scale_of_its_own() -> None:
+    magnitudes = torch.tensor([1e-30, 1e-8, 1.0, 1e8, 1e30])[:, None]
+    rows = magnitudes * torch.randn(5, 64)
+    error = (back(rows, FP8) - rows).norm(dim=1) / rows.norm(dim=1)
+    assert (error < 0.04).all()
+    assert torch.equal(back(rows, FP8).abs().amax(1), rows.abs().amax(1))
+
+
+def test_a_row_of_zeros_stays_zero() -> None:
+    rows = torch.randn(4, 64)
+    rows[1] = 0
+    found = back(rows, FP8)
+    assert not found[1].any()
+    assert found.isfinite().all()
+
+
+@pytest.mark.parametrize("wide", [torch.float32, BRAIN], ids=str)
+def test_scales_leave_what_is_not_finite_where_it_is(wide: torch.dtype) -> None:
+    rows = torch.randn(4, 64).to(wide)
+    rows[0, 3], rows[1, 5], rows[2, 7] = torch.nan, torch.inf, -torch.inf
+    found = back(rows, FP8)
+    assert torch.equal(found.isfinite(), rows.isfinite())
+    finite = torch.where(rows.isfinite(), rows, 0)
+    assert torch.equal(torch.where(found.isfinite(), found, 0), back(finite, FP8))
+
+
+@pytest.mark.parametrize("kept_in", [HALF, BRAIN], ids=str)
+def test_without_scales_what_is_not_finite_stays_as_it_is(kept_in: torch.dtype) -> None:
+    rows = torch.tensor([[1.0, torch.inf, -torch.inf, torch.nan]])
+    found = back(rows, kept_in)
+    assert found[0, :3].tolist() == [1.0, torch.inf, -torch.inf]
+    assert found[0, 3].isnan()
+
+
+def test_numbers_beyond_float16_become_its_largest() -> None:
+    rows = torch.tensor([[1e6, -1e6, 65519.0, 70000.0]])
+    assert back(rows, HALF)[0].tolist() == [65504.0, -65504.0, 65504.0, 65504.0]
