@@ -94,4 +94,6 @@ def _scaled(tensor: torch.Tensor, dtype: torch.dtype) -> tuple[torch.Tensor, tor
     wide = scale_dtype(tensor.dtype)
     scale = largest.to(wide) / torch.finfo(dtype).max
     scale.clamp_(min=torch.finfo(wide).tiny)  # a row of zeros
-    return (tensor / scale).to(dtype), scale
+    rows = tensor / scale
+    rows.masked_fill_(rows.isinf(), torch.nan)  # else it would become the largest number
+    return rows.to(dtype), scale

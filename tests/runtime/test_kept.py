@@ -89,9 +89,9 @@ def test_bytes_are_those_that_were_predicted(wide: torch.dtype, kept_in: torch.d
 def test_every_row_has_a_scale_of_its_own() -> None:
     magnitudes = torch.tensor([1e-30, 1e-8, 1.0, 1e8, 1e30])[:, None]
     rows = magnitudes * torch.randn(5, 64)
-    error = (back(rows, FP8) - rows).norm(dim=1) / rows.norm(dim=1)
+    error = (back(rows, FP8).double() - rows.double()).norm(dim=1) / rows.double().norm(dim=1)
     assert (error < 0.04).all()
-    assert torch.equal(back(rows, FP8).abs().amax(1), rows.abs().amax(1))
+    assert torch.allclose(back(rows, FP8).abs().amax(1), rows.abs().amax(1), rtol=1e-6, atol=0)
 
 
 def test_a_row_of_zeros_stays_zero() -> None:
