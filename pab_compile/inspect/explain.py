@@ -80,7 +80,7 @@ def explain(
     can_have_run |= compilation_of(model) is not None or last_runs.find(model, None) is not None
     if options is None and not args and not kwargs and can_have_run:
         last = last_generation(model, "Nothing to explain without inputs")
-        return Explanation.of(last.findings, last.breaks)
+        return Explanation.of(last.findings, last.breaks, last.running.lanes.num_opened)
     if options is None and (compilation := compilation_of(model)) is not None:
         options = compilation.options
     parsed = parse_options(options)

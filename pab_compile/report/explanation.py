@@ -163,6 +163,8 @@ class Explanation:
         reuse_flops: floating point operations of a step that reuses all that the plan may reuse.
         num_graphs: number of graphs of the forward.
         breaks: why Dynamo broke the forward, each reason once.
+        num_calls: calls of the model per step, each with caches of its own; None if the model has
+            not run.
     """
 
     sites: tuple[SiteReport, ...]
@@ -176,10 +178,19 @@ class Explanation:
     reuse_flops: int = 0
     num_graphs: int = 1
     breaks: tuple[str, ...] = ()
+    num_calls: int | None = None
 
     @staticmethod
-    def of(findings: Sequence[Finding], breaks: Sequence[str]) -> Explanation:
-        """What was found in all graphs of a forward. At least one of them has sites."""
+    def of(
+        findings: Sequence[Finding], breaks: Sequence[str], num_calls: int | None = None
+    ) -> Explanation:
+        """What was found in all graphs of a forward.
+
+        Args:
+            findings: one per graph. At least one of them has sites.
+            breaks: why Dynamo broke the forward after each graph.
+            num_calls: calls of the model per step, if it is known.
+        """
         first = next(finding for finding in findings if finding.sites)
         notes = [note for finding in findings for note in finding.notes]
         reasons = [finding.reason for finding in findings if finding.reason]
@@ -200,6 +211,7 @@ class Explanation:
             ),
             num_graphs=len(findings),
             breaks=tuple(dict.fromkeys(filter(None, breaks))),
+            num_calls=num_calls,
         )
 
     def counts(self) -> dict[str, int]:
@@ -252,9 +264,11 @@ class Explanation:
         counted = counted or (
             "the whole output" if self.sites[0].kind == OUTPUT else "no attention"
         )
+        gib, num = self.cache_bytes / 2**30, self.num_calls or 1
+        together = f", {num * gib:.3f} GiB for the {num} calls of a step" if num > 1 else ""
         return (
             f"{counted}; latents {self.latents!r}, clock {self.clock!r}; "
-            f"caches {self.cache_bytes / 2**30:.3f} GiB per lane"
+            f"caches {gib:.3f} GiB per call{together}"
         )
 
 

@@ -496,7 +496,7 @@ MUTATIONS = (
     Mutation(
         "pab_compile/runtime/continuation.py",
         "timesteps that follow nothing are believed",
-        "generation.is_one or here == 0 or _is_evenly_spaced(timesteps, call.clock_dtype)",
+        "generation.is_one or here == 0 or is_evenly_spaced(timesteps, call.clock_dtype)",
         "True",
         ("tests/runtime/test_continuation.py", "tests/runtime/test_tracker.py"),
     ),
