@@ -234,6 +234,9 @@ class Explanation:
         lines = table_lines(
             (*headings, *numbers), rows, num_left=len(headings), title=self._title()
         )
+        if self.num_calls is not None and self.num_calls > 1:
+            gib = self.num_calls * self.cache_bytes / 2**30
+            lines.append(f"The {self.num_calls} calls of a step cache {gib:.3f} GiB together.")
         always = [group for group in _similar(self.sites) if group[0].range == 1]
         lines += ["Computed at every step:"] if always else []
         lines += [f"  {_name(group)} ({group[0].kind}): {group[0].reason}" for group in always]
@@ -264,11 +267,9 @@ class Explanation:
         counted = counted or (
             "the whole output" if self.sites[0].kind == OUTPUT else "no attention"
         )
-        gib, num = self.cache_bytes / 2**30, self.num_calls or 1
-        together = f", {num * gib:.3f} GiB for the {num} calls of a step" if num > 1 else ""
         return (
             f"{counted}; latents {self.latents!r}, clock {self.clock!r}; "
-            f"caches {gib:.3f} GiB per call{together}"
+            f"caches {self.cache_bytes / 2**30:.3f} GiB per call"
         )
 
 

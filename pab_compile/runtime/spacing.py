@@ -18,14 +18,14 @@ def is_evenly_spaced(timesteps: Sequence[float], dtype: torch.dtype) -> bool:
         dtype: of the model's timestep.
     """
     gaps = [b - a for a, b in itertools.pairwise(timesteps)]
-    rounding = 1.0
-    if dtype.is_floating_point:
-        rounding = 4 * precision_of(dtype) * max(map(abs, timesteps))
+    rounding = _rounding(timesteps, dtype) if dtype.is_floating_point else 1.0
     return rounding < abs(gaps[0]) and max(gaps) - min(gaps) <= rounding
 
 
 def is_at_end(timesteps: Sequence[float], dtype: torch.dtype) -> bool:
-    """Whether evenly spaced timesteps have reached the picture: the next would be 0, 1 or 1000.
+    """Whether evenly spaced timesteps have reached the picture: 0, or 1 or 1000 if they rise.
+
+    A next one that would be there counts too. It is a step of some samplers.
 
     Args:
         timesteps: those that were read so far.
@@ -33,11 +33,15 @@ def is_at_end(timesteps: Sequence[float], dtype: torch.dtype) -> bool:
     """
     if len(timesteps) < 3 or not is_evenly_spaced(timesteps, dtype):
         return False
-    gap = timesteps[-1] - timesteps[-2]
-    half_way = timesteps[-1] + 1.5 * gap
-    if gap < 0:
-        return half_way < 0
-    return half_way > (1 if timesteps[-1] <= 1 else 1000)
+    following = 2 * timesteps[-1] - timesteps[-2]
+    rounding = _rounding(timesteps, dtype) if dtype.is_floating_point else 0.0
+    if timesteps[-1] < timesteps[0]:
+        return following <= rounding
+    return following >= (1 if timesteps[-1] <= 1 else 1000) - rounding
+
+
+def _rounding(timesteps: Sequence[float], dtype: torch.dtype) -> float:
+    return 4 * precision_of(dtype) * max(map(abs, timesteps))
 
 
 def has_bounds(timesteps: Sequence[float]) -> bool:
