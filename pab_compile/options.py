@@ -55,6 +55,9 @@ class Options:
         cache_dtype: what is cached is kept in this dtype: ``bfloat16``, ``float16`` or
             ``float8_e4m3``, as a name or a torch dtype. Only wider tensors of floating point are
             converted, and converted back where they are reused. None: as computed.
+        cache_offload: what is cached waits in the memory of the host and is copied back before it
+            is reused. With ``cache_budget``, only what the budget does not hold. It changes nothing
+            on a CPU.
         inner: compiler of the pieces: ``inductor``, ``eager``, a registered backend, or a function
             like a backend.
         mode: the ``mode`` of ``torch.compile``, for Inductor: ``default``, ``reduce-overhead``,
@@ -87,6 +90,7 @@ class Options:
     plan: Callable[..., int | None] | str | Path | LivePlan | None = None
     cache_budget: Budget | None = None
     cache_dtype: str | torch.dtype | None = None
+    cache_offload: bool = False
     inner: str | Callable[..., Any] = "inductor"
     mode: str | None = None
     axes: Mapping[str, str] = field(default_factory=dict)
@@ -101,7 +105,7 @@ class Options:
     @property
     def keeping(self) -> Keeping:
         """How the outputs of sites are kept."""
-        return Keeping(dtype_of(self.cache_dtype), self.cache_budget)
+        return Keeping(dtype_of(self.cache_dtype), self.cache_budget, self.cache_offload)
 
     @property
     def num_ranks(self) -> int:
@@ -208,8 +212,9 @@ def parse_options(options: GivenOptions, mode: str | None = None) -> Options:
         parsed = replace(parsed, coalesce=False)  # there is one site
     if parsed.dump is not None and not isinstance(parsed.dump, (str, Path)):
         raise OptionError(f"dump is the path of a directory, got {parsed.dump!r}.")
-    if not isinstance(parsed.coalesce, bool):
-        raise OptionError(f"coalesce is True or False, got {parsed.coalesce!r}.")
+    for name in ("coalesce", "cache_offload"):
+        if not isinstance(value := getattr(parsed, name), bool):
+            raise OptionError(f"{name} is True or False, got {value!r}.")
     if parsed.mode is not None:
         _check_choice("mode", parsed.mode, known_modes())
     if not isinstance(parsed.inner, str) and not callable(parsed.inner):

@@ -26,6 +26,7 @@ from pab_compile.plans.plan import Plan
 from pab_compile.runtime.cache_entry import copy_of
 from pab_compile.runtime.generation import Generation, Place
 from pab_compile.runtime.kept import Held, converted
+from pab_compile.runtime.transfers import Transfers, transfers_of
 
 from .lane_step import LaneStep
 from .lower import Function, PieceCompiler
@@ -167,6 +168,12 @@ class Executor:
             torch.compiler.cudagraph_mark_step_begin()
         step = None if place is None else LaneStep(self, place, _device_of(inputs))
         needed = self.needed_ops(step.reused) if step is not None else self._all_ops
+        if step is not None:
+            step.read_ahead(
+                op.site
+                for op, is_needed in zip(self._ops, needed, strict=True)
+                if is_needed and op.site >= 0 and step.reused[op.site]
+            )
         for op, is_needed in zip(self._ops, needed, strict=True):
             results: Sequence[torch.Tensor | None] = ()
             if op.site >= 0 and step is not None:
@@ -248,6 +255,10 @@ class Executor:
             return found
         return tensor if is_new else self.cacheable(tensor, is_returned)
 
+    def transfers(self, device: torch.device) -> Transfers | None:
+        """What sends cached tensors to the host; None if they stay on the device."""
+        return transfers_of(device) if self._keeping.offload else None
+
     def history_of(self, site: int, generation: Generation) -> int:
         """Number of outputs to cache of a site if the later steps are unknown."""
         plan = self._plan_in(generation)
@@ -261,9 +272,11 @@ class Executor:
         if generation.allowance.limit is None:
             generation.allowance.begin(in_bytes(budget, device))
         claims = self._claims_under(self._plan_in(generation))
-        found = generation.allowance.sites_of(self.identity, claims, generation.lanes)
+        found = generation.allowance.sites_of(
+            self.identity, claims, generation.lanes, self.transfers(device)
+        )
         if len(found) < len(claims) and generation.step > 0:  # by then all lanes are known
-            generation.note(generation.allowance.note())
+            generation.note(generation.allowance.note(self.transfers(device) is not None))
         return found
 
     def _claims_under(self, plan: Plan) -> tuple[Claim, ...]:

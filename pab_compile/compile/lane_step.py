@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import time
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import torch
@@ -11,12 +14,14 @@ import torch
 from pab_compile.plans.decisions import Decision
 from pab_compile.runtime.cache_entry import CacheEntry, Tensors, copy_of, difference, end_of
 from pab_compile.runtime.generation import Place
-from pab_compile.runtime.kept import Held
+from pab_compile.runtime.kept import Held, Size, sent
 
 from .op import Op, Start
 
 if TYPE_CHECKING:
     from .executor import Executor
+
+_AHEAD = 2  # sites whose cache entries are read from the host before they are needed
 
 
 class LaneStep:
@@ -39,7 +44,9 @@ class LaneStep:
         self.reused = tuple(map(self._may_reuse, self._decisions, self._cached))
         self._timestep = generation.timestep_now
         self._in_timesteps = executor.in_timesteps_of(generation)
-        self._held = sum(lane.cache_bytes() for lane in generation.lanes)
+        self._transfers = executor.transfers(device)
+        self._held = functools.reduce(Size.plus, (x.cache_size() for x in generation.lanes), Size())
+        self._ahead: deque[int] = deque()
         self._start = time.perf_counter()
 
     def visit_branch(
@@ -55,7 +62,10 @@ class LaneStep:
         decision = self._decisions[op.site]
         cached = self._cached[op.site]
         if self.reused[op.site] and cached is not None:
-            loaded = self._load(op, cached, decision, registers) if is_needed else ()
+            loaded: Sequence[torch.Tensor] = ()
+            if is_needed:
+                loaded = self._load(op, cached, decision, registers)
+                self._request_next()
             if decision.history is not None:
                 self._shorten(op, decision.history)
             return loaded
@@ -118,10 +128,7 @@ class LaneStep:
         registers: list[torch.Tensor | None],
     ) -> Sequence[torch.Tensor]:
         first = self._generation.first_reusable(self._lane)
-        step = self._generation.step
-        order = decision.entry
-        if self._generation.is_switched:  # the other plan may have cached more outputs
-            order = len(decision.sources) - 1
+        step, order = self._generation.step, self._order(decision)
         timestep = self._timestep if self._in_timesteps else None
         loaded = list(cached.load(step, order, timestep, first))
         for number, tensor in enumerate(loaded):
@@ -132,11 +139,46 @@ class LaneStep:
                 loaded[number] = copy_of(tensor)
         return loaded
 
+    def _order(self, decision: Decision) -> int:
+        """The order of a reuse."""
+        if self._generation.is_switched:  # the other plan may have cached more outputs
+            return len(decision.sources) - 1
+        return decision.entry
+
+    def read_ahead(self, sites: Iterable[int]) -> None:
+        """Begin to read from the host what the first branches of the step load.
+
+        Args:
+            sites: the sites that are loaded at this step, in order.
+        """
+        if self._transfers is not None:
+            self._ahead.extend(sites)
+            for _ in range(_AHEAD):
+                self._request_next()
+
+    def _request_next(self) -> None:
+        if self._ahead:
+            site = self._ahead.popleft()
+            cached, first = self._cached[site], self._generation.first_reusable(self._lane)
+            if cached is not None:
+                cached.request(self._order(self._decisions[site]), first)
+
+    def _is_sent(self, op: Op) -> bool:
+        """Whether what a site caches goes to the host."""
+        return self._transfers is not None and (self._kept is None or op.site not in self._kept)
+
+    @contextmanager
+    def _counted(self, cached: CacheEntry) -> Iterator[None]:
+        """Count what a cache entry holds anew, after a change of it."""
+        self._held = self._held.plus(cached.size(), -1)
+        yield
+        self._held = self._held.plus(cached.size())
+
     def _length_to_keep(self, op: Op, decision: Decision) -> int | None:
         """How many outputs stay if the site computes now; None if its cache stays as it is."""
         if not self._generation.trusted:
             return None
-        if self._kept is not None and op.site not in self._kept:
+        if self._kept is not None and op.site not in self._kept and self._transfers is None:
             return 0
         if decision.history is not None:
             return decision.history
@@ -155,9 +197,10 @@ class LaneStep:
                 kept.append(self._executor.kept(change, is_new=True))
         key = (self._executor.identity, op.site)
         cached = self._lane.cache.setdefault(key, CacheEntry())
-        self._held -= cached.num_bytes()
-        cached.store(self._generation.step, tuple(kept), length, self._timestep)
-        self._held += cached.num_bytes()
+        if self._is_sent(op):
+            kept = [sent(held, self._transfers) for held in kept]
+        with self._counted(cached):
+            cached.store(self._generation.step, tuple(kept), length, self._timestep)
         self._generation.record.hold(self._held)
 
     def _at(self, start: Start, registers: list[torch.Tensor | None]) -> torch.Tensor:
@@ -171,8 +214,7 @@ class LaneStep:
         cached = self._lane.cache.get(key)
         if cached is None:
             return
-        self._held -= cached.num_bytes()
-        cached.drop_older_than(length)
-        self._held += cached.num_bytes()
+        with self._counted(cached):
+            cached.drop_older_than(length)
         if length == 0:
             del self._lane.cache[key]

@@ -217,7 +217,8 @@ class _Survey:
         for num_lanes in (1, 2):
             kept = chosen(self._claims, limit, num_lanes)
             left = [claim.name for n, claim in enumerate(self._claims) if n not in kept]
-            lines.append(budget_line(limit, num_lanes, len(self._claims), left))
+            is_sent = self._options.cache_offload
+            lines.append(budget_line(limit, num_lanes, len(self._claims), left, is_sent))
         return lines
 
 

@@ -91,24 +91,28 @@ def _density(claim: Claim) -> float:
     return claim.saved / claim.num_bytes if claim.num_bytes else float("inf")
 
 
-def budget_line(limit: int, num_lanes: int, total: int, left: Sequence[str]) -> str:
+def budget_line(
+    limit: int, num_lanes: int, total: int, left: Sequence[str], is_sent: bool = False
+) -> str:
     """What a budget leaves out, for people.
 
     Args:
         limit: bytes for all lanes.
         num_lanes: number of lanes.
         total: number of sites.
-        left: names of the sites that are not cached.
+        left: names of the sites that are not cached on the device.
+        is_sent: whether these are cached in the memory of the host.
     """
     if not left:
         return (
             f"the cache budget of {limit / 2**20:.1f} MiB holds all {total} sites for {num_lanes} "
             "call(s) per step"
         )
+    rest = "go to the memory of the host" if is_sent else "compute at every step"
     named = ", ".join(left[:_MANY]) + (", ..." if len(left) > _MANY else "")
     return (
         f"the cache budget of {limit / 2**20:.1f} MiB holds {total - len(left)} of {total} sites "
-        f"for {num_lanes} call(s) per step; {len(left)} compute at every step: {named}"
+        f"for {num_lanes} call(s) per step; {len(left)} {rest}: {named}"
     )
 
 

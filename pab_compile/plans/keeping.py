@@ -15,11 +15,13 @@ class Keeping:
 
     Attributes:
         dtype: what wider tensors are converted to; None keeps every tensor as it was computed.
+        offload: whether they wait in the memory of the host.
         budget: memory on the device for one generation; None for any amount.
     """
 
     dtype: torch.dtype | None = None
     budget: Budget | None = None
+    offload: bool = False
 
 
 AS_COMPUTED = Keeping()

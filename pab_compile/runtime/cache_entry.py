@@ -9,7 +9,8 @@ from dataclasses import dataclass
 
 import torch
 
-from .kept import Held, bytes_of, value_of, without_repeats
+from .kept import Held, Kept, Size, sent, value_of, without_repeats
+from .transfers import Transfers
 
 Tensors = tuple[torch.Tensor, ...]
 
@@ -62,10 +63,27 @@ class CacheEntry:
                 do timesteps that are unknown or do not strictly rise or fall.
             first_step: outputs of earlier steps do not count.
         """
-        used = [output for output in self._history if output.step >= first_step][-order - 1 :]
+        used = self._used(order, first_step)
         now = Output(step, (), timestep)
         outputs = [tuple(map(value_of, output.kept)) for output in used]
         return extrapolate(outputs, _positions([*used, now]))
+
+    def send(self, transfers: Transfers) -> None:
+        """Send all outputs to the host."""
+        for _ in range(len(self._history)):
+            output = self._history.popleft()
+            kept = tuple(sent(held, transfers) for held in output.kept)
+            self._history.append(Output(output.step, kept, output.timestep))
+
+    def request(self, order: int, first_step: int = 0) -> None:
+        """Begin to copy what ``load`` will read from the host, if it is there."""
+        for output in self._used(order, first_step):
+            for held in output.kept:
+                if isinstance(held, Kept):
+                    held.request()
+
+    def _used(self, order: int, first_step: int) -> list[Output]:
+        return [output for output in self._history if output.step >= first_step][-order - 1 :]
 
     def clear(self) -> None:
         """Free all outputs."""
@@ -77,8 +95,12 @@ class CacheEntry:
             self._history.popleft()
 
     def num_bytes(self) -> int:
+        """Bytes of the outputs on the device."""
+        return self.size().device
+
+    def size(self) -> Size:
         """Bytes of the outputs."""
-        return sum(bytes_of(held) for output in self._history for held in output.kept)
+        return Size.of(held for output in self._history for held in output.kept)
 
 
 def extrapolate(outputs: Sequence[Tensors], positions: Sequence[float]) -> Tensors:

@@ -731,8 +731,8 @@ MUTATIONS = (
     Mutation(
         "pab_compile/runtime/allowance.py",
         "what no longer fits when another call of the step appears stays cached",
-        "                del lane.cache[key]",
-        "                pass",
+        "                    del lane.cache[key]",
+        "                    pass",
         ("tests/compile/test_cache_budget.py",),
     ),
     Mutation(

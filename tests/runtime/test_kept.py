@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from pab_compile.plans.cache_dtype import CACHE_DTYPES, converted_bytes
-from pab_compile.runtime.kept import bytes_of, converted, value_of
+from pab_compile.runtime.kept import Kept, Size, converted, value_of
 
 FP8, HALF, BRAIN = torch.float8_e4m3fn, torch.float16, torch.bfloat16
 PRECISION = {FP8: 2.0**-4, HALF: 2.0**-11, BRAIN: 2.0**-8}
@@ -27,10 +27,14 @@ VIEWS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
 }
 
 
+def tensors_of(kept: Kept) -> list[torch.Tensor]:
+    return [part for part in kept.parts if isinstance(part, torch.Tensor)]
+
+
 def back(tensor: torch.Tensor, kept_in: torch.dtype) -> torch.Tensor:
     kept = converted(tensor, kept_in)
     assert kept is not None
-    assert kept.data.dtype == kept_in
+    assert tensors_of(kept)[0].dtype == kept_in
     return value_of(kept)
 
 
@@ -80,10 +84,10 @@ def test_bytes_are_those_that_were_predicted(wide: torch.dtype, kept_in: torch.d
     tensor = torch.randn(3, 6, 16).to(wide)
     kept = converted(tensor, kept_in)
     assert kept is not None
-    scales = 0 if kept.scale is None else kept.scale.untyped_storage().nbytes()
-    held = kept.data.untyped_storage().nbytes() + scales
-    assert held == bytes_of(kept) == converted_bytes(tensor.shape, wide, kept_in)
-    assert bytes_of(kept) < bytes_of(tensor)
+    held = sum(part.untyped_storage().nbytes() for part in tensors_of(kept))
+    assert Size(held) == Size.of([kept])
+    assert held == converted_bytes(tensor.shape, wide, kept_in)
+    assert held < Size.of([tensor]).device
 
 
 def test_every_row_has_a_scale_of_its_own() -> None:
