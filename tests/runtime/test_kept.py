@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from pab_compile.plans.cache_dtype import CACHE_DTYPES, converted_bytes
-from pab_compile.runtime.kept import Kept, Size, converted, value_of
+from pab_compile.runtime.kept import Kept, Size, converted, sent, value_of
 
 FP8, HALF, BRAIN = torch.float8_e4m3fn, torch.float16, torch.bfloat16
 PRECISION = {FP8: 2.0**-4, HALF: 2.0**-11, BRAIN: 2.0**-8}
@@ -127,3 +127,40 @@ def test_without_scales_what_is_not_finite_stays_as_it_is(kept_in: torch.dtype) 
 def test_numbers_beyond_float16_become_its_largest() -> None:
     rows = torch.tensor([[1e6, -1e6, 65519.0, 70000.0]])
     assert back(rows, HALF)[0].tolist() == [65504.0, -65504.0, 65504.0, 65504.0]
+
+
+class Arrived:
+    """A parcel that came back at once, in the layout of the host."""
+
+    def __init__(self, tensor: torch.Tensor) -> None:
+        self._tensor = tensor.contiguous()
+        self.num_bytes = tensor.numel() * tensor.element_size()
+
+    def request(self) -> None:
+        pass
+
+    def receive(self) -> torch.Tensor:
+        return self._tensor
+
+    @staticmethod
+    def send(tensor: torch.Tensor) -> Arrived:
+        return Arrived(tensor)
+
+
+@pytest.mark.parametrize("kept_in", [None, HALF, FP8], ids=str)
+@pytest.mark.parametrize("view", VIEWS)
+def test_from_the_host_it_comes_back_with_its_strides(
+    kept_in: torch.dtype | None, view: str
+) -> None:
+    tensor = VIEWS[view](torch.randn(6, 6, 16))
+    held = converted(tensor, kept_in) or tensor
+    away = sent(held, Arrived)  # type: ignore[arg-type]
+    assert Size.of([away]).device == 0
+    assert Size.of([away]).host <= Size.of([held]).device
+    found = value_of(away)
+    assert (found.shape, found.stride(), found.dtype) == (
+        tensor.shape,
+        tensor.stride(),
+        tensor.dtype,
+    )
+    assert torch.equal(found, value_of(held))
