@@ -15,6 +15,7 @@ from pab_compile.plans.decisions import Decision
 from pab_compile.runtime.cache_entry import CacheEntry, Tensors, copy_of, difference, end_of
 from pab_compile.runtime.generation import Place
 from pab_compile.runtime.kept import Held, Size, sent
+from pab_compile.runtime.transfers import Transfers
 
 from .op import Op, Start
 
@@ -163,9 +164,10 @@ class LaneStep:
             if cached is not None:
                 cached.request(self._order(self._decisions[site]), first)
 
-    def _is_sent(self, op: Op) -> bool:
-        """Whether what a site caches goes to the host."""
-        return self._transfers is not None and (self._kept is None or op.site not in self._kept)
+    def _transfers_for(self, op: Op) -> Transfers | None:
+        """What sends the outputs of a site to the host; None if they stay on the device."""
+        is_on_device = self._kept is not None and op.site in self._kept
+        return None if is_on_device else self._transfers
 
     @contextmanager
     def _counted(self, cached: CacheEntry) -> Iterator[None]:
@@ -197,8 +199,8 @@ class LaneStep:
                 kept.append(self._executor.kept(change, is_new=True))
         key = (self._executor.identity, op.site)
         cached = self._lane.cache.setdefault(key, CacheEntry())
-        if self._is_sent(op):
-            kept = [sent(held, self._transfers) for held in kept]
+        if (transfers := self._transfers_for(op)) is not None:
+            kept = [sent(held, transfers) for held in kept]
         with self._counted(cached):
             cached.store(self._generation.step, tuple(kept), length, self._timestep)
         self._generation.record.hold(self._held)

@@ -25,8 +25,8 @@ def dtype_of(given: object) -> torch.dtype | None:
     Raises:
         OptionError: it is none of ``CACHE_DTYPES``.
     """
-    if given is None or given in CACHE_DTYPES.values():
-        return given  # type: ignore[return-value]
+    if given is None or (isinstance(given, torch.dtype) and given in CACHE_DTYPES.values()):
+        return given
     name = given.removeprefix("torch.") if isinstance(given, str) else ""
     name = "float8_e4m3" if name == "float8_e4m3fn" else name
     if name in CACHE_DTYPES:
