@@ -74,7 +74,9 @@ class _CudaParcel:
         if self._coming is None:
             with torch.cuda.stream(self._stream):  # in order: behind the copy to the host
                 tensor = self._host.to(self._device, non_blocking=True)
-                self._coming = tensor, self._stream.record_event()
+                done = torch.cuda.Event()
+                done.record(self._stream)
+            self._coming = tensor, done
 
     def receive(self) -> torch.Tensor:
         self.request()
