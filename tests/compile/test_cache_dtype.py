@@ -10,6 +10,7 @@ import torch
 from diffusers import LatteTransformer3DModel
 
 import pab_compile
+from helpers.any_denoisers import ANY
 from helpers.latte import (
     Loop,
     assert_different,
@@ -173,3 +174,15 @@ def test_others_are_refused(given: Any) -> None:
 
 def test_json_text_names_it() -> None:
     assert parse_options('{"cache_dtype": "float8_e4m3"}').keeping.dtype is torch.float8_e4m3fn
+
+
+@pytest.mark.filterwarnings("ignore:.*")
+def test_a_graph_that_cannot_be_traced_is_kept_narrow_too() -> None:
+    torch.manual_seed(0)
+    hooked = ANY["weights cast by hooks"]().eval().requires_grad_(False)
+    compiled: Any = compiled_pab(hooked, ranges="linear3", cut="output", cache_dtype="bfloat16")
+    predictions = run(compiled)
+    found = pab_compile.explain(compiled)
+    assert "could not be traced" in found.sites[0].reason
+    assert found.cache_bytes == pab_compile.stats(compiled).peak_cache_bytes
+    assert found.cache_bytes == 2 * predictions[0].numel() * 2  # a line needs two outputs
