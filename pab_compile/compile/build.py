@@ -144,7 +144,7 @@ def compile_program(request: Request, settings: Settings) -> Runnable:
     found = replace(found, notes=(*found.notes, *program.sharding, *program.coalesced))
     adopting = None
     if settings.live is not None and request.form is not None:
-        described = Described(found, sites, merged, costs)
+        described = Described(found, sites, merged, costs, settings.options.keeping.dtype)
         fitting = sites if request.alone else ()
         is_exact = program.num_apart == 0
         adopting = Adopting(settings.live, request.form, fitting, is_exact, described.under)
@@ -159,15 +159,16 @@ def _untraced(request: Request, settings: Settings) -> CompiledProgram | None:
         return None
     place, in_timesteps = _place_of(request.origins), settings.options.predict_in == "timestep"
     decides = None if settings.live else plan
-    budget = settings.options.cache_budget
-    executor = Executor(graph, settings.compiler, decides, place, (), in_timesteps, budget)
-    found = untraced_finding(executor.sites, Known(roles.latents, roles.clock), plan)
+    keeping = settings.options.keeping
+    executor = Executor(graph, settings.compiler, decides, place, (), in_timesteps, keeping)
+    known = Known(roles.latents, roles.clock)
+    found = untraced_finding(executor.sites, known, plan, keeping.dtype)
     weights = tuple(n for n, origin in enumerate(request.origins) if origin is None)
     roles = replace(roles, sees_all=False, weights=weights)
     adopting = None
     if settings.live is not None and request.form is not None:
         costs = Costs(0, {})  # nothing is known of its operations
-        described = Described(found, executor.sites, executor.sites, costs)
+        described = Described(found, executor.sites, executor.sites, costs, keeping.dtype)
         adopting = Adopting(settings.live, request.form, (), True, described.under)
     return CompiledProgram(None, found, executor, roles, settings.compilation, adopting=adopting)
 
@@ -240,7 +241,8 @@ def _analysed(
         if request.alone:
             raise
         return None, finding(part, None, settings.plan, reason_of(error, part))
-    return program, finding(part, program, settings.plan, alone=request.alone)
+    kept_in = settings.options.keeping.dtype
+    return program, finding(part, program, settings.plan, alone=request.alone, kept_in=kept_in)
 
 
 def _roles_of(program: Program, part: Part, request: Request, options: Options) -> InputRoles:
@@ -304,7 +306,7 @@ def _sharded_and_coalesced(
     if coalesces:
         run_passes(program, (Coalesce(plan.pattern),), dumper.watch)
         _log.info("\n".join(program.coalesced))
-        found = replace(found, cache_bytes=cache_bytes(program.sites, plan))
+        found = replace(found, cache_bytes=cache_bytes(program.sites, plan, options.keeping.dtype))
     if coalesces and grid is None:
         found = with_flops(found, program.graph_module.graph, program.sites, plan)
     return found
@@ -345,7 +347,7 @@ def _lowered(program: Program, request: Request, settings: Settings, reuses: boo
         _place_of(request.origins),
         uncut,
         settings.options.predict_in == "timestep",
-        settings.options.cache_budget,
+        settings.options.keeping,
     )
 
 
