@@ -23,8 +23,8 @@ model = torch.compile(model, backend="pab", options={"ranges": {"spatial": 2, "t
 ```
 
 The [glossary](glossary.md) defines the words. [Plans](plans.md) explains `ranges`, `window`,
-`predict`, `predict_in`, `coalesce` and `plan`. [Parallel](parallel.md) explains the options about
-ranks. [Recognition](recognition.md) explains `axes`.
+`predict`, `predict_in`, `coalesce`, `plan` and the options about caches. [Parallel](parallel.md)
+explains the options about ranks. [Recognition](recognition.md) explains `axes`.
 """
 
 PRESET_HEAD = """

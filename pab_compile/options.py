@@ -10,11 +10,15 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from pab_compile.errors import OptionError
 from pab_compile.passes.sites.site import CUTS, KINDS, OUTPUT
 
 from .dynamo import known_modes
 from .plans.budget import Budget, check_budget
+from .plans.cache_dtype import dtype_of
+from .plans.keeping import Keeping
 from .plans.live import LivePlan
 from .plans.plan import MAX_ORDER, CallablePlan, Plan, RangePlan
 from .plans.plan_file import PREDICT_IN, load_plan
@@ -48,6 +52,12 @@ class Options:
             a float, the fraction of what is free on the device. All calls of a step share it. The
             sites that save the most operations per byte are cached, and the others compute at
             every step. None: any amount.
+        cache_dtype: what is cached is kept in this dtype: ``bfloat16``, ``float16`` or
+            ``float8_e4m3``, as a name or a torch dtype. Only wider tensors of floating point are
+            converted, and converted back where they are reused. None: as computed.
+        cache_offload: what is cached waits in the memory of the host and is copied back before it
+            is reused. With ``cache_budget``, only what the budget does not hold. It changes nothing
+            on a CPU.
         inner: compiler of the pieces: ``inductor``, ``eager``, a registered backend, or a function
             like a backend.
         mode: the ``mode`` of ``torch.compile``, for Inductor: ``default``, ``reduce-overhead``,
@@ -79,6 +89,8 @@ class Options:
     coalesce: bool = False
     plan: Callable[..., int | None] | str | Path | LivePlan | None = None
     cache_budget: Budget | None = None
+    cache_dtype: str | torch.dtype | None = None
+    cache_offload: bool = False
     inner: str | Callable[..., Any] = "inductor"
     mode: str | None = None
     axes: Mapping[str, str] = field(default_factory=dict)
@@ -89,6 +101,11 @@ class Options:
     shard: str | None = None
     dump: str | Path | None = None
     on_unsupported: str = "raise"
+
+    @property
+    def keeping(self) -> Keeping:
+        """How the outputs of sites are kept."""
+        return Keeping(dtype_of(self.cache_dtype), self.cache_budget, self.cache_offload)
 
     @property
     def num_ranks(self) -> int:
@@ -186,6 +203,7 @@ def parse_options(options: GivenOptions, mode: str | None = None) -> Options:
     _check_axes(parsed.axes)
     if parsed.cache_budget is not None:
         check_budget(parsed.cache_budget)
+    dtype_of(parsed.cache_dtype)
     _check_plan(parsed, given)
     parsed = _as_preset(_as_calibrated(parsed, given), given)
     _check_parallel(parsed)
@@ -194,8 +212,9 @@ def parse_options(options: GivenOptions, mode: str | None = None) -> Options:
         parsed = replace(parsed, coalesce=False)  # there is one site
     if parsed.dump is not None and not isinstance(parsed.dump, (str, Path)):
         raise OptionError(f"dump is the path of a directory, got {parsed.dump!r}.")
-    if not isinstance(parsed.coalesce, bool):
-        raise OptionError(f"coalesce is True or False, got {parsed.coalesce!r}.")
+    for name in ("coalesce", "cache_offload"):
+        if not isinstance(value := getattr(parsed, name), bool):
+            raise OptionError(f"{name} is True or False, got {value!r}.")
     if parsed.mode is not None:
         _check_choice("mode", parsed.mode, known_modes())
     if not isinstance(parsed.inner, str) and not callable(parsed.inner):

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
+import torch
 from torch import fx
 
 from pab_compile.errors import UnsupportedModelError
@@ -103,8 +104,10 @@ def analyse(
     if alone:
         plan.check(program.sites)
     dumper.sites(
-        lambda: [describe_site(site, plan).to_json() for site in program.sites],
-        lambda: [site_box(site, plan) for site in program.sites],
+        lambda: [
+            describe_site(site, plan, options.keeping.dtype).to_json() for site in program.sites
+        ],
+        lambda: [site_box(site, plan, options.keeping.dtype) for site in program.sites],
     )
     return program
 
@@ -183,6 +186,7 @@ def finding(
     plan: Plan,
     reason: str = "",
     alone: bool = True,
+    kept_in: torch.dtype | None = None,
 ) -> Finding:
     """What ``explain`` says of a graph, before its sites are rewritten.
 
@@ -192,33 +196,36 @@ def finding(
         plan: the plan that the options describe.
         reason: why it is computed at every step.
         alone: whether the graph is the whole forward.
+        kept_in: the dtype that outputs are kept in; None as they are.
     """
     nodes = part.graph_module.graph.nodes if part else ()
     flops = count_flops(nodes)
     if program is None:
         return Finding(num_nodes=len(nodes), total_flops=flops, reason=reason)
     found = Finding(
-        sites=tuple(describe_site(site, plan) for site in program.sites),
+        sites=tuple(describe_site(site, plan, kept_in) for site in program.sites),
         num_nodes=len(nodes),
         total_flops=flops,
         clock=program.clock,
         latents=program.latents,
         notes=tuple(program.axes.notes) if program.axes else (),
         seconds=program.seconds,
-        cache_bytes=cache_bytes(program.sites, plan),
+        cache_bytes=cache_bytes(program.sites, plan, kept_in),
         reason=reason,
     )
     once = not alone and only_hoists(program, plan)
     return with_flops(found, program.graph_module.graph, program.sites, plan, once)
 
 
-def untraced_finding(sites: Sequence[Site], known: Known, plan: Plan) -> Finding:
+def untraced_finding(
+    sites: Sequence[Site], known: Known, plan: Plan, kept_in: torch.dtype | None = None
+) -> Finding:
     """What ``explain`` says of a graph that is one branch, without operations to count."""
     return Finding(
-        sites=tuple(describe_site(site, plan) for site in sites),
+        sites=tuple(describe_site(site, plan, kept_in) for site in sites),
         clock=known.clock,
         latents=known.latents,
-        cache_bytes=cache_bytes(sites, plan),
+        cache_bytes=cache_bytes(sites, plan, kept_in),
         reuse_flops=0,
     )
 
@@ -319,19 +326,21 @@ class Described:
         sites: the sites.
         merged: the sites that are cached, some of which are sums of others.
         costs: the operations of the graph.
+        kept_in: the dtype that outputs are kept in; None as they are.
     """
 
     found: Finding
     sites: Sequence[Site]
     merged: Sequence[Site]
     costs: Costs
+    kept_in: torch.dtype | None = None
 
     def under(self, plan: Plan) -> Finding:
         """What it says under a plan."""
         return replace(
             self.found,
-            sites=tuple(describe_site(site, plan) for site in self.sites),
-            cache_bytes=cache_bytes(self.merged, plan),
+            sites=tuple(describe_site(site, plan, self.kept_in) for site in self.sites),
+            cache_bytes=cache_bytes(self.merged, plan, self.kept_in),
             reuse_flops=self.costs.of_reuse(self.merged, plan),
         )
 

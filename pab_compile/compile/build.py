@@ -214,7 +214,8 @@ def _adopting(
     if settings.live is None or request.form is None:
         return None
     costs = Costs.of(merged.graph_module.graph, merged.sites, settings.plan)
-    described = Described(found, before.sites, merged.sites, costs)
+    keeping = settings.options.keeping
+    described = Described(found, before.sites, merged.sites, costs, keeping.dtype)
     fitting = before.sites if request.alone else ()
     return Adopting(settings.live, request.form, fitting, is_exact, described.under)
 
@@ -227,15 +228,16 @@ def _untraced(request: Request, settings: Settings) -> CompiledProgram | None:
         return None
     place, in_timesteps = _place_of(request.origins), settings.options.predict_in == "timestep"
     decides = None if settings.live else plan
-    budget = settings.options.cache_budget
-    executor = Executor(graph, settings.compiler, decides, place, (), in_timesteps, budget)
-    found = untraced_finding(executor.sites, Known(roles.latents, roles.clock), plan)
+    keeping = settings.options.keeping
+    executor = Executor(graph, settings.compiler, decides, place, (), in_timesteps, keeping)
+    known = Known(roles.latents, roles.clock)
+    found = untraced_finding(executor.sites, known, plan, keeping.dtype)
     weights = tuple(n for n, origin in enumerate(request.origins) if origin is None)
     roles = replace(roles, sees_all=False, weights=weights)
     adopting = None
     if settings.live is not None and request.form is not None:
         costs = Costs(0, {})  # nothing is known of its operations
-        described = Described(found, executor.sites, executor.sites, costs)
+        described = Described(found, executor.sites, executor.sites, costs, keeping.dtype)
         adopting = Adopting(settings.live, request.form, (), True, described.under)
     return CompiledProgram(None, found, executor, roles, settings.compilation, adopting=adopting)
 
@@ -308,7 +310,8 @@ def _analysed(
         if request.alone:
             raise
         return None, finding(part, None, settings.plan, reason_of(error, part))
-    return program, finding(part, program, settings.plan, alone=request.alone)
+    kept_in = settings.options.keeping.dtype
+    return program, finding(part, program, settings.plan, alone=request.alone, kept_in=kept_in)
 
 
 def _roles_of(program: Program, part: Part, request: Request, options: Options) -> InputRoles:
@@ -372,7 +375,7 @@ def _sharded_and_coalesced(
     if coalesces:
         run_passes(program, (Coalesce(plan.pattern),), dumper.watch)
         _log.info("\n".join(program.coalesced))
-        found = replace(found, cache_bytes=cache_bytes(program.sites, plan))
+        found = replace(found, cache_bytes=cache_bytes(program.sites, plan, options.keeping.dtype))
     return _merged_finding(found, program, settings) if coalesces and grid is None else found
 
 
@@ -380,7 +383,8 @@ def _merged_finding(found: Finding, merged: Program, settings: Settings) -> Find
     """The finding, with what the sums of a graph take and save."""
     if not settings.options.coalesce:
         return found
-    found = replace(found, cache_bytes=cache_bytes(merged.sites, settings.plan))
+    dtype = settings.options.keeping.dtype
+    found = replace(found, cache_bytes=cache_bytes(merged.sites, settings.plan, dtype))
     return with_flops(found, merged.graph_module.graph, merged.sites, settings.plan)
 
 
@@ -425,7 +429,7 @@ def _lowered(
         _place_of(request.origins),
         uncut,
         settings.options.predict_in == "timestep",
-        settings.options.cache_budget,
+        settings.options.keeping,
         Opener(opened) if opened is not None else None,
     )
 

@@ -19,13 +19,16 @@ from pab_compile.passes.graph.opening import Opener
 from pab_compile.passes.rewrite.broadcast import StepBranch
 from pab_compile.passes.rewrite.pieces import DEMANDED, PRELUDE, Piece
 from pab_compile.passes.sites.site import Site
-from pab_compile.plans.budget import Budget, Claim, claims_of, in_bytes
+from pab_compile.plans.budget import Claim, claims_of, in_bytes
 from pab_compile.plans.decisions import Decisions
 from pab_compile.plans.form import check_together
+from pab_compile.plans.keeping import AS_COMPUTED, Keeping
 from pab_compile.plans.nothing import why_nothing
 from pab_compile.plans.plan import Plan
 from pab_compile.runtime.cache_entry import copy_of
 from pab_compile.runtime.generation import Generation, Place
+from pab_compile.runtime.kept import Held, converted
+from pab_compile.runtime.transfers import Transfers, transfers_of
 
 from .lane_step import LaneStep
 from .lower import PieceCompiler
@@ -45,7 +48,7 @@ class Executor:
         uncut: sites without a branch, which count as computed at every step.
         in_timesteps: whether predictions extrapolate in timesteps rather than in steps. The plan of
             a generation says so itself.
-        budget: memory for the caches of a generation; None for any amount.
+        keeping: how outputs are kept for later steps.
         opener: opens the pieces, if the graph has open sizes.
 
     Attributes:
@@ -64,10 +67,10 @@ class Executor:
         place: str = "",
         uncut: Sequence[Site] = (),
         in_timesteps: bool = False,
-        budget: Budget | None = None,
+        keeping: Keeping = AS_COMPUTED,
         opener: Opener | None = None,
     ) -> None:
-        self._budget = budget
+        self._keeping = keeping
         self._claimed: tuple[Plan, tuple[Claim, ...]] | None = None
         self._in_timesteps = in_timesteps
         self.uncut = uncut
@@ -174,6 +177,12 @@ class Executor:
             torch.compiler.cudagraph_mark_step_begin()
         step = None if place is None else LaneStep(self, place, _device_of(inputs))
         needed = self.needed_ops(step.reused) if step is not None else self._all_ops
+        if step is not None:
+            step.read_ahead(
+                op.site
+                for op, is_needed in zip(self._ops, needed, strict=True)
+                if is_needed and op.site >= 0 and step.reused[op.site]
+            )
         for op, is_needed in zip(self._ops, needed, strict=True):
             results: Sequence[torch.Tensor | None] = ()
             if op.site >= 0 and step is not None:
@@ -242,6 +251,23 @@ class Executor:
         """A tensor that outlives the step: itself, or a copy if others may write to it."""
         return copy_of(tensor) if self._must_copy or is_returned else tensor
 
+    def kept(self, tensor: torch.Tensor, is_returned: bool = False, is_new: bool = False) -> Held:
+        """What is kept of a tensor for later steps.
+
+        Args:
+            tensor: the tensor.
+            is_returned: whether Python code may write to it.
+            is_new: whether nobody else has it.
+        """
+        found = converted(tensor, self._keeping.dtype)
+        if found is not None:
+            return found
+        return tensor if is_new else self.cacheable(tensor, is_returned)
+
+    def transfers(self, device: torch.device) -> Transfers | None:
+        """What sends cached tensors to the host; None if they stay on the device."""
+        return transfers_of(device) if self._keeping.offload else None
+
     def history_of(self, site: int, generation: Generation) -> int:
         """Number of outputs to cache of a site if the later steps are unknown."""
         plan = self._plan_in(generation)
@@ -249,20 +275,23 @@ class Executor:
 
     def cached_sites(self, generation: Generation, device: torch.device) -> frozenset[int] | None:
         """The positions of the sites that are cached; None if there is no budget."""
-        if self._budget is None:
+        budget = self._keeping.budget
+        if budget is None:
             return None
         if generation.allowance.limit is None:
-            generation.allowance.begin(in_bytes(self._budget, device))
+            generation.allowance.begin(in_bytes(budget, device))
         claims = self._claims_under(self._plan_in(generation))
-        found = generation.allowance.sites_of(self.identity, claims, generation.lanes)
+        found = generation.allowance.sites_of(
+            self.identity, claims, generation.lanes, self.transfers(device)
+        )
         if len(found) < len(claims) and generation.step > 0:  # by then all lanes are known
-            generation.note(generation.allowance.note())
+            generation.note(generation.allowance.note(self.transfers(device) is not None))
         return found
 
     def _claims_under(self, plan: Plan) -> tuple[Claim, ...]:
         last = self._claimed
         if last is None or last[0] != plan:
-            self._claimed = last = plan, claims_of(self.sites, plan)
+            self._claimed = last = plan, claims_of(self.sites, plan, self._keeping.dtype)
         return last[1]
 
     def report(self, generation: Generation) -> None:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import time
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import torch
@@ -11,11 +14,15 @@ import torch
 from pab_compile.plans.decisions import Decision
 from pab_compile.runtime.cache_entry import CacheEntry, Tensors, copy_of, difference, end_of
 from pab_compile.runtime.generation import Place
+from pab_compile.runtime.kept import Held, Size, sent
+from pab_compile.runtime.transfers import Transfers
 
 from .op import Op, Start
 
 if TYPE_CHECKING:
     from .executor import Executor
+
+_AHEAD = 2  # sites whose cache entries are read from the host before they are needed
 
 
 class LaneStep:
@@ -38,6 +45,9 @@ class LaneStep:
         self.reused = tuple(map(self._may_reuse, self._decisions, self._cached))
         self._timestep = generation.timestep_now
         self._in_timesteps = executor.in_timesteps_of(generation)
+        self._transfers = executor.transfers(device)
+        self._held = functools.reduce(Size.plus, (x.cache_size() for x in generation.lanes), Size())
+        self._ahead: deque[int] = deque()
         self._start = time.perf_counter()
 
     def visit_branch(
@@ -53,12 +63,19 @@ class LaneStep:
         decision = self._decisions[op.site]
         cached = self._cached[op.site]
         if self.reused[op.site] and cached is not None:
-            loaded = self._load(op, cached, decision, registers) if is_needed else ()
-            self._trim(op, cached, decision)
+            loaded: Sequence[torch.Tensor] = ()
+            if is_needed:
+                loaded = self._load(op, cached, decision, registers)
+                self._request_next()
+            if decision.history is not None:
+                self._shorten(op, decision.history)
             return loaded
+        length = None if decision.reuses else self._length_to_keep(op, decision)
+        if length is not None:
+            self._shorten(op, max(length - 1, 0))  # what is not needed any more makes room
         results = op.function(*[registers[i] for i in op.inputs])
-        if not decision.reuses and self._generation.trusted:
-            self._store(op, decision, tuple(results), registers)
+        if length:
+            self._store(op, length, tuple(results), registers)
         return results
 
     def visit_prelude(
@@ -112,10 +129,7 @@ class LaneStep:
         registers: list[torch.Tensor | None],
     ) -> Sequence[torch.Tensor]:
         first = self._generation.first_reusable(self._lane)
-        step = self._generation.step
-        order = decision.entry
-        if self._generation.is_switched:  # the other plan may have cached more outputs
-            order = len(decision.sources) - 1
+        step, order = self._generation.step, self._order(decision)
         timestep = self._timestep if self._in_timesteps else None
         loaded = list(cached.load(step, order, timestep, first))
         for number, tensor in enumerate(loaded):
@@ -126,39 +140,83 @@ class LaneStep:
                 loaded[number] = copy_of(tensor)
         return loaded
 
+    def _order(self, decision: Decision) -> int:
+        """The order of a reuse."""
+        if self._generation.is_switched:  # the other plan may have cached more outputs
+            return len(decision.sources) - 1
+        return decision.entry
+
+    def read_ahead(self, sites: Iterable[int]) -> None:
+        """Begin to read from the host what the first branches of the step load.
+
+        Args:
+            sites: the sites that are loaded at this step, in order.
+        """
+        if self._transfers is not None:
+            self._ahead.extend(sites)
+            for _ in range(_AHEAD):
+                self._request_next()
+
+    def _request_next(self) -> None:
+        if self._ahead:
+            site = self._ahead.popleft()
+            cached, first = self._cached[site], self._generation.first_reusable(self._lane)
+            if cached is not None:
+                cached.request(self._order(self._decisions[site]), first)
+
+    def _transfers_for(self, op: Op) -> Transfers | None:
+        """What sends the outputs of a site to the host; None if they stay on the device."""
+        is_on_device = self._kept is not None and op.site in self._kept
+        return None if is_on_device else self._transfers
+
+    @contextmanager
+    def _counted(self, cached: CacheEntry) -> Iterator[None]:
+        """Count what a cache entry holds anew, after a change of it."""
+        self._held = self._held.plus(cached.size(), -1)
+        yield
+        self._held = self._held.plus(cached.size())
+
+    def _length_to_keep(self, op: Op, decision: Decision) -> int | None:
+        """How many outputs stay if the site computes now; None if its cache stays as it is."""
+        if not self._generation.trusted:
+            return None
+        if self._kept is not None and op.site not in self._kept and self._transfers is None:
+            return 0
+        if decision.history is not None:
+            return decision.history
+        return self._executor.history_of(op.site, self._generation)
+
     def _store(
-        self,
-        op: Op,
-        decision: Decision,
-        tensors: Tensors,
-        registers: list[torch.Tensor | None],
+        self, op: Op, length: int, tensors: Tensors, registers: list[torch.Tensor | None]
     ) -> None:
-        length = decision.history
-        if length is None:
-            length = self._executor.history_of(op.site, self._generation)
-        key = (self._executor.identity, op.site)
-        if length == 0 or (self._kept is not None and op.site not in self._kept):
-            self._lane.cache.pop(key, None)
-            return
-        kept: list[torch.Tensor] = []
+        kept: list[Held] = []
         for number, tensor in enumerate(tensors):
             start = op.starts[number] if op.starts else None
             if start is None:
-                kept.append(self._executor.cacheable(tensor, op.is_returned))
+                kept.append(self._executor.kept(tensor, op.is_returned))
             else:
-                kept.append(difference(tensor, self._at(start, registers), start.kept))
+                change = difference(tensor, self._at(start, registers), start.kept)
+                kept.append(self._executor.kept(change, is_new=True))
+        key = (self._executor.identity, op.site)
         cached = self._lane.cache.setdefault(key, CacheEntry())
-        cached.store(self._generation.step, tuple(kept), length, self._timestep)
+        if (transfers := self._transfers_for(op)) is not None:
+            kept = [sent(held, transfers) for held in kept]
+        with self._counted(cached):
+            cached.store(self._generation.step, tuple(kept), length, self._timestep)
+        self._generation.record.hold(self._held)
 
     def _at(self, start: Start, registers: list[torch.Tensor | None]) -> torch.Tensor:
         value = registers[start.register]
         assert value is not None, "a start was freed or not computed"
         return value
 
-    def _trim(self, op: Op, cached: CacheEntry, decision: Decision) -> None:
-        if decision.history is None:
+    def _shorten(self, op: Op, length: int) -> None:
+        """Keep only the newest outputs of a site."""
+        key = (self._executor.identity, op.site)
+        cached = self._lane.cache.get(key)
+        if cached is None:
             return
-        if decision.history == 0:
-            self._lane.cache.pop((self._executor.identity, op.site), None)
-        else:
-            cached.drop_older_than(decision.history)
+        with self._counted(cached):
+            cached.drop_older_than(length)
+        if length == 0:
+            del self._lane.cache[key]

@@ -81,7 +81,7 @@ def explain(
     can_have_run |= compilation_of(model) is not None or last_runs.find(model, None) is not None
     if options is None and not args and not kwargs and can_have_run:
         last = last_generation(model, "Nothing to explain without inputs")
-        return Explanation.of(last.findings, last.breaks)
+        return Explanation.of(last.findings, last.breaks, last.running.lanes.num_opened)
     if options is None and (compilation := compilation_of(model)) is not None:
         options = compilation.options
     parsed = parse_options(options)
@@ -147,7 +147,8 @@ class _Survey:
                 expected = partial(self._shown, forward)
                 settings = (self._options, self._plan, self._dumper)
                 program = analyse(part, *settings, alone, known, expected)
-                found = self._with_choices(finding(part, program, self._plan, "", alone), program)
+                found = finding(part, program, self._plan, "", alone, self._options.keeping.dtype)
+                found = self._with_choices(found, program)
         except UnsupportedModelError as error:
             is_traced = not isinstance(error, NotTracedError)
             whole = None if is_traced else self._untraced(forward, graph_module, args)
@@ -168,7 +169,7 @@ class _Survey:
         if known is None or whole is None:
             return None
         sites = [branch.site for _, branch in branches(whole)]
-        return untraced_finding(sites, known, self._plan)
+        return untraced_finding(sites, known, self._plan, self._options.keeping.dtype)
 
     def _known(self, forward: Forward) -> Known | None:
         """Latents and clock, where the graph need not show them."""
@@ -198,12 +199,12 @@ class _Survey:
             found = replace(
                 found,
                 notes=(*found.notes, *merged.lines),
-                cache_bytes=cache_bytes(merged.sites, self._plan),
+                cache_bytes=cache_bytes(merged.sites, self._plan, self._options.keeping.dtype),
             )
             found = with_flops(found, merged.graph_module.graph, merged.sites, self._plan)
             sites = merged.sites
         if self._options.cache_budget is not None:
-            self._claims += claims_of(sites, self._plan)
+            self._claims += claims_of(sites, self._plan, self._options.keeping.dtype)
         return found
 
     def explanation(self) -> Explanation:
@@ -224,7 +225,8 @@ class _Survey:
         for num_lanes in (1, 2):
             kept = chosen(self._claims, limit, num_lanes)
             left = [claim.name for n, claim in enumerate(self._claims) if n not in kept]
-            lines.append(budget_line(limit, num_lanes, len(self._claims), left))
+            is_sent = self._options.cache_offload
+            lines.append(budget_line(limit, num_lanes, len(self._claims), left, is_sent))
         return lines
 
 

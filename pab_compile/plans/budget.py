@@ -17,6 +17,7 @@ import torch
 from pab_compile.errors import OptionError
 from pab_compile.passes.sites.site import Site
 
+from .cache_dtype import kept_bytes
 from .plan import Plan
 from .share import computed_share
 
@@ -41,12 +42,15 @@ class Claim:
     saved: float
 
 
-def claims_of(sites: Sequence[Site], plan: Plan) -> tuple[Claim, ...]:
+def claims_of(
+    sites: Sequence[Site], plan: Plan, kept_in: torch.dtype | None = None
+) -> tuple[Claim, ...]:
     """What every site would cache under a plan. A site that the plan never reuses claims nothing.
 
     Args:
         sites: the sites of one graph, merged if they coalesce.
         plan: the plan. Of a function, every reuse counts the same.
+        kept_in: the dtype that outputs are kept in; None as they are.
     """
     shares: dict[Hashable, float] = {}
     found: list[Claim] = []
@@ -60,7 +64,8 @@ def claims_of(sites: Sequence[Site], plan: Plan) -> tuple[Claim, ...]:
             shares[pattern] = computed_share(plan, first)
         reused = 1 - shares[pattern] if shares[pattern] < 1 else 1.0
         saved = reused * sum(single.flops for single in site.singles)
-        found.append(Claim(site.name, site.cache_bytes * (1 + plan.max_order(first)), saved))
+        num_bytes = kept_bytes(site, kept_in) * (1 + plan.max_order(first))
+        found.append(Claim(site.name, num_bytes, saved))
     return tuple(found)
 
 
@@ -86,24 +91,28 @@ def _density(claim: Claim) -> float:
     return claim.saved / claim.num_bytes if claim.num_bytes else float("inf")
 
 
-def budget_line(limit: int, num_lanes: int, total: int, left: Sequence[str]) -> str:
+def budget_line(
+    limit: int, num_lanes: int, total: int, left: Sequence[str], is_sent: bool = False
+) -> str:
     """What a budget leaves out, for people.
 
     Args:
         limit: bytes for all lanes.
         num_lanes: number of lanes.
         total: number of sites.
-        left: names of the sites that are not cached.
+        left: names of the sites that are not cached on the device.
+        is_sent: whether these are cached in the memory of the host.
     """
     if not left:
         return (
             f"the cache budget of {limit / 2**20:.1f} MiB holds all {total} sites for {num_lanes} "
             "call(s) per step"
         )
+    rest = "go to the memory of the host" if is_sent else "compute at every step"
     named = ", ".join(left[:_MANY]) + (", ..." if len(left) > _MANY else "")
     return (
         f"the cache budget of {limit / 2**20:.1f} MiB holds {total - len(left)} of {total} sites "
-        f"for {num_lanes} call(s) per step; {len(left)} compute at every step: {named}"
+        f"for {num_lanes} call(s) per step; {len(left)} {rest}: {named}"
     )
 
 

@@ -151,6 +151,7 @@ def fingerprint(options: Options, plan: Plan, graph: str) -> str:
         options.cut,
         options.coalesce,
         options.predict_in,
+        options.keeping.dtype,
         options.shard,
         options.mode,
         options.axes,

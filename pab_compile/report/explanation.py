@@ -9,7 +9,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
+
 from pab_compile.passes.sites.site import ATTENTION_KINDS, OUTPUT, Site
+from pab_compile.plans.cache_dtype import kept_bytes
 from pab_compile.plans.plan import Plan
 
 from .draw import SiteBox
@@ -55,8 +58,14 @@ class SiteReport:
         return dataclasses.asdict(self)
 
 
-def describe_site(site: Site, plan: Plan) -> SiteReport:
-    """A site, and what a plan does with it."""
+def describe_site(site: Site, plan: Plan, kept_in: torch.dtype | None = None) -> SiteReport:
+    """A site, and what a plan does with it.
+
+    Args:
+        site: the site.
+        plan: the plan.
+        kept_in: the dtype that outputs are kept in; None as they are.
+    """
     steps = plan.range_of(site) if site.can_broadcast else 1
     reason, history = "; ".join(filter(None, (site.reason, site.branch))), 1
     if plan.may_reuse(site):
@@ -71,7 +80,7 @@ def describe_site(site: Site, plan: Plan) -> SiteReport:
         query_axes=site.query_axes,
         key_axes=site.key_axes,
         range=steps,
-        cache_bytes=history * site.cache_bytes,
+        cache_bytes=history * kept_bytes(site, kept_in),
         flops=site.flops,
         reason=reason,
         history=history,
@@ -79,19 +88,25 @@ def describe_site(site: Site, plan: Plan) -> SiteReport:
     )
 
 
-def cache_bytes(sites: Sequence[Site], plan: Plan) -> int:
-    """Most bytes in the cache of one lane. Some of the sites may be sums of others."""
+def cache_bytes(sites: Sequence[Site], plan: Plan, kept_in: torch.dtype | None = None) -> int:
+    """Most bytes in the cache of one lane.
+
+    Args:
+        sites: the sites, some of which may be sums of others.
+        plan: the plan.
+        kept_in: the dtype that outputs are kept in; None as they are.
+    """
     total = 0
     for site in sites:
         first = site.singles[0]  # merged sites have equal entries
         if site.can_broadcast and plan.may_reuse(first):
-            total += site.cache_bytes * (1 + plan.max_order(first))
+            total += kept_bytes(site, kept_in) * (1 + plan.max_order(first))
     return total
 
 
-def site_box(site: Site, plan: Plan) -> SiteBox:
+def site_box(site: Site, plan: Plan, kept_in: torch.dtype | None = None) -> SiteBox:
     """A site as it is drawn."""
-    report = describe_site(site, plan)
+    report = describe_site(site, plan, kept_in)
     axes = f"{_axes(report.query_axes)} <- {_axes(report.key_axes)}"
     return SiteBox(
         name=site.name,
@@ -148,6 +163,8 @@ class Explanation:
         reuse_flops: floating point operations of a step that reuses all that the plan may reuse.
         num_graphs: number of graphs of the forward.
         breaks: why Dynamo broke the forward, each reason once.
+        num_calls: calls of the model per step, each with caches of its own; None if the model has
+            not run.
     """
 
     sites: tuple[SiteReport, ...]
@@ -161,10 +178,19 @@ class Explanation:
     reuse_flops: int = 0
     num_graphs: int = 1
     breaks: tuple[str, ...] = ()
+    num_calls: int | None = None
 
     @staticmethod
-    def of(findings: Sequence[Finding], breaks: Sequence[str]) -> Explanation:
-        """What was found in all graphs of a forward. At least one of them has sites."""
+    def of(
+        findings: Sequence[Finding], breaks: Sequence[str], num_calls: int | None = None
+    ) -> Explanation:
+        """What was found in all graphs of a forward.
+
+        Args:
+            findings: one per graph. At least one of them has sites.
+            breaks: why Dynamo broke the forward after each graph.
+            num_calls: calls of the model per step, if it is known.
+        """
         first = next(finding for finding in findings if finding.sites)
         notes = [note for finding in findings for note in finding.notes]
         reasons = [finding.reason for finding in findings if finding.reason]
@@ -185,6 +211,7 @@ class Explanation:
             ),
             num_graphs=len(findings),
             breaks=tuple(dict.fromkeys(filter(None, breaks))),
+            num_calls=num_calls,
         )
 
     def counts(self) -> dict[str, int]:
@@ -207,6 +234,9 @@ class Explanation:
         lines = table_lines(
             (*headings, *numbers), rows, num_left=len(headings), title=self._title()
         )
+        if self.num_calls is not None and self.num_calls > 1:
+            gib = self.num_calls * self.cache_bytes / 2**30
+            lines.append(f"The {self.num_calls} calls of a step cache {gib:.3f} GiB together.")
         always = [group for group in _similar(self.sites) if group[0].range == 1]
         lines += ["Computed at every step:"] if always else []
         lines += [f"  {_name(group)} ({group[0].kind}): {group[0].reason}" for group in always]
@@ -239,7 +269,7 @@ class Explanation:
         )
         return (
             f"{counted}; latents {self.latents!r}, clock {self.clock!r}; "
-            f"caches {self.cache_bytes / 2**30:.3f} GiB per lane"
+            f"caches {self.cache_bytes / 2**30:.3f} GiB per call"
         )
 
 

@@ -7,13 +7,14 @@ from collections.abc import Sequence
 from pab_compile.plans.budget import Claim, budget_line, chosen
 
 from .lane import Lanes
+from .transfers import Transfers
 
 
 class Allowance:
     """The sites of all graphs of a forward that share one budget.
 
     It is made anew when a graph or a lane is added, since both take memory of the others. What is
-    not chosen any more is freed at once.
+    not chosen any more is freed at once, or sent to the host.
     """
 
     def __init__(self) -> None:
@@ -31,28 +32,43 @@ class Allowance:
         """Set the limit, in bytes."""
         self._limit = limit
 
-    def sites_of(self, graph: str, claims: Sequence[Claim], lanes: Lanes) -> frozenset[int]:
-        """The positions of the sites of a graph that are cached.
+    def sites_of(
+        self,
+        graph: str,
+        claims: Sequence[Claim],
+        lanes: Lanes,
+        transfers: Transfers | None = None,
+    ) -> frozenset[int]:
+        """The positions of the sites of a graph that are cached on the device.
 
         Args:
             graph: its identity.
             claims: one per site.
             lanes: the lanes of the generation.
+            transfers: send the others to the host; None if they are not cached.
         """
         num_lanes = max(self._num_lanes, len(lanes))
         if self._claims.get(graph) != claims or self._num_lanes != num_lanes:
             self._claims[graph] = claims
             self._num_lanes = num_lanes
-            self._choose(lanes)
+            self._choose(lanes, transfers)
         return self._kept[graph]
 
-    def note(self) -> str:
-        """What is not cached; ``""`` if everything is."""
+    def note(self, is_sent: bool = False) -> str:
+        """What is not cached on the device; ``""`` if everything is.
+
+        Args:
+            is_sent: whether the rest is cached in the memory of the host.
+        """
         places = [(graph, n) for graph, each in self._claims.items() for n in range(len(each))]
         left = [self._claims[graph][n].name for graph, n in places if n not in self._kept[graph]]
-        return budget_line(self._limit or 0, self._num_lanes, len(places), left) if left else ""
+        return (
+            budget_line(self._limit or 0, self._num_lanes, len(places), left, is_sent)
+            if left
+            else ""
+        )
 
-    def _choose(self, lanes: Lanes) -> None:
+    def _choose(self, lanes: Lanes, transfers: Transfers | None) -> None:
         assert self._limit is not None, "the budget has not begun"
         places = [(graph, n) for graph, each in self._claims.items() for n in range(len(each))]
         claims = [self._claims[graph][n] for graph, n in places]
@@ -63,4 +79,7 @@ class Allowance:
         }
         for lane in lanes:
             for key in [key for key in lane.cache if key[0] in self._kept and key not in found]:
-                del lane.cache[key]
+                if transfers is None:
+                    del lane.cache[key]
+                else:
+                    lane.cache[key].send(transfers)

@@ -9,15 +9,18 @@ from dataclasses import dataclass
 
 import torch
 
+from .kept import Held, Kept, Size, sent, value_of, without_repeats
+from .transfers import Transfers
+
 Tensors = tuple[torch.Tensor, ...]
 
 
 @dataclass(frozen=True, eq=False)
 class Output:
-    """What a site computed at one step, and the step's timestep if it is known."""
+    """What is kept of what a site computed at one step, and the timestep if it is known."""
 
     step: int
-    tensors: Tensors
+    kept: tuple[Held, ...]
     timestep: float | None = None
 
 
@@ -38,11 +41,11 @@ class CacheEntry:
         return tuple(output.step for output in self._history)
 
     def store(
-        self, step: int, tensors: Tensors, length: int, timestep: float | None = None
+        self, step: int, kept: tuple[Held, ...], length: int, timestep: float | None = None
     ) -> None:
         """Add an output. At most ``length`` outputs stay."""
         self.drop_older_than(max(length - 1, 0))  # before, so that never one more is held
-        self._history.append(Output(step, tensors, timestep))
+        self._history.append(Output(step, kept, timestep))
         self.drop_older_than(length)
 
     def load(
@@ -50,8 +53,8 @@ class CacheEntry:
     ) -> Tensors:
         """Predict the output of a step: the polynomial through the newest ``order + 1`` outputs.
 
-        Order 0 repeats the newest output, order 1 follows a line, order 2 a parabola. With fewer
-        outputs, the order is lower.
+        What was converted is first converted back. Order 0 repeats the newest output, order 1
+        follows a line, order 2 a parabola. With fewer outputs, the order is lower.
 
         Args:
             step: the step to predict.
@@ -60,9 +63,27 @@ class CacheEntry:
                 do timesteps that are unknown or do not strictly rise or fall.
             first_step: outputs of earlier steps do not count.
         """
-        used = [output for output in self._history if output.step >= first_step][-order - 1 :]
+        used = self._used(order, first_step)
         now = Output(step, (), timestep)
-        return extrapolate([output.tensors for output in used], _positions([*used, now]))
+        outputs = [tuple(map(value_of, output.kept)) for output in used]
+        return extrapolate(outputs, _positions([*used, now]))
+
+    def send(self, transfers: Transfers) -> None:
+        """Send all outputs to the host."""
+        for _ in range(len(self._history)):
+            output = self._history.popleft()
+            kept = tuple(sent(held, transfers) for held in output.kept)
+            self._history.append(Output(output.step, kept, output.timestep))
+
+    def request(self, order: int, first_step: int = 0) -> None:
+        """Begin to copy what ``load`` will read from the host, if it is there."""
+        for output in self._used(order, first_step):
+            for held in output.kept:
+                if isinstance(held, Kept):
+                    held.request()
+
+    def _used(self, order: int, first_step: int) -> list[Output]:
+        return [output for output in self._history if output.step >= first_step][-order - 1 :]
 
     def clear(self) -> None:
         """Free all outputs."""
@@ -74,8 +95,12 @@ class CacheEntry:
             self._history.popleft()
 
     def num_bytes(self) -> int:
+        """Bytes of the outputs on the device."""
+        return self.size().device
+
+    def size(self) -> Size:
         """Bytes of the outputs."""
-        return sum(t.numel() * t.element_size() for o in self._history for t in o.tensors)
+        return Size.of(held for output in self._history for held in output.kept)
 
 
 def extrapolate(outputs: Sequence[Tensors], positions: Sequence[float]) -> Tensors:
@@ -108,8 +133,8 @@ def _interpolate(tensors: Sequence[torch.Tensor], weights: Sequence[float]) -> t
     newest = tensors[-1]
     if not newest.is_floating_point():
         return newest
-    first, second, *others = map(_without_repeats, tensors)
-    result = _empty_as(_without_repeats(newest))
+    first, second, *others = map(without_repeats, tensors)
+    result = _empty_as(without_repeats(newest))
     torch.lerp(first, second, weights[0], out=result)
     for other, weight in zip(others, weights[1:], strict=True):
         result.lerp_(other, weight)
@@ -122,7 +147,7 @@ def copy_of(tensor: torch.Tensor) -> torch.Tensor:
     Compiled pieces accept only the strides that they were compiled for. ``clone`` would change the
     strides of a part of a larger tensor.
     """
-    source = _without_repeats(tensor)
+    source = without_repeats(tensor)
     return _empty_as(source).copy_(source).expand(tensor.shape)
 
 
@@ -143,14 +168,6 @@ def _empty_as(tensor: torch.Tensor) -> torch.Tensor:
     return torch.empty_strided(
         tensor.shape, tensor.stride(), dtype=tensor.dtype, device=tensor.device
     )
-
-
-def _without_repeats(tensor: torch.Tensor) -> torch.Tensor:
-    """The tensor, with only one position along every dimension that repeats memory."""
-    for dim, (size, stride) in enumerate(zip(tensor.shape, tensor.stride(), strict=True)):
-        if stride == 0 and size > 1:
-            tensor = tensor.narrow(dim, 0, 1)
-    return tensor
 
 
 def _positions(outputs: Sequence[Output]) -> list[float]:

@@ -8,15 +8,13 @@ that loops over the steps is still running (``Generation.depth_in``).
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
-
 from .generation import Generation
 from .lane import Call
-from .visible_schedule import VisibleSchedule, precision_of
+from .spacing import is_evenly_spaced
+from .visible_schedule import VisibleSchedule
 
 
 @dataclass(frozen=True)
@@ -64,7 +62,7 @@ def step_of(generation: Generation, call: Call) -> Step | None:
     ):
         return None
     timesteps = [*generation.seen, reading.value]
-    is_shown = generation.is_one or here == 0 or _is_evenly_spaced(timesteps, call.clock_dtype)
+    is_shown = generation.is_one or here == 0 or is_evenly_spaced(timesteps, call.clock_dtype)
     return Step(following, is_shown=is_shown)
 
 
@@ -133,12 +131,3 @@ def _goes_onwards(seen: Sequence[float], value: float) -> bool:
     if len(set(seen)) < 2:
         return value != seen[-1]
     return value < seen[-1] if seen[-1] < seen[0] else value > seen[-1]
-
-
-def _is_evenly_spaced(timesteps: Sequence[float], dtype: torch.dtype) -> bool:
-    """Whether timesteps have equal gaps, up to rounding that is clearly smaller than a gap."""
-    gaps = [b - a for a, b in itertools.pairwise(timesteps)]
-    rounding = 1.0
-    if dtype.is_floating_point:
-        rounding = 4 * precision_of(dtype) * max(map(abs, timesteps))
-    return rounding < abs(gaps[0]) and max(gaps) - min(gaps) <= rounding

@@ -19,6 +19,7 @@ from .allowance import Allowance
 from .caller import Callers, Run, is_suspended
 from .clock import TimestepTable
 from .lane import Call, Lane, Lanes
+from .spacing import has_bounds, is_at_end
 from .stats import GenerationRecord, RunStats, StepRecord
 from .stepping import enter_unknown
 from .visible_schedule import VisibleSchedule, find_schedules, holder_of
@@ -104,6 +105,7 @@ class Generation:
         self.allowance = Allowance()
         self.record = GenerationRecord()
         self.closed = False
+        self._clock_dtype = call.clock_dtype
         self._is_told = call.index is not None
         self._path: tuple[Run, ...] = () if is_one else call.callers.runs
         self._holder: Run | None = None  # the function that has the schedule in a variable
@@ -130,6 +132,15 @@ class Generation:
     def is_nearly_done(self) -> bool:
         """Whether at most one step is left. A table may have one timestep too many."""
         return self.schedule.num_steps is not None and self.step >= self.schedule.num_steps - 2
+
+    @property
+    def seems_done(self) -> bool:
+        """Whether no step follows, as far as the timesteps show. A step that follows computes."""
+        if self.is_last_step:
+            return True
+        if self.visible:
+            return self.is_nearly_done and has_bounds(self.schedule.timesteps or ())
+        return not self.schedule.is_known and is_at_end(self.seen, self._clock_dtype)
 
     def advance(self, step: int, call: Call) -> None:
         """Go to the next step."""
@@ -302,10 +313,13 @@ class Generation:
         self.record.note(text)
 
     def finish_call(self, lane: Lane, record: StepRecord, graph: str) -> None:
-        """Note what a graph did in a call. After the last step, free its cache."""
+        """Note what a graph did in a call. After the last step, free its cache.
+
+        If the number of steps is unknown, the timesteps show the last step (``seems_done``).
+        """
         self.record.add(record)
         self.record.measure(self.lanes)
-        if self.is_last_step:
+        if self.seems_done:
             self.lanes.close(lane, graph)
 
     def stats(self) -> RunStats:

@@ -6,6 +6,7 @@ mix lanes if guidance is switched off in the middle of a generation.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -18,6 +19,7 @@ from .cache_entry import CacheEntry
 from .caller import NOBODY, Callers, Position, Run
 from .clock import Reading
 from .identity import Identity
+from .kept import Size
 from .weights import WeightMarks
 
 MAX_LANES = 8
@@ -206,8 +208,12 @@ class Lane:
                 del part[key]
 
     def cache_bytes(self) -> int:
+        """Bytes in cache entries on the device."""
+        return self.cache_size().device
+
+    def cache_size(self) -> Size:
         """Bytes in cache entries."""
-        return sum(entry.num_bytes() for entry in self.cache.values())
+        return functools.reduce(Size.plus, (each.size() for each in self.cache.values()), Size())
 
     def prelude_bytes(self) -> int:
         """Bytes of the values that are computed once."""

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 
 from pab_compile.passes.sites.site import KINDS
 
+from .kept import Size
 from .lane import Lane
 
 
@@ -59,7 +60,8 @@ class RunStats:
         reused: kind -> reuses, likewise.
         computed_steps: kind -> steps at which at least one of its sites computed.
         patterns: per call, one letter per kind: ``C`` computed, ``-`` reused, ``~`` some of each.
-        peak_cache_bytes: most bytes in cache entries at once.
+        peak_cache_bytes: most bytes in the cache entries of all lanes at any moment, on the device.
+        peak_host_bytes: likewise in the memory of the host, with ``cache_offload``.
         held_bytes: bytes of per-prompt values that are computed once.
         num_pieces: number of distinct pieces that were compiled.
         compile_seconds: seconds spent in the inner compiler.
@@ -77,6 +79,7 @@ class RunStats:
     computed_steps: dict[str, int]
     patterns: tuple[str, ...]
     peak_cache_bytes: int
+    peak_host_bytes: int
     held_bytes: int
     num_pieces: int
     compile_seconds: float
@@ -92,8 +95,10 @@ class RunStats:
                 f"({self.computed[kind]} computed, {self.reused[kind]} reused)"
             )
         lines.append(f"  pattern per call ({'/'.join(self.kinds)}): {' '.join(self.patterns)}")
+        host = self.peak_host_bytes / 2**20
         lines.append(
-            f"  caches at most {self.peak_cache_bytes / 2**20:.2f} MiB, per-prompt values "
+            f"  caches at most {self.peak_cache_bytes / 2**20:.2f} MiB"
+            f"{f' and {host:.2f} MiB on the host' if host else ''}, per-prompt values "
             f"{self.held_bytes / 2**20:.2f} MiB; {self.num_pieces} distinct pieces, compiled in "
             f"{self.compile_seconds:.1f} s; {self.seconds_per_step:.4f} s per step"
         )
@@ -108,7 +113,8 @@ class GenerationRecord:
     Attributes:
         notes: why something was computed although the plan would reuse it.
         calls: one record per call of the model.
-        peak_cache_bytes: most bytes in cache entries at once.
+        peak_cache_bytes: most bytes in cache entries at once, on the device.
+        peak_host_bytes: likewise in the memory of the host.
         held_bytes: most bytes of per-prompt values that are computed once.
         compilers: inner compiler -> number of its pieces and seconds that it took.
         why_nothing: why the plan reuses nothing, to be noted if that is so.
@@ -117,6 +123,7 @@ class GenerationRecord:
     notes: list[str] = field(default_factory=list)
     calls: list[StepRecord] = field(default_factory=list)
     peak_cache_bytes: int = 0
+    peak_host_bytes: int = 0
     held_bytes: int = 0
     compilers: dict[int, tuple[int, float]] = field(default_factory=dict)
     why_nothing: str = ""
@@ -131,10 +138,13 @@ class GenerationRecord:
         if not self.calls or self.calls[-1] is not call:
             self.calls.append(call)
 
+    def hold(self, size: Size) -> None:
+        """Note how many bytes are in the cache entries of all lanes now."""
+        self.peak_cache_bytes = max(self.peak_cache_bytes, size.device)
+        self.peak_host_bytes = max(self.peak_host_bytes, size.host)
+
     def measure(self, lanes: Iterable[Lane]) -> None:
-        """Note how many bytes are in the caches now."""
-        lanes = list(lanes)
-        self.peak_cache_bytes = max(self.peak_cache_bytes, sum(x.cache_bytes() for x in lanes))
+        """Note how many bytes of per-prompt values are held now."""
         self.held_bytes = max(self.held_bytes, sum(x.prelude_bytes() for x in lanes))
 
     def summary(self, lanes: int, num_steps: int | None) -> RunStats:
@@ -165,6 +175,7 @@ class GenerationRecord:
             computed_steps={kind: len(computed_at[kind]) for kind in kinds},
             patterns=tuple(call.pattern(kinds) for call in self.calls),
             peak_cache_bytes=self.peak_cache_bytes,
+            peak_host_bytes=self.peak_host_bytes,
             held_bytes=self.held_bytes,
             num_pieces=sum(pieces for pieces, _ in self.compilers.values()),
             compile_seconds=sum(seconds for _, seconds in self.compilers.values()),

@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import fx
 
+from pab_compile.passes.graph import ir
+
 ATTENTION_KINDS: tuple[str, ...] = (
     "spatial",
     "temporal",
@@ -92,3 +94,15 @@ class Site:
     def singles(self) -> tuple[Site, ...]:
         """The sites that this one consists of."""
         return self.parts or (self,)
+
+    @property
+    def kept(self) -> list[tuple[tuple[int, ...], torch.dtype]]:
+        """Sizes and dtype of every tensor that is cached of one output. Of a stretch: of a sum."""
+        found = []
+        for node in self.cut:
+            whole = ir.example(node)
+            for tensor in ir.tensors(node) or [t for t in [whole] if isinstance(t, torch.Tensor)]:
+                start = self.starts.get(node)
+                shape = tuple(int(size) for size in tensor.shape)
+                found.append((shape, tensor.dtype if start is None else start.dtype))
+        return found

@@ -188,7 +188,7 @@ def held_bytes(compiled: Any) -> list[int]:
     """Bytes of every memory that a cache entry of the running generation holds."""
     lanes = last_generation(compiled, "Nothing is held").running.lanes
     entries = [cached for lane in lanes for cached in lane.cache.values()]
-    tensors = [t for cached in entries for output in cached._history for t in output.tensors]
+    tensors = [t for cached in entries for output in cached._history for t in output.kept]
     storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}
     return list(storages.values())
 

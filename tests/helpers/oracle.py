@@ -82,10 +82,12 @@ class Broadcast:
 
     Attributes:
         events: what every branch did at every call.
+        keep: what is kept of an output.
     """
 
     def __init__(self, rule: Rule | None = None, cut: str = "attention") -> None:
         self.events: list[Event] = []
+        self.keep: Callable[[torch.Tensor], torch.Tensor] = lambda output: output
         self._rule = rule or Rule()
         self._gate_inside = cut != "attention"
         self._outputs: dict[tuple[str, str], list[tuple[int, torch.Tensor]]] = defaultdict(list)
@@ -124,7 +126,7 @@ class Broadcast:
             result = compute()
             steps = ()
             if not wanted:
-                outputs.append((now.step, result))
+                outputs.append((now.step, self.keep(result)))
         size = result.numel() * result.element_size()
         self.events.append(Event(name, kind, now.step, now.lane, steps, size))
         return result
