@@ -191,7 +191,8 @@ def _compiled(part: Part, request: Request, settings: Settings) -> Runnable:
         resize(merged.graph_module, sizes)
         now = replace(before, sites=tuple(map(measured, before.sites)))
         then = replace(merged, sites=tuple(map(measured, merged.sites)))
-        shown = finding(part, now, settings.plan, alone=request.alone)
+        dtype = settings.options.keeping.dtype
+        shown = finding(part, now, settings.plan, alone=request.alone, kept_in=dtype)
         shown = _merged_finding(shown, then, settings)
         shown = replace(shown, notes=found.notes)
         adopting = _adopting(request, settings, shown, now, then, is_exact)
