@@ -162,7 +162,7 @@ def test_a_mask_that_is_written_to_within_a_generation_is_another_one() -> None:
 def test_sizes_that_depend_on_the_latents_are_computed() -> None:
     model = draw(LookingDiT)
     twin = in_one_graph(model, {"cross": 2})
-    for step, timestep in enumerate(table(4)):
+    for step, timestep in enumerate(table(2)):
         latents = noise(*SHAPE, seed=step)
         latents[:, 0, 0].flatten(1)[:, : 1 + step] = 1  # another number of tokens at every step
         latents[:, 0, 0].flatten(1)[:, 1 + step : TEXT] = -1
@@ -170,6 +170,7 @@ def test_sizes_that_depend_on_the_latents_are_computed() -> None:
         assert_same(twin(**inputs), model(**inputs))
 
 
+@pytest.mark.long
 def test_prompts_packed_by_masked_select_and_tolist_are_one_graph_that_reuses() -> None:
     model = draw(PackedOnceDiT)
     twin, oracle = in_one_graph(model, RANGES), HookOracle(model, RANGES)
@@ -180,6 +181,7 @@ def test_prompts_packed_by_masked_select_and_tolist_are_one_graph_that_reuses() 
     assert (found.lanes, found.notes) == (2, ())
 
 
+@pytest.mark.long
 def test_a_graph_of_several_measures_its_own_sizes() -> None:
     model = draw(ValidDiT)
     model.places = ("embedding", "blocks")

@@ -36,7 +36,7 @@ def test_what_runs_is_what_is_described(dit: Dit) -> None:
         assert len(truth.sdpa) == dit.streams * truth.modules.total()
 
 
-@pytest.mark.sample("lumina2")
+@pytest.mark.long
 @pytest.mark.parametrize("name", IN_PARTS)
 def test_what_is_found_is_what_runs(name: str) -> None:
     dit = CATALOGUE[name]

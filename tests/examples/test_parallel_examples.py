@@ -21,11 +21,13 @@ from .tiny import NAMES, build, inputs
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
 
+@pytest.mark.long
 def test_traffic_prints_the_published_bytes(capsys: pytest.CaptureFixture[str]) -> None:
     traffic.main(["--ranks", "8"])
     assert capsys.readouterr().out.splitlines()[-1].split()[:4] == ["8", "t", "23.079", "13.078"]
 
 
+@pytest.mark.long
 def test_scaling_prints_times_beside_the_published_ratios(
     capsys: pytest.CaptureFixture[str],
 ) -> None:

@@ -85,6 +85,7 @@ def pattern(timesteps: list[float], every: int, window: tuple[int, int]) -> str:
     )
 
 
+@pytest.mark.sample("True")
 @pytest.mark.parametrize("by_value", [False, True])
 def test_steps_that_pndm_repeats_leave_the_next_generation_its_schedule(by_value: bool) -> None:
     name = "open-sora-plan-1.1"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
 import torch
 
 import pab_compile
@@ -26,7 +27,7 @@ def test_both_transformers_of_a_pipeline_have_one_plan(monkeypatch: Any) -> None
     assert handle.modules == ("transformer", "transformer_2")
     found = {}
     with torch._dynamo.config.patch(error_on_recompile=True):
-        for plan in ("balanced", "ultra", "off", "balanced", {"ranges": {"full": 2, "cross": 3}}):
+        for plan in ("balanced", "ultra", "off", {"ranges": {"full": 2, "cross": 3}}):
             handle.set(plan)
             found[handle.plan] = case.generate(pipe, NUM_STEPS)
             if plan in ("balanced", "ultra"):
@@ -42,14 +43,14 @@ def test_both_transformers_of_a_pipeline_have_one_plan(monkeypatch: Any) -> None
         assert [name for name, value in vars(module).items() if value is not own.get(name)] == []
         assert vars(module).keys() == own.keys()
     assert torch.equal(case.generate(pipe, NUM_STEPS), eager)
-    for name, options in (("balanced", {"ranges": "linear3"}), ("ultra", {"ranges": "linear5"})):
-        torch._dynamo.reset()
-        given = {"inner": "eager", **options}
-        pipe.transformer = torch.compile(first, backend="pab", options=given)
-        pipe.transformer_2 = torch.compile(second, backend="pab", options=given)
-        assert torch.equal(case.generate(pipe, NUM_STEPS), found[name])
+    torch._dynamo.reset()
+    given = {"inner": "eager", "ranges": "linear5"}
+    pipe.transformer = torch.compile(first, backend="pab", options=given)
+    pipe.transformer_2 = torch.compile(second, backend="pab", options=given)
+    assert torch.equal(case.generate(pipe, NUM_STEPS), found["ultra"])
 
 
+@pytest.mark.long
 def test_a_pipeline_that_computes_its_timesteps() -> None:
     case = CASES["Flux"]
     pipe = case.build()

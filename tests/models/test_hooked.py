@@ -29,7 +29,7 @@ from pab_compile import UnsupportedModelError
 CPU = torch.device("cpu")
 
 
-@pytest.mark.sample("True")
+@pytest.mark.long
 @pytest.mark.parametrize("compiled_first", [False, True])
 def test_offloading_the_whole_model_leaves_reuse_as_it_is(compiled_first: bool) -> None:
     model = tiny_latte(depth=1)

@@ -83,6 +83,7 @@ def test_its_attentions_are_recognised(example: ModuleType, model: torch.nn.Modu
     assert (found.latents, found.clock) == ("x", "t")
 
 
+@pytest.mark.long
 def test_without_ranges_it_is_itself(example: ModuleType, model: torch.nn.Module) -> None:
     options = {"inner": "eager", "ranges": {}}
     compiled = torch.compile(model, backend="pab", options=options)

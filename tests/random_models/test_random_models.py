@@ -13,7 +13,7 @@ from .sites import tell
 from .spec import Spec, draw
 
 NUM_MODELS = 40
-SAMPLE = ("3", "4", "5", "9", "13")  # all layouts and streams are among 0 to 39
+SAMPLE = ("3", "5")  # all layouts and streams are among 0 to 39
 
 
 @pytest.mark.sample(*SAMPLE)

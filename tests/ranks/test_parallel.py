@@ -97,7 +97,7 @@ def test_attention_over_all_tokens_switches_to_heads_and_not_at_all_on_reuse(
         assert [num - gathers for num in per_step] == [exchanges, 0] * 3
 
 
-@pytest.mark.sample("open-sora-plan-1.1-4-batched")
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("name", "num_frames", "guidance"),
     [

@@ -89,7 +89,7 @@ def test_packed_prompts_and_item_calls_are_classified_across_six_graphs() -> Non
     assert (found.num_graphs, found.clock, found.latents) == (6, "timestep", "x")
 
 
-@pytest.mark.sample("True")
+@pytest.mark.long
 @pytest.mark.parametrize("by_value", [False, True])
 def test_packed_prompts_reuse_as_the_oracle_does(by_value: bool) -> None:
     model = draw(PackedDiT)
@@ -108,6 +108,7 @@ def test_packed_prompts_reuse_as_the_oracle_does(by_value: bool) -> None:
         check_against_oracle(twin, oracle, (2, 4, 2, 6, 4), lanes, table(5), **how)
 
 
+@pytest.mark.long
 def test_an_exception_between_two_graphs_drops_the_generation() -> None:
     model = draw(BrokenDiT, ("item",))
     twin, oracle = compiled(model, RANGES), HookOracle(model, RANGES)
