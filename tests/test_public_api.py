@@ -115,6 +115,7 @@ def of_two_rows(small: LatteTransformer3DModel) -> dict[str, Any]:
     return content(pab_compile.explain(small, **inputs(batch=2)))
 
 
+@pytest.mark.long
 def test_explain_on_meta_and_fake_tensors_says_the_same(
     small: LatteTransformer3DModel, of_two_rows: dict[str, Any]
 ) -> None:
@@ -127,6 +128,7 @@ def test_explain_on_meta_and_fake_tensors_says_the_same(
         assert content(pab_compile.explain(fake_model, **fake)) == of_two_rows
 
 
+@pytest.mark.long
 def test_explain_takes_arguments_by_position(
     small: LatteTransformer3DModel, of_two_rows: dict[str, Any]
 ) -> None:
@@ -172,6 +174,7 @@ def test_explain_without_inputs_says_what_was_compiled(small: LatteTransformer3D
         pab_compile.explain(tiny_latte(depth=1))
 
 
+@pytest.mark.long
 def test_explain_half_way_changes_nothing(small: LatteTransformer3DModel) -> None:
     expected = Loop(Oracle(small), ddim_timesteps(NUM_STEPS)).run()
     compiled = compiled_pab(small)
@@ -297,7 +300,7 @@ def test_a_file_as_plan(small: LatteTransformer3DModel, tmp_path: Path) -> None:
     assert_same(run(compiled_pab(small, plan=path)), expected)
 
 
-@pytest.mark.sample("linear5", "pab246")
+@pytest.mark.sample("linear5")
 @pytest.mark.parametrize("name", sorted(PRESETS))
 def test_every_preset_is_its_rule(small: LatteTransformer3DModel, name: str) -> None:
     preset = PRESETS[name]

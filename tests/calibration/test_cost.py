@@ -146,6 +146,7 @@ def test_a_generation_is_measured(
     assert plan.to_json()["predicted"]["unit"] == "seconds"
 
 
+@pytest.mark.long
 def test_what_cannot_be_measured_is_an_error_that_says_what_ran(
     model: LatteTransformer3DModel, seen: Observation
 ) -> None:

@@ -56,6 +56,7 @@ def test_what_does_not_fit_computes_and_the_rest_reuses(guidance: str, lanes: in
     assert_different(actual, unlimited(model, guidance))
 
 
+@pytest.mark.long
 def test_a_budget_for_everything_changes_nothing() -> None:
     model = tiny_latte(depth=1)
     limited = compiled_pab(model, **WHOLE, cache_budget=5 * ENTRY)

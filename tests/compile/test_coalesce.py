@@ -61,6 +61,7 @@ def test_a_generation_equals_the_oracle_and_caches_one_tensor(
     assert stats.peak_cache_bytes == outputs * oracle.events[0].num_bytes
 
 
+@pytest.mark.long
 def test_the_single_sites_of_a_plan_stay_beside_the_merged_ones() -> None:
     rule = Rule(
         {"spatial": 2, "temporal": 2, "cross": 3, "mlp": 2},
@@ -81,7 +82,7 @@ def test_open_sora_equals_its_oracle() -> None:
     assert_same(Loop(tiny.calls("open-sora", compiled), table).run(), expected)
 
 
-@pytest.mark.sample("wan-branch-merged1")
+@pytest.mark.long
 # Sites that are merged, and the sums that they cache: one per stream that is read afterwards, which
 # CogVideoX's prompt is not.
 @pytest.mark.parametrize(
@@ -193,6 +194,7 @@ def held_bytes(compiled: Any) -> list[int]:
     return list(storages.values())
 
 
+@pytest.mark.long
 def test_explain_counts_the_sum_before_a_model_runs() -> None:
     rule = Rule(ALL, (0.0, 1.0), 1)
     compiled, generation = deep_latte(2, cut="gated", coalesce=True, **rule.options())

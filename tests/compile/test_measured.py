@@ -110,6 +110,7 @@ def counting() -> tuple[list[fx.GraphModule], Callable[..., Any]]:
     return pieces, inner
 
 
+@pytest.mark.long
 def test_valid_tokens_of_a_prompt_are_its_tokens_and_one_site_takes_all_samples() -> None:
     model = draw(ValidDiT)
     inputs = {"latents": noise(*SHAPE), "timestep": table()[:1].expand(2), **lane(1, 5, 3)}
@@ -150,6 +151,7 @@ def test_a_mask_that_changes_within_a_generation_reuses_nothing_of_the_one_befor
         compare(twin(**inputs), model(**inputs))
 
 
+@pytest.mark.long
 def test_a_mask_that_is_written_to_within_a_generation_is_another_one() -> None:
     model = draw(ValidDiT)
     twin, prompt = in_one_graph(model, RANGES_2), lane(1, 4, 3)

@@ -59,7 +59,7 @@ class Irregular(Rule):
         return {"plan": plan, "predict_in": self.predict_in}
 
 
-@pytest.mark.sample("rule1-gated-two calls-ddim_timesteps", "rule3-gated-none-uneven_timesteps")
+@pytest.mark.sample("rule3-gated-none-uneven_timesteps")
 @pytest.mark.parametrize(
     ("rule", "cut", "guidance", "timesteps"),
     [
@@ -199,6 +199,7 @@ def test_distances_that_change_compile_nothing(model: LatteTransformer3DModel) -
     assert len(compiled) == count > 0
 
 
+@pytest.mark.long
 def test_explain_counts_the_history(model: LatteTransformer3DModel) -> None:
     inputs = {
         "hidden_states": draw_latents(),

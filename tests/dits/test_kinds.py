@@ -23,6 +23,7 @@ EVERY = [pytest.param(dit, id=name) for name, dit in CATALOGUE.items()]
 IN_PARTS = ["lumina2", "hunyuan_image_glyphs"]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("dit", EVERY)
 def test_what_runs_is_what_is_described(dit: Dit) -> None:
     model = build(dit)

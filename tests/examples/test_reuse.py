@@ -85,7 +85,7 @@ def pattern(timesteps: list[float], every: int, window: tuple[int, int]) -> str:
     )
 
 
-@pytest.mark.sample("True")
+@pytest.mark.long
 @pytest.mark.parametrize("by_value", [False, True])
 def test_steps_that_pndm_repeats_leave_the_next_generation_its_schedule(by_value: bool) -> None:
     name = "open-sora-plan-1.1"
@@ -116,6 +116,7 @@ def test_steps_that_pndm_repeats_leave_the_next_generation_its_schedule(by_value
         assert found == expected
 
 
+@pytest.mark.long
 @pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # diffusers
 def test_the_preset_of_plan_covers_attention_over_the_whole_video() -> None:
     name = "open-sora-plan-1.2"

@@ -15,7 +15,7 @@ from pab_compile.runtime.tracker import Tracker
 from .model import drawn
 from .session import OPTIONS, Session, WrongReuse
 
-SESSIONS = 6
+SESSIONS = 5
 PER_SESSION = 10
 # Not taken are: all of timesteps that follow no schedule, some of the first step, and some of
 # videos that run at once. ``python -m fuzz 10000`` prints how many of which.
@@ -50,6 +50,7 @@ def test_random_generations_reuse_nothing_foreign_and_miss_little(compiled: Any)
     assert missed < MOST_MISSED * possible
 
 
+@pytest.mark.long
 def test_two_threads_do_not_mix(compiled: Any) -> None:
     failures: list[BaseException] = []
     done: list[tuple[int, int]] = []

@@ -15,7 +15,7 @@ from pipelines.catalogue import CASES
 NUM_STEPS = 20
 
 
-def test_both_transformers_of_a_pipeline_have_one_plan(monkeypatch: Any) -> None:
+def test_both_transformers_of_a_pipeline_have_one_plan(monkeypatch: Any, runs_all: bool) -> None:
     case = CASES["Wan"]
     second = build(case.dit, seed=1)
     pipe = case.build(transformer_2=second, boundary_ratio=0.7)
@@ -43,11 +43,12 @@ def test_both_transformers_of_a_pipeline_have_one_plan(monkeypatch: Any) -> None
         assert [name for name, value in vars(module).items() if value is not own.get(name)] == []
         assert vars(module).keys() == own.keys()
     assert torch.equal(case.generate(pipe, NUM_STEPS), eager)
-    torch._dynamo.reset()
-    given = {"inner": "eager", "ranges": "linear5"}
-    pipe.transformer = torch.compile(first, backend="pab", options=given)
-    pipe.transformer_2 = torch.compile(second, backend="pab", options=given)
-    assert torch.equal(case.generate(pipe, NUM_STEPS), found["ultra"])
+    if runs_all:
+        torch._dynamo.reset()
+        given = {"inner": "eager", "ranges": "linear5"}
+        pipe.transformer = torch.compile(first, backend="pab", options=given)
+        pipe.transformer_2 = torch.compile(second, backend="pab", options=given)
+        assert torch.equal(case.generate(pipe, NUM_STEPS), found["ultra"])
 
 
 @pytest.mark.long

@@ -50,7 +50,10 @@ def run(model: Callable[..., Any], **loop: Any) -> torch.Tensor:
 
 
 def test_one_compilation_serves_all_plans_that_treat_sites_alike(
-    model: LatteTransformer3DModel, handle: pab_compile.Handle, compilations: Compilations
+    model: LatteTransformer3DModel,
+    handle: pab_compile.Handle,
+    compilations: Compilations,
+    runs_all: bool,
 ) -> None:
     found: dict[str, torch.Tensor] = {}
     for name in ("linear3", "off", "linear5", "pab246", "linear3", "pab357"):
@@ -62,7 +65,7 @@ def test_one_compilation_serves_all_plans_that_treat_sites_alike(
     handle.disable()
     torch._dynamo.reset()
     assert torch.equal(found["off"], run(model))
-    for name in ("linear5", "pab246"):
+    for name in ("linear5", "pab246") if runs_all else ("pab246",):
         with torch._dynamo.config.patch(error_on_recompile=False):
             assert torch.equal(found[name], run(compiled_pab(model, ranges=name))), name
         assert_different(found[name], found["off"])
@@ -80,7 +83,7 @@ def test_within_a_generation_only_outputs_that_the_new_plan_names_are_reused(
         {0: "off", 5: "linear2"},
         {0: "pab246", 9: "off", 10: "pab246"},
     ]
-    for _ in range(6):
+    for _ in range(3):
         steps = sorted(draw.sample(range(1, NUM_STEPS), 3))
         cases.append({step: draw.choice(NAMES) for step in (0, *steps)})
     reused_after = 0
@@ -126,6 +129,7 @@ def test_without_a_schedule_a_new_plan_reuses_only_what_was_computed_since(
     assert seen == "CCCCCC55" + "C888" + "C---" + "C---"
 
 
+@pytest.mark.long
 def test_explain_says_what_the_plan_that_holds_does(
     model: LatteTransformer3DModel, handle: pab_compile.Handle
 ) -> None:

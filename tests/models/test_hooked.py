@@ -59,7 +59,7 @@ def cast_layers(model: LatteTransformer3DModel) -> None:
 REASONS = r"Dynamo broke it up because of.*disable|hooks do that cast or move"
 
 
-@pytest.mark.sample("cast_layers")
+@pytest.mark.long
 @pytest.mark.parametrize("apply", [offload_layers, cast_layers])
 def test_hooks_around_every_layer_are_refused_with_the_reason(
     apply: Callable[[LatteTransformer3DModel], None],

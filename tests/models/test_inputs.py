@@ -160,6 +160,7 @@ def test_projections_fused_between_generations() -> None:
     Pair(model, compiled).run()
 
 
+@pytest.mark.long
 def test_autocast_around_the_calls() -> None:
     model = tiny_latte(depth=1)
     compiled = compiled_pab(model, **RULE.options())

@@ -53,6 +53,7 @@ def test_ranges_of_one_give_eager_bit_for_bit(model: LatteTransformer3DModel, cu
     assert torch.equal(actual, Loop(calls_of(model), timesteps, guidance="batched").run())
 
 
+@pytest.mark.long
 def test_seams_are_cut_only_where_something_may_be_reused(model: LatteTransformer3DModel) -> None:
     timesteps = ddim_timesteps(4)
     pieces = {}

@@ -30,7 +30,7 @@ QUANTISERS = {
 }
 
 
-@pytest.mark.sample("own")
+@pytest.mark.long
 @pytest.mark.parametrize("name", QUANTISERS)
 def test_a_quantised_model_reuses_as_the_oracle_does(name: str) -> None:
     model = tiny_latte(depth=1)

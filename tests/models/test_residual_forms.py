@@ -110,6 +110,7 @@ def test_reuse_equals_module_hooks_bit_for_bit(name: str, dtype: torch.dtype) ->
     assert pab_compile.stats(compiled).reused == {"full": 4, "mlp": 4}  # type: ignore[arg-type]
 
 
+@pytest.mark.sample("dtype1")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_merged_site_that_multiplies_and_adds_in_one_equals_its_single_sites(
     dtype: torch.dtype,

@@ -76,6 +76,7 @@ def hooked(model: Any) -> Any:
     return at_next_step
 
 
+@pytest.mark.long
 def test_its_attentions_are_recognised(example: ModuleType, model: torch.nn.Module) -> None:
     found = pab_compile.explain(model, **example.make_inputs())
     assert found.counts() == {"spatial": 2, "temporal": 2, "cross": 2}

@@ -122,7 +122,7 @@ def test_the_models_of_the_paper_generate_what_one_process_does(
         ]
 
 
-@pytest.mark.sample("different plans-do not run the same program")
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("case", "message"),
     [

@@ -79,6 +79,7 @@ def test_a_mask_that_comes_and_goes_is_another_lane(places: tuple[str, ...]) -> 
     check_against_oracle(twin, oracle, SHAPE, plain, table())
 
 
+@pytest.mark.long
 def test_a_batch_that_shrinks_half_way_is_another_lane() -> None:
     model = draw(BrokenDiT, ("blocks",))
     twin, oracle = compiled(model, RANGES), HookOracle(model, RANGES)
@@ -121,7 +122,7 @@ class Rewritten(Overwriting):
         text.mul_(emb[:, None])
 
 
-@pytest.mark.sample("Overwriting-ranges1-True", "Rewritten-ranges2-False")
+@pytest.mark.sample("Overwriting-ranges1-True")
 # In inference mode nothing shows that it was. Every two of the three meet.
 @pytest.mark.parametrize(
     ("kind", "ranges", "inference_mode"),
@@ -157,7 +158,7 @@ def test_under_inference_mode_as_under_no_grad() -> None:
             assert (found.lanes, found.notes) == (2, ())
 
 
-@pytest.mark.sample("True")
+@pytest.mark.long
 @pytest.mark.parametrize("warm", [False, True])
 def test_threads_share_nothing(warm: bool) -> None:
     model = draw(BrokenDiT, PLACES)

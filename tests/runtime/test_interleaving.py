@@ -151,6 +151,7 @@ def test_threads(model: LatteTransformer3DModel, compiled: Callable[..., Any], w
         pair.check()
 
 
+@pytest.mark.long
 def test_one_thread_compiles_while_another_one_runs(
     model: LatteTransformer3DModel, compiled: Callable[..., Any]
 ) -> None:

@@ -90,6 +90,7 @@ def test_graphs_of_a_broken_forward_learn_together() -> None:
         assert check(loop, model, actual, learned).lanes == 1
 
 
+@pytest.mark.long
 def test_a_name_that_no_graph_of_a_broken_forward_has_is_an_error() -> None:
     actual = compiled(SteppingDit(breaks=True), axes={"residual": "step"})
     with pytest.raises(pab_compile.PabError, match="did you mean 'residuals'"):
