@@ -66,7 +66,7 @@ def model_of(name: str) -> tuple[Captured, list[Step]]:
     return captured_module(build(name, depth=1, num_heads=4), **steps[0][0]), steps
 
 
-@pytest.mark.sample("open-sora-plan-1.2-w-3")
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("name", "axis", "num_ranks"),
     [

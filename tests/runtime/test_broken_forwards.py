@@ -91,7 +91,7 @@ def test_packed_prompts_and_item_calls_are_classified_across_six_graphs() -> Non
     assert (found.num_graphs, found.clock, found.latents) == (6, "timestep", "x")
 
 
-@pytest.mark.long
+@pytest.mark.sample("True")
 @pytest.mark.parametrize("by_value", [False, True])
 def test_packed_prompts_reuse_as_the_oracle_does(by_value: bool) -> None:
     model = draw(PackedDiT)
