@@ -102,9 +102,9 @@ def runs_all(pytestconfig: pytest.Config) -> bool:
 
 
 @pytest.fixture(scope="session")
-def world() -> Iterator[World]:
-    """Four processes that form a group, started when first asked for."""
-    found = World(4)
+def world(runs_all: bool) -> Iterator[World]:
+    """Processes that form a group, started when first asked for."""
+    found = World(4 if runs_all else 2)
     yield found
     found.close()
 

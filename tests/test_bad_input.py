@@ -26,26 +26,22 @@ from pab_compile import (
     UnsupportedModelError,
 )
 
-LATENTS = draw_latents()
-PROMPT = draw_prompt()
+LATENTS = torch.randn(2, 4, 3, 2, 5)
+PROMPT = torch.randn(2, 7, 4)
 TABLES = {num_steps: ddim_timesteps(num_steps) for num_steps in (4, 5)}
 
 
 @pytest.fixture(scope="module")
 def model() -> torch.nn.Module:
-    return tiny_latte(depth=1)
+    torch.manual_seed(0)
+    return SmallDiT(1).requires_grad_(False)
 
 
 def call(model: Callable[..., Any], step: int = 0, num_steps: int = 4) -> torch.Tensor:
     """One step of a generation."""
     timestep = TABLES[num_steps][step]
     with torch.no_grad():
-        return model(
-            LATENTS,
-            timestep=timestep.expand(1),
-            encoder_hidden_states=PROMPT,
-            return_dict=False,
-        )[0]
+        return model(LATENTS, timestep=timestep.expand(2), prompt=PROMPT)
 
 
 def refused(error: type[PabError], run: Callable[[], object]) -> str:
@@ -89,8 +85,8 @@ def test_mode_and_options_at_once_are_refused_by_torch_itself(model: torch.nn.Mo
 
 
 def plan_file(path: Path, **changes: Any) -> str:
-    """A plan for four steps of the tiny Latte, with some of it replaced."""
-    sites = {"transformer_blocks.0.attn1": ["C", 0, 0, 0]}
+    """A plan for four steps of the model, with some of it replaced."""
+    sites = {"blocks.0:spatial": ["C", 0, 0, 0]}
     content = {"format": "pab_compile.plan/1", "num_steps": 4, "sites": sites} | changes
     path.write_text(json.dumps(content))
     return str(path)
@@ -136,8 +132,8 @@ def test_a_plan_file_that_is_not_there_or_no_json_is_refused(tmp_path: Path) -> 
     [
         ({"format": "something/1"}, 'lacks "format": "pab_compile.plan/1"'),
         ({"num_steps": 0}, '"num_steps" must be a positive integer'),
-        ({"sites": {"transformer_blocks.0.attn1": ["C", 0]}}, "needs 4 entries, found 2 entries"),
-        ({"sites": {"transformer_blocks.0.attn1": ["C", 0, 9, 0]}}, "found 9"),
+        ({"sites": {"blocks.0:spatial": ["C", 0]}}, "needs 4 entries, found 2 entries"),
+        ({"sites": {"blocks.0:spatial": ["C", 0, 9, 0]}}, "found 9"),
         ({"sites": {"blocks.7.attn": ["C", 0, 0, 0]}}, "first 'blocks.7.attn'"),
     ],
     ids=str,
@@ -168,33 +164,28 @@ def test_a_plan_function_that_answers_nonsense_is_refused(answer: Any) -> None:
 
 
 def test_gradients_are_refused_where_something_needs_them() -> None:
-    model = tiny_latte(depth=1).requires_grad_(True)
+    model = SmallDiT(1).requires_grad_(True)
     compiled = compiled_pab(model)
-    inputs = {
-        "timestep": ddim_timesteps(4)[:1],
-        "encoder_hidden_states": PROMPT,
-        "return_dict": False,
-    }
+    inputs = {"timestep": ddim_timesteps(4)[:1].expand(2), "prompt": PROMPT}
     message = refused(GradModeError, lambda: compiled(LATENTS, **inputs))
     assert "torch.no_grad()" in message
     assert "requires_grad_(False)" in message
     with torch.no_grad():
-        assert torch.equal(compiled(LATENTS, **inputs)[0], model(LATENTS, **inputs)[0])
+        assert torch.equal(compiled(LATENTS, **inputs), model(LATENTS, **inputs))
 
 
 def test_gradients_are_refused_also_after_calls_without() -> None:
-    model = tiny_latte(depth=1).requires_grad_(True)
+    model = SmallDiT(1).requires_grad_(True)
     compiled = compiled_pab(model)
     call(compiled)
-    inputs = {"timestep": ddim_timesteps(4)[:1], "encoder_hidden_states": PROMPT}
-    refused(GradModeError, lambda: compiled(LATENTS, **inputs, return_dict=False))
+    inputs = {"timestep": ddim_timesteps(4)[:1].expand(2), "prompt": PROMPT}
+    refused(GradModeError, lambda: compiled(LATENTS, **inputs))
 
 
 def test_grad_mode_does_no_harm_where_nothing_needs_gradients(model: torch.nn.Module) -> None:
     compiled = compiled_pab(model)
-    inputs = {"timestep": ddim_timesteps(4)[:1], "encoder_hidden_states": PROMPT}
-    out = compiled(LATENTS, **inputs, return_dict=False)[0]
-    assert torch.equal(out, model(LATENTS, **inputs, return_dict=False)[0])
+    inputs = {"timestep": ddim_timesteps(4)[:1].expand(2), "prompt": PROMPT}
+    assert torch.equal(compiled(LATENTS, **inputs), model(LATENTS, **inputs))
 
 
 class WithoutAttention(torch.nn.Module):
@@ -294,11 +285,16 @@ def test_passing_through_warns_once_and_computes_right(case: str) -> None:
     assert all(torch.equal(out, expected) for out in (first, *again))
 
 
+def call_latte(model: torch.nn.Module) -> None:
+    with torch.no_grad():
+        model(draw_latents(), timestep=TABLES[4][:1], encoder_hidden_states=draw_prompt())
+
+
 @pytest.mark.parametrize("block", ["transformer_blocks", "temporal_transformer_blocks"])
 def test_a_single_block_of_a_model_is_refused_and_the_whole_model_recommended(block: str) -> None:
     model = tiny_latte(depth=1)
     getattr(model, block)[0].compile(backend="pab", options={"inner": "eager"})
-    message = refused(UnsupportedModelError, lambda: call(model))
+    message = refused(UnsupportedModelError, lambda: call_latte(model))
     assert "compile the whole model instead" in message
 
 
@@ -306,7 +302,7 @@ def test_regional_compilation_of_equal_blocks_is_refused() -> None:
     model = tiny_latte(depth=2)
     model._repeated_blocks = ["BasicTransformerBlock"]
     model.compile_repeated_blocks(backend="pab", options={"inner": "eager"})
-    message = refused(UnsupportedModelError, lambda: call(model))
+    message = refused(UnsupportedModelError, lambda: call_latte(model))
     assert "compile the whole model instead" in message
 
 
@@ -373,8 +369,8 @@ def test_statistics_of_a_model_that_has_not_run_are_refused(model: torch.nn.Modu
 
 def test_stated_axes_that_do_not_fit_are_refused(model: torch.nn.Module) -> None:
     for axes, words in (
-        ({"hidden_state": "b c t h w"}, "did you mean 'hidden_states'?"),
-        ({"hidden_states": "b c t h"}, "one distinct name per dimension"),
+        ({"latent": "b c t h w"}, "did you mean 'latents'?"),
+        ({"latents": "b c t h"}, "one distinct name per dimension"),
     ):
         with pytest.raises(PabError) as caught:
             call(compiled_pab(model, axes=axes))

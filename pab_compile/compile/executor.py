@@ -107,9 +107,11 @@ class Executor:
         self._constant_registers = [
             (register[n], self._constants[str(n.target)]) for n in nodes if n.op == "get_attr"
         ]
-        self._returned_registers = [
-            register[r] if isinstance(r, fx.Node) else None
-            for r in ir.output_node(cut_graph.graph).args[0]  # type: ignore[union-attr]
+        returns = ir.output_node(cut_graph.graph).args[0]
+        # Per output its register; or else what it always is: None, or a size.
+        self._returns = [
+            (register[r], None) if isinstance(r, fx.Node) else (None, r)
+            for r in returns  # type: ignore[union-attr]
         ]
         last_use = {source: node for node in nodes for source in node.all_input_nodes}
         returned = set(ir.outputs(cut_graph.graph))
@@ -199,7 +201,7 @@ class Executor:
                 registers[register] = None
         if step is not None:
             step.finish()
-        return tuple(None if i is None else registers[i] for i in self._returned_registers)
+        return tuple(always if i is None else registers[i] for i, always in self._returns)
 
     def needed_ops(self, reused: tuple[bool, ...]) -> Sequence[bool]:
         """Per op, whether it is needed on a step. A branch that computes is, to fill its cache.
@@ -208,7 +210,7 @@ class Executor:
             reused: per site, whether the step reuses it.
         """
         if reused not in self._needed:
-            registers = {register for register in self._returned_registers if register is not None}
+            registers = {register for register, _ in self._returns if register is not None}
             needed: list[bool] = []
             for op in reversed(self._ops):
                 loads = op.site >= 0 and reused[op.site]

@@ -80,7 +80,7 @@ def test_positions_change_what_is_predicted() -> None:
 
 def test_more_speed_costs_more_error_and_the_other_way_round() -> None:
     observation = observation_of(walks())
-    errors = [calibrate(observation, speedup=s).error for s in (1.0, 1.5, 2.0, 3.0)]
+    errors = [calibrate(observation, speedup=s).error for s in (1.0, 2.0, 3.0)]
     assert errors == sorted(errors)
     assert errors[0] == 0.0
     for error in errors[1:]:

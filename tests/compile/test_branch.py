@@ -108,13 +108,16 @@ def generate(call: Callable[..., torch.Tensor], dtype: torch.dtype) -> torch.Ten
     return torch.stack(outputs).float()
 
 
-@pytest.mark.sample("fused-bf16", "post-norm-f32")
+@pytest.mark.sample("fused-bf16")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["f32", "bf16"])
 @pytest.mark.parametrize("how", ["fused", "parallel", "sandwich", "post-norm"])
-def test_a_generation_equals_hooks_on_the_branches(how: str, dtype: torch.dtype) -> None:
+def test_a_generation_equals_hooks_on_the_branches(
+    how: str, dtype: torch.dtype, runs_all: bool
+) -> None:
     model = made(how, dtype)
     eager = generate(lambda _, *inputs: model(*inputs), dtype)
-    for order, coalesce in itertools.product((0, 1), (False, True)):
+    every = itertools.product((0, 1), (False, True))
+    for order, coalesce in every if runs_all else ((0, False), (1, True)):
         rule = Rule({"full": 2}, (0.0, 1.0), order)
         oracle = Hooked(model, rule)
         expected = generate(oracle, dtype)

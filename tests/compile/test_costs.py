@@ -26,6 +26,7 @@ from helpers.oracle import Oracle, Rule
 
 pytestmark = pytest.mark.compiled_once
 NUM_STEPS = 12
+MIXED = Rule({"spatial": 2, "temporal": 1, "cross": 4, "mlp": 3})
 READS = ("item", "tolist", "__bool__", "__float__", "__int__", "__index__", "cpu", "numpy")
 
 
@@ -140,7 +141,7 @@ def test_a_graph_with_dynamic_sizes_is_compiled_once_per_size(
         ("none", Rule()),
         ("none", Rule({"spatial": 3, "temporal": 4, "cross": 5, "mlp": 2}, (100, 800), predict=1)),
         ("none", Rule({"spatial": 3, "temporal": 4, "cross": 2, "mlp": 2}, (100, 950), predict=2)),
-        ("two calls", Rule({"spatial": 1, "temporal": 1, "cross": 4, "mlp": 3})),
+        ("two calls", MIXED),
     ],
 )
 def test_a_tensor_is_held_from_its_step_to_its_last_reuse(
@@ -244,8 +245,7 @@ def living_storages() -> dict[int, int]:
 @pytest.mark.sample("two calls")
 @pytest.mark.parametrize("guidance", ["none", "batched", "two calls"])
 def test_statistics_are_the_oracles(model: LatteTransformer3DModel, guidance: Guidance) -> None:
-    rule = Rule({"spatial": 2, "temporal": 4, "cross": 6, "mlp": 3})
-    timesteps = ddim_timesteps(20)
+    rule, timesteps = MIXED, ddim_timesteps(20)
     compiled = compiled_pab(model, **rule.options())
     for seed in (1, 2):
         oracle = Oracle(model, rule)

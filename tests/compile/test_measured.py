@@ -110,6 +110,7 @@ def counting() -> tuple[list[fx.GraphModule], Callable[..., Any]]:
     return pieces, inner
 
 
+@pytest.mark.long
 def test_valid_tokens_of_a_prompt_are_its_tokens_and_one_site_takes_all_samples() -> None:
     model = draw(ValidDiT)
     inputs = {"latents": noise(*SHAPE), "timestep": table()[:1].expand(2), **lane(1, 5, 3)}
@@ -150,6 +151,7 @@ def test_a_mask_that_changes_within_a_generation_reuses_nothing_of_the_one_befor
         compare(twin(**inputs), model(**inputs))
 
 
+@pytest.mark.long
 def test_a_mask_that_is_written_to_within_a_generation_is_another_one() -> None:
     model = draw(ValidDiT)
     twin, prompt = in_one_graph(model, RANGES_2), lane(1, 4, 3)
@@ -162,7 +164,7 @@ def test_a_mask_that_is_written_to_within_a_generation_is_another_one() -> None:
 def test_sizes_that_depend_on_the_latents_are_computed() -> None:
     model = draw(LookingDiT)
     twin = in_one_graph(model, {"cross": 2})
-    for step, timestep in enumerate(table(4)):
+    for step, timestep in enumerate(table(2)):
         latents = noise(*SHAPE, seed=step)
         latents[:, 0, 0].flatten(1)[:, : 1 + step] = 1  # another number of tokens at every step
         latents[:, 0, 0].flatten(1)[:, 1 + step : TEXT] = -1
@@ -170,6 +172,7 @@ def test_sizes_that_depend_on_the_latents_are_computed() -> None:
         assert_same(twin(**inputs), model(**inputs))
 
 
+@pytest.mark.long
 def test_prompts_packed_by_masked_select_and_tolist_are_one_graph_that_reuses() -> None:
     model = draw(PackedOnceDiT)
     twin, oracle = in_one_graph(model, RANGES), HookOracle(model, RANGES)
@@ -180,6 +183,7 @@ def test_prompts_packed_by_masked_select_and_tolist_are_one_graph_that_reuses() 
     assert (found.lanes, found.notes) == (2, ())
 
 
+@pytest.mark.long
 def test_a_graph_of_several_measures_its_own_sizes() -> None:
     model = draw(ValidDiT)
     model.places = ("embedding", "blocks")

@@ -142,6 +142,7 @@ def test_what_is_written_in_a_graph_that_cannot_be_traced_is_refused() -> None:
         Loop(calls_of(compiled_pab(model, **OPTIONS)), ddim_timesteps(NUM_STEPS)).run()
 
 
+@pytest.mark.sample("graph breaks")
 @pytest.mark.parametrize("name", ["graph breaks", "weights cast by hooks"])
 def test_explain_says_that_the_whole_output_is_reused(name: str) -> None:
     inputs = (draw_latents(), torch.tensor([500]), draw_prompt())

@@ -59,7 +59,7 @@ class Irregular(Rule):
         return {"plan": plan, "predict_in": self.predict_in}
 
 
-@pytest.mark.sample("rule1-gated-two calls-ddim_timesteps", "rule3-gated-none-uneven_timesteps")
+@pytest.mark.sample("rule3-gated-none-uneven_timesteps")
 @pytest.mark.parametrize(
     ("rule", "cut", "guidance", "timesteps"),
     [
@@ -95,6 +95,7 @@ def test_a_generation_equals_the_oracle(
     assert_same(Loop(calls_of(compiled), table, guidance=guidance).run(), expected, 3e-5)
 
 
+@pytest.mark.long
 def test_steps_and_timesteps_differ_where_steps_are_uneven(model: LatteTransformer3DModel) -> None:
     table = uneven_timesteps()
     outputs = []
@@ -198,6 +199,7 @@ def test_distances_that_change_compile_nothing(model: LatteTransformer3DModel) -
     assert len(compiled) == count > 0
 
 
+@pytest.mark.long
 def test_explain_counts_the_history(model: LatteTransformer3DModel) -> None:
     inputs = {
         "hidden_states": draw_latents(),
@@ -205,14 +207,10 @@ def test_explain_counts_the_history(model: LatteTransformer3DModel) -> None:
         "encoder_hidden_states": torch.randn(1, 5, 12),
     }
     sizes = {}
-    for order in (0, 1, 2):
+    for order in (0, 2):
         options = {"ranges": EVERY_SECOND, "predict": {"spatial": order}}
         found = pab_compile.explain(model, options=options, **inputs)
         sizes[order] = {site.kind: (site.cache_bytes, site.history) for site in found.sites}
     one = sizes[0]["spatial"][0]
-    assert [sizes[order]["spatial"] for order in (0, 1, 2)] == [
-        (one, 1),
-        (2 * one, 2),
-        (3 * one, 3),
-    ]
-    assert [sizes[order]["mlp"] for order in (0, 1, 2)] == [sizes[0]["mlp"]] * 3
+    assert [sizes[order]["spatial"] for order in (0, 2)] == [(one, 1), (3 * one, 3)]
+    assert sizes[2]["mlp"] == sizes[0]["mlp"]

@@ -78,6 +78,7 @@ def both_ways(model: torch.nn.Module, inputs: Callable[[int], Any], **more: Any)
     return (generate(model, coalesce, inputs, **more) for coalesce in (False, True))
 
 
+@pytest.mark.sample("DroppedText", "ReadBetween")
 @pytest.mark.parametrize("block", BLOCKS)
 def test_a_reuse_computes_no_branch_and_equals_hooks_on_modules(block: type) -> None:
     model = Dit(block)
@@ -109,7 +110,7 @@ def test_mlps_of_a_prompt_that_is_not_returned_run_with_the_attentions_only() ->
     assert pab_compile.explain(done.compiled).reuse_flops == done.flops[1]
 
 
-@pytest.mark.sample("dtype1-ReadBetween")
+@pytest.mark.sample("dtype1-AddedBeforeTheGate")
 @pytest.mark.parametrize("block", BLOCKS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_step_that_computes_equals_eager_bit_for_bit(block: type, dtype: torch.dtype) -> None:
@@ -120,7 +121,7 @@ def test_a_step_that_computes_equals_eager_bit_for_bit(block: type, dtype: torch
     assert not torch.equal(done.outputs[1], model(**inputs_at(1, NUM_STEPS, dtype)))
 
 
-@pytest.mark.sample("qwen_image")
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("name", "share"),
     [

@@ -16,7 +16,7 @@ RANGES = {"full": 2, "joint": 2, "cross": 3}  # to diffusers, what is not cross 
 WINDOW = (100, 800)
 
 
-@pytest.mark.sample("wan")
+@pytest.mark.long
 @pytest.mark.parametrize("name", ["allegro", "cogvideox", "sd3", "wan"])
 def test_reuse_is_what_the_hooks_of_diffusers_give(name: str) -> None:
     dit = CATALOGUE[name]

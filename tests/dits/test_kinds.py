@@ -23,6 +23,7 @@ EVERY = [pytest.param(dit, id=name) for name, dit in CATALOGUE.items()]
 IN_PARTS = ["lumina2", "hunyuan_image_glyphs"]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("dit", EVERY)
 def test_what_runs_is_what_is_described(dit: Dit) -> None:
     model = build(dit)
@@ -36,7 +37,7 @@ def test_what_runs_is_what_is_described(dit: Dit) -> None:
         assert len(truth.sdpa) == dit.streams * truth.modules.total()
 
 
-@pytest.mark.sample("lumina2")
+@pytest.mark.long
 @pytest.mark.parametrize("name", IN_PARTS)
 def test_what_is_found_is_what_runs(name: str) -> None:
     dit = CATALOGUE[name]

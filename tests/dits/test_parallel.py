@@ -57,7 +57,7 @@ def model_of(name: str) -> tuple[Captured, list[Step]]:
     return captured_module(build(dit), **dit.inputs(**sizes)), steps
 
 
-@pytest.mark.sample("wan, two heads-t-3")
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("name", "axis", "num_ranks"),
     [pytest.param(*case, marks=pytest.mark.xdist_group(case[0])) for case in CASES],

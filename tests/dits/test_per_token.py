@@ -134,6 +134,7 @@ def test_frames_at_different_steps_compute_unless_the_step_is_stated(
     assert_same(torch.stack(outputs), torch.stack(by_hooks(standing(0.0))))
 
 
+@pytest.mark.long
 def test_a_window_in_timesteps_is_that_of_the_level_that_moves(eager: torch.nn.Module) -> None:
     model = compile_with(eager, window=(200, 700))
     patterns = []

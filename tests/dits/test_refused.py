@@ -40,7 +40,7 @@ def test_what_is_not_supported_is_refused_with_the_reason(dit: Dit) -> None:
         pab_compile.explain(model, options=dit.options, **dit.inputs())
 
 
-@pytest.mark.sample("mochi without its switch", "transformer_temporal")
+@pytest.mark.sample("transformer_temporal")
 @pytest.mark.parametrize("dit", REFUSED)
 def test_what_is_passed_through_is_eager_at_every_step(dit: Dit) -> None:
     model = build(dit)

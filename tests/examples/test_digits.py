@@ -18,7 +18,7 @@ PATCHES = digits.NUM_FRAMES * digits.SIZE**2 // 4
 """Of the Latte; a patch of the other is two frames long."""
 
 
-@pytest.mark.sample("joint-kinds1-4-256")
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("family", "kinds", "num_mlps", "num_patches"),
     [
@@ -47,7 +47,7 @@ def generate(trained: digits.DigitsModel, options: dict[str, Any]) -> pab_compil
     return pab_compile.stats(model)
 
 
-@pytest.mark.sample("joint")
+@pytest.mark.long
 @pytest.mark.parametrize("family", digits.FAMILIES)
 def test_the_calibrated_plan_of_a_model_computes_all_sites_at_few_steps(family: str) -> None:
     trained = digits.load(digits.find_folder(family))

@@ -199,7 +199,7 @@ def test_images_of_512_pixels_have_evenly_spaced_timesteps() -> None:
 # -- examples and real sizes -------------------------------------------------------------------
 
 
-@pytest.mark.sample("open_sora.py-arguments0-lines0")
+@pytest.mark.long
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # diffusers
 @pytest.mark.parametrize(
@@ -295,6 +295,7 @@ def test_open_sora_plan_1_1_of_65_frames_at_512() -> None:
     assert cached == [2 * 17 * 1024 * 1152 * 2] * 6
 
 
+@pytest.mark.long
 def test_open_sora_plan_1_2_of_93_frames_at_480p() -> None:
     found = at_real_size(
         open_sora_plan_1_2.OpenSoraT2V,

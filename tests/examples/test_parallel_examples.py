@@ -21,11 +21,13 @@ from .tiny import NAMES, build, inputs
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
 
+@pytest.mark.long
 def test_traffic_prints_the_published_bytes(capsys: pytest.CaptureFixture[str]) -> None:
     traffic.main(["--ranks", "8"])
     assert capsys.readouterr().out.splitlines()[-1].split()[:4] == ["8", "t", "23.079", "13.078"]
 
 
+@pytest.mark.long
 def test_scaling_prints_times_beside_the_published_ratios(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
@@ -64,7 +66,7 @@ def model_of(name: str) -> tuple[Captured, list[Step]]:
     return captured_module(build(name, depth=1, num_heads=4), **steps[0][0]), steps
 
 
-@pytest.mark.sample("open-sora-t-2", "open-sora-plan-1.2-w-3")
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("name", "axis", "num_ranks"),
     [

@@ -37,7 +37,7 @@ def test_without_ranges_it_is_eager_bit_for_bit(name: str) -> None:
     assert torch.equal(actual, Loop(calls(name, model), timesteps, guidance="batched").run())
 
 
-@pytest.mark.sample("open-sora-gated", "open-sora-plan-1.2-attention")
+@pytest.mark.sample("open-sora-gated")
 @pytest.mark.parametrize("cut", ["gated", "attention"])
 @pytest.mark.parametrize("name", NAMES)
 def test_reuse_equals_the_oracle(name: str, cut: str) -> None:
@@ -85,6 +85,7 @@ def pattern(timesteps: list[float], every: int, window: tuple[int, int]) -> str:
     )
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("by_value", [False, True])
 def test_steps_that_pndm_repeats_leave_the_next_generation_its_schedule(by_value: bool) -> None:
     name = "open-sora-plan-1.1"
@@ -115,6 +116,7 @@ def test_steps_that_pndm_repeats_leave_the_next_generation_its_schedule(by_value
         assert found == expected
 
 
+@pytest.mark.long
 @pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # diffusers
 def test_the_preset_of_plan_covers_attention_over_the_whole_video() -> None:
     name = "open-sora-plan-1.2"

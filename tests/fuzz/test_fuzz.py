@@ -15,7 +15,7 @@ from pab_compile.runtime.tracker import Tracker
 from .model import drawn
 from .session import OPTIONS, Session, WrongReuse
 
-SESSIONS = 16
+SESSIONS = 5
 PER_SESSION = 10
 # Not taken are: all of timesteps that follow no schedule, some of the first step, and some of
 # videos that run at once. ``python -m fuzz 10000`` prints how many of which.
@@ -46,10 +46,11 @@ def run(compiled: Any, seeds: range, **session: Any) -> tuple[int, int]:
 
 def test_random_generations_reuse_nothing_foreign_and_miss_little(compiled: Any) -> None:
     possible, missed = run(compiled, range(SESSIONS))
-    assert possible > 400
+    assert possible > 150
     assert missed < MOST_MISSED * possible
 
 
+@pytest.mark.long
 def test_two_threads_do_not_mix(compiled: Any) -> None:
     failures: list[BaseException] = []
     done: list[tuple[int, int]] = []
@@ -60,7 +61,7 @@ def test_two_threads_do_not_mix(compiled: Any) -> None:
         except BaseException as error:
             failures.append(error)
 
-    threads = [threading.Thread(target=work, args=(range(n, n + 4),)) for n in (1000, 2000)]
+    threads = [threading.Thread(target=work, args=(range(n, n + 2),)) for n in (1000, 2000)]
     for thread in threads:
         thread.start()
     for thread in threads:

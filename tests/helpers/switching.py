@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 import pab_compile.backend
-from helpers.latte import Moment
+from helpers.latte import Loop, Moment, calls_of
 from helpers.oracle import Event, Oracle, Rule, extrapolate
 from pab_compile.plans.presets import PRESETS
 
@@ -108,3 +108,18 @@ class Compilations:
             return real(*args)
 
         monkeypatch.setattr(pab_compile.backend, "compile_program", counted)
+
+
+def switched(
+    handle: pab_compile.Handle,
+    model: torch.nn.Module,
+    timesteps: torch.Tensor,
+    plans: dict[int, str],
+) -> torch.Tensor:
+    """A generation whose plan is exchanged after the step before each given one."""
+    handle.set(plans[0])
+    running = Loop(calls_of(model), timesteps)
+    for step in running.steps():
+        if step + 1 in plans:
+            handle.set(plans[step + 1])
+    return torch.stack(running.predictions)

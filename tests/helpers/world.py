@@ -1,8 +1,9 @@
 """A few processes that form a gloo process group, and what tests ask of them.
 
-The processes are started once and serve many cases. They are forked from one that has imported
-what takes longest, torch and diffusers. A case is a function of the process group of its ranks; it
-runs on all of them and returns something that can be pickled.
+The processes are started once and serve many cases. A case for more ranks starts as many anew.
+They are forked from one that has imported what takes longest, torch and diffusers. A case is a
+function of the process group of its ranks; it runs on all of them and returns something that can be
+pickled.
 """
 
 from __future__ import annotations
@@ -33,9 +34,16 @@ _ALL_GATHER = torch.ops._c10d_functional.all_gather_into_tensor.default
 
 
 class World:
-    """Processes that wait for cases."""
+    """Processes that wait for cases.
+
+    Args:
+        size: how many at first. Few start in less time.
+    """
 
     def __init__(self, size: int) -> None:
+        self._start(size)
+
+    def _start(self, size: int) -> None:
         context = mp.get_context("forkserver")
         context.set_forkserver_preload(_IMPORTED)
         self._folder = tempfile.TemporaryDirectory()
@@ -58,6 +66,9 @@ class World:
         Raises:
             AssertionError: it raised on some rank; holds that rank's traceback.
         """
+        if ranks > len(self._processes):
+            self.close()
+            self._start(ranks)
         where = f"{case.__module__}:{case.__qualname__}"
         for rank in range(ranks):
             self._tasks[rank].put((where, args, ranks))

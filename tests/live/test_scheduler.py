@@ -48,6 +48,7 @@ def test_the_schedule_is_known_from_the_first_step(model: Dit, unit: float) -> N
     assert same == [True, False, True, False, True, False]
 
 
+@pytest.mark.sample("timesteps1", "None")
 @pytest.mark.parametrize("timesteps", [None, (), [5.0, 4.0, 3.0], torch.tensor([7.0, 6.0])])
 def test_a_scheduler_that_does_not_have_the_timestep_is_not_followed(
     model: Dit, timesteps: Any

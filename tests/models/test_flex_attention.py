@@ -75,6 +75,7 @@ def test_flex_attention_is_found_and_reused_as_by_hooks(how: str) -> None:
     )
 
 
+@pytest.mark.long
 def test_a_forward_of_several_graphs_hands_the_graphs_of_its_ops_on() -> None:
     model = draw(FlexDiT, "scores", ("blocks",))
     fast = compiled(model, RANGES)

@@ -32,7 +32,7 @@ from pab_compile import UnsupportedModelError
 CPU = torch.device("cpu")
 
 
-@pytest.mark.sample("True")
+@pytest.mark.long
 @pytest.mark.parametrize("compiled_first", [False, True])
 def test_offloading_the_whole_model_leaves_reuse_as_it_is(compiled_first: bool) -> None:
     model = tiny_latte(depth=1)
@@ -62,7 +62,7 @@ def cast_layers(model: LatteTransformer3DModel) -> None:
 REASONS = r"Dynamo broke it up because of.*disable|hooks do that cast or move"
 
 
-@pytest.mark.sample("cast_layers")
+@pytest.mark.long
 @pytest.mark.parametrize("apply", [offload_layers, cast_layers])
 def test_hooks_around_every_layer_are_refused_with_the_reason(
     apply: Callable[[LatteTransformer3DModel], None],

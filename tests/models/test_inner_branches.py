@@ -99,7 +99,7 @@ def hooked(model: Dit, dtype: torch.dtype, computes: tuple[int, ...]) -> list[to
     return found
 
 
-@pytest.mark.sample("dtype1-NormAfterSum", "dtype0-TwoKinds", "dtype1-OneReadsTheOther")
+@pytest.mark.sample("dtype1-OneReadsTheOther", "dtype0-TwoKinds")
 @pytest.mark.parametrize("branch", [NormAfterSum, TwoKinds, OneReadsTheOther])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_branch_is_reused_as_a_whole_bit_for_bit(branch: type, dtype: torch.dtype) -> None:

@@ -86,6 +86,7 @@ def test_models_of_low_precision_are_those_of_eager_in_the_same_type(dtype: torc
     assert_different(actual, Loop(calls_of(model), **given).run())
 
 
+@pytest.mark.long
 def test_adapters_that_are_switched_between_generations() -> None:
     model = tiny_latte(depth=1)
     adapters = adapt(model)
@@ -146,6 +147,7 @@ def test_adapters_of_peft_are_switched_scaled_and_fused_between_generations() ->
     assert_different(generate(), only_a)
 
 
+@pytest.mark.long
 def test_projections_fused_between_generations() -> None:
     model = tiny_latte(depth=1)
     compiled = compiled_pab(model, **RULE.options())
@@ -158,6 +160,7 @@ def test_projections_fused_between_generations() -> None:
     Pair(model, compiled).run()
 
 
+@pytest.mark.long
 def test_autocast_around_the_calls() -> None:
     model = tiny_latte(depth=1)
     compiled = compiled_pab(model, **RULE.options())

@@ -102,6 +102,7 @@ def test_a_stated_step_and_a_stated_schedule_take_numbers() -> None:
         assert_same(stated[step], expected)
 
 
+@pytest.mark.sample("True")
 @pytest.mark.parametrize("stated", [False, True])
 def test_a_number_that_dynamo_compiles_anew_is_refused_with_what_to_do(stated: bool) -> None:
     model = make(lambda t: torch.as_tensor(t, dtype=torch.float32).reshape(1, 1) / 100)

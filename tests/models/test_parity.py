@@ -53,6 +53,7 @@ def test_ranges_of_one_give_eager_bit_for_bit(model: LatteTransformer3DModel, cu
     assert torch.equal(actual, Loop(calls_of(model), timesteps, guidance="batched").run())
 
 
+@pytest.mark.long
 def test_seams_are_cut_only_where_something_may_be_reused(model: LatteTransformer3DModel) -> None:
     timesteps = ddim_timesteps(4)
     pieces = {}
@@ -88,7 +89,7 @@ def test_with_inductor_reuse_equals_the_oracle() -> None:
     assert_same(Loop(calls_of(compiled), timesteps).run(), expected, 1e-4)
 
 
-@pytest.mark.sample("attention-2-12-rule0", "gated-1-20-rule3", "gated-2-12-rule7")
+@pytest.mark.sample("attention-2-12-rule0", "gated-1-20-rule3")
 @pytest.mark.parametrize(
     ("cut", "depth", "num_steps", "rule"),
     [
@@ -164,6 +165,7 @@ def test_compiling_in_place_is_the_same_as_wrapping(model: LatteTransformer3DMod
     assert reused == {kind: oracle.reused()[kind] for kind in ("spatial", "temporal", "cross")}
 
 
+@pytest.mark.long
 def test_one_full_graph_suffices(model: LatteTransformer3DModel) -> None:
     timesteps = ddim_timesteps(12)
     options = {"inner": "eager"}

@@ -124,7 +124,7 @@ def generate(
     return frames
 
 
-@pytest.mark.sample("gated")
+@pytest.mark.long
 @pytest.mark.parametrize("cut", ["attention", "gated"])
 def test_one_line_on_a_pipeline_gives_what_the_oracle_gives(pipe: LattePipeline, cut: str) -> None:
     model = pipe.transformer

@@ -30,7 +30,7 @@ QUANTISERS = {
 }
 
 
-@pytest.mark.sample("own")
+@pytest.mark.long
 @pytest.mark.parametrize("name", QUANTISERS)
 def test_a_quantised_model_reuses_as_the_oracle_does(name: str) -> None:
     model = tiny_latte(depth=1)
@@ -60,6 +60,7 @@ def test_the_sites_of_a_quantised_model_are_those_of_the_model() -> None:
     assert found.notes == ()
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_inductor_compiles_the_pieces_of_a_quantised_model() -> None:
     model = tiny_latte(depth=1)

@@ -93,7 +93,7 @@ LOADERS: dict[str, Callable[[Any, Path], Any]] = {
 @pytest.mark.sample("GGUF Q4_0")
 @pytest.mark.parametrize("name", LOADERS)
 def test_a_model_loaded_by_its_package_is_eager_or_reuses_as_its_hooks(
-    name: str, tmp_path: Path
+    name: str, tmp_path: Path, runs_all: bool
 ) -> None:
     loop = Denoising(WAN, NUM_STEPS)
     plain = loop.predictions(build(WAN))
@@ -101,9 +101,10 @@ def test_a_model_loaded_by_its_package_is_eager_or_reuses_as_its_hooks(
     eager = loop.predictions(model)
     assert_different(eager, plain)  # something was quantised
     assert type(run(model, **loop.at(0))[0]) is torch.Tensor
-    always = torch.compile(model, backend="pab", options={"ranges": {}, "inner": "eager"})
-    assert_same(loop.predictions(always), eager)
-    assert type(run(always, **loop.at(0))[0]) is torch.Tensor
+    if runs_all:
+        always = torch.compile(model, backend="pab", options={"ranges": {}, "inner": "eager"})
+        assert_same(loop.predictions(always), eager)
+        assert type(run(always, **loop.at(0))[0]) is torch.Tensor
     options = {"ranges": RANGES, "window": (0.0, 1.0), "inner": "eager"}
     reusing = torch.compile(model, backend="pab", options=options)
     actual = loop.predictions(reusing)

@@ -76,6 +76,7 @@ def hooked(model: Any) -> Any:
     return at_next_step
 
 
+@pytest.mark.long
 def test_its_attentions_are_recognised(example: ModuleType, model: torch.nn.Module) -> None:
     found = pab_compile.explain(model, **example.make_inputs())
     assert found.counts() == {"spatial": 2, "temporal": 2, "cross": 2}
@@ -83,6 +84,7 @@ def test_its_attentions_are_recognised(example: ModuleType, model: torch.nn.Modu
     assert (found.latents, found.clock) == ("x", "t")
 
 
+@pytest.mark.long
 def test_without_ranges_it_is_itself(example: ModuleType, model: torch.nn.Module) -> None:
     options = {"inner": "eager", "ranges": {}}
     compiled = torch.compile(model, backend="pab", options=options)

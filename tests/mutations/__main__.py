@@ -22,7 +22,8 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import track
 
-from .catalogue import MUTATIONS, Mutation
+from .catalogue import MUTATIONS
+from .mutation import Mutation
 
 ROOT = Path(__file__).parents[2]
 FOUND, NOT_FOUND = 1, 0  # pytest's exit status: a test failed, all passed

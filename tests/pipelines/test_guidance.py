@@ -61,6 +61,7 @@ def test_guidance_that_stops_or_pauses_half_way(low: int, high: int, is_used: bo
     assert stats.calls == 2 * NUM_STEPS - (high - low)
 
 
+@pytest.mark.long
 def test_prompts_of_equal_value_do_no_harm() -> None:
     prompt = CASE.arguments()["prompt_embeds"]
     _, _, (actual, expected, eager) = generations(

@@ -28,7 +28,7 @@ def check(case: Case, found: Generation, eager: torch.Tensor) -> None:
     assert [note.partition(". ")[0] for note in found.stats.notes] == learned[: bool(case.stepping)]
 
 
-@pytest.mark.sample("Wan", "Wan 2.2, image to video", "Flux ControlNet", "SkyReels V2, long video")
+@pytest.mark.sample("Wan")
 @pytest.mark.filterwarnings("ignore:In CPU autocast")  # a model asks for what CPUs do not have
 @pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # a scheduler
 @pytest.mark.parametrize(

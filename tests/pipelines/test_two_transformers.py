@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import pytest
 import torch
 
 import pab_compile
@@ -37,6 +38,7 @@ def by_hooks(seed: int) -> tuple[torch.Tensor, list[Oracle]]:
     return CASE.generate(pipe, NUM_STEPS, seed, callback_on_step_end=end_step), oracles
 
 
+@pytest.mark.long
 def test_each_transformer_counts_its_own_steps_and_shares_nothing() -> None:
     pipe = two_stages()
     eager = CASE.generate(pipe, NUM_STEPS)

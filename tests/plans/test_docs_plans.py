@@ -41,6 +41,7 @@ def mlp(name: str) -> Site:
     return Site(name, "mlp", "mlp", name, (), (), (node,), (node,), 0, 0, "")
 
 
+@pytest.mark.sample("12")
 @pytest.mark.parametrize("num_steps", [12, 30])
 def test_mlps_are_broadcast_at_any_number_of_steps(
     plan: Callable[..., int | None], num_steps: int

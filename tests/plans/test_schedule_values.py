@@ -64,6 +64,7 @@ def test_open_sora_with_30_steps(
     assert all(p == "CCC" for p, i in zip(stats.patterns, inside, strict=True) if not i)
 
 
+@pytest.mark.long
 def test_both_bounds_of_a_window_in_timesteps_are_outside(model: LatteTransformer3DModel) -> None:
     timesteps = torch.tensor([900, 800, 700, 600, 500, 400, 300, 200, 100, 0])
     ranges = {"spatial": 100, "temporal": 1, "cross": 1}
@@ -71,6 +72,7 @@ def test_both_bounds_of_a_window_in_timesteps_are_outside(model: LatteTransforme
     assert "".join(pattern[0] for pattern in stats.patterns) == "CC-----CCC"
 
 
+@pytest.mark.long
 def test_the_phase_counts_from_the_first_step(model: LatteTransformer3DModel) -> None:
     timesteps = torch.tensor([900, 800, 700, 600, 500, 400, 300, 200, 100, 0])
     ranges = {"spatial": 4, "temporal": 3, "cross": 1}
@@ -79,6 +81,7 @@ def test_the_phase_counts_from_the_first_step(model: LatteTransformer3DModel) ->
     assert "".join(pattern[1] for pattern in stats.patterns) == "C--C--C--C"
 
 
+@pytest.mark.long
 def test_a_window_in_fractions_is_half_open(model: LatteTransformer3DModel) -> None:
     ranges = {"spatial": 100, "temporal": 1, "cross": 1}
     stats = run(compiled_pab(model, ranges=ranges, window=(0.2, 0.8)), ddim_timesteps(10))

@@ -13,7 +13,7 @@ from .sites import tell
 from .spec import Spec, draw
 
 NUM_MODELS = 40
-SAMPLE = ("3", "4", "5", "9", "13")  # all layouts and streams are among 0 to 39
+SAMPLE = ("3",)  # all layouts and streams are among 0 to 39
 
 
 @pytest.mark.sample(*SAMPLE)
@@ -46,6 +46,7 @@ def _traits(spec: Spec) -> dict[str, object]:
     return {field.name: getattr(spec, field.name) for field in dataclasses.fields(spec)}
 
 
+@pytest.mark.long
 def test_another_number_of_attentions_is_found_out() -> None:
     misled = _Misled(**_traits(draw(4)))  # type: ignore[arg-type]
     with pytest.raises(Wrong, match="kinds"):

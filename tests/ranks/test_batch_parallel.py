@@ -35,7 +35,7 @@ def predicted(plan: str, rows: int, num_ranks: int, **options: Any) -> float:
     ).wire_bytes
 
 
-@pytest.mark.long
+@pytest.mark.sample("predicted and coalesced")
 @pytest.mark.parametrize("plan", ["computes always", "predicted and coalesced"])
 def test_ranks_with_a_row_each_generate_what_one_process_does_and_gather_only(
     world: World, plan: str
@@ -60,7 +60,7 @@ def test_rows_that_do_not_divide_are_shared_unevenly(world: World) -> None:
         assert found["per step"] == [1] * NUM_STEPS  # an uneven gather is an all-to-all
 
 
-@pytest.mark.sample("behind the gate-counted")
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("plan", "how"), [("behind the gate", "counted"), ("predicted and coalesced", "mesh")]
 )
@@ -95,6 +95,7 @@ def test_what_cannot_be_shared_is_an_error_on_every_rank(
     assert all(re.search(message, found) for found in results), results
 
 
+@pytest.mark.long
 def test_a_rank_that_fails_ends_those_that_share_the_batch_and_those_that_share_the_tokens(
     world: World,
 ) -> None:

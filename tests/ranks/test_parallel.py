@@ -97,7 +97,7 @@ def test_attention_over_all_tokens_switches_to_heads_and_not_at_all_on_reuse(
         assert [num - gathers for num in per_step] == [exchanges, 0] * 3
 
 
-@pytest.mark.sample("open-sora-plan-1.1-4-batched")
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("name", "num_frames", "guidance"),
     [
@@ -122,7 +122,7 @@ def test_the_models_of_the_paper_generate_what_one_process_does(
         ]
 
 
-@pytest.mark.sample("different plans-do not run the same program")
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("case", "message"),
     [

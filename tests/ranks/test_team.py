@@ -16,7 +16,7 @@ PATIENCE = 1.0
 
 
 def test_a_rank_that_fails_in_a_step_ends_the_others_with_its_message(world: World) -> None:
-    ranks = world.run(rank_cases.failing, "1", PATIENCE, ranks=4)
+    ranks = world.run(rank_cases.failing, "1", PATIENCE, ranks=2)
     failed = ranks.pop(1)
     assert failed["raised"] == "ValueError: no memory left"
     message = "Rank 1 of the mesh failed in a call of the model: ValueError: no memory left"
@@ -40,7 +40,7 @@ def test_a_model_that_exchanges_by_itself_does_so_on_computed_steps_only(
         assert found["per step"] == [4, 0, 0, 4, 0, 4]  # two sites, there and back
 
 
-@pytest.mark.sample("different plans-do not run the same program")
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("case", "message"),
     [

@@ -92,6 +92,7 @@ def test_the_environment_turns_it_on_and_the_option_wins(monkeypatch: pytest.Mon
     assert parse_options({"dump": "option"}).dump == "option"
 
 
+@pytest.mark.long
 def test_tlparse_shows_the_dump(tmp_path: Path) -> None:
     script = """
         import torch

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pytest
 import torch
 
 from helpers.latte import draw_latents, draw_prompt, tiny_latte
@@ -41,6 +42,7 @@ def test_a_compilation_leaves_every_pass_and_the_sites(tmp_path: Path) -> None:
     assert {site["kind"] for site in listed} == {"spatial", "temporal", "cross", "mlp"}
 
 
+@pytest.mark.long
 def test_explain_dumps_what_it_looked_at(tmp_path: Path) -> None:
     explain(tiny_latte(depth=1), options={"dump": str(tmp_path)}, **INPUTS)
     (written,) = tmp_path.iterdir()

@@ -61,6 +61,7 @@ def test_a_broken_forward_reuses_as_the_oracle_does(places: tuple[str, ...]) -> 
     assert pab_compile.stats(twin).lanes == 2
 
 
+@pytest.mark.long
 def test_a_broken_forward_gives_what_the_same_model_in_one_graph_gives() -> None:
     model, whole = draw(BrokenDiT, ("time", "blocks", "tail")), draw(BrokenDiT)
     broken, one = compiled(model, RANGES), compiled(whole, RANGES)
@@ -81,6 +82,7 @@ def test_explain_reports_all_graphs_of_a_broken_forward_in_one_table() -> None:
     assert "graph_break" in found.breaks[0]
 
 
+@pytest.mark.long
 def test_packed_prompts_and_item_calls_are_classified_across_six_graphs() -> None:
     model = draw(PackedDiT)
     inputs = {"x": noise(2, 4, 3, 4, 8), "timestep": torch.ones(2), **packed_inputs(1)}
@@ -108,6 +110,7 @@ def test_packed_prompts_reuse_as_the_oracle_does(by_value: bool) -> None:
         check_against_oracle(twin, oracle, (2, 4, 2, 6, 4), lanes, table(5), **how)
 
 
+@pytest.mark.long
 def test_an_exception_between_two_graphs_drops_the_generation() -> None:
     model = draw(BrokenDiT, ("item",))
     twin, oracle = compiled(model, RANGES), HookOracle(model, RANGES)

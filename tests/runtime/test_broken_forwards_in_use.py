@@ -44,9 +44,9 @@ def _no_gradients() -> Iterator[None]:
 
 
 def test_sizes_that_dynamo_leaves_open_are_right_each() -> None:
-    model = draw(BrokenDiT, PLACES)
+    model = draw(BrokenDiT, ("blocks",))
     twin, oracle = compiled(model, RANGES, dynamic=True), HookOracle(model, RANGES)
-    for shape in (SHAPE, (2, 4, 3, 4, 6), (2, 4, 5, 2, 4)):
+    for shape in (SHAPE, (2, 4, 5, 2, 4)):
         check_against_oracle(twin, oracle, shape, prompts(1), table())
         found = pab_compile.stats(twin)
         assert found.computed_steps == {k: len(v) for k, v in oracle.computed.items()}
@@ -79,8 +79,9 @@ def test_a_mask_that_comes_and_goes_is_another_lane(places: tuple[str, ...]) -> 
     check_against_oracle(twin, oracle, SHAPE, plain, table())
 
 
+@pytest.mark.long
 def test_a_batch_that_shrinks_half_way_is_another_lane() -> None:
-    model = draw(BrokenDiT, PLACES)
+    model = draw(BrokenDiT, ("blocks",))
     twin, oracle = compiled(model, RANGES), HookOracle(model, RANGES)
     both = prompts(1)
     one = {"one": {"prompt": both["lane1"]["prompt"][:1]}}
@@ -121,7 +122,7 @@ class Rewritten(Overwriting):
         text.mul_(emb[:, None])
 
 
-@pytest.mark.sample("Overwriting-ranges1-True", "Rewritten-ranges2-False")
+@pytest.mark.sample("Overwriting-ranges1-True")
 # In inference mode nothing shows that it was. Every two of the three meet.
 @pytest.mark.parametrize(
     ("kind", "ranges", "inference_mode"),
@@ -145,6 +146,7 @@ def test_what_is_overwritten_between_graphs_is_read_anew(
 # Modes and threads.
 
 
+@pytest.mark.long
 def test_under_inference_mode_as_under_no_grad() -> None:
     model = draw(BrokenDiT, PLACES)
     twin, oracle = compiled(model, RANGES), HookOracle(model, RANGES)
@@ -156,7 +158,7 @@ def test_under_inference_mode_as_under_no_grad() -> None:
             assert (found.lanes, found.notes) == (2, ())
 
 
-@pytest.mark.sample("True")
+@pytest.mark.long
 @pytest.mark.parametrize("warm", [False, True])
 def test_threads_share_nothing(warm: bool) -> None:
     model = draw(BrokenDiT, PLACES)

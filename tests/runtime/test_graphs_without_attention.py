@@ -112,6 +112,7 @@ def _text(seed: int) -> torch.Tensor:
     return noise(2, 7, TEXT_WIDTH, seed=seed)
 
 
+@pytest.mark.sample("True-dtype1")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("writes", [False, True])
 def test_a_projection_of_the_prompt_runs_once_and_an_mlp_is_reused(

@@ -151,11 +151,12 @@ def test_threads(model: LatteTransformer3DModel, compiled: Callable[..., Any], w
         pair.check()
 
 
+@pytest.mark.long
 def test_one_thread_compiles_while_another_one_runs(
     model: LatteTransformer3DModel, compiled: Callable[..., Any]
 ) -> None:
     Pair(model, compiled).run()
-    deep = tiny_latte(depth=4)
+    deep = tiny_latte(depth=2)
     compiling = Pair(deep, compiled_pab(deep, **RULE.options()))
     thread = threading.Thread(target=compiling.actual.run)
     thread.start()

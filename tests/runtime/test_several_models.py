@@ -48,7 +48,7 @@ def check_alternating(models: list[Any], compiled: list[Any], rules: list[Rule])
         assert reused == {kind: oracle.reused()[kind] for kind in reused}
 
 
-@pytest.mark.sample("True")
+@pytest.mark.long
 @pytest.mark.parametrize("same_options", [False, True])
 def test_instances_of_one_class_share_nothing(
     model: LatteTransformer3DModel, same_options: bool
@@ -72,9 +72,9 @@ def test_models_that_share_weights_share_nothing(model: LatteTransformer3DModel)
 
 
 def test_compilations_of_one_model_share_nothing(model: LatteTransformer3DModel) -> None:
-    rules = [Rule(), Rule({"spatial": 3, "mlp": 2}, (0.0, 1.0)), Rule({"cross": 5}, predict=1)]
+    rules = [Rule(), Rule({"spatial": 3, "mlp": 2}, (0.0, 1.0), predict=1)]
     compiled = [compiled_pab(model, **rule.options()) for rule in rules]
-    check_alternating([model] * 3, compiled, rules)
+    check_alternating([model] * 2, compiled, rules)
 
 
 @pytest.mark.long

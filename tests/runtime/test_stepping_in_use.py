@@ -67,7 +67,7 @@ def test_inputs_that_change_at_every_step_are_learned(dtype: torch.dtype) -> Non
         assert '{"residuals": "step", "strength": "step"}' in note
 
 
-@pytest.mark.sample("True-torch.float32", "False-torch.bfloat16")
+@pytest.mark.sample("True-torch.float32")
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("is_dict", [False, True])
 def test_a_list_or_a_dict_is_stated_by_its_name(is_dict: bool, dtype: torch.dtype) -> None:
@@ -90,6 +90,7 @@ def test_graphs_of_a_broken_forward_learn_together() -> None:
         assert check(loop, model, actual, learned).lanes == 1
 
 
+@pytest.mark.long
 def test_a_name_that_no_graph_of_a_broken_forward_has_is_an_error() -> None:
     actual = compiled(SteppingDit(breaks=True), axes={"residual": "step"})
     with pytest.raises(pab_compile.PabError, match="did you mean 'residuals'"):
@@ -107,6 +108,7 @@ def test_what_is_learned_keeps_no_values_of_a_step() -> None:
     assert held[0] > held[1], "the residuals are projected once if they are prompts"
 
 
+@pytest.mark.sample("torch.float32")
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_guidance_in_two_calls_keeps_two_lanes(dtype: torch.dtype) -> None:
     model = SteppingDit(dtype)
@@ -114,6 +116,7 @@ def test_guidance_in_two_calls_keeps_two_lanes(dtype: torch.dtype) -> None:
     assert check(loop, model, compiled(model), learned).lanes == 2
 
 
+@pytest.mark.sample("torch.bfloat16")
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_guidance_told_apart_only_by_what_changes_reuses_nothing(dtype: torch.dtype) -> None:
     model = SteppingDit(dtype)
@@ -125,6 +128,7 @@ def test_guidance_told_apart_only_by_what_changes_reuses_nothing(dtype: torch.dt
     assert any("only 'strength' distinguished two calls" in note for note in stats.notes)
 
 
+@pytest.mark.sample("torch.float32")
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_a_prompt_that_changes_at_every_step_is_never_reused(dtype: torch.dtype) -> None:
     model = SteppingDit(dtype)
@@ -185,7 +189,7 @@ class _Controlled(Denoising):
         return given | {name: [draw(), draw()] for name in names}
 
 
-@pytest.mark.sample("torch.bfloat16")
+@pytest.mark.long
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_residuals_of_a_control_model(dtype: torch.dtype) -> None:
     flux = CATALOGUE["flux"]

@@ -56,6 +56,12 @@ def make(seed: int = 0) -> Controlled:
     return Controlled().eval().requires_grad_(False)
 
 
+@pytest.mark.sample(
+    "a buffer is filled-nothing reused",
+    "a weight is written in place-reusing",
+    "a weight gets other memory-reusing",
+    "a weight is written through data, as announced-nothing reused",
+)
 @pytest.mark.parametrize("ranges", [RANGES, {}], ids=["reusing", "nothing reused"])
 @pytest.mark.parametrize("change", CHANGES)
 def test_what_was_computed_from_other_weights_is_not_reused(

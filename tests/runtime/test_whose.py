@@ -99,7 +99,7 @@ WAYS = {
 }
 
 
-@pytest.mark.sample("in_place", "a_function", "a_replaced_forward")
+@pytest.mark.sample("in_place")
 @pytest.mark.parametrize("way", WAYS)
 def test_the_run_is_found_whatever_was_compiled(way: str) -> None:
     other = compiled(make("plain"), {"cross": 2})

@@ -21,6 +21,7 @@ def no_inlining(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(capturing, "inline_calls", lambda graph_module: 0)
 
 
+@pytest.mark.sample("ranges0")
 @pytest.mark.usefixtures("no_inlining")
 @pytest.mark.parametrize("ranges", [{}, RANGES])
 def test_a_constant_of_the_tracer_is_an_error_that_says_what_to_do(ranges: dict[str, int]) -> None:

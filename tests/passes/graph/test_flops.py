@@ -86,6 +86,7 @@ def test_inputs_and_outputs_cost_nothing() -> None:
     assert all(node_flops(node) == 0 for node in graph.nodes if node.op != "call_function")
 
 
+@pytest.mark.long
 def test_depth_adds_equal_blocks() -> None:
     one, two, three = (count_flops(small_dit(depth).graph.nodes) for depth in (1, 2, 3))
     assert three - two == two - one > 0

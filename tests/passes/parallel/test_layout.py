@@ -73,6 +73,7 @@ def check_ranks(model: Captured, layout: Layout) -> None:
                 assert_same(got, expected)
 
 
+@pytest.mark.sample("t")
 @pytest.mark.parametrize("axis", ["t", "h", "w"])
 def test_ranks_compute_together_what_one_device_computes(axis: str) -> None:
     _, layout = laid_out(small_latte(batch=2), axis, 3)

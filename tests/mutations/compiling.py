@@ -1,0 +1,141 @@
+"""Faults in how a program runs a step: what it caches, loads and returns."""
+
+from __future__ import annotations
+
+from .mutation import Mutation
+
+COMPILING = (
+    Mutation(
+        "pab_compile/compile/lane_step.py",
+        "after an exchange, outputs that only the other plan names are reused",
+        "return is_sure and cached.steps[-len(sources) :] == sources",
+        "return is_sure and cached.last_step == sources[-1]",
+        ("tests/live/test_switching.py",),
+    ),
+    Mutation(
+        "pab_compile/compile/lane_step.py",
+        "after an exchange, a prediction goes through outputs from before it",
+        "return len(decision.sources) - 1",
+        "return decision.entry",
+        ("tests/live/test_switching.py",),
+    ),
+    Mutation(
+        "pab_compile/compile/adopting.py",
+        "off rounds twice where a cut separates an op of the model",
+        "choice.form.uncut() if is_off and not self._is_exact else choice.form",
+        "choice.form",
+        ("tests/live/test_off.py",),
+    ),
+    Mutation(
+        "pab_compile/compile/program.py",
+        "the elements of the timestep that stand still do not distinguish lanes",
+        "replace(call, prompts={**prompts, STANDING: level.pattern.key})",
+        "call",
+        ("tests/dits/test_per_token.py",),
+    ),
+    Mutation(
+        "pab_compile/compile/program.py",
+        "elements at different timesteps reuse",
+        "generation.trusted &= level.value is not None",
+        "pass",
+        ("tests/dits/test_per_token.py",),
+    ),
+    Mutation(
+        "pab_compile/compile/lane_step.py",
+        "an output of another step than the plan names is reused",
+        "cached.last_step != decision.source",
+        "False",
+        ("tests/runtime/test_generations.py", "tests/runtime", "tests/compile"),
+    ),
+    Mutation(
+        "pab_compile/compile/lane_step.py",
+        "the caller gets the cached tensor itself",
+        "if op.is_returned:",
+        "if False:",
+        ("tests/compile/test_returned.py",),
+    ),
+    Mutation(
+        "pab_compile/compile/lane_step.py",
+        "the end of a stretch is cached in the place of the difference",
+        "kept.append(self._executor.kept(change, is_new=True))",
+        "kept.append(self._executor.kept(tensor, is_new=True))",
+        ("tests/compile/test_reuse_cost.py",),
+    ),
+    Mutation(
+        "pab_compile/compile/executor.py",
+        "what only reused branches need runs",
+        "is_needed = not (loads or op.is_demanded)",
+        "is_needed = not loads",
+        ("tests/compile/test_reuse_cost.py",),
+    ),
+    Mutation(
+        "pab_compile/compile/executor.py",
+        "a weight's own functions run a second time",
+        "with torchs_own_functions():",
+        "if True:",
+        ("tests/models/test_real_packages.py",),
+    ),
+    Mutation(
+        "pab_compile/compile/program.py",
+        "what was computed once from a stepping input is kept",
+        "names = place.generation.lanes.stepping.intersection(self.roles.prompt_inputs)",
+        "names: frozenset[str] = frozenset()",
+        ("tests/runtime/test_stepping_in_use.py",),
+    ),
+    Mutation(
+        "pab_compile/compile/program.py",
+        "a graph without weights is identified by its own tensors",
+        "return [calls[0].owner] if calls else [self]",
+        "return [torch.empty(0)]",
+        ("tests/runtime/test_whose.py",),
+    ),
+    Mutation(
+        "pab_compile/compile/call_roles.py",
+        "text may be taken for latents",
+        "is_known = name in stated or sounds_like_text(name) or sounds_like_time(name)",
+        "is_known = name in stated or sounds_like_time(name)",
+        ("tests/compile/test_call_roles.py",),
+    ),
+    Mutation(
+        "pab_compile/compile/call_roles.py",
+        "the first of several timesteps is taken",
+        "if len(clocks) != 1 or len(lists) != 1:\n        return None\n    (clock,)",
+        "if not clocks or len(lists) != 1:\n        return None\n    (clock, *_)",
+        ("tests/compile/test_call_roles.py",),
+    ),
+    Mutation(
+        "pab_compile/compile/untraced.py",
+        "a graph that cannot be traced may write to a buffer",
+        "if not isinstance(tensor, torch.nn.Parameter) and version_of(tensor) != version:",
+        "if False:",
+        ("tests/compile/test_output.py",),
+    ),
+    Mutation(
+        "pab_compile/compile/lane_step.py",
+        "Python code writes to what a graph keeps of a prompt",
+        "return [v if v is None or not op.is_returned else copy_of(v) for v in cached]",
+        "return cached",
+        ("tests/runtime/test_graphs_without_attention.py",),
+    ),
+    Mutation(
+        "pab_compile/compile/build.py",
+        "a prompt that only a graph without latents reads distinguishes no lanes",
+        "            shown,\n            prompt_inputs=program.prompt_inputs,",
+        "            shown,",
+        ("tests/runtime/test_graphs_without_attention.py",),
+    ),
+    Mutation(
+        "pab_compile/compile/analysis.py",
+        "what a graph without attention takes for the latents is certain",
+        "return known is not None and known[:2] == (program.latents, program.clock)",
+        "return True",
+        ("tests/runtime/test_broken_forwards.py", "tests/runtime"),
+    ),
+    Mutation(
+        "pab_compile/compile/lane_step.py",
+        "what a budget leaves out is cached",
+        "if self._kept is not None and op.site not in self._kept and self._transfers is None:",
+        "if False:",
+        ("tests/compile/test_cache_budget.py",),
+    ),
+)

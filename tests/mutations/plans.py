@@ -1,0 +1,85 @@
+"""Faults in what a plan says, its options and its calibration."""
+
+from __future__ import annotations
+
+from .mutation import Mutation
+
+PLANS = (
+    Mutation(
+        "pab_compile/plans/plan.py",
+        "a branch of several kinds is reused where one of them is",
+        "computes = any(moment.step % range_ == 0 for range_ in self._ranges_of(site))",
+        "computes = all(moment.step % range_ == 0 for range_ in self._ranges_of(site))",
+        ("tests/plans/test_plan.py", "tests/models/test_inner_branches.py"),
+    ),
+    Mutation(
+        "pab_compile/plans/plan.py",
+        "the window of timesteps contains its upper bound",
+        "low < moment.timestep < high",
+        "low < moment.timestep <= high",
+        ("tests/plans",),
+    ),
+    Mutation(
+        "pab_compile/plans/decisions.py",
+        "one output too few stays for a prediction",
+        "needed = max(needed, decision.entry + 1)",
+        "needed = max(needed, decision.entry, 1)",
+        ("tests/plans/test_decisions.py",),
+    ),
+    Mutation(
+        "pab_compile/plans/plan.py",
+        "a level reuses in few steps",
+        "num_steps is not None and num_steps < self.min_steps",
+        "num_steps is not None and num_steps < 0 * self.min_steps",
+        ("tests/plans/test_form.py", "tests/live/test_handle.py"),
+    ),
+    Mutation(
+        "pab_compile/plans/form.py",
+        "a plan by kind runs in the form of plans that treat all sites alike",
+        "return ALL if len(rules) == 1 else KIND",
+        "return ALL",
+        ("tests/plans/test_form.py",),
+    ),
+    Mutation(
+        "pab_compile/plans/form.py",
+        "merged sites need not have one order",
+        "if reused and (None in patterns or len(patterns) > 1 or len(reused) < len(site.parts)):",
+        "if reused and (None in patterns or len(reused) < len(site.parts)):",
+        ("tests/plans/test_form.py",),
+    ),
+    Mutation(
+        "pab_compile/plans/live.py",
+        "a plan in a block concerns all threads",
+        "token = _used.set({**(_used.get() or {}), id(self): choice})",
+        "self._choice, token = choice, _used.set(_used.get())",
+        ("tests/plans/test_form.py", "tests/live/test_plan_changes.py"),
+    ),
+    Mutation(
+        "pab_compile/plans/plan_file.py",
+        "a resampled plan predicts at too high an order",
+        "else min(orders))",
+        "else max(orders))",
+        ("tests/plans/test_plan.py",),
+    ),
+    Mutation(
+        "pab_compile/calibration/drift.py",
+        "drift forgets what earlier steps did",
+        "errors = steps.cumsum(1).square()",
+        "errors = steps.square()",
+        ("tests/calibration/test_drift.py",),
+    ),
+    Mutation(
+        "pab_compile/options.py",
+        "an unknown option is ignored",
+        "        if name not in known:\n            raise OptionError(",
+        "        if name not in known:\n            print(",
+        ("tests/test_options.py",),
+    ),
+    Mutation(
+        "pab_compile/plans/budget.py",
+        "a budget holds for one call of a step, not for all of them",
+        "claims[position].num_bytes * num_lanes",
+        "claims[position].num_bytes",
+        ("tests/plans/test_budget.py", "tests/compile/test_cache_budget.py"),
+    ),
+)
