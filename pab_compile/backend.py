@@ -23,7 +23,7 @@ from pab_compile.passes.parallel.shard import Grid
 from pab_compile.passes.sites.site import OUTPUT
 
 from .calibration.observe import current_observer
-from .compile.build import Settings, compile_program, plain_program
+from .compile.build import compile_program, plain_program
 from .compile.call_roles import roles_of_call
 from .compile.compile_log import CompileLog
 from .compile.lower import PieceCompiler
@@ -32,6 +32,7 @@ from .compile.program import CompiledProgram, InputRoles, Runnable
 from .compile.program_store import ProgramStore
 from .compile.progress import CompileProgress
 from .compile.request import Request
+from .compile.settings import Settings
 from .compile.whole_forward import WholeForward
 from .dynamo import compiling, model_calls
 from .errors import GradModeError

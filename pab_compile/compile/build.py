@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 
 from pab_compile.calibration.observe import Probed
@@ -20,23 +20,20 @@ from pab_compile.passes.graph.capture import capture
 from pab_compile.passes.graph.flops import count_flops
 from pab_compile.passes.graph.fused import put_together
 from pab_compile.passes.graph.join import Eager, Made, Origin, Part
-from pab_compile.passes.graph.open_sizes import NotOpenError, OpenSizes, SizeInputs, resize
+from pab_compile.passes.graph.open_sizes import NotOpenError, OpenSizes, resize
 from pab_compile.passes.graph.opening import Opener
 from pab_compile.passes.graph.outline import copy_graph
 from pab_compile.passes.graph.structure import structure_key
-from pab_compile.passes.graph.unify import Known as KnownCapture
-from pab_compile.passes.graph.unify import KnownCaptures, unify
 from pab_compile.passes.parallel.overlap import Overlap
 from pab_compile.passes.parallel.shard import Grid
 from pab_compile.passes.parallel.shard_tokens import ShardTokens, refuse_own_exchanges
 from pab_compile.passes.parallel.split_batch import SplitBatch
 from pab_compile.passes.pipeline import Coalesce, rewriting
 from pab_compile.passes.program import Pass, Program, run_passes
-from pab_compile.passes.rewrite.coalesce import coalesce
+from pab_compile.passes.rewrite.coalesce import coalesce, merged_line
 from pab_compile.passes.sites.find_sites import measured
 from pab_compile.passes.sites.site import Site
-from pab_compile.plans.form import Form
-from pab_compile.plans.live import NOTHING, LivePlan
+from pab_compile.plans.live import NOTHING
 from pab_compile.plans.plan import Plan
 from pab_compile.plans.share import computed_share
 from pab_compile.report.dump import Dumper
@@ -58,51 +55,13 @@ from .analysis import (
 )
 from .compile_log import timed
 from .executor import Executor
-from .lower import PieceCompiler
+from .learn_sizes import learn_sizes
 from .program import CompiledProgram, InputRoles, PlainProgram, Runnable
 from .request import Request
+from .settings import Settings
 from .untraced import untraced
 
 _log = logging.getLogger(__name__)
-known_captures = KnownCaptures()
-
-
-@dataclass(frozen=True, eq=False)
-class Settings:
-    """What all graphs of one ``torch.compile`` call have in common.
-
-    Attributes:
-        options: how to compile.
-        plan: the plan that the options describe. If it is live: the form, for all its plans.
-        compiler: compiles the pieces.
-        compilation: identifies the ``torch.compile`` call: the options as the user gave them.
-        live: the plan that can be exchanged, if there is one.
-    """
-
-    options: Options
-    plan: Plan
-    compiler: PieceCompiler
-    compilation: object
-    live: LivePlan | None = None
-
-    @property
-    def plan_now(self) -> Plan:
-        """The plan that holds for the running code."""
-        return self.live.current().plan if self.live is not None else self.plan
-
-    def for_form(self, form: Form | None) -> Settings:
-        """The same settings for a form of the live plan."""
-        if form is None:
-            return self
-        options = replace(self.options, cut=form.cut, coalesce=form.coalesce)
-        return replace(self, options=options, plan=form)
-
-    def with_stepping(self, clock: str, names: Collection[str]) -> Settings:
-        """The same settings for a graph with a known clock, and inputs that change with it."""
-        if not names:
-            return self
-        axes = {**self.options.axes, **dict.fromkeys(sorted(names), "step"), clock: "clock"}
-        return replace(self, options=replace(self.options, axes=axes))
 
 
 def compile_program(request: Request, settings: Settings) -> Runnable:
@@ -126,29 +85,13 @@ def compile_program(request: Request, settings: Settings) -> Runnable:
         if request.alone:
             raise
         return plain_program(request, settings, str(error))
-    where = SizeInputs.of(request.graph)
-    given = where.values(request.args)
-    others = known_captures.like(part.graph_module) if request.alone else []
-    if request.alone:
-        numbers = dict(zip(where.sources, given, strict=True))
-        known_captures.add(KnownCapture(part.graph_module, numbers))
-    if _may_open(request, settings):
+    if learn_sizes(part.graph_module, request, settings):
         try:
-            unify(part.graph_module, others, request.graph, given)
             return _compiled(part, request, settings)
         except NotOpenError as error:
             _log.info("compiled for these sizes alone: %s", error)
-            if ir.open_sizes(part.graph_module) is not None:
-                part = _captured(request)
+            part = _captured(request)
     return _compiled(part, request, settings)
-
-
-def _may_open(request: Request, settings: Settings) -> bool:
-    """Whether a graph may be compiled for all sizes that Dynamo leaves open."""
-    if not request.alone or request.is_observed or request.grid is not None:
-        return False
-    is_made = any(isinstance(origin, Eager) for origin in request.origins)
-    return request.has_open_sizes and settings.compiler.opens_sizes and not is_made
 
 
 def _compiled(part: Part, request: Request, settings: Settings) -> Runnable:
@@ -194,7 +137,9 @@ def _compiled(part: Part, request: Request, settings: Settings) -> Runnable:
         dtype = settings.options.keeping.dtype
         shown = finding(part, now, settings.plan, alone=request.alone, kept_in=dtype)
         shown = _merged_finding(shown, then, settings)
-        shown = replace(shown, notes=found.notes)
+        pairs = zip(merged.sites, then.sites, strict=True)
+        said = {merged_line(site): merged_line(resized) for site, resized in pairs if site.parts}
+        shown = replace(shown, notes=tuple(said.get(note, note) for note in found.notes))
         adopting = _adopting(request, settings, shown, now, then, is_exact)
         resized = executor.at(sizes, then.sites)
         return CompiledProgram(part, shown, resized, roles, compilation, None, adopting)

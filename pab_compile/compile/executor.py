@@ -16,6 +16,7 @@ from torch import fx
 from pab_compile.dynamo import torchs_own_functions
 from pab_compile.passes.graph import ir
 from pab_compile.passes.graph.opening import Opener
+from pab_compile.passes.graph.size import at_size, plain
 from pab_compile.passes.rewrite.broadcast import StepBranch
 from pab_compile.passes.rewrite.pieces import DEMANDED, PRELUDE, Piece
 from pab_compile.passes.sites.site import Site
@@ -95,6 +96,7 @@ class Executor:
         other.sites = [named[site.name] for site in self.sites]
         other.uncut = [named[site.name] for site in self.uncut]
         other._claimed = None
+        other._returns = [(place, at_size(always, sizes)) for place, always in self._open_returns]
         other.identity = hashlib.sha256(f"{self.identity} at {sizes}".encode()).hexdigest()
         return other
 
@@ -109,10 +111,11 @@ class Executor:
         ]
         returns = ir.output_node(cut_graph.graph).args[0]
         # Per output its register; or else what it always is: None, or a size.
-        self._returns = [
+        self._open_returns = [
             (register[r], None) if isinstance(r, fx.Node) else (None, r)
             for r in returns  # type: ignore[union-attr]
         ]
+        self._returns = [(place, plain(always)) for place, always in self._open_returns]
         last_use = {source: node for node in nodes for source in node.all_input_nodes}
         returned = set(ir.outputs(cut_graph.graph))
         self._ops: list[Op] = []

@@ -158,8 +158,7 @@ class CompiledProgram:
 
     Attributes:
         roles: as given.
-        at_sizes: makes the program for other sizes, from what was compiled for this one; gives None
-            for sizes that what was found does not hold for. None if the graph has no open sizes.
+        at_sizes: makes the program for other open sizes; gives None where this one shows nothing.
     """
 
     def __init__(

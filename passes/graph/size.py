@@ -106,6 +106,16 @@ class Size(int):
         return int.__hash__(self)
 
 
+def plain(value: Any) -> Any:
+    """A size as a plain number; any other value as it is."""
+    return int(value) if isinstance(value, Size) else value
+
+
+def at_size(value: Any, sizes: Sequence[int]) -> Any:
+    """A size as a plain number for other open sizes; any other value as it is."""
+    return value.conditions.at(value.expression, sizes) if isinstance(value, Size) else value
+
+
 def _calculating(operation: Operation, is_reflected: bool) -> Callable[[Size, Any], Any]:
     def method(self: Size, other: Any) -> Any:
         if not isinstance(other, int):
@@ -122,7 +132,7 @@ def _comparing(compare: Operation) -> Callable[[Size, Any], Any]:
             return NotImplemented
         result = compare(int(self), int(other))
         left, right = self.expression, _expression(other)
-        if left is not right:
+        if left is not right and left != right:
             self.conditions.found[Condition(compare, left, right, result)] = None
         return result
 
