@@ -133,6 +133,7 @@ def check_sizes(
     return found
 
 
+@pytest.mark.sample("linear3")
 @pytest.mark.parametrize(
     "options",
     [LINEAR, {"inner": "eager", "ranges": {"spatial": 2, "cross": 3}, "window": (0, 9)}],
@@ -152,17 +153,20 @@ def test_with_nothing_reused_all_sizes_are_eager(captures: list[int]) -> None:
     assert captures == [3]
 
 
+@pytest.mark.long
 def test_sizes_that_undo_a_decision_have_an_analysis_of_their_own(captures: list[int]) -> None:
     # At a height of six, the analysis takes the parts of the prompt for the prompt itself.
     sizes = ((4, 5, 20), (6, 5, 20), (8, 5, 20), (6, 5, 20), (10, 5, 20))
     assert check_sizes(Spliced(), sizes, captures, LINEAR) == [1, 1, 1, 0, 0]
 
 
+@pytest.mark.long
 def test_a_size_of_an_unknown_rule_is_compiled_alone(captures: list[int]) -> None:
     sizes = ((4, 5, 7), (4, 7, 7), (4, 9, 7), (4, 6, 7))
     assert check_sizes(Thirds(), sizes, captures, LINEAR) == [1, 1, 1, 1]
 
 
+@pytest.mark.long
 def test_sizes_that_are_open_from_the_first_call_are_right(captures: list[int]) -> None:
     compiled = torch.compile(Picture(), backend="pab", options=LINEAR, dynamic=True)
     alone = torch.compile(Picture(), backend="pab", options=dict(LINEAR), dynamic=False)
@@ -186,11 +190,13 @@ def test_plans_can_be_exchanged_at_further_sizes(captures: list[int]) -> None:
     handle.disable()
 
 
+@pytest.mark.long
 def test_a_budget_counts_the_bytes_of_each_size(captures: list[int]) -> None:
     options = {**LINEAR, "coalesce": False, "cache_budget": 4000}
     assert check_sizes(Picture(), SIZES, captures, options)[3:] == [0, 0, 0]
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_pieces_of_inductor_serve_all_sizes(captures: list[int]) -> None:
     model = Picture()
