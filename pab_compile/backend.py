@@ -17,12 +17,13 @@ from pab_compile.passes.graph.capture import break_reason
 from pab_compile.passes.graph.inputs import Inputs, callers_name_of
 from pab_compile.passes.graph.measured import measure
 from pab_compile.passes.graph.number_inputs import take_numbers
+from pab_compile.passes.graph.open_sizes import SizeInputs
 from pab_compile.passes.graph.printer import format_graph
 from pab_compile.passes.parallel.shard import Grid
 from pab_compile.passes.sites.site import OUTPUT
 
 from .calibration.observe import current_observer
-from .compile.build import Settings, compile_program, plain_program
+from .compile.build import compile_program, plain_program
 from .compile.call_roles import roles_of_call
 from .compile.compile_log import CompileLog
 from .compile.lower import PieceCompiler
@@ -31,6 +32,7 @@ from .compile.program import CompiledProgram, InputRoles, Runnable
 from .compile.program_store import ProgramStore
 from .compile.progress import CompileProgress
 from .compile.request import Request
+from .compile.settings import Settings
 from .compile.whole_forward import WholeForward
 from .dynamo import compiling, model_calls
 from .errors import GradModeError
@@ -43,6 +45,8 @@ from .runtime.forward import Forward
 from .runtime.layer_hooks import with_cause
 from .runtime.scope import current_scope
 from .runtime.weights import watch_hotswap
+
+_MAX_OPEN = 8  # analyses of one graph for open sizes; then each further size has its own
 
 
 def pab(
@@ -89,6 +93,8 @@ class CompiledGraph:
         self._break_reason = break_reason(graph_module)
         self._given = (options, mode)
         self._programs = ProgramStore()
+        self._sizes = SizeInputs.of(self._graph_module)
+        self._open: dict[tuple[Any, ...], list[CompiledProgram]] = {}
         self._progress = CompileProgress()
         self._agreement = Agreement(self._graph_module, options)
         self._whole_forward = WholeForward()
@@ -136,6 +142,7 @@ class CompiledGraph:
             placed=self._placed(forward, form),
             num_samples=None if observer is None else observer.num_samples,
             form=form,
+            has_open_sizes=bool(self._sizes.places),
             shown=functools.partial(self._shown, forward),
             number=len(forward.visited),
         )
@@ -182,6 +189,10 @@ class CompiledGraph:
         return program
 
     def _key(self, request: Request) -> tuple[Any, ...]:
+        return (*self._open_key(request), self._inputs.specialisation(request.args))
+
+    def _open_key(self, request: Request) -> tuple[Any, ...]:
+        """What a program depends on besides the open sizes."""
         return (
             request.alone,
             request.origins,
@@ -190,7 +201,7 @@ class CompiledGraph:
             request.num_samples,
             request.form,
             request.placed is not None,
-            self._inputs.specialisation(request.args),
+            self._inputs.numbers(request.args, self._sizes.places),
         )
 
     def _restated(
@@ -230,7 +241,7 @@ class CompiledGraph:
         refused: UnsupportedModelError | InvariantError | None
         try:
             _check_other_caches()
-            program = compile_program(replace(request, grid=grid), settings)
+            program = self._for_sizes(replace(request, grid=grid))
             if self._numbers.positions and (calls := model_calls()):
                 number_clocks.forget(calls[0])
             return program
@@ -248,6 +259,19 @@ class CompiledGraph:
             refused.__cause__ = error
         self._refuse(refused, stacklevel=7)
         return plain_program(request, settings, str(refused))
+
+    def _for_sizes(self, request: Request) -> Runnable:
+        """A program for the sizes of a request: of one for other sizes, if there is one."""
+        others = self._open.setdefault(self._open_key(request), [])
+        sizes = self._sizes.values(request.args)
+        for other in others:
+            if other.at_sizes is not None and (found := other.at_sizes(sizes)) is not None:
+                return found
+        may_open = request.has_open_sizes and len(others) < _MAX_OPEN
+        program = compile_program(replace(request, has_open_sizes=may_open), self._settings)
+        if isinstance(program, CompiledProgram) and program.at_sizes is not None:
+            others.append(program)
+        return program
 
     def _fingerprint(self, program: Runnable, exchanges: bool) -> str:
         """Hash of what must be the same on all ranks.

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 
 from pab_compile.calibration.observe import Probed
@@ -20,6 +20,8 @@ from pab_compile.passes.graph.capture import capture
 from pab_compile.passes.graph.flops import count_flops
 from pab_compile.passes.graph.fused import put_together
 from pab_compile.passes.graph.join import Eager, Made, Origin, Part
+from pab_compile.passes.graph.open_sizes import NotOpenError, OpenSizes, resize
+from pab_compile.passes.graph.opening import Opener
 from pab_compile.passes.graph.outline import copy_graph
 from pab_compile.passes.graph.structure import structure_key
 from pab_compile.passes.parallel.overlap import Overlap
@@ -28,10 +30,10 @@ from pab_compile.passes.parallel.shard_tokens import ShardTokens, refuse_own_exc
 from pab_compile.passes.parallel.split_batch import SplitBatch
 from pab_compile.passes.pipeline import Coalesce, rewriting
 from pab_compile.passes.program import Pass, Program, run_passes
-from pab_compile.passes.rewrite.coalesce import coalesce
+from pab_compile.passes.rewrite.coalesce import coalesce, merged_line
+from pab_compile.passes.sites.find_sites import measured
 from pab_compile.passes.sites.site import Site
-from pab_compile.plans.form import Form
-from pab_compile.plans.live import NOTHING, LivePlan
+from pab_compile.plans.live import NOTHING
 from pab_compile.plans.plan import Plan
 from pab_compile.plans.share import computed_share
 from pab_compile.report.dump import Dumper
@@ -53,50 +55,13 @@ from .analysis import (
 )
 from .compile_log import timed
 from .executor import Executor
-from .lower import PieceCompiler
+from .learn_sizes import learn_sizes
 from .program import CompiledProgram, InputRoles, PlainProgram, Runnable
 from .request import Request
+from .settings import Settings
 from .untraced import untraced
 
 _log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, eq=False)
-class Settings:
-    """What all graphs of one ``torch.compile`` call have in common.
-
-    Attributes:
-        options: how to compile.
-        plan: the plan that the options describe. If it is live: the form, for all its plans.
-        compiler: compiles the pieces.
-        compilation: identifies the ``torch.compile`` call: the options as the user gave them.
-        live: the plan that can be exchanged, if there is one.
-    """
-
-    options: Options
-    plan: Plan
-    compiler: PieceCompiler
-    compilation: object
-    live: LivePlan | None = None
-
-    @property
-    def plan_now(self) -> Plan:
-        """The plan that holds for the running code."""
-        return self.live.current().plan if self.live is not None else self.plan
-
-    def for_form(self, form: Form | None) -> Settings:
-        """The same settings for a form of the live plan."""
-        if form is None:
-            return self
-        options = replace(self.options, cut=form.cut, coalesce=form.coalesce)
-        return replace(self, options=options, plan=form)
-
-    def with_stepping(self, clock: str, names: Collection[str]) -> Settings:
-        """The same settings for a graph with a known clock, and inputs that change with it."""
-        if not names:
-            return self
-        axes = {**self.options.axes, **dict.fromkeys(sorted(names), "step"), clock: "clock"}
-        return replace(self, options=replace(self.options, axes=axes))
 
 
 def compile_program(request: Request, settings: Settings) -> Runnable:
@@ -120,6 +85,21 @@ def compile_program(request: Request, settings: Settings) -> Runnable:
         if request.alone:
             raise
         return plain_program(request, settings, str(error))
+    if learn_sizes(part.graph_module, request, settings):
+        try:
+            return _compiled(part, request, settings)
+        except NotOpenError as error:
+            _log.info("compiled for these sizes alone: %s", error)
+            part = _captured(request)
+    return _compiled(part, request, settings)
+
+
+def _compiled(part: Part, request: Request, settings: Settings) -> Runnable:
+    """Compile a captured graph.
+
+    Raises:
+        NotOpenError: the graph has open sizes, and its pieces cannot be opened.
+    """
     dumper = Dumper(settings.options.dump)
     program, found = _analysed(part, request, settings, dumper)
     once = program is not None and not request.is_observed and only_hoists(program, settings.plan)
@@ -133,22 +113,57 @@ def compile_program(request: Request, settings: Settings) -> Runnable:
     reuses = once or any(settings.plan.may_reuse(site) for site in reusable)
     roles = _roles_of(program, part, request, settings.options)
     kept_bytes = _kept_bytes(program, settings.options) if request.is_observed else 0
-    sites = program.sites
+    before = replace(program)
     found = _sharded_and_coalesced(found, program, request, settings, dumper)
-    merged, costs = program.sites, Costs(0, {})
-    if settings.live is not None:
-        costs = Costs.of(program.graph_module.graph, merged, settings.plan)
+    merged, opened = replace(program), ir.open_sizes(part.graph_module)
     _rewrite(program, request, settings, reuses, dumper)
-    executor = _lowered(program, request, settings, reuses)
+    executor = _lowered(program, request, settings, reuses, opened)
     probed = _probed(program, part, executor, kept_bytes, settings.options)
     found = replace(found, notes=(*found.notes, *program.sharding, *program.coalesced))
-    adopting = None
-    if settings.live is not None and request.form is not None:
-        described = Described(found, sites, merged, costs, settings.options.keeping.dtype)
-        fitting = sites if request.alone else ()
-        is_exact = program.num_apart == 0
-        adopting = Adopting(settings.live, request.form, fitting, is_exact, described.under)
-    return CompiledProgram(part, found, executor, roles, settings.compilation, probed, adopting)
+    is_exact = program.num_apart == 0
+    adopting = _adopting(request, settings, found, before, merged, is_exact)
+    compilation = settings.compilation
+    compiled = CompiledProgram(part, found, executor, roles, compilation, probed, adopting)
+    if opened is None:
+        return compiled
+
+    def at_sizes(sizes: tuple[int, ...]) -> CompiledProgram | None:
+        if not opened.admits(sizes):
+            return None
+        resize(part.graph_module, sizes)
+        resize(merged.graph_module, sizes)
+        now = replace(before, sites=tuple(map(measured, before.sites)))
+        then = replace(merged, sites=tuple(map(measured, merged.sites)))
+        dtype = settings.options.keeping.dtype
+        shown = finding(part, now, settings.plan, alone=request.alone, kept_in=dtype)
+        shown = _merged_finding(shown, then, settings)
+        pairs = zip(merged.sites, then.sites, strict=True)
+        said = {merged_line(site): merged_line(resized) for site, resized in pairs if site.parts}
+        shown = replace(shown, notes=tuple(said.get(note, note) for note in found.notes))
+        adopting = _adopting(request, settings, shown, now, then, is_exact)
+        resized = executor.at(sizes, then.sites)
+        return CompiledProgram(part, shown, resized, roles, compilation, None, adopting)
+
+    compiled.at_sizes = at_sizes
+    return compiled
+
+
+def _adopting(
+    request: Request,
+    settings: Settings,
+    found: Finding,
+    before: Program,
+    merged: Program,
+    is_exact: bool,
+) -> Adopting | None:
+    """What takes over an exchanged plan; None if the plan is fixed."""
+    if settings.live is None or request.form is None:
+        return None
+    costs = Costs.of(merged.graph_module.graph, merged.sites, settings.plan)
+    keeping = settings.options.keeping
+    described = Described(found, before.sites, merged.sites, costs, keeping.dtype)
+    fitting = before.sites if request.alone else ()
+    return Adopting(settings.live, request.form, fitting, is_exact, described.under)
 
 
 def _untraced(request: Request, settings: Settings) -> CompiledProgram | None:
@@ -307,9 +322,16 @@ def _sharded_and_coalesced(
         run_passes(program, (Coalesce(plan.pattern),), dumper.watch)
         _log.info("\n".join(program.coalesced))
         found = replace(found, cache_bytes=cache_bytes(program.sites, plan, options.keeping.dtype))
-    if coalesces and grid is None:
-        found = with_flops(found, program.graph_module.graph, program.sites, plan)
-    return found
+    return _merged_finding(found, program, settings) if coalesces and grid is None else found
+
+
+def _merged_finding(found: Finding, merged: Program, settings: Settings) -> Finding:
+    """The finding, with what the sums of a graph take and save."""
+    if not settings.options.coalesce:
+        return found
+    dtype = settings.options.keeping.dtype
+    found = replace(found, cache_bytes=cache_bytes(merged.sites, settings.plan, dtype))
+    return with_flops(found, merged.graph_module.graph, merged.sites, settings.plan)
 
 
 def _rewrite(
@@ -335,7 +357,13 @@ def _sharding(grid: Grid, plan: Plan, axis: str | None) -> tuple[Pass, ...]:
     return (*batch, *tokens)
 
 
-def _lowered(program: Program, request: Request, settings: Settings, reuses: bool) -> Executor:
+def _lowered(
+    program: Program,
+    request: Request,
+    settings: Settings,
+    reuses: bool,
+    opened: OpenSizes | None,
+) -> Executor:
     """Hand the pieces to the inner compiler."""
     uncut: Sequence[Site] = ()
     if not request.is_observed and not reuses:
@@ -348,6 +376,7 @@ def _lowered(program: Program, request: Request, settings: Settings, reuses: boo
         uncut,
         settings.options.predict_in == "timestep",
         settings.options.keeping,
+        Opener(opened) if opened is not None else None,
     )
 
 

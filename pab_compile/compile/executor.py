@@ -5,15 +5,18 @@ What only reused branches need does not run (``demanded`` pieces, ``passes.rewri
 
 from __future__ import annotations
 
+import copy
 import hashlib
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import fx
 
 from pab_compile.dynamo import torchs_own_functions
 from pab_compile.passes.graph import ir
-from pab_compile.passes.graph.structure import structure_key
+from pab_compile.passes.graph.opening import Opener
+from pab_compile.passes.graph.size import at_size, plain
 from pab_compile.passes.rewrite.broadcast import StepBranch
 from pab_compile.passes.rewrite.pieces import DEMANDED, PRELUDE, Piece
 from pab_compile.passes.sites.site import Site
@@ -29,10 +32,10 @@ from pab_compile.runtime.kept import Held, converted
 from pab_compile.runtime.transfers import Transfers, transfers_of
 
 from .lane_step import LaneStep
-from .lower import Function, PieceCompiler
-from .merged_branch import MergedBranch
+from .lower import PieceCompiler
+from .lowering import Lowering
+from .merged_branch import at_sizes
 from .op import Op, Start
-from .untraced import UntracedBranch
 
 
 class Executor:
@@ -47,6 +50,7 @@ class Executor:
         in_timesteps: whether predictions extrapolate in timesteps rather than in steps. The plan of
             a generation says so itself.
         keeping: how outputs are kept for later steps.
+        opener: opens the pieces, if the graph has open sizes.
 
     Attributes:
         uncut: as given.
@@ -65,6 +69,7 @@ class Executor:
         uncut: Sequence[Site] = (),
         in_timesteps: bool = False,
         keeping: Keeping = AS_COMPUTED,
+        opener: Opener | None = None,
     ) -> None:
         self._keeping = keeping
         self._claimed: tuple[Plan, tuple[Claim, ...]] | None = None
@@ -76,9 +81,26 @@ class Executor:
         self._must_copy = compiler.reuses_output_memory
         self._needed: dict[tuple[bool, ...], Sequence[bool]] = {}
         self._constants = dict(cut_graph.named_buffers(recurse=False))
-        self._lower(cut_graph, place)
+        self._lower(cut_graph, place, Lowering(cut_graph, compiler, opener))
 
-    def _lower(self, cut_graph: fx.GraphModule, place: str) -> None:
+    def at(self, sizes: tuple[int, ...], sites: Sequence[Site]) -> Executor:
+        """What runs the same pieces at other sizes.
+
+        Args:
+            sizes: the open sizes.
+            sites: all sites of the graph at these sizes.
+        """
+        named = {site.name: site for site in sites}
+        other = copy.copy(self)
+        other._ops = [replace(op, function=at_sizes(op.function, sizes)) for op in self._ops]
+        other.sites = [named[site.name] for site in self.sites]
+        other.uncut = [named[site.name] for site in self.uncut]
+        other._claimed = None
+        other._returns = [(place, at_size(always, sizes)) for place, always in self._open_returns]
+        other.identity = hashlib.sha256(f"{self.identity} at {sizes}".encode()).hexdigest()
+        return other
+
+    def _lower(self, cut_graph: fx.GraphModule, place: str, lowering: Lowering) -> None:
         """Turn the graph into a list of ops on registers."""
         nodes = list(cut_graph.graph.nodes)
         register = {node: index for index, node in enumerate(nodes)}
@@ -89,10 +111,11 @@ class Executor:
         ]
         returns = ir.output_node(cut_graph.graph).args[0]
         # Per output its register; or else what it always is: None, or a size.
-        self._returns = [
+        self._open_returns = [
             (register[r], None) if isinstance(r, fx.Node) else (None, r)
             for r in returns  # type: ignore[union-attr]
         ]
+        self._returns = [(place, plain(always)) for place, always in self._open_returns]
         last_use = {source: node for node in nodes for source in node.all_input_nodes}
         returned = set(ir.outputs(cut_graph.graph))
         self._ops: list[Op] = []
@@ -108,8 +131,7 @@ class Executor:
             elif module.sort == PRELUDE:
                 prelude = num_preludes
                 num_preludes += 1
-            traced = not isinstance(module, UntracedBranch)
-            key = structure_key(module.compute) if traced else module.key
+            key, function = lowering.lower(node, module)
             inputs = tuple(register[n] for n in node.all_input_nodes)
             starts = _starts(module, inputs)
             structure.append(f"{key} {list(inputs)} {starts}")
@@ -117,7 +139,7 @@ class Executor:
             dying = [n for n in node.all_input_nodes if last_use[n] is node and n not in returned]
             self._ops.append(
                 Op(
-                    function=self._function(module, key),
+                    function=function,
                     inputs=inputs[: _num_read(module)],
                     outputs=tuple((number, register[user]) for user, number in position.items()),
                     frees=tuple(register[n] for n in dying),
@@ -135,16 +157,6 @@ class Executor:
             )
         self.identity = hashlib.sha256("\n".join(structure).encode()).hexdigest()
         self._all_ops = [True] * len(self._ops)
-
-    def _function(self, module: StepBranch | Piece, key: str) -> Function:
-        """What computes a piece or a branch."""
-        if isinstance(module, Piece) and module.sort == PRELUDE:
-            return module.compute.forward  # it runs too seldom to be worth compiling
-        if isinstance(module, UntracedBranch):
-            return module.watched(self._compiler.compile(module.compute, key))
-        if isinstance(module, StepBranch) and module.site.parts:
-            return MergedBranch(module.compute, self._compiler)
-        return self._compiler.compile(module.compute, key)
 
     def run(
         self, inputs: Sequence[torch.Tensor], place: Place | None

@@ -19,11 +19,11 @@ from typing import Any
 import torch
 from torch import fx
 
-from pab_compile.dynamo import compiling
+from pab_compile.passes.graph.opening import OpenPiece
 
+from .lazy_function import Function, LazyFunction
+from .open_function import OpenFunction
 from .progress import CompileProgress
-
-Function = Callable[..., Sequence[torch.Tensor]]
 
 
 class PieceCompiler:
@@ -47,6 +47,7 @@ class PieceCompiler:
         self._progress = progress
         # Programs hold their pieces. A piece that none of them needs any more is dropped.
         self._compiled: weakref.WeakValueDictionary[str, Function] = weakref.WeakValueDictionary()
+        self._open: weakref.WeakValueDictionary[str, OpenFunction] = weakref.WeakValueDictionary()
         self._warming: threading.Thread | None = None
         self.compile_seconds = 0.0
         self.num_asked = 0
@@ -56,6 +57,11 @@ class PieceCompiler:
     def reuses_output_memory(self) -> bool:
         """Whether the next call of a piece may overwrite its last outputs, as with CUDA graphs."""
         return self._inner == "inductor" and bool(self._patches().get("triton.cudagraphs"))
+
+    @property
+    def opens_sizes(self) -> bool:
+        """Whether pieces may be compiled for open sizes."""
+        return self._inner in ("eager", "inductor")
 
     @property
     def num_pieces(self) -> int:
@@ -89,43 +95,53 @@ class PieceCompiler:
             self._progress.add_pieces(1)
         return function
 
+    def compile_open(self, piece: OpenPiece) -> OpenFunction:
+        """The compiled function of a piece for open sizes."""
+        self.num_asked += 1
+        function = self._open.get(piece.key)
+        if function is None:
+            lazy = self._lazily(piece.graph_module, piece)
+            function = self._open[piece.key] = OpenFunction(piece, lazy, self.compile)
+            self._num_pieces += 1
+            self._progress.add_pieces(1)
+        return function
+
     def compile_whole(
         self, graph_module: fx.GraphModule, args: Sequence[Any]
     ) -> Callable[..., Any]:
         """Compile a whole Dynamo graph with the inner compiler."""
         return self._run_inner(graph_module, args)
 
-    def _lazily(self, graph_module: fx.GraphModule) -> Function:
-        compiled: list[Function] = []
+    def _lazily(self, graph_module: fx.GraphModule, piece: OpenPiece | None = None) -> LazyFunction:
+        def compiled(args: Sequence[Any]) -> Function:
+            start = time.perf_counter()
+            function = self._run_inner(graph_module, args, piece)
+            self.compile_seconds += time.perf_counter() - start
+            self._progress.finish_piece()
+            return function
 
-        def function(*args: torch.Tensor) -> Sequence[torch.Tensor]:
-            if not compiled:
-                with compiling():
-                    if not compiled:
-                        start = time.perf_counter()
-                        compiled.append(self._run_inner(graph_module, args))
-                        self.compile_seconds += time.perf_counter() - start
-                        self._progress.finish_piece()
-            return compiled[0](*args)
-
-        return function
+        return LazyFunction(compiled)
 
     def _patches(self) -> dict[str, Any]:
         from torch._inductor import list_mode_options
 
         return dict(list_mode_options(self._mode)) if self._mode else {}
 
-    def _run_inner(self, graph_module: fx.GraphModule, args: Sequence[torch.Tensor]) -> Function:
+    def _run_inner(
+        self, graph_module: fx.GraphModule, args: Sequence[Any], piece: OpenPiece | None = None
+    ) -> Function:
         if self._inner == "eager":
             return graph_module.forward
         if self._inner == "inductor":
-            return self._run_inductor(graph_module, args)
+            return self._run_inductor(graph_module, args, piece)
         from torch._dynamo.backends.registry import lookup_backend
 
         backend = lookup_backend(self._inner) if isinstance(self._inner, str) else self._inner
         return backend(graph_module, list(args))
 
-    def _run_inductor(self, graph_module: fx.GraphModule, args: Sequence[torch.Tensor]) -> Function:
+    def _run_inductor(
+        self, graph_module: fx.GraphModule, args: Sequence[Any], piece: OpenPiece | None
+    ) -> Function:
         from torch._guards import TracingContext, tracing
         from torch._inductor.compile_fx import compile_fx
         from torch._subclasses.fake_tensor import FakeTensorMode
@@ -133,11 +149,14 @@ class PieceCompiler:
 
         if self._warming is not None:
             self._warming.join()
-        # Inductor caches only graphs with a shape environment on disk. It may be empty.
-        mode = FakeTensorMode(shape_env=ShapeEnv())
-        fakes = [
-            mode.from_tensor(arg, static_shapes=True) if isinstance(arg, torch.Tensor) else arg
-            for arg in args
-        ]
+        if piece is not None:
+            mode, fakes = piece.opened.mode, piece.examples
+        else:
+            # Inductor caches only graphs with a shape environment on disk. It may be empty.
+            mode = FakeTensorMode(shape_env=ShapeEnv())
+            fakes = [
+                mode.from_tensor(arg, static_shapes=True) if isinstance(arg, torch.Tensor) else arg
+                for arg in args
+            ]
         with tracing(TracingContext(mode)):
             return compile_fx(graph_module, fakes, config_patches=self._patches())  # type: ignore[return-value]

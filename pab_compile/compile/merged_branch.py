@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
-from torch import fx
 
-from pab_compile.passes.graph import ir
-from pab_compile.passes.graph.structure import structure_key
-from pab_compile.passes.rewrite.pieces import Piece
-
-from .lower import Function, PieceCompiler
+from .lazy_function import Function
+from .open_function import SizedFunction
 
 
 @dataclass(frozen=True, eq=False)
-class _Op:
-    """One call of a piece: registers to read, (position, register) to write, registers to free."""
+class Op:
+    """One call of a piece.
+
+    Attributes:
+        function: the compiled piece.
+        inputs: registers that the function reads.
+        outputs: (position in the result, register to write).
+        frees: registers that no later op reads.
+    """
 
     function: Function
     inputs: tuple[int, ...]
@@ -26,33 +29,23 @@ class _Op:
 
 
 class MergedBranch:
-    """A graph of pieces as a function. Equal pieces are compiled once.
+    """A row of pieces as a function.
 
     Args:
-        cut_graph: a graph of pieces only, which returns a tuple.
-        compiler: compiles the pieces.
+        ops: the calls of the pieces, in order.
+        num_registers: how many values there are, of which the first are the inputs.
+        returned: registers of the results.
     """
 
-    def __init__(self, cut_graph: fx.GraphModule, compiler: PieceCompiler) -> None:
-        nodes = list(cut_graph.graph.nodes)
-        register = {node: index for index, node in enumerate(nodes)}
-        last_use = {source: node for node in nodes for source in node.all_input_nodes}
-        self._num_registers = len(nodes)
-        self._returned = [register[node] for node in ir.output_node(cut_graph.graph).args[0]]  # type: ignore[union-attr,index]
-        self._num_inputs = len(ir.placeholders(cut_graph.graph))
-        self._ops: list[_Op] = []
-        for node in cut_graph.graph.find_nodes(op="call_module"):
-            piece = cut_graph.get_submodule(str(node.target))
-            assert isinstance(piece, Piece), node.target
-            dying = [n for n in node.all_input_nodes if last_use[n] is node]
-            self._ops.append(
-                _Op(
-                    compiler.compile(piece.compute, structure_key(piece.compute)),
-                    tuple(register[n] for n in node.all_input_nodes),
-                    tuple((int(u.args[1]), register[u]) for u in node.users),  # type: ignore[arg-type]
-                    tuple(register[n] for n in dying),
-                )
-            )
+    def __init__(self, ops: Sequence[Op], num_registers: int, returned: Sequence[int]) -> None:
+        self._ops = ops
+        self._num_registers = num_registers
+        self._returned = returned
+
+    def at(self, sizes: tuple[int, ...]) -> MergedBranch:
+        """The same branch at other sizes."""
+        ops = [replace(op, function=at_sizes(op.function, sizes)) for op in self._ops]
+        return MergedBranch(ops, self._num_registers, self._returned)
 
     def __call__(self, *inputs: torch.Tensor) -> Sequence[torch.Tensor]:
         """Run the pieces in order."""
@@ -65,3 +58,9 @@ class MergedBranch:
             for register in op.frees:
                 registers[register] = None
         return [registers[i] for i in self._returned]  # type: ignore[misc]
+
+
+def at_sizes(function: Function, sizes: tuple[int, ...]) -> Function:
+    """A function of a program, for a program of other sizes."""
+    is_open = isinstance(function, (SizedFunction, MergedBranch))
+    return function.at(sizes) if is_open else function

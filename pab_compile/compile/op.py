@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
-from .lower import Function
+from .lazy_function import Function
 
 
 @dataclass(frozen=True, eq=False)

@@ -158,6 +158,7 @@ class CompiledProgram:
 
     Attributes:
         roles: as given.
+        at_sizes: makes the program for other open sizes; gives None where this one shows nothing.
     """
 
     def __init__(
@@ -175,6 +176,7 @@ class CompiledProgram:
         branches = [single for site in executor.sites for single in site.singles]
         self.sites: Sequence[Site] = branches or executor.uncut
         self.roles = roles
+        self.at_sizes: Callable[[tuple[int, ...]], CompiledProgram | None] | None = None
         self._executor = executor
         self._compilation = compilation
         self._probed = probed

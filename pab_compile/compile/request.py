@@ -39,6 +39,7 @@ class Request:
         num_samples: None, or how many elements to sample of each output for an observation. Then
             every site computes at every step.
         form: what to compile for, if the plan is live.
+        has_open_sizes: whether Dynamo leaves sizes open.
         number: how many graphs of the forward ran before it.
     """
 
@@ -54,6 +55,7 @@ class Request:
     placed: InputRoles | None = None
     num_samples: int | None = None
     form: Form | None = None
+    has_open_sizes: bool = False
     shown: Callable[[], InputRoles | None] = lambda: None
     number: int = 0
 

@@ -20,7 +20,7 @@ from pab_compile.passes.rewrite.broadcast import StepBranch
 from pab_compile.passes.sites.site import OUTPUT, Site
 from pab_compile.runtime.clock import version_of
 
-from .lower import Function
+from .lazy_function import Function
 
 
 class UntracedBranch(StepBranch):

@@ -55,7 +55,7 @@ def _have_one_layout(node: fx.Node, operands: tuple[fx.Node, ...]) -> bool:
     types = {tensor.dtype for operand in operands for tensor in ir.tensors(operand)}
     differ = [a != b for a, b in zip(query, key, strict=True)]
     fits = key[:-1] == value[:-1] and not differ[-1] and sum(differ) < 2
-    result = tuple(int(num) for num in results[0].shape)
+    result = tuple(ir.layouts(node)[0].sizes)
     return fits and len(types) == 1 and result == (*query[:-1], value[-1])
 
 

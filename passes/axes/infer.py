@@ -22,7 +22,7 @@ from .names import CHANNEL, Namer
 from .naming import InputNaming
 from .rules import dims_of_call
 from .table import AxisTable
-from .trace import Dims, Outputs, Trace, anew, shape_of
+from .trace import Dims, Outputs, Trace, anew, output_shapes, shape_of
 
 
 def infer_axes(graph_module: fx.GraphModule, stated: Mapping[str, str] | None = None) -> AxisTable:
@@ -70,7 +70,7 @@ def _walk(graph: fx.Graph, inputs: list[fx.Node], trace: Trace) -> None:
         fed = frozenset[int]().union(*(trace.feeds[arg] for arg in node.all_input_nodes))
         trace.feeds[node] = fed | {numbers[node]} if node in numbers else fed
         val = ir.value(node)
-        shape = shape_of(val)
+        shape = shape_of(node)
         if node in numbers and shape is not None:
             trace.dims[node] = tuple(seed(n, numbers[node], i) for i, n in enumerate(shape))
         elif node.op != "call_function":
@@ -86,7 +86,7 @@ def _walk(graph: fx.Graph, inputs: list[fx.Node], trace: Trace) -> None:
 def _checked(node: fx.Node, trace: Trace, val: object) -> Dims | Outputs | None:
     """Axes of a call; new ones where sizes are known only at run time."""
     vals = list(val) if isinstance(val, (list, tuple)) else [val]
-    shapes = [shape_of(v) for v in vals]
+    shapes = output_shapes(node)
     blind = any(
         isinstance(ir.value(arg), torch.Tensor) and trace.dims.get(arg) is None
         for arg in node.all_input_nodes

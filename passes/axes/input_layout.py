@@ -64,7 +64,7 @@ def find_latents(
     video = [i for i in reaching if VIDEO & set(given.get(ir.source(inputs[i]), ()))]
     candidates = video or reaching
     if not candidates:
-        seen = ", ".join(f"{ir.source(n)} {shape_of(ir.value(n))}" for n in inputs)
+        seen = ", ".join(f"{ir.source(n)} {shape_of(n)}" for n in inputs)
         raise UnsupportedModelError(
             "found no latents: no floating input with 3 or more dimensions reaches the output "
             f"(inputs: {seen or 'none'}). Name the axes of the tensor that the model denoises: "

@@ -192,7 +192,16 @@ def bounds(node: fx.Node, position: int, num: int) -> tuple[int, int, int]:
     step = ir.argument(node, position + 2, "step", 1)
     if any(isinstance(bound, fx.Node) for bound in (start, stop, step)):
         return 0, num, 0
-    return slice(start, stop, step).indices(num)
+    if not isinstance(step, int) or step < 1:
+        return slice(start, stop, step).indices(num)
+    return _clamped(start, 0, num), _clamped(stop, num, num), step
+
+
+def _clamped(bound: int | None, default: int, num: int) -> int:
+    """A bound of a slice as a position. A size stays one that remembers what it follows from."""
+    if bound is None:
+        return default
+    return min(max(bound + num, 0) if bound < 0 else bound, num)
 
 
 def slice_(trace: Trace, node: fx.Node) -> Dims:
@@ -223,7 +232,7 @@ def narrow(trace: Trace, node: fx.Node) -> Dims:
 def pad(trace: Trace, node: fx.Node) -> Dims:
     """Add positions at the ends of the last dimensions."""
     dims = list(trace.of(first(node)))
-    amounts = [int(n) for n in ir.argument(node, 1, "pad")]
+    amounts = list(ir.argument(node, 1, "pad"))
     for index in range(len(amounts) // 2):
         low, high = amounts[2 * index : 2 * index + 2]
         at = len(dims) - 1 - index

@@ -93,25 +93,28 @@ class Trace:
         return bool(a - self.feeds[owner] or b - self.feeds[operand])
 
 
-def shape_of(val: Any) -> tuple[int, ...] | None:
-    """Sizes of a tensor, or None where it is none or a size is known only at run time."""
-    if not isinstance(val, torch.Tensor):
-        return None
-    if all(isinstance(num, int) for num in val.shape):
-        return tuple(val.shape)
-    return None if ir.unknown_sizes(val) else tuple(int(num) for num in val.shape)
+def shape_of(node: fx.Node) -> tuple[int, ...] | None:
+    """Sizes of a tensor, or None where a node yields none or a size is known only at run time."""
+    return output_shapes(node)[0] if ir.tensor(node) is not None else None
 
 
 def output_shape(node: fx.Node) -> tuple[int, ...]:
     """Sizes of a node that yields one tensor of known sizes."""
-    shape = shape_of(ir.value(node))
+    shape = shape_of(node)
     assert shape is not None, f"{node.name} yields no tensor of known sizes"
     return shape
 
 
 def output_shapes(node: fx.Node) -> list[tuple[int, ...] | None]:
-    """Sizes of every output of an op with several."""
-    return [shape_of(val) for val in ir.value(node)]
+    """Sizes of every value of a node, each None where ``shape_of`` is."""
+    val = ir.value(node)
+    vals = val if isinstance(val, (list, tuple)) else [val]
+    layouts = iter(ir.layouts(node))
+    sizes = [next(layouts).sizes if isinstance(v, torch.Tensor) else None for v in vals]
+    return [
+        None if size is None or ir.unknown_sizes(v) else size
+        for size, v in zip(sizes, vals, strict=True)
+    ]
 
 
 def anew(shape: Iterable[int], *, cached: bool = False) -> Dims:

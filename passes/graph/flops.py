@@ -23,7 +23,7 @@ def node_flops(node: fx.Node) -> int:
     name = ir.op_name(node)
     if "scaled_dot_product" in name or "flash_attn" in name or "sage_attn" in name:
         return _attention_flops(node)
-    out = ir.shape(node)
+    out = _numbers(node)
     if out is None:
         return 0
     if name.startswith("conv") and len(node.args) > 1:
@@ -33,13 +33,18 @@ def node_flops(node: fx.Node) -> int:
     if product is None or len(product.operands) < 2:
         return 0
     first_places = (places[0] for places in product.summed)
-    summed = ((ir.shape(product.operands[i]) or ())[dim] for i, dim in first_places)
+    summed = ((_numbers(product.operands[i]) or ())[dim] for i, dim in first_places)
     return 2 * math.prod(out) * math.prod(summed)
 
 
 def _shape_of(node: fx.Node, position: int) -> tuple[int, ...] | None:
     argument = node.args[position] if len(node.args) > position else None
-    return ir.shape(argument) if isinstance(argument, fx.Node) else None
+    return _numbers(argument) if isinstance(argument, fx.Node) else None
+
+
+def _numbers(node: fx.Node) -> tuple[int, ...] | None:
+    """Sizes of a tensor as plain numbers: a count decides nothing."""
+    return ir.counted_sizes(node)[0] if ir.tensor(node) is not None else None
 
 
 def _attention_flops(node: fx.Node) -> int:

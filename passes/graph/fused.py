@@ -24,6 +24,7 @@ import torch
 from torch import fx
 
 from . import ir
+from .open_sizes import compute_value
 
 aten = torch.ops.aten
 
@@ -153,7 +154,7 @@ def _build(part: Any, operands: list[fx.Node], node: fx.Node, role: str) -> Any:
     ir.copy_facts(made, node)
     ir.set_fused(made, role)
     made._rename(f"{node.name}_part")
-    ir.set_value(made, part.target(*(ir.value(n) if isinstance(n, fx.Node) else n for n in args)))
+    compute_value(made)
     return made
 
 

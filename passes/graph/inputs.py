@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -80,6 +80,10 @@ class Inputs:
         """The tensors among Dynamo's inputs, as they are."""
         return [arg for arg, number in zip(args, self.is_number, strict=True) if not number]
 
+    def numbers(self, args: Sequence[Any], without: Collection[int]) -> tuple[Any, ...]:
+        """The numbers that an op uses, but not those at some positions."""
+        return tuple(_plain(args[i]) for i in self.used if i not in without)
+
     def specialisation(self, args: Sequence[Any]) -> tuple[Any, ...]:
         """The values that the captured graph depends on: used numbers, open sizes and strides."""
         layouts = ((args[i].shape, args[i].stride()) for i in self.resizable)
@@ -130,10 +134,11 @@ def with_constant_numbers(
 
 def callers_name_of(node: fx.Node) -> str:
     """The caller's name of an input that is no weight."""
-    return _callers_name(_dynamo_name(node))
+    return _callers_name(dynamo_name(node))
 
 
-def _dynamo_name(node: fx.Node) -> str:
+def dynamo_name(node: fx.Node) -> str:
+    """Dynamo's expression for an input."""
     dynamo_source = getattr(node, "_dynamo_source", None)
     name = getattr(dynamo_source, "name", node.name)
     return str(name() if callable(name) else name)
@@ -141,7 +146,7 @@ def _dynamo_name(node: fx.Node) -> str:
 
 def _describe_input(node: fx.Node, value: torch.Tensor) -> tuple[str, bool]:
     """The caller's name of an input, and whether it is a parameter or buffer."""
-    name = _dynamo_name(node)
+    name = dynamo_name(node)
     constant = isinstance(value, torch.nn.Parameter) or bool(
         re.search(r"_parameters\b|_buffers\b", name)
     )
@@ -150,7 +155,7 @@ def _describe_input(node: fx.Node, value: torch.Tensor) -> tuple[str, bool]:
 
 def _holders(node: fx.Node) -> tuple[str, ...]:
     """Names of the dicts in ``L['outer']['inner']['input'][0]``, the outermost first."""
-    return tuple(_KEYS.findall(_dynamo_name(node))[:-1])
+    return tuple(_KEYS.findall(dynamo_name(node))[:-1])
 
 
 def _callers_name(name: str) -> str:

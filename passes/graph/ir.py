@@ -7,10 +7,11 @@ No other module reads or writes ``node.meta``.
 
 from __future__ import annotations
 
+import math
 import operator
 import re
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import fx
@@ -24,6 +25,9 @@ _MUTATED = "pab_mutated"
 _BINDING = "pab_binding"
 _AXES = "pab_axes"
 _FUSED = "pab_fused"
+_LAYOUTS = "pab_layouts"
+_COUNTED = "pab_counted"
+_OPEN_SIZES = "pab_open_sizes"
 _PLUMBING = ("__dict__", "_modules", "_parameters", "_buffers")
 _MODEL = re.compile(
     r"^L\['forward'\](\.__closure__\[\d+\]\.cell_contents)+|^[LG]\['\w+'\](\.__self__)?"
@@ -31,6 +35,13 @@ _MODEL = re.compile(
 _AROUND_FORWARD = re.compile(
     r"\.forward(\.(func|forward|_old_forward|__closure__|cell_contents|\d+))*\.__self__"
 )
+
+
+class Layout(NamedTuple):
+    """Sizes and strides of a tensor. Their numbers remember how they follow from open sizes."""
+
+    sizes: tuple[int, ...]
+    strides: tuple[int, ...]
 
 
 def value(node: fx.Node) -> Any:
@@ -58,6 +69,17 @@ def copy_facts(target: fx.Node, origin: fx.Node) -> None:
 def set_value(node: fx.Node, val: Any) -> None:
     """Record the fake value of a node that a pass created."""
     node.meta["val"] = val
+    node.meta.pop(_LAYOUTS, None)
+
+
+def open_sizes(graph_module: fx.GraphModule) -> Any:
+    """The open sizes of a captured graph (``passes.graph.open_sizes``), or None."""
+    return graph_module.meta.get(_OPEN_SIZES)
+
+
+def set_open_sizes(graph_module: fx.GraphModule, opened: Any) -> None:
+    """Record the open sizes of a captured graph."""
+    graph_module.meta[_OPEN_SIZES] = opened
 
 
 def tensor(node: fx.Node) -> torch.Tensor | None:
@@ -69,12 +91,54 @@ def tensor(node: fx.Node) -> torch.Tensor | None:
 def shape(node: fx.Node) -> tuple[int, ...] | None:
     """Sizes of the tensor that a node yields, or None when its value is not one tensor."""
     val = tensor(node)
-    return None if val is None else tuple(int(size) for size in val.shape)
+    if val is None:
+        return None
+    return layouts(node)[0].sizes if _LAYOUTS in node.meta else tuple(map(int, val.shape))
+
+
+def layouts(node: fx.Node) -> list[Layout]:
+    """Sizes and strides of the tensor(s) that a node yields, one or several."""
+    if _LAYOUTS in node.meta:
+        return node.meta[_LAYOUTS]
+    return [Layout(tuple(t.shape), tuple(t.stride())) for t in tensors(node)]
+
+
+def set_layouts(node: fx.Node, found: list[Layout]) -> None:
+    """Record sizes and strides of the tensor(s) that a node yields."""
+    node.meta[_LAYOUTS] = found
+
+
+def sizes(node: fx.Node) -> list[int]:
+    """Sizes of the one tensor that a node yields."""
+    return list(layouts(node)[0].sizes)
+
+
+def strides(node: fx.Node) -> list[int]:
+    """Strides of the one tensor that a node yields."""
+    return list(layouts(node)[0].strides)
+
+
+def num_elements(node: fx.Node) -> int:
+    """Number of elements of the one tensor that a node yields."""
+    return math.prod(layouts(node)[0].sizes)
+
+
+def counted_sizes(node: fx.Node) -> list[tuple[int, ...]]:
+    """Sizes of the tensor(s) that a node yields, to count with: they decide nothing."""
+    if _COUNTED in node.meta:
+        return node.meta[_COUNTED]
+    return [tuple(map(int, layout.sizes)) for layout in layouts(node)]
+
+
+def set_counted_sizes(node: fx.Node, found: list[tuple[int, ...]]) -> None:
+    """Record other sizes to count with."""
+    node.meta[_COUNTED] = found
 
 
 def num_bytes(node: fx.Node) -> int:
     """Size in bytes of the tensor(s) that a node yields."""
-    return sum(t.numel() * t.element_size() for t in tensors(node))
+    pairs = zip(counted_sizes(node), tensors(node), strict=True)
+    return sum(math.prod(sizes) * tensor.element_size() for sizes, tensor in pairs)
 
 
 def tensors(node: fx.Node) -> list[torch.Tensor]:

@@ -57,7 +57,7 @@ def _overwrites(node: fx.Node) -> bool:
     given = ir.tensor(source) if isinstance(source, fx.Node) else None
     if made is None or given is None:
         return False
-    return made.shape == given.shape and made.stride() == given.stride()
+    return ir.layouts(node) == ir.layouts(source)
 
 
 def _holds_anyway(node: fx.Node) -> bool:

@@ -108,7 +108,7 @@ def _sliced(node: fx.Node) -> Part | None:
 def _split_off(node: fx.Node) -> Part | None:
     split = _operand(node)
     whole = _operand(split)
-    shape, sizes = ir.shape(whole), [tensor.shape for tensor in ir.tensors(split)]
+    shape, sizes = ir.shape(whole), [layout.sizes for layout in ir.layouts(split)]
     if shape is None:
         return None
     dim = ir.argument(split, 2, "dim", 0) % len(shape)
@@ -140,4 +140,4 @@ def _have_one_layout(one: fx.Node, other: fx.Node) -> bool:
     a, b = ir.tensor(one), ir.tensor(other)
     if a is None or b is None:
         return False
-    return (a.shape, a.stride(), a.dtype, a.device) == (b.shape, b.stride(), b.dtype, b.device)
+    return (a.dtype, a.device) == (b.dtype, b.device) and ir.layouts(one) == ir.layouts(other)

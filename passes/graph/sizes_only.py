@@ -64,7 +64,7 @@ def _replacement(node: fx.Node) -> Callable[[fx.Graph], fx.Node] | None:
     name, made = ir.op_name(node), ir.tensor(node)
     if made is None:
         return None
-    sizes = [int(size) for size in made.shape]
+    sizes = ir.sizes(node)
     placed = {"dtype": made.dtype, "device": made.device}
     if name in _FILLS:
         number = _FILLS[name]
@@ -74,7 +74,7 @@ def _replacement(node: fx.Node) -> Callable[[fx.Graph], fx.Node] | None:
             return None
         return lambda graph: _filled(graph, node, number)
     if name in _EMPTY:
-        strides = list(made.stride())
+        strides = ir.strides(node)
         return lambda graph: graph.call_function(
             aten.empty_strided.default, (sizes, strides), placed
         )
@@ -85,7 +85,7 @@ def _filled(graph: fx.Graph, node: fx.Node, number: float) -> fx.Node:
     """A tensor of one number, with the layout that the node has."""
     made = ir.tensor(node)
     assert made is not None
-    sizes, placed = list(made.shape), {"dtype": made.dtype, "device": made.device}
+    sizes, placed = ir.sizes(node), {"dtype": made.dtype, "device": made.device}
     full = graph.call_function(aten.full.default, (sizes, number), placed)
     ir.copy_facts(full, node)
     if made.is_contiguous():
@@ -110,7 +110,7 @@ def _expand_each(node: fx.Node) -> int:
             continue
         with node.graph.inserting_before(user):
             each = node.graph.call_function(
-                aten.expand.default, (listed[int(str(user.args[1]))], list(made.shape))
+                aten.expand.default, (listed[int(str(user.args[1]))], ir.sizes(user))
             )
         ir.copy_facts(each, user)
         user.replace_all_uses_with(each)

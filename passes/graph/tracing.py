@@ -11,6 +11,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
+import sympy
 import torch
 from torch import fx
 
@@ -19,7 +20,7 @@ from pab_compile.passes.errors import UnsupportedModelError
 from . import ir
 
 if TYPE_CHECKING:
-    from torch._subclasses.fake_tensor import FakeTensor
+    from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
 Decompositions = dict[torch._ops.OpOverload, Callable[..., Any]]
 
@@ -150,6 +151,29 @@ def fake(tensors: Sequence[torch.Tensor]) -> list[FakeTensor]:
     known = next((t.fake_mode for t in tensors if isinstance(t, FakeTensor)), None)
     mode = known or FakeTensorMode(allow_non_fake_inputs=True)
     return [t if isinstance(t, FakeTensor) else mode.from_tensor(t) for t in tensors]
+
+
+def symbolic_mode(
+    names: Sequence[str], hints: Sequence[int]
+) -> tuple[FakeTensorMode, tuple[sympy.Symbol, ...]]:
+    """What makes fake tensors with symbolic sizes, and a symbol per size.
+
+    Args:
+        names: names of the sizes.
+        hints: a value of each, at least 2. Conditions are met as these values meet them.
+    """
+    from torch._dynamo.source import ConstantSource
+    from torch._subclasses.fake_tensor import FakeTensorMode
+    from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv
+
+    env = ShapeEnv()
+    symbols = [
+        env.create_symbol(hint, ConstantSource(name), dynamic_dim=DimDynamic.DYNAMIC)
+        for name, hint in zip(names, hints, strict=True)
+    ]
+    assert all(isinstance(symbol, sympy.Symbol) for symbol in symbols), symbols
+    mode = FakeTensorMode(shape_env=env, allow_non_fake_inputs=True)
+    return mode, tuple(symbols)  # type: ignore[arg-type]
 
 
 def _mutated_inputs(captured: fx.GraphModule, signature: Any) -> list[fx.Node]:

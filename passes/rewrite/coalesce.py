@@ -78,7 +78,7 @@ def coalesce(graph_module: fx.GraphModule, sites: Sequence[Site], pattern: Patte
         merge = Merge(graph_module, sites, names)
         if merge.merged:
             graph_module, sites = merge.graph_module, merge.sites
-        lines += map(_line, merge.merged)
+        lines += map(merged_line, merge.merged)
         reasons |= merge.reasons
         count += len(merge.merged)
     for why, number in Counter(reasons.values()).items():
@@ -156,7 +156,8 @@ def _classes(sites: Sequence[Site], pattern: Pattern) -> dict[Hashable, list[str
     return classes
 
 
-def _line(site: Site) -> str:
+def merged_line(site: Site) -> str:
+    """What a merged site caches, for people."""
     before = sum(part.cache_bytes for part in site.parts)
     tensors = sum(len(part.cut) for part in site.parts)
     return (

@@ -103,7 +103,7 @@ class Merge:
             if site.name in made or site.name not in gone
         ]
         regions = self._regions(kept)
-        self.sites = [self._with_region(site, regions.get(site.name, ())) for site in kept]
+        self.sites = [with_region(site, regions.get(site.name, ())) for site in kept]
         self.merged = [site for site in self.sites if site.parts and site.name in made]
         for part in (part for site in self.merged for part in site.parts):
             self.reasons.pop(part.name, None)
@@ -174,14 +174,6 @@ class Merge:
     def _regions(self, sites: Sequence[Site]) -> dict[str, tuple[fx.Node, ...]]:
         kept = frozenset(start.node for start in self._starts.values())
         return dead_regions(self._graph, {site.name: site.cut for site in sites if site.cut}, kept)
-
-    def _with_region(self, site: Site, region: tuple[fx.Node, ...]) -> Site:
-        """A site with its region. What it caches of a stretch may take less than its end."""
-        found = with_region(site, region)
-        saved = sum(
-            ir.num_bytes(end) - _kept_bytes(end, start.dtype) for end, start in site.starts.items()
-        )
-        return replace(found, cache_bytes=found.cache_bytes - saved)
 
 
 def _is_scaled_anew(site: Site) -> bool:

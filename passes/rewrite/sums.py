@@ -19,6 +19,7 @@ import torch
 from torch import fx
 
 from pab_compile.passes.graph import ir
+from pab_compile.passes.graph.open_sizes import compute_value
 from pab_compile.passes.graph.ops import CASTS, COPIES, PARTS, VIEWS
 from pab_compile.passes.graph.walk import chain
 from pab_compile.passes.sites.adds import is_choice, is_number, is_plain_add, parts, same, scaled
@@ -181,9 +182,7 @@ def _apply(graph: fx.Graph, node: fx.Node, values: Mapping[fx.Node, fx.Node]) ->
         else:
             applied.target, applied.args = _WHERE.ScalarSelf, (node.args[0], 0.0, values[other])
     ir.copy_facts(applied, node)
-    args, kwargs = fx.map_arg((applied.args, applied.kwargs), ir.value)
-    assert callable(applied.target)
-    ir.set_value(applied, applied.target(*args, **kwargs))  # its type or strides may differ
+    compute_value(applied)  # its type or strides may differ
     applied._rename(f"{node.name}_start")
     return applied
 
@@ -218,8 +217,7 @@ def _is_sum(node: fx.Node, carried: Mapping[fx.Node, None]) -> bool:
 
 def _num_elements(node: fx.Node) -> int | None:
     """Elements of a value. A part of a tensor does not count as a view: it keeps all memory."""
-    tensor = ir.tensor(node)
-    return None if tensor is None else tensor.numel()
+    return None if ir.tensor(node) is None else ir.num_elements(node)
 
 
 def _operands(node: fx.Node) -> list[fx.Node]:

@@ -117,7 +117,7 @@ def same(node: fx.Node) -> fx.Node | None:
         return None
     source = node.all_input_nodes[0]
     made, given = ir.tensor(node), ir.tensor(source)
-    if made is None or given is None or made.numel() != given.numel():
+    if made is None or given is None or ir.num_elements(node) != ir.num_elements(source):
         return None
     is_cast = ir.is_call(node, *CASTS) and is_number(node) and is_number(source)
     return source if is_cast or made.dtype == given.dtype else None

@@ -187,5 +187,21 @@ def with_region(site: Site, region: tuple[fx.Node, ...]) -> Site:
         held = ", ".join(effects)
         reason = f"{site.reason}; not broadcast: it must not be left out, since it holds {held}"
         return replace(site, cut=(), region=(), reason=reason)
-    cache_bytes = sum(ir.num_bytes(node) for node in site.cut)
-    return replace(site, region=region, cache_bytes=cache_bytes, flops=count_flops(region))
+    return measured(replace(site, region=region))
+
+
+def measured(site: Site) -> Site:
+    """A site with its cache bytes and operations, counted at the sizes that its graph has now."""
+    if not site.cut:
+        return site
+    parts = tuple(map(measured, site.parts))
+    kept = sum(_kept_bytes(node, site) for node in site.cut)
+    return replace(site, parts=parts, cache_bytes=kept, flops=count_flops(site.region))
+
+
+def _kept_bytes(node: fx.Node, site: Site) -> int:
+    """Bytes that are cached of a value. The difference of a stretch may take less than its end."""
+    num_bytes, start, end = ir.num_bytes(node), site.starts.get(node), ir.tensor(node)
+    if start is None or end is None:
+        return num_bytes
+    return num_bytes // end.element_size() * start.dtype.itemsize

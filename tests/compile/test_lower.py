@@ -8,6 +8,7 @@ from torch import fx
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
 from helpers.graphs import traced
+from helpers.open_pieces import doubled
 from pab_compile.compile.lower import PieceCompiler
 from pab_compile.compile.progress import CompileProgress
 from pab_compile.passes.graph.structure import structure_key
@@ -41,6 +42,17 @@ def test_equal_pieces_are_compiled_once() -> None:
     ours = compiler()
     one, other = piece(), piece()
     assert ours.compile(one, structure_key(one)) is ours.compile(other, structure_key(other))
+    assert ours.num_pieces == 1
+
+
+def test_an_open_piece_is_compiled_once_for_all_sizes() -> None:
+    ours = compiler()
+    function = ours.compile_open(doubled())
+    assert ours.compile_open(doubled()) is function
+    for rows in (4, 9, 6):
+        x = torch.randn(rows, 3)
+        (result,) = function.at((rows,))(x)
+        assert torch.equal(result, 2 * x)
     assert ours.num_pieces == 1
 
 

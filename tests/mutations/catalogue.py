@@ -5,9 +5,10 @@ from __future__ import annotations
 from .compiling import COMPILING
 from .graphs import GRAPHS
 from .memory import MEMORY
+from .open_sizes import OPEN_SIZES
 from .plans import PLANS
 from .rewrites import REWRITES
 from .running import RUNNING
 from .sites import SITES
 
-MUTATIONS = (*GRAPHS, *SITES, *REWRITES, *PLANS, *RUNNING, *COMPILING, *MEMORY)
+MUTATIONS = (*GRAPHS, *SITES, *REWRITES, *PLANS, *RUNNING, *COMPILING, *MEMORY, *OPEN_SIZES)

@@ -1,0 +1,170 @@
+"""What another size costs: processor time of the first generation of every size in turn.
+
+    python -m benchmarks.sizes                  # prints a table per model
+    python -m benchmarks.sizes Wan --blocks 8   # of this model only, with fewer blocks
+    python -m benchmarks.sizes --write          # and writes benchmarks/results/sizes.md
+
+The models are narrow, with random weights. Prompt lengths and aspect ratios come in turn. *stock*
+is `torch.compile(model)` with the same inner compiler, and *pab* is `linear3`. Every first
+generation is given in seconds of processor time of the whole process, on one thread. *again* is the
+same generation a second time, so the difference is what the new size costs. *compiled* says how
+many graphs were captured for this size.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from diffusers import FluxTransformer2DModel, WanTransformer3DModel
+from rich.console import Console
+from rich.progress import track
+
+from pab_compile.compile import build as compile_build
+
+RESULTS = Path(__file__).parent / "results" / "sizes.md"
+STEPS = 8
+# (words, height, width): a second length, a third, a second shape, and then any.
+SIZES = ((7, 8, 8), (9, 8, 8), (11, 8, 8), (13, 10, 8), (12, 14, 10), (6, 12, 18), (8, 16, 10))
+HEAD = [
+    "| words, height, width | stock, s | again, s | pab, s | again, s | compiled |",
+    "|---|---|---|---|---|---|",
+]
+
+
+class Sized(NamedTuple):
+    """A model, and its inputs at a size.
+
+    Attributes:
+        build: makes the model with a number of blocks.
+        inputs: words, height, width -> arguments without the timestep; the latents come first.
+    """
+
+    build: Callable[[int], torch.nn.Module]
+    inputs: Callable[[int, int, int], dict[str, torch.Tensor]]
+
+
+def _wan(blocks: int) -> torch.nn.Module:
+    return WanTransformer3DModel(
+        patch_size=(1, 2, 2),
+        num_attention_heads=2,
+        attention_head_dim=12,
+        in_channels=4,
+        out_channels=4,
+        text_dim=16,
+        freq_dim=32,
+        ffn_dim=48,
+        num_layers=blocks,
+        rope_max_seq_len=64,
+    )
+
+
+def _wan_inputs(words: int, height: int, width: int) -> dict[str, torch.Tensor]:
+    return {
+        "hidden_states": torch.randn(1, 4, 3, height, width),
+        "encoder_hidden_states": torch.randn(1, words, 16),
+    }
+
+
+def _flux(blocks: int) -> torch.nn.Module:
+    return FluxTransformer2DModel(
+        patch_size=1,
+        in_channels=16,
+        num_layers=blocks // 3,
+        num_single_layers=blocks - blocks // 3,
+        attention_head_dim=16,
+        num_attention_heads=2,
+        joint_attention_dim=32,
+        pooled_projection_dim=32,
+        axes_dims_rope=(4, 6, 6),
+    )
+
+
+def _flux_inputs(words: int, height: int, width: int) -> dict[str, torch.Tensor]:
+    rows, columns = torch.arange(height // 2)[:, None], torch.arange(width // 2)[None]
+    places = torch.zeros(height // 2, width // 2, 3)
+    places[..., 1], places[..., 2] = rows, columns
+    return {
+        "hidden_states": torch.randn(1, height * width // 4, 16),
+        "encoder_hidden_states": torch.randn(1, words, 32),
+        "pooled_projections": torch.randn(1, 32),
+        "txt_ids": torch.zeros(words, 3),
+        "img_ids": places.flatten(0, 1),
+    }
+
+
+MODELS = {"Wan": Sized(_wan, _wan_inputs), "Flux": Sized(_flux, _flux_inputs)}
+
+
+def seconds(model: Any, inputs: dict[str, torch.Tensor]) -> float:
+    """Processor time of a generation."""
+    (name, latents), *_ = inputs.items()
+    start = time.process_time()
+    with torch.no_grad():
+        for timestep in torch.linspace(1.0, 0.1, STEPS):
+            given = {**inputs, name: latents, "timestep": timestep[None]}
+            latents = latents - model(**given, return_dict=False)[0] / STEPS
+    return time.process_time() - start
+
+
+def table(name: str, blocks: int, inner: str, console: Console) -> list[str]:
+    """The lines of one model."""
+    sized, captured = MODELS[name], _counted_captures()
+    torch.compiler.reset()
+    torch.manual_seed(0)
+    model = sized.build(blocks).eval().requires_grad_(False)
+    options = {"inner": inner, "ranges": "linear3"}
+    pab = torch.compile(model, backend="pab", options=options)
+    stock = torch.compile(model, backend=inner)
+    lines = []
+    for size in track(SIZES, description=name, console=console):
+        inputs = sized.inputs(*size)
+        first, again = (seconds(stock, inputs) for _ in range(2))
+        captured.clear()
+        ours, ours_again = (seconds(pab, inputs) for _ in range(2))
+        times = f"{first:.2f} | {again:.2f} | {ours:.2f} | {ours_again:.2f}"
+        lines.append(f"| {', '.join(map(str, size))} | {times} | {len(captured)} |")
+        console.print(lines[-1], highlight=False)
+    return lines
+
+
+def _counted_captures() -> list[None]:
+    """A list that gets an element whenever a graph is captured."""
+    found: list[None] = []
+    capture = compile_build.capture
+
+    def counting(*args: Any) -> Any:
+        found.append(None)
+        return capture(*args)
+
+    compile_build.capture = counting
+    return found
+
+
+def main() -> None:
+    """Print the tables."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.sizes", description=__doc__)
+    parser.add_argument("names", nargs="*", metavar="NAME", help="models; all unless given")
+    parser.add_argument("--blocks", type=int, default=40, help="number of blocks")
+    parser.add_argument("--inner", default="inductor", help="the inner compiler: or eager")
+    parser.add_argument("--write", action="store_true", help=f"write {RESULTS.name}")
+    args = parser.parse_args()
+    console = Console()
+    warnings.simplefilter("ignore")
+    torch.set_num_threads(1)
+    torch.compiler.config.recompile_limit = 64
+    lines: list[str] = []
+    for name in args.names or MODELS:
+        lines += [f"## {name}, {args.blocks} blocks, {args.inner}", "", *HEAD]
+        lines += [*table(name, args.blocks, args.inner, console), ""]
+        if args.write:  # after every model: a run that is broken off leaves what it found
+            RESULTS.write_text(f"# Another size\n\n{__doc__}\n" + "\n".join(lines))
+
+
+if __name__ == "__main__":
+    main()

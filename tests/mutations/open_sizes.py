@@ -1,0 +1,64 @@
+"""Faults in what is taken over from one size to others."""
+
+from __future__ import annotations
+
+from .mutation import Mutation
+
+OPEN_SIZES = (
+    Mutation(
+        "passes/graph/size.py",
+        "what a pass compared need not hold for other sizes",
+        "self.conditions.found[Condition(compare, left, right, result)] = None",
+        "pass",
+        ("tests/passes/graph/test_size.py",),
+    ),
+    Mutation(
+        "passes/graph/unify.py",
+        "expressions that two sizes do not tell apart may differ elsewhere",
+        "self._opened.found[Condition(operator.eq, expression, each, True)] = None",
+        "pass",
+        ("tests/passes/graph/test_unify.py",),
+    ),
+    Mutation(
+        "passes/graph/unify.py",
+        "a size that never changed may change",
+        "opened.found[Condition(operator.eq, symbol, size, True)] = None",
+        "pass",
+        ("tests/passes/graph/test_unify.py",),
+    ),
+    Mutation(
+        "passes/graph/opening.py",
+        "a size that differs from what is known is not noticed",
+        "if known.sizes != found.sizes:",
+        "if False:",
+        ("tests/passes/graph/test_unify.py",),
+    ),
+    Mutation(
+        "passes/graph/open_sizes.py",
+        "sizes below those of torch's symbols are taken",
+        "self._known.get(key, (0, 0, self._are_in_range(key)))",
+        "self._known.get(key, (0, 0, True))",
+        ("tests/passes/graph/test_unify.py",),
+    ),
+    Mutation(
+        "pab_compile/compile/executor.py",
+        "generations of two sizes share their caches",
+        'f"{self.identity} at {sizes}"',
+        "self.identity",
+        ("tests/compile/test_open_sizes.py",),
+    ),
+    Mutation(
+        "pab_compile/compile/open_function.py",
+        "a piece gets tensors of other strides than it was compiled for",
+        "return function if fits and self.admits(sizes) else None",
+        "return function if self.admits(sizes) else None",
+        ("tests/compile/test_open_function.py",),
+    ),
+    Mutation(
+        "pab_compile/compile/build.py",
+        "the bytes of one size are shown for all",
+        "resize(merged.graph_module, sizes)",
+        "pass",
+        ("tests/compile/test_open_sizes.py",),
+    ),
+)
