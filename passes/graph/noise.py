@@ -53,9 +53,8 @@ def _cast_by_dtype(node: fx.Node, x: Any) -> None:
 
 def _overwrites(node: fx.Node) -> bool:
     """Whether ``copy(x, y)`` has the layout of ``y``, so that it is ``y`` in the type of ``x``."""
-    made, source = ir.tensor(node), node.args[1]
-    given = ir.tensor(source) if isinstance(source, fx.Node) else None
-    if made is None or given is None:
+    source = node.args[1]
+    if not isinstance(source, fx.Node) or ir.tensor(node) is None or ir.tensor(source) is None:
         return False
     return ir.layouts(node) == ir.layouts(source)
 

@@ -186,5 +186,5 @@ def _computed(expression: sympy.Expr, numbers: dict[sympy.Basic, Any]) -> fx.Nod
 
     if expression not in numbers:
         known = {symbol: numbers[symbol] for symbol in expression.free_symbols}
-        numbers[expression] = sympy_interp(PythonReferenceAnalysis, known, expression)
+        numbers[expression] = sympy_interp(PythonReferenceAnalysis, known, expression)  # type: ignore[arg-type]
     return numbers[expression].node

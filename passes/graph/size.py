@@ -61,7 +61,7 @@ class Conditions:
         if isinstance(expression, int):
             return int(expression)
         known = dict(zip(self.symbols, map(sympy.Integer, sizes), strict=True))
-        return int(expression.xreplace(known))
+        return int(expression.xreplace(known))  # type: ignore[arg-type]
 
     def hold(self, sizes: Sequence[int], start: int = 0) -> bool:
         """Whether all comparisons, from one on, have the same results for other sizes."""
