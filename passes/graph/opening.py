@@ -11,7 +11,8 @@ does every size that differs from what the closed graph says of it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -96,7 +97,8 @@ class Opener:
         """
         if not _is_open(closed, inputs):
             return None
-        opened, origins = self._with_sizes(closed, inputs)
+        with _refusing():
+            opened, origins = self._with_sizes(closed, inputs)
         key = structure_key(opened)
         if key not in self._outputs:
             examples = [ir.value(node) for node in ir.placeholders(opened.graph)]
@@ -144,12 +146,18 @@ class Opener:
     ) -> Sequence[Any]:
         from torch._dispatch.python import enable_python_dispatcher
 
-        try:
-            with torch.no_grad(), self.opened.mode, enable_python_dispatcher():
-                return _Checked(graph_module, origins, self.opened).run(*inputs)
-        except Exception as error:  # the piece is right for the sizes that it was made for
-            words = str(error).strip().splitlines() or [type(error).__name__]
-            raise NotOpenError(f"a piece cannot be opened: {words[0]}") from error
+        with _refusing(), torch.no_grad(), self.opened.mode, enable_python_dispatcher():
+            return _Checked(graph_module, origins, self.opened).run(*inputs)
+
+
+@contextmanager
+def _refusing() -> Iterator[None]:
+    """Whatever fails here, the piece is still right for the sizes that it was made for."""
+    try:
+        yield
+    except Exception as error:
+        words = str(error).strip().splitlines() or [type(error).__name__]
+        raise NotOpenError(f"a piece cannot be opened: {words[0]}") from error
 
 
 class _Checked(fx.Interpreter):

@@ -49,6 +49,8 @@ def _without_number(leaf: Any, index: dict[fx.Node, int]) -> str:
 
 
 _MAX_KNOWN = 8
+_MAPS = "_vmap_increment_nesting"
+_FROM_NUMBERS = ("tensor", "as_tensor", "asarray", "scalar_tensor")
 
 
 class Known(NamedTuple):
@@ -100,6 +102,7 @@ def unify(
     Raises:
         NotOpenError: there is no such graph, or a number differs and nothing explains how.
     """
+    _check_numbers(dynamo_graph)
     where = SizeInputs.of(dynamo_graph)
     opened = OpenSizes.begin(where.names, given)
     own = dict(zip(where.names, opened.symbols, strict=True))
@@ -108,6 +111,7 @@ def unify(
         if size == size_2:  # nothing shows what follows from it
             opened.found[Condition(operator.eq, symbol, size, True)] = None
     numbers = _Numbers(opened, sizes, _expressions(dynamo_graph, own))
+    _check_constants(captured, other)
     twins = list(zip(captured.graph.nodes, other.graph.nodes, strict=True))
     found = [numbers.arguments(node, twin) for node, twin in twins]
     layouts = [numbers.layouts(node, twin) for node, twin in twins]
@@ -116,6 +120,43 @@ def unify(
         ir.set_layouts(node, known)
     captured.recompile()
     ir.set_open_sizes(captured, opened)
+
+
+def _check_numbers(dynamo_graph: fx.GraphModule) -> None:
+    """Refuse a graph with numbers that two captures cannot explain, even if they agree.
+
+    Raises:
+        NotOpenError: a fraction, a truth value or the elements of a tensor follow from a size, or a
+            graph inside the graph may hold any of these.
+    """
+    for node in dynamo_graph.graph.nodes:
+        example = ir.example(node)
+        if isinstance(node.target, torch._ops.HigherOrderOperator) or ir.is_call(node, _MAPS):
+            raise NotOpenError(f"the graph holds another one ({ir.short_name(node.target)})")
+        if isinstance(example, (torch.SymFloat, torch.SymBool)):
+            if any(_yields_tensors(user) for user in node.users):
+                raise NotOpenError("a number that is no integer follows from a size")
+        elif isinstance(example, torch.SymInt):
+            if any(ir.is_call(user, *_FROM_NUMBERS) for user in node.users):
+                raise NotOpenError("the elements of a tensor follow from a size")
+
+
+def _yields_tensors(node: fx.Node) -> bool:
+    return any(isinstance(leaf, torch.Tensor) for leaf in pytree.tree_leaves(ir.example(node)))
+
+
+def _check_constants(captured: fx.GraphModule, other: fx.GraphModule) -> None:
+    """Refuse graphs with other constants: some of them follow from a size."""
+    for node in captured.graph.find_nodes(op="get_attr"):
+        held, twin = (getattr(each, str(node.target)) for each in (captured, other))
+        is_tensor = isinstance(held, torch.Tensor) and isinstance(twin, torch.Tensor)
+        if held is not twin and not (is_tensor and _are_equal(held, twin)):
+            raise NotOpenError(f"the constant {node.target} may follow from a size")
+
+
+def _are_equal(one: torch.Tensor, other: torch.Tensor) -> bool:
+    kind, kind_2 = ((t.dtype, t.shape, t.stride(), t.device) for t in (one, other))
+    return kind == kind_2 and torch.equal(one, other)
 
 
 def _furthest(

@@ -94,6 +94,31 @@ def test_a_number_that_is_no_integer_is_refused() -> None:
         unified(lambda x: x * (1.5 / x.shape[1]), (1, 5, 3), (1, 9, 3))
 
 
+def test_a_fraction_is_refused_also_where_two_sizes_agree() -> None:
+    with pytest.raises(NotOpenError, match="no integer"):
+        unified(lambda x: x * torch.sym_max(1.0, x.shape[1] / 64), (1, 5, 3), (1, 9, 3))
+
+
+def test_elements_of_a_tensor_are_refused_also_where_two_sizes_agree() -> None:
+    for made in (
+        lambda x: x + torch.tensor(x.shape[1] // 16),
+        lambda x: x + torch.tensor([x.shape[1] // 16, 2, 3]),
+    ):
+        with pytest.raises(NotOpenError, match="elements of a tensor"):
+            unified(made, (1, 33, 3), (1, 40, 3))
+
+
+def test_other_constants_are_refused() -> None:
+    (first, _), (second, (graph, args)) = captured_at(
+        lambda x: x + torch.tensor([1.0, 2.0, 3.0]), (1, 5, 3), (1, 9, 3)
+    )
+    given = SizeInputs.of(graph).values(args)
+    (held,) = [node for node in second.graph.nodes if node.op == "get_attr"]
+    setattr(first, str(held.target), torch.tensor([1.0, 2.0, 4.0]))
+    with pytest.raises(NotOpenError, match="constant"):
+        unify(second, [Known(first, {})], graph, given)
+
+
 def test_without_other_sizes_nothing_is_known() -> None:
     with pytest.raises(NotOpenError, match="no other sizes"):
         unified(lambda x: x.flatten(), (1, 5, 3))
