@@ -50,7 +50,7 @@ def _without_number(leaf: Any, index: dict[fx.Node, int]) -> str:
 
 _MAX_KNOWN = 8
 _MAPS = "_vmap_increment_nesting"
-_FROM_NUMBERS = ("tensor", "as_tensor", "asarray", "scalar_tensor")
+_FROM_NUMBERS = ("tensor", "as_tensor", "asarray", "scalar_tensor", "new_tensor")
 
 
 class Known(NamedTuple):
@@ -136,9 +136,9 @@ def _check_numbers(dynamo_graph: fx.GraphModule) -> None:
         if isinstance(example, (torch.SymFloat, torch.SymBool)):
             if any(_yields_tensors(user) for user in node.users):
                 raise NotOpenError("a number that is no integer follows from a size")
-        elif isinstance(example, torch.SymInt):
-            if any(ir.is_call(user, *_FROM_NUMBERS) for user in node.users):
-                raise NotOpenError("the elements of a tensor follow from a size")
+        is_number = isinstance(example, torch.SymInt)
+        if is_number and any(ir.short_name(user.target) in _FROM_NUMBERS for user in node.users):
+            raise NotOpenError("the elements of a tensor follow from a size")
 
 
 def _yields_tensors(node: fx.Node) -> bool:

@@ -61,4 +61,25 @@ OPEN_SIZES = (
         "pass",
         ("tests/compile/test_open_sizes.py",),
     ),
+    Mutation(
+        "passes/graph/unify.py",
+        "a fraction that two sizes agree on is taken for a constant",
+        "if any(_yields_tensors(user) for user in node.users):",
+        "if False:",
+        ("tests/passes/graph/test_unify.py",),
+    ),
+    Mutation(
+        "passes/graph/unify.py",
+        "elements that two sizes agree on are taken for constants",
+        "if is_number and any(",
+        "if False and any(",
+        ("tests/passes/graph/test_unify.py",),
+    ),
+    Mutation(
+        "passes/graph/unify.py",
+        "constants of one size are taken for those of all",
+        "if held is not twin and not (",
+        "if False and not (",
+        ("tests/passes/graph/test_unify.py",),
+    ),
 )
