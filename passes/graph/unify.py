@@ -133,9 +133,9 @@ def _check_numbers(dynamo_graph: fx.GraphModule) -> None:
         example = ir.example(node)
         if isinstance(node.target, torch._ops.HigherOrderOperator) or ir.is_call(node, _MAPS):
             raise NotOpenError(f"the graph holds another one ({ir.short_name(node.target)})")
-        if isinstance(example, (torch.SymFloat, torch.SymBool)):
-            if any(_yields_tensors(user) for user in node.users):
-                raise NotOpenError("a number that is no integer follows from a size")
+        is_other = isinstance(example, (torch.SymFloat, torch.SymBool))
+        if is_other and any(_yields_tensors(user) for user in node.users):
+            raise NotOpenError("a number that is no integer follows from a size")
         is_number = isinstance(example, torch.SymInt)
         if is_number and any(ir.short_name(user.target) in _FROM_NUMBERS for user in node.users):
             raise NotOpenError("the elements of a tensor follow from a size")
