@@ -201,7 +201,7 @@ class CompiledGraph:
             request.num_samples,
             request.form,
             request.placed is not None,
-            self._inputs.numbers(request.args, self._sizes.places),
+            self._inputs.numbers(request.args, self._sizes.numbers),
         )
 
     def _restated(

@@ -176,7 +176,10 @@ def _line(entry: _Entry, compiler: PieceCompiler) -> str:
     elif program is not None:
         words.append(f"{len(program.sites)} sites")
     shared = max(0, entry.num_used - entry.num_new)
-    words.append(f"{entry.num_new + shared} pieces ({entry.num_new} new, {shared} shared)")
+    if entry.num_new + shared:
+        words.append(f"{entry.num_new + shared} pieces ({entry.num_new} new, {shared} shared)")
+    elif program is not None:
+        words.append("the pieces of other sizes serve")
     inner = compiler.compile_seconds - entry.inner_seconds
     passes = _pass_seconds(program) if "capture" in entry.parts else 0.0
     parts = {**entry.parts, "passes": passes, "inner compiler": inner}

@@ -45,27 +45,33 @@ class SizeInputs:
         names: Dynamo's name of every open size.
         places: per open size, the position of the number that Dynamo passes.
         sources: per open size, Dynamo's expression for where it comes from.
+        numbers: the positions of all numbers that follow from them. Dynamo may pass one size twice.
     """
 
     names: tuple[str, ...]
     places: tuple[int, ...]
     sources: tuple[str, ...]
+    numbers: tuple[int, ...]
 
     @staticmethod
     def of(dynamo_graph: fx.GraphModule) -> SizeInputs:
         """The open sizes of a graph. There are none if one is not passed as a number."""
         found: dict[str, int] = {}
         needed: set[str] = set()
+        numbers: list[int] = []
         inputs = ir.placeholders(dynamo_graph.graph)
         for position, node in enumerate(inputs):
             example = ir.example(node)
+            if isinstance(example, torch.SymInt):
+                numbers.append(position)
             if isinstance(example, torch.SymInt) and example.node.expr.is_Symbol:
                 found.setdefault(str(example.node.expr), position)
             needed.update(str(symbol) for symbol in symbols_of(example))
         if not needed <= found.keys():
-            return SizeInputs((), (), ())
+            return SizeInputs((), (), (), ())
         places = tuple(found.values())
-        return SizeInputs(tuple(found), places, tuple(dynamo_name(inputs[n]) for n in places))
+        sources = tuple(dynamo_name(inputs[place]) for place in places)
+        return SizeInputs(tuple(found), places, sources, tuple(numbers))
 
     def values(self, args: Sequence[Any]) -> tuple[int, ...]:
         """The sizes of a call."""

@@ -66,6 +66,15 @@ class Picture(nn.Module):
         return x
 
 
+class Masked(Picture):
+    """A mask has the prompt's length too, which Dynamo then passes twice."""
+
+    def forward(self, latents: torch.Tensor, timestep: torch.Tensor, prompt: Any) -> torch.Tensor:
+        words, mask = prompt
+        words = words.reshape(1, words.shape[1], WIDTH) * mask.reshape(1, mask.shape[1], 1)
+        return super().forward(latents, timestep, words)
+
+
 class Spliced(Picture):
     """Six words, and those from the picture's height on: the whole prompt if that is 6."""
 
@@ -84,11 +93,15 @@ class Thirds(Picture):
         return torch.cat([first, second, 2 * third], 1)
 
 
-def generate(model: Any, height: int, width: int, text: int) -> torch.Tensor:
+def generate(
+    model: Any, height: int, width: int, text: int, is_masked: bool = False
+) -> torch.Tensor:
     """A generation of given sizes."""
     generator = torch.Generator().manual_seed(1)
     latents = torch.randn(1, 4, height, width, generator=generator)
-    prompt = torch.randn(1, text, WIDTH, generator=generator)
+    prompt: Any = torch.randn(1, text, WIDTH, generator=generator)
+    if is_masked:
+        prompt = prompt, (torch.arange(text) < text - 2).float()[None]
     with torch.no_grad():
         for timestep in torch.linspace(9.0, 1.0, STEPS):
             latents = latents - model(latents, timestep[None], prompt) / STEPS
@@ -143,6 +156,11 @@ def test_further_sizes_are_not_captured(options: dict[str, Any], captures: list[
     found = check_sizes(Picture(), SIZES, captures, options)
     assert found[:3] == [1, 1, 1]  # as often as Dynamo traces
     assert found[3:] == [0, 0, 0]
+
+
+def test_a_size_that_is_passed_twice_is_one(captures: list[int]) -> None:
+    sizes = [(4, 5, text, True) for text in (7, 9, 11, 8)]
+    assert check_sizes(Masked(), sizes, captures, LINEAR) == [1, 1, 0, 0]
 
 
 def test_with_nothing_reused_all_sizes_are_eager(captures: list[int]) -> None:
