@@ -73,7 +73,7 @@ def live_nodes(
 
 def may_carry(node: fx.Node) -> bool:
     """Whether the op can be applied to the parts of a sum one by one."""
-    is_sum = ir.is_call(node, "add", "sub") or _is_fixed_choice(node) or _factored(node) is not None
+    is_sum = ir.is_call(node, "add", "sub") or is_choice(node) or scaled(node) is not None
     return is_sum or ir.is_call(node, "cat", *_VIEWS, *CASTS)
 
 

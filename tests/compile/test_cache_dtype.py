@@ -121,6 +121,7 @@ def test_sums_and_their_bytes(model: LatteTransformer3DModel, name: str, error: 
     assert pab_compile.explain(narrow).cache_bytes == stats.peak_cache_bytes
 
 
+@pytest.mark.long
 def test_preludes_stay_as_they_were(model: LatteTransformer3DModel) -> None:
     held = set()
     for name in (None, "float8_e4m3"):
@@ -144,6 +145,7 @@ def test_a_budget_holds_more_that_is_narrow(model: LatteTransformer3DModel) -> N
     assert found == [(2 * 4096, 1), (5 * 2048, 4)]
 
 
+@pytest.mark.long
 def test_explain_says_the_bytes_before_a_model_runs(model: LatteTransformer3DModel) -> None:
     loop = Loop(calls_of(model), TABLE)
     inputs = {"timestep": torch.tensor([500]), "encoder_hidden_states": loop.prompt}

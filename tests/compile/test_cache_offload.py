@@ -132,6 +132,7 @@ def test_two_sites_are_read_ahead(model: LatteTransformer3DModel, late: Late) ->
     ]
 
 
+@pytest.mark.long
 def test_what_nothing_reads_is_not_brought_back(model: LatteTransformer3DModel, late: Late) -> None:
     """At a step that reuses the whole output of the last block, nothing before it is read."""
     run(compiled_pab(model, ranges="linear2", coalesce=False, cache_offload=True))
@@ -173,6 +174,7 @@ def test_what_the_caller_may_write_to_is_copied_first(
     assert late.numbers("receive")
 
 
+@pytest.mark.long
 def test_a_cpu_has_no_other_memory(model: LatteTransformer3DModel) -> None:
     assert transfers_of(CPU) is None
     plain, sent = (compiled_pab(model, **WHOLE, **o) for o in ({}, {"cache_offload": True}))

@@ -13,11 +13,12 @@ from .sites import tell
 from .spec import Spec, draw
 
 NUM_MODELS = 40
+FOUND = (5013,)  # faults that later models showed: a scaled stream that starts without the latents
 SAMPLE = ("3",)  # all layouts and streams are among 0 to 39
 
 
 @pytest.mark.sample(*SAMPLE)
-@pytest.mark.parametrize("seed", range(NUM_MODELS))
+@pytest.mark.parametrize("seed", [*range(NUM_MODELS), *FOUND])
 def test_a_random_model_is_found_and_reused_as_it_was_built(seed: int) -> None:
     names = tuple(VARIANTS)
     check(draw(seed), names if seed % 3 == 0 else names[1:])
