@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 import sympy
 import torch
 from torch import fx
+from torch.utils import _pytree as pytree
 
 from . import ir
 from .inputs import dynamo_name
@@ -143,6 +144,12 @@ class OpenSizes(Conditions):
         with self.mode:
             return torch.empty_strided(sizes, strides, dtype=like.dtype, device=like.device)
 
+    def argument(self, leaf: Any) -> Any:
+        """What an op gets with symbolic sizes in the place of a node or a size."""
+        if isinstance(leaf, fx.Node):
+            return self.tensor(leaf)
+        return self.symbolic(leaf) if isinstance(leaf, Size) else leaf
+
     def closed(self, number: Any) -> Any:
         """A symbolic number as a number that remembers how it follows from the open sizes.
 
@@ -226,7 +233,7 @@ def compute_value(node: fx.Node) -> None:
     ir.set_value(node, target(*args, **kwargs))
     opened = next(filter(None, map(_opened_of, node.all_input_nodes)), None)
     if opened is not None:
-        args, kwargs = fx.map_arg((node.args, node.kwargs), opened.tensor)
+        args, kwargs = pytree.tree_map(opened.argument, (list(node.args), dict(node.kwargs)))
         with opened.mode:
             ir.set_layouts(node, opened.layouts(target(*args, **kwargs)))
 
