@@ -11,7 +11,12 @@ from torch import fx
 
 from pab_compile.passes.graph import ir
 from pab_compile.passes.graph.capture import capture
-from pab_compile.passes.graph.open_sizes import NotOpenError, OpenSizes, SizeInputs
+from pab_compile.passes.graph.open_sizes import (
+    NotOpenError,
+    OpenSizes,
+    SizeInputs,
+    compute_value,
+)
 from pab_compile.passes.graph.opening import Opener
 from pab_compile.passes.graph.size import Size
 from pab_compile.passes.graph.unify import Known, skeleton, unify
@@ -146,6 +151,17 @@ def test_skeletons_tell_graphs_and_weights_apart() -> None:
         captured_at(torch.nn.Sequential(w).requires_grad_(False), (2, 5, 4))[0][0] for w in weights
     ]
     assert skeleton(made[0]) != skeleton(made[1])
+
+
+def test_what_a_pass_adds_keeps_its_sizes_open() -> None:
+    graph, opened = unified(lambda x: x.reshape(2, x.shape[1] * 4) + 1, (2, 5, 4), (2, 7, 4))
+    (view,) = [node for node in ir.calls(graph.graph) if ir.is_call(node, "view", "reshape")]
+    with graph.graph.inserting_after(view):
+        added = graph.graph.node_copy(view, lambda node: node)
+    compute_value(added)
+    assert ir.shape(added) == ir.shape(view)
+    assert isinstance(ir.sizes(added)[1], Size)
+    assert opened.admits((11,))
 
 
 def test_an_opened_graph_computes_every_size() -> None:
