@@ -20,13 +20,6 @@ OPEN_SIZES = (
         ("tests/passes/graph/test_unify.py",),
     ),
     Mutation(
-        "passes/graph/unify.py",
-        "a size that never changed may change",
-        "opened.found[Condition(operator.eq, symbol, size, True)] = None",
-        "pass",
-        ("tests/passes/graph/test_unify.py",),
-    ),
-    Mutation(
         "passes/graph/opening.py",
         "a size that differs from what is known is not noticed",
         "if known.sizes != found.sizes:",
