@@ -109,9 +109,12 @@ def generate(
 
 
 def said(model: Any) -> tuple[Any, ...]:
-    """What the statistics say of the last generation, without times."""
-    stats = pab_compile.stats(model)
-    return stats.patterns, stats.peak_cache_bytes, stats.notes, stats.computed_steps
+    """What is said of the last generation and of its graph, without times."""
+    stats, found = pab_compile.stats(model), pab_compile.explain(model)
+    of_sizes = found.cache_bytes, found.total_flops, found.reuse_flops, found.notes
+    sites = [(site.name, site.cache_bytes, site.flops) for site in found.sites]
+    ran = stats.patterns, stats.peak_cache_bytes, stats.notes, stats.computed_steps
+    return *of_sizes, *sites, *ran
 
 
 @pytest.fixture

@@ -34,13 +34,6 @@ OPEN_SIZES = (
         ("tests/passes/graph/test_unify.py",),
     ),
     Mutation(
-        "pab_compile/compile/executor.py",
-        "generations of two sizes share their caches",
-        'f"{self.identity} at {sizes}"',
-        "self.identity",
-        ("tests/compile/test_open_sizes.py",),
-    ),
-    Mutation(
         "pab_compile/compile/open_function.py",
         "a piece gets tensors of other strides than it was compiled for",
         "return function if fits and self.admits(sizes) else None",
