@@ -32,8 +32,7 @@ def learn_sizes(captured: fx.GraphModule, request: Request, settings: Settings) 
         return False
     where = SizeInputs.of(request.graph)
     given = where.values(request.args)
-    others = _captures.like(captured)
-    _captures.add(Known(captured, dict(zip(where.sources, given, strict=True))))
+    others = _captures.add(Known(captured, dict(zip(where.sources, given, strict=True))))
     if not _may_open(request, settings):
         return False
     try:

@@ -108,16 +108,6 @@ def set_layouts(node: fx.Node, found: list[Layout]) -> None:
     node.meta[_LAYOUTS] = found
 
 
-def sizes(node: fx.Node) -> list[int]:
-    """Sizes of the one tensor that a node yields."""
-    return list(layouts(node)[0].sizes)
-
-
-def strides(node: fx.Node) -> list[int]:
-    """Strides of the one tensor that a node yields."""
-    return list(layouts(node)[0].strides)
-
-
 def num_elements(node: fx.Node) -> int:
     """Number of elements of the one tensor that a node yields."""
     return math.prod(layouts(node)[0].sizes)

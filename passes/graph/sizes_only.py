@@ -64,7 +64,7 @@ def _replacement(node: fx.Node) -> Callable[[fx.Graph], fx.Node] | None:
     name, made = ir.op_name(node), ir.tensor(node)
     if made is None:
         return None
-    sizes = ir.sizes(node)
+    sizes, strides = map(list, ir.layouts(node)[0])
     placed = {"dtype": made.dtype, "device": made.device}
     if name in _FILLS:
         number = _FILLS[name]
@@ -74,7 +74,6 @@ def _replacement(node: fx.Node) -> Callable[[fx.Graph], fx.Node] | None:
             return None
         return lambda graph: _filled(graph, node, number)
     if name in _EMPTY:
-        strides = ir.strides(node)
         return lambda graph: graph.call_function(
             aten.empty_strided.default, (sizes, strides), placed
         )
@@ -85,7 +84,7 @@ def _filled(graph: fx.Graph, node: fx.Node, number: float) -> fx.Node:
     """A tensor of one number, with the layout that the node has."""
     made = ir.tensor(node)
     assert made is not None
-    sizes, placed = ir.sizes(node), {"dtype": made.dtype, "device": made.device}
+    sizes, placed = list(ir.layouts(node)[0].sizes), {"dtype": made.dtype, "device": made.device}
     full = graph.call_function(aten.full.default, (sizes, number), placed)
     ir.copy_facts(full, node)
     if made.is_contiguous():
@@ -110,7 +109,8 @@ def _expand_each(node: fx.Node) -> int:
             continue
         with node.graph.inserting_before(user):
             each = node.graph.call_function(
-                aten.expand.default, (listed[int(str(user.args[1]))], ir.sizes(user))
+                aten.expand.default,
+                (listed[int(str(user.args[1]))], list(ir.layouts(user)[0].sizes)),
             )
         ir.copy_facts(each, user)
         user.replace_all_uses_with(each)

@@ -71,16 +71,13 @@ class KnownCaptures:
     def __init__(self) -> None:
         self._found: dict[str, list[tuple[weakref.ref[fx.GraphModule], Mapping[str, int]]]] = {}
 
-    def add(self, known: Known) -> None:
-        """Remember a graph."""
+    def add(self, known: Known) -> list[Known]:
+        """Remember a graph; returns the earlier ones with the same skeleton, the last first."""
+        rows = {key: [each for each in row if each[0]()] for key, row in self._found.items()}
+        self._found = {key: row[-_MAX_KNOWN:] for key, row in rows.items() if row}
         row = self._found.setdefault(skeleton(known.graph), [])
-        row[:] = [each for each in row if each[0]() is not None][-_MAX_KNOWN:]
+        alive = [(found(), numbers) for found, numbers in reversed(row)]
         row.append((weakref.ref(known.graph), known.numbers))
-
-    def like(self, captured: fx.GraphModule) -> list[Known]:
-        """The graphs with the same skeleton, the last first."""
-        row = self._found.get(skeleton(captured), [])
-        alive = ((found(), numbers) for found, numbers in reversed(row))
         return [Known(graph, numbers) for graph, numbers in alive if graph is not None]
 
 
