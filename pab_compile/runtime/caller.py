@@ -17,6 +17,8 @@ from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from types import CodeType, FrameType
 from typing import Any
 
+from .loops import Turn, loops_around
+
 _SUSPENDABLE = inspect.CO_GENERATOR | inspect.CO_COROUTINE | inspect.CO_ASYNC_GENERATOR
 
 
@@ -82,6 +84,7 @@ class Callers:
             (frame.f_code, position_in(frame.f_code, frame.f_lasti)) for frame in frames
         )
         self._frames = tuple(frames)
+        self._turns: dict[Run, Turn] | None = None
 
     def release(self) -> None:
         """Forget the frames. The runs stay known."""
@@ -92,6 +95,17 @@ class Callers:
         for run, frame in zip(self.runs, self._frames, strict=False):
             yield run, dict(frame.f_locals)
             _forget_copy(frame)
+
+    def turns(self) -> Mapping[Run, Turn]:
+        """For each function whose call is in several loops, their turns."""
+        if self._turns is None:
+            self._turns = {}
+            for run, frame in zip(self.runs, self._frames, strict=False):
+                loops = loops_around(frame.f_code, frame.f_lasti)
+                if len(loops) > 1:
+                    self._turns[run] = Turn(loops, frame.f_locals)
+                    _forget_copy(frame)
+        return self._turns
 
     def depth(self, run: Run | None) -> int | None:
         """Position of a run among these; None if it is not among them."""

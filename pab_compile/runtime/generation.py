@@ -9,20 +9,23 @@ from __future__ import annotations
 
 import functools
 import weakref
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from pab_compile.plans.decisions import Decisions
 from pab_compile.plans.live import NOTHING, Choice
 from pab_compile.plans.schedule import Schedule
 
 from .allowance import Allowance
-from .caller import Callers, Run, is_suspended
+from .caller import NOBODY, Callers, Run, is_suspended
 from .clock import TimestepTable
 from .lane import Call, Lane, Lanes
+from .loops import Doubt, StepLoop
 from .spacing import has_bounds, is_at_end
 from .stats import GenerationRecord, RunStats, StepRecord
 from .stepping import enter_unknown
-from .visible_schedule import VisibleSchedule, find_schedules, holder_of
+from .visible_schedule import VisibleSchedule, find_schedules, holder_of, is_timestep
 
 _REMEDY = "; if all calls are of one video: call the model in `with pab_compile.generation():`"
 _MAY_BE_SINGLE = (
@@ -32,6 +35,14 @@ _MAY_BE_SINGLE = (
 _OTHER_LINE = (
     "the outputs of the steps before step {} were not reused, since it was called from another "
     "line of the code than they, and may be of another video" + _REMEDY
+)
+_OTHER_TURN = (
+    "the outputs of the steps before step {} were not reused, since a loop around the calls went "
+    "on between them, and they may be of another video" + _REMEDY
+)
+_UNSEEN_TURNS = (
+    "a loop around the loop over steps assigns no variable, so it is unknown when another video "
+    "begins, and nothing was reused: wrap each video in pab_compile.generation()"
 )
 _SWITCHED = (
     "the plan changed from {!r} to {!r} at step {}: a site computes until all outputs that the new "
@@ -111,6 +122,8 @@ class Generation:
         self._holder: Run | None = None  # the function that has the schedule in a variable
         self._loop: Run | None = None  # the function that loops over the steps
         self._end: Run | None = None  # calls back when the loop is over
+        self._why_not_earlier = _MAY_BE_SINGLE
+        self._step_loop = StepLoop(NOBODY if is_one else call.callers)
         if not self.schedule.is_known:
             self._find_schedule(call)
         self.first_reusable_step = 0 if self.schedule.is_known or is_one else 1
@@ -144,9 +157,13 @@ class Generation:
 
     def advance(self, step: int, call: Call) -> None:
         """Go to the next step."""
-        self._follow_loop(call.callers)
+        timestep = call.reading.value
+        self._follow_loop(
+            call.callers,
+            lambda value: timestep is not None and is_timestep(value, timestep, call.clock_dtype),
+        )
         self.step = step
-        self.timestep = call.reading.value
+        self.timestep = timestep
         if self.timestep is not None:
             self.seen.append(self.timestep)
             if self.visible:
@@ -239,21 +256,32 @@ class Generation:
             return self.is_of(callers)
         return self._loop in callers.runs
 
+    def is_left(self, callers: Callers) -> bool:
+        """Whether a loop around the loop over steps went on, so that another video begins."""
+        return not self._is_told and self._step_loop.is_left(callers, self._loop)
+
     def may_wait(self, callers: Callers) -> bool:
         """Whether it may go on after others: its loop is a suspended generator or coroutine."""
         return any(is_suspended(run) for run in self._path if run not in callers.runs)
 
-    def _follow_loop(self, callers: Callers) -> None:
-        """Learn which function loops over the steps: the innermost that ran at both steps."""
+    def _follow_loop(self, callers: Callers, is_now: Callable[[Any], bool]) -> None:
+        """Learn which function loops over the steps: the innermost that ran at both steps.
+
+        Args:
+            callers: the functions around the call.
+            is_now: whether a variable is the timestep of the call.
+        """
         if not self._path:
             return
         inner = callers.innermost_in(self._path)
         if not self._is_told:
             self._check_loop(inner, callers)
+            self._check_turn(self._step_loop.follow(callers, inner, is_now))
         self._loop, self._path = inner, callers.runs
 
     def enter(self, lane: Lane, call: Call) -> None:
         """Note that a call belongs to a lane."""
+        self._step_loop.call(call.callers)
         looked_at = self._loop if self._path and not self._is_told else None
         lane.called(call, self.step, looked_at)
 
@@ -264,7 +292,7 @@ class Generation:
     def may_reuse_from(self, lane: Lane, step: int) -> bool:
         """Whether the outputs of a step are surely of this generation. If not, notes why."""
         if step < self.first_reusable_step:
-            self.note(_MAY_BE_SINGLE)
+            self.note(self._why_not_earlier)
         elif step < lane.first_reusable_step:
             self.note(_OTHER_LINE.format(lane.first_reusable_step))
         return step >= self.first_reusable(lane)
@@ -278,6 +306,14 @@ class Generation:
         mark = inner() if inner is not None and inner is not self._loop else None
         if mark is not None:
             self._end = weakref.ref(mark, functools.partial(_free, weakref.ref(self)))
+
+    def _check_turn(self, doubt: Doubt) -> None:
+        """Note which outputs may be of another turn of a loop around the loop over steps."""
+        if doubt is Doubt.ALL_STEPS and self.trusted:
+            self.distrust(_UNSEEN_TURNS)
+        elif doubt is Doubt.EARLIER_STEPS:
+            self.first_reusable_step = max(self.first_reusable_step, self.step + 1)
+            self._why_not_earlier = _OTHER_TURN.format(self.first_reusable_step)
 
     # Lanes.
 

@@ -119,6 +119,8 @@ class Tracker:
         if found.index == generation.step == 0 and call.index is None:
             return generation.is_of(call.callers)  # else another sampler may begin as this one did
         if found.index != generation.step:
+            if generation.is_left(call.callers):
+                return False
             if found.stride > 1:
                 generation.take_every(found.stride)
             if not found.is_shown and generation.trusted:
@@ -152,6 +154,8 @@ class Tracker:
     def _may_interleave(self, before: Generation, call: Call) -> bool:
         """Whether a new generation may run at the same time as an unfinished one."""
         if before.closed or is_over(before) or not before.may_loop_in(call.callers):
+            return False
+        if before.is_left(call.callers):
             return False
         if (call.reading.index or 0) > 0:
             return True

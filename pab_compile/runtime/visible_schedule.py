@@ -13,6 +13,7 @@ import itertools
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from numbers import Real
 from types import FunctionType, ModuleType
 from typing import Any
 
@@ -62,6 +63,31 @@ def precision_of(dtype: torch.dtype) -> float:
     """Relative precision of a timestep."""
     own = torch.finfo(dtype).eps if dtype.is_floating_point else 0.0
     return max(own, _MIN_PRECISION)
+
+
+def is_timestep(value: Any, timestep: float, dtype: torch.dtype) -> bool:
+    """Whether a variable is the current timestep, in any unit.
+
+    Args:
+        value: the variable: a number, or a tensor of one number.
+        timestep: the value that the model got.
+        dtype: of the model's timestep.
+    """
+    if type(value) is torch.Tensor and value.numel() == 1 and not value.is_complex():
+        value = value.item()
+    if not isinstance(value, Real):
+        return False
+    number, precision = float(value), max(precision_of(dtype), _LOW_PRECISION)
+    slack = 0.0 if dtype.is_floating_point else _CUT
+    return any(
+        math.isclose(
+            offset + factor * number,
+            timestep,
+            rel_tol=precision,
+            abs_tol=max(slack, offset * precision),
+        )
+        for offset, factor in _UNITS
+    )
 
 
 def find_schedules(

@@ -13,7 +13,7 @@ import random
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -85,8 +85,11 @@ class Session:
         assert sizes
         with torch.no_grad():
             while self.videos < count:
-                if self._rng.random() < 0.2:
+                kind = self._rng.random()
+                if kind < 0.2:
                     self._at_once()
+                elif kind < 0.3:
+                    self._in_one_function()
                 else:
                     self._alone()
 
@@ -154,6 +157,29 @@ class Session:
             if step + 1 >= stop:
                 break
             self._meddle(video)
+
+    def _in_one_function(self) -> None:
+        """Videos of one prompt, whose loops over videos and over steps are in one function.
+
+        Each may be left early, and the next may begin at the next timestep.
+        """
+        first, clones = draw_video(self._rng, self.ask, self._tables, self._prompts), []
+        table, start = first.schedule
+        for _ in range(self._rng.randint(2, 3)):
+            noise = torch.randn(first.latents.shape)
+            video = replace(
+                first, loop="in one function", schedule=(table, start), latents=noise, history={}
+            )
+            clones.append(video)
+            stop = self._rng.randint(1, video.count())
+            for step, timestep in enumerate(table[start:]):
+                video.step = step
+                video.update(video.predict(video.clocked(timestep)))
+                if step + 1 >= stop:
+                    break
+                self._meddle(video)
+            start = start + stop if start + stop < len(table) - 1 else first.schedule[1]
+        self.videos += len(clones)
 
     def _at_once(self) -> None:
         """Two or three videos in turns."""

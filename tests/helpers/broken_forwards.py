@@ -340,15 +340,16 @@ def check_changing(twin: nn.Module, oracle: HookOracle, lanes: list[dict[str, In
     oracle.begin()
     results: list[list[torch.Tensor]] = []
     timesteps = table(len(lanes))
+    calls = [(step, lane, inputs) for step, now in enumerate(lanes) for lane, inputs in now.items()]
     for call in (caller(twin), asker(oracle)):
-        latents = noise(*SHAPE)
+        latents, before, given = noise(*SHAPE), -1, {}
         results.append([])
-        for step, now in enumerate(lanes):
-            batch = len(next(iter(now.values()))["prompt"])
-            given = {"latents": latents[:batch], "timestep": timesteps[step].expand(batch)}
-            for lane, inputs in now.items():
-                found = call({**given, **inputs}, (step, lane))
-                results[-1].append(found)
-                latents = latents.clone()
-                latents[:batch] -= 0.2 * found
+        for step, lane, inputs in calls:
+            batch = len(inputs["prompt"])
+            if step != before:
+                given = {"latents": latents[:batch], "timestep": timesteps[step].expand(batch)}
+            found = call({**given, **inputs}, (step, lane))
+            results[-1].append(found)
+            latents, before = latents.clone(), step
+            latents[:batch] -= 0.2 * found
     torch.testing.assert_close(*results, atol=1e-6, rtol=1e-5)

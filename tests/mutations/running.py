@@ -6,6 +6,20 @@ from .mutation import Mutation
 
 RUNNING = (
     Mutation(
+        "pab_compile/runtime/tracker.py",
+        "a loop over videos around the loop over steps goes unnoticed",
+        "            if generation.is_left(call.callers):\n                return False\n",
+        "",
+        ("tests/runtime/test_generations.py",),
+    ),
+    Mutation(
+        "pab_compile/runtime/loops.py",
+        "a loop over videos that are left after one step is one generation",
+        "is_known, self._had_timestep = has_timestep and self._had_timestep, has_timestep",
+        "is_known = True",
+        ("tests/runtime/test_loops.py",),
+    ),
+    Mutation(
         "pab_compile/runtime/generation.py",
         "an exchanged plan holds from the middle of a step",
         "if self._chosen_at == self.step:",

@@ -143,6 +143,33 @@ def test_a_sampler_of_the_same_function_goes_on_where_another_one_stopped(
     assert any("from another line" in note for note in pab_compile.stats(compiled).notes)  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("by_value", [False, True])
+def test_a_loop_over_videos_around_the_loop_over_steps(
+    model: LatteTransformer3DModel, compiled: Callable[..., Any], by_value: bool
+) -> None:
+    reused: list[set[str]] = []
+    call, prompt, timesteps = recorded(compiled, reused), draw_prompt(), ddim_timesteps(NUM_STEPS)
+    videos = [(1, 0, 4), (2, 4, 5), (3, 5, NUM_STEPS)]  # each begins where the last one was left
+    predictions = []
+    with torch.no_grad():
+        for seed, start, stop in videos:
+            latents = draw_latents(seed)
+            for step, t in enumerate(timesteps[start:], start):
+                if step == stop:
+                    break
+                given = t.clone() if by_value else t
+                predictions.append(call(latents, given.expand(1), prompt, NOW))
+                latents = latents + 0.3 * predictions[-1]
+    assert any(reused[:4])
+    assert any(reused[5:])
+    for seed, start, stop in videos:
+        steps = slice(start, stop)
+        replay = Replay(RULE.ranges, RULE.window, reused=tuple(map(frozenset, reused[steps])))
+        alone = Loop(Oracle(model, replay), timesteps, draw_latents(seed), prompt, start=start)
+        advance(alone.steps(), stop - start)
+        assert_same(torch.stack(predictions[steps]), torch.stack(alone.predictions))
+
+
 def test_reset_between_steps_frees_what_was_cached(
     model: LatteTransformer3DModel, compiled: Callable[..., Any]
 ) -> None:
