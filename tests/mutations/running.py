@@ -120,7 +120,7 @@ RUNNING = (
     Mutation(
         "pab_compile/runtime/generation.py",
         "a first step that is not reused is not said",
-        "            self.note(_MAY_BE_SINGLE)",
+        "            self.note(self._why_not_earlier)",
         "            pass",
         ("tests/test_bad_input.py",),
     ),
