@@ -123,7 +123,7 @@ class Generation:
         self._loop: Run | None = None  # the function that loops over the steps
         self._end: Run | None = None  # calls back when the loop is over
         self._why_not_earlier = _MAY_BE_SINGLE
-        self._step_loop = StepLoop(NOBODY if is_one else call.callers)
+        self._step_loop = StepLoop(NOBODY if is_one else call.callers, _is_timestep_of(call))
         if not self.schedule.is_known:
             self._find_schedule(call)
         self.first_reusable_step = 0 if self.schedule.is_known or is_one else 1
@@ -157,13 +157,9 @@ class Generation:
 
     def advance(self, step: int, call: Call) -> None:
         """Go to the next step."""
-        timestep = call.reading.value
-        self._follow_loop(
-            call.callers,
-            lambda value: timestep is not None and is_timestep(value, timestep, call.clock_dtype),
-        )
+        self._follow_loop(call)
         self.step = step
-        self.timestep = timestep
+        self.timestep = call.reading.value
         if self.timestep is not None:
             self.seen.append(self.timestep)
             if self.visible:
@@ -264,19 +260,15 @@ class Generation:
         """Whether it may go on after others: its loop is a suspended generator or coroutine."""
         return any(is_suspended(run) for run in self._path if run not in callers.runs)
 
-    def _follow_loop(self, callers: Callers, is_now: Callable[[Any], bool]) -> None:
-        """Learn which function loops over the steps: the innermost that ran at both steps.
-
-        Args:
-            callers: the functions around the call.
-            is_now: whether a variable is the timestep of the call.
-        """
+    def _follow_loop(self, call: Call) -> None:
+        """Learn which function loops over the steps: the innermost that ran at both steps."""
         if not self._path:
             return
+        callers = call.callers
         inner = callers.innermost_in(self._path)
         if not self._is_told:
             self._check_loop(inner, callers)
-            self._check_turn(self._step_loop.follow(callers, inner, is_now))
+            self._check_turn(self._step_loop.follow(callers, inner, _is_timestep_of(call)))
         self._loop, self._path = inner, callers.runs
 
     def enter(self, lane: Lane, call: Call) -> None:
@@ -364,6 +356,12 @@ class Generation:
             lanes=self.lanes.num_opened,
             num_steps=self.schedule.num_steps if self.is_last_step else None,
         )
+
+
+def _is_timestep_of(call: Call) -> Callable[[Any], bool]:
+    """What tells whether a variable is the timestep of a call. It does not hold the call."""
+    timestep, dtype = call.reading.value, call.clock_dtype
+    return lambda value: timestep is not None and is_timestep(value, timestep, dtype)
 
 
 def _free(generation: weakref.ref[Generation], _: Run) -> None:

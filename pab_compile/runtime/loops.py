@@ -18,7 +18,7 @@ import dis
 import functools
 import itertools
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from types import CodeType
@@ -42,11 +42,13 @@ class CallLoop:
 
     Attributes:
         own: variables that it assigns, and no loop inside it around the call does.
+        targets: those of them that a ``for`` loop runs through.
         restarts: whether it starts a ``for`` loop anew at each turn.
     """
 
     own: tuple[str, ...]
     restarts: bool = False
+    targets: tuple[str, ...] = ()
 
     @property
     def is_hidden(self) -> bool:
@@ -68,8 +70,9 @@ def loops_around(code: CodeType, offset: int) -> tuple[CallLoop, ...]:
         inside = [each for each in parts if inner <= each.offset <= inner_end]
         changing = {name for each in inside for name in _assigned(each)} | _assigned_by_others(code)
         own = sorted({name for each in outside for name in _assigned(each)} - changing)
+        targets = tuple(name for name in _targets(parts) if name in own)
         restarts = any(each.opname in ("GET_ITER", "GET_AITER") for each in outside)
-        found.append(CallLoop(tuple(own), restarts and bool(inside)))
+        found.append(CallLoop(tuple(own), restarts and bool(inside), targets))
     return tuple(found)
 
 
@@ -97,6 +100,16 @@ def _assigned(instruction: dis.Instruction) -> list[str]:
     elif instruction.opname in _PAIRS:
         names = instruction.argval[_PAIRS[instruction.opname]]
     return [name for name in names if name.isidentifier()]
+
+
+def _targets(loop: Sequence[dis.Instruction]) -> Iterator[str]:
+    """The variables that a ``for`` loop assigns before its body."""
+    if loop[0].opname == "FOR_ITER":
+        for each in loop[1:]:
+            if names := _assigned(each):
+                yield from names
+            elif each.opname not in ("UNPACK_SEQUENCE", "UNPACK_EX", "CACHE", "EXTENDED_ARG"):
+                break
 
 
 @functools.lru_cache(maxsize=256)
@@ -138,9 +151,17 @@ class Turn:
         """The number of the innermost loop. The outermost has number 0."""
         return len(self._loops) - 1
 
-    def own(self, number: int) -> list[Any]:
-        """The variables of a loop, by its number."""
-        return [_value(self._held[name]) for name in self._loops[number].own]
+    def has(self, number: int, is_timestep: Callable[[Any], bool], in_target: bool) -> bool:
+        """Whether a loop has the timestep in a variable of its own.
+
+        Args:
+            number: of the loop.
+            is_timestep: whether a variable is the timestep.
+            in_target: count only what a ``for`` loop runs through.
+        """
+        loop = self._loops[number]
+        names = loop.targets if in_target else loop.own
+        return any(is_timestep(_value(self._held[name])) for name in names)
 
     def outermost_gone_on(self, later: Turn) -> int | None:
         """The number of the outermost loop that went on until a later call; None for none."""
@@ -186,14 +207,15 @@ class StepLoop:
 
     Args:
         callers: the functions around the first call.
+        is_timestep: whether a variable is the timestep of the first call.
     """
 
-    def __init__(self, callers: Callers) -> None:
+    def __init__(self, callers: Callers, is_timestep: Callable[[Any], bool]) -> None:
         self._turns = callers.turns()
         self._first = callers
+        self._is_timestep = is_timestep
         self._within_step: set[Run] = set()  # functions whose innermost loop is part of a step
         self._number: int | None = None
-        self._had_timestep = False
 
     def call(self, callers: Callers) -> None:
         """Note a call at the first step."""
@@ -227,18 +249,20 @@ class StepLoop:
         Returns:
             What is now known to be doubtful.
         """
-        gone_on, before = self._gone_on(callers, run), self._number
-        self._turns = callers.turns() if self._turns else {}
+        gone_on, before, was_timestep = self._gone_on(callers, run), self._number, self._is_timestep
+        then = self._turns.get(run) if run is not None else None
+        self._turns, self._is_timestep = callers.turns() if self._turns else {}, is_timestep
         now = self._turns.get(run) if run is not None else None
-        if gone_on is None or now is None:
+        if gone_on is None or then is None or now is None:
             return Doubt.NONE
         self._number = gone_on
         if now.is_hidden and gone_on == now.innermost:
             return Doubt.ALL_STEPS
         is_known = gone_on >= now.innermost - (run in self._within_step)
-        if not is_known:
-            has_timestep = any(map(is_timestep, now.own(gone_on)))
-            is_known, self._had_timestep = has_timestep and self._had_timestep, has_timestep
+        if not is_known:  # both steps show the timestep; a variable may have only that of a start
+            in_target = before is None
+            is_known = now.has(gone_on, is_timestep, in_target)
+            is_known = is_known and then.has(gone_on, was_timestep, in_target)
         return Doubt.NONE if is_known and before in (None, gone_on) else Doubt.EARLIER_STEPS
 
     def _gone_on(self, callers: Callers, run: Run | None) -> int | None:

@@ -15,8 +15,8 @@ RUNNING = (
     Mutation(
         "pab_compile/runtime/loops.py",
         "a loop over videos that are left after one step is one generation",
-        "is_known, self._had_timestep = has_timestep and self._had_timestep, has_timestep",
-        "is_known = True",
+        "in_target = before is None",
+        "in_target = False",
         ("tests/runtime/test_loops.py",),
     ),
     Mutation(

@@ -25,6 +25,11 @@ def around() -> tuple[CallLoop, ...]:
     return loops_around(frame.f_code, frame.f_lasti)
 
 
+def never(_: object) -> bool:
+    """No variable is the timestep."""
+    return False
+
+
 def one_loop() -> Iterator[tuple[CallLoop, ...]]:
     for step in range(2):
         if step == 5:
@@ -63,8 +68,11 @@ def test_the_variables_of_each_loop() -> None:
             for branch in prompt:
                 x = (x, noise, step, branch)
                 found.append(around())
-    outer = CallLoop(("noise", "prompt", "seed"), True), CallLoop(("step",), True)
-    assert found[0] == (*outer, CallLoop(("branch", "x")))
+    assert found[0] == (
+        CallLoop(("noise", "prompt", "seed"), True, ("seed", "prompt")),
+        CallLoop(("step",), True, ("step",)),
+        CallLoop(("branch", "x"), False, ("branch",)),
+    )
 
 
 def test_a_loop_without_variables_of_its_own_is_hidden() -> None:
@@ -95,13 +103,11 @@ def run_videos(turns: list[list[int]]) -> list[tuple[bool, Doubt]]:
         for _ in steps:
             callers = here()
             if loop is None:
-                loop = StepLoop(callers)
+                loop = StepLoop(callers, never)
                 loop.call(callers)
             else:
                 run = callers.runs[0]
-                found.append(
-                    (loop.is_left(callers, run), loop.follow(callers, run, lambda value: False))
-                )
+                found.append((loop.is_left(callers, run), loop.follow(callers, run, never)))
             assert seed is not None
     return found
 
@@ -123,14 +129,12 @@ def test_a_loop_over_branches_inside_of_a_step_is_no_loop_over_steps() -> None:
     for step in range(4):
         for branch in "cu":
             callers = here()
-            loop = loop or StepLoop(callers)
+            loop = loop or StepLoop(callers, never)
             if branch == "u":
                 loop.call(callers)
             elif step > 0:
                 run = callers.runs[0]
-                found.append(
-                    (loop.is_left(callers, run), loop.follow(callers, run, lambda value: False))
-                )
+                found.append((loop.is_left(callers, run), loop.follow(callers, run, never)))
     assert found == [(False, Doubt.NONE)] * 3
 
 
@@ -141,9 +145,9 @@ def test_a_loop_that_is_hidden_makes_all_steps_doubtful() -> None:
         for _ in range(3):
             callers = here()
             if loop is None:
-                loop = StepLoop(callers)
+                loop = StepLoop(callers, never)
             else:
-                doubts.append(loop.follow(callers, callers.runs[0], lambda value: False))
+                doubts.append(loop.follow(callers, callers.runs[0], never))
     assert doubts[0] is Doubt.ALL_STEPS
 
 
@@ -156,24 +160,45 @@ def test_no_variable_of_a_loop_is_kept_alive() -> None:
         noise = Noise()
         noises.append(weakref.ref(noise))
         for _step in range(1):
-            loops.append(StepLoop(here()))
+            loops.append(StepLoop(here(), never))
     gc.collect()
     assert [gone() is None for gone in noises] == [True, False]
 
 
-@pytest.mark.parametrize("has_timestep", [True, False])
-def test_a_loop_over_one_branch_goes_on_if_the_loop_around_it_has_the_timestep(
-    has_timestep: bool,
-) -> None:
+def test_a_loop_over_one_branch_goes_on_if_the_loop_around_it_has_the_timestep() -> None:
     doubts, loop = [], None
-    for step, timestep in enumerate([900, 700, 500, 300]):
+    for _, t in enumerate([900, 700, 500]):
         for _branch in "c":
             callers = here()
             if loop is None:
-                loop = StepLoop(callers)
+                loop = StepLoop(callers, t.__eq__)
             else:
-                now = timestep if has_timestep else -1
-                doubts.append(loop.follow(callers, callers.runs[0], now.__eq__))
-        assert step >= 0
-    later = Doubt.NONE if has_timestep else Doubt.EARLIER_STEPS
-    assert doubts == [Doubt.EARLIER_STEPS, later, later]
+                doubts.append(loop.follow(callers, callers.runs[0], t.__eq__))
+    assert doubts == [Doubt.NONE] * 2
+
+
+def test_a_variable_that_has_the_timestep_counts_from_the_second_step_on() -> None:
+    doubts, loop = [], None
+    timesteps = [900, 700, 500, 300]
+    for step in range(4):
+        t = timesteps[step]
+        for _branch in "c":
+            callers, now = here(), timesteps[step].__eq__
+            if loop is None:
+                loop = StepLoop(callers, now)
+            else:
+                doubts.append(loop.follow(callers, callers.runs[0], now))
+        assert t
+    assert doubts == [Doubt.EARLIER_STEPS, Doubt.NONE, Doubt.NONE]
+
+
+def test_a_loop_without_the_timestep_may_be_over_videos_of_one_step() -> None:
+    doubts, loop = [], None
+    for _ in range(4):
+        for _branch in "c":
+            callers = here()
+            if loop is None:
+                loop = StepLoop(callers, never)
+            else:
+                doubts.append(loop.follow(callers, callers.runs[0], never))
+    assert doubts == [Doubt.EARLIER_STEPS] * 3
