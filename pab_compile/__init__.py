@@ -52,6 +52,8 @@ if TYPE_CHECKING:
     from .traffic.least_traffic import least_traffic
     from .traffic.scaling import Link, Machine, Scaling, scaling
     from .traffic.wire_cost import wire_cost
+    from .tuning.tune import tune
+    from .tuning.tuned import Tuned
 
     __version__: str
 
@@ -77,6 +79,8 @@ _MODULES = {
     "PlanError": "errors",
     "UnsupportedModelError": "errors",
     # tune
+    "tune": "tuning.tune",
+    "Tuned": "tuning.tuned",
     "observe": "calibration.observe",
     "Observation": "calibration.observation",
     "load_observation": "calibration.observation",
@@ -122,6 +126,8 @@ __all__ = [
     "PlanError",
     "UnsupportedModelError",
     # tune
+    "tune",
+    "Tuned",
     "observe",
     "Observation",
     "load_observation",

@@ -23,6 +23,7 @@ from .plans.live import LivePlan
 from .plans.plan import MAX_ORDER, CallablePlan, Plan, RangePlan
 from .plans.plan_file import PREDICT_IN, load_plan
 from .plans.presets import DEFAULT_RANGES, DEFAULT_WINDOW, PRESETS, Window
+from .plans.step_plan import StepPlan
 
 SHARDED_AXES = ("t", "h", "w", "s")
 ON_UNSUPPORTED = ("raise", "passthrough")
@@ -46,7 +47,8 @@ class Options:
             ``output`` caches what the model returns: nothing but its latents and timestep must be
             known, so it fits any model. The only kind is then ``output``.
         coalesce: sites that the plan always reuses together cache the sum of their outputs.
-        plan: a function, or the path of a plan file. It replaces ranges, window and predict.
+        plan: a function, the path of a plan file, or what ``tune`` returned. It replaces ranges,
+            window and predict.
             ``enable`` puts a plan here that can be exchanged.
         cache_budget: memory for the caches of one generation: bytes, a text such as ``"8GiB"``, or
             a float, the fraction of what is free on the device. All calls of a step share it. The
@@ -121,6 +123,8 @@ class Options:
         """The plan that these options describe. A live plan gives the one that holds now."""
         if isinstance(self.plan, LivePlan):
             return self.plan.current().plan
+        if (tuned := _tuned(self.plan)) is not None:
+            return tuned
         if callable(self.plan):
             return CallablePlan(self.plan)
         if self.plan is not None:
@@ -354,11 +358,21 @@ def _check_output(parsed: Options) -> None:
 def _check_plan(parsed: Options, given: Mapping[str, Any]) -> None:
     if parsed.plan is None:
         return
-    if not callable(parsed.plan) and not isinstance(parsed.plan, (str, Path, LivePlan)):
-        raise OptionError(f"plan is a callable or the path of a plan file, got {parsed.plan!r}.")
+    is_plan = isinstance(parsed.plan, (str, Path, LivePlan)) or _tuned(parsed.plan) is not None
+    if not callable(parsed.plan) and not is_plan:
+        raise OptionError(
+            "plan is a callable, the path of a plan file, or what tune returned; got "
+            f"{parsed.plan!r}."
+        )
     clash = [name for name in ("ranges", "window", "predict") if name in given]
     if clash:
         raise OptionError(f"plan replaces {', '.join(clash)}: give the one or the other.")
+
+
+def _tuned(plan: Any) -> StepPlan | None:
+    """The plan in what ``tune`` returned; None for anything else."""
+    found = getattr(plan, "plan", None)
+    return found if isinstance(found, StepPlan) else None
 
 
 def _as_preset(parsed: Options, given: Mapping[str, Any]) -> Options:
@@ -376,16 +390,20 @@ def _as_calibrated(parsed: Options, given: Mapping[str, Any]) -> Options:
         now = parsed.plan.current()
         cut, coalesce = now.form.cut, now.form.coalesce
         return replace(parsed, cut=cut, coalesce=coalesce, predict_in=now.predict_in)
-    if not isinstance(parsed.plan, (str, Path)):
+    plan = load_plan(parsed.plan) if isinstance(parsed.plan, (str, Path)) else _tuned(parsed.plan)
+    if plan is None:
         return parsed
-    calibrated = load_plan(parsed.plan).calibrated
-    if calibrated is None:
+    if isinstance(plan, StepPlan):
+        needed = {"cut": plan.cut, "coalesce": plan.coalesce}
+    elif plan.calibrated is not None:
+        names = ("cut", "coalesce", "predict_in")
+        needed = {name: getattr(plan.calibrated, name) for name in names}
+    else:
         return parsed
-    needed = {name: getattr(calibrated, name) for name in ("cut", "coalesce", "predict_in")}
     for name, wanted in needed.items():
         if given.get(name, wanted) != wanted:
             raise OptionError(
-                f"{name}={given[name]!r}, but the plan {str(parsed.plan)!r} was calibrated with "
-                f"{wanted!r}. Leave the option out, or calibrate with it."
+                f"{name}={given[name]!r}, but {plan.origin[0].lower()}{plan.origin[1:]} was made "
+                f"with {wanted!r}. Leave the option out, or make a plan with it."
             )
     return replace(parsed, **needed)

@@ -38,6 +38,7 @@ LAYERS: dict[str, tuple[tuple[str, ...], ...]] = {
         ("compile",),
         ("backend", "inspect"),
         ("traffic", "live"),
+        ("tuning",),
         ("__init__",),
     ),
 }

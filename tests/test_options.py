@@ -157,7 +157,7 @@ def test_options_cannot_be_changed() -> None:
         ({"inner": 3}, ["inner is the name of a backend or a callable, got 3"]),
         ({"axes": {"x": 3}}, ['such as {"x": "b c t h w"}']),
         ({"axes": "b c t h w"}, ["axes maps input names to axes"]),
-        ({"plan": 3}, ["plan is a callable or the path of a plan file, got 3"]),
+        ({"plan": 3}, ["or what tune returned; got 3"]),
         (
             {"plan": "p.json", "ranges": {}, "predict": 1},
             ["plan replaces ranges, predict", "the one or the other"],

@@ -111,7 +111,8 @@ class LaneStep:
             return False
         if cached is None or cached.last_step is None or cached.last_step != decision.source:
             return False
-        if self._generation.is_switched and not self._has_all(decision, cached):
+        must_have_all = self._generation.is_switched or decision.weights is not None
+        if must_have_all and not self._has_all(decision, cached):
             return False
         return self._generation.may_reuse_from(self._lane, cached.last_step)
 
@@ -131,7 +132,7 @@ class LaneStep:
         first = self._generation.first_reusable(self._lane)
         step, order = self._generation.step, self._order(decision)
         timestep = self._timestep if self._in_timesteps else None
-        loaded = list(cached.load(step, order, timestep, first))
+        loaded = list(cached.load(step, order, timestep, first, decision.weights))
         for number, tensor in enumerate(loaded):
             start = op.starts[number] if op.starts else None
             if start is not None:

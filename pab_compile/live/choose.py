@@ -17,6 +17,7 @@ from pab_compile.plans.live import NOTHING, Choice
 from pab_compile.plans.plan import RangePlan
 from pab_compile.plans.plan_file import plan_from_json
 from pab_compile.plans.presets import PRESETS
+from pab_compile.plans.step_plan import StepPlan
 
 from .levels import DEFAULT, LEVELS, MIN_STEPS, OFF
 
@@ -31,7 +32,8 @@ def choice_of(wanted: Any, given: Mapping[str, Any]) -> Choice:
 
     Args:
         wanted: the name of a level or a preset, ``"off"`` or None, the path of a plan file, a
-            ``Calibration``, a function, or a mapping of the options in ``RULE`` and ``SHAPE``.
+            ``Tuned``, a ``Calibration``, a function, or a mapping of the options in ``RULE`` and
+            ``SHAPE``.
         given: the other options of the handle. They replace those of a level or a preset.
 
     Raises:
@@ -42,6 +44,8 @@ def choice_of(wanted: Any, given: Mapping[str, Any]) -> Choice:
         return replace(choice_of(DEFAULT, given), name=OFF, plan=NOTHING)
     if isinstance(wanted, Calibration):
         return _calibrated(wanted, given)
+    if isinstance(plan := getattr(wanted, "plan", None), StepPlan):  # what tune returned
+        return Choice("a tuned plan", plan, Form.of(plan, plan.cut, plan.coalesce))
     if isinstance(wanted, str) and wanted in LEVELS:
         level = _parsed(wanted, {"ranges": LEVELS[wanted]}, given)
         assert isinstance(level.plan, RangePlan)

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 
 from pab_compile.passes.sites.site import Site
 
-from .plan import COMPUTE, MAX_ORDER, Plan
+from .plan import COMPUTE, MAX_ORDER, Entry, Plan, Weights, order_of
 from .schedule import Moment, Schedule
 
 
@@ -21,6 +21,7 @@ class Decision:
 
     Attributes:
         entry: ``COMPUTE`` or the order of the reuse.
+        weights: of the outputs of ``sources``; None for the polynomial through them.
         source: for a reuse, the step at which the reused output must have been computed.
         sources: for a reuse, the steps of all outputs that the plan names, the oldest first. The
             last one is ``source``. At most one more than the order.
@@ -32,6 +33,7 @@ class Decision:
     source: int | None = None
     history: int | None = None
     sources: tuple[int, ...] = ()
+    weights: Weights | None = None
 
     @property
     def reuses(self) -> bool:
@@ -76,7 +78,7 @@ class Decisions:
             self._decided[step] = tuple(decided)
         return self._decided[step]
 
-    def _entries(self, step: int, timestep: float | None) -> list[int]:
+    def _entries(self, step: int, timestep: float | None) -> list[Entry]:
         moment = Moment(step, timestep, self._first_timestep, self._schedule)
         return [self._plan.entry(site, moment) for site in self._sites]
 
@@ -91,21 +93,23 @@ def _timesteps_known(schedule: Schedule) -> bool:
     return schedule.timesteps is None or len(schedule.timesteps) == schedule.num_steps
 
 
-def _decision(entry: int, computed: tuple[int, ...]) -> Decision:
+def _decision(entry: Entry, computed: tuple[int, ...]) -> Decision:
     """The decision for an entry.
 
     Args:
         entry: what the plan says.
-        computed: the steps before that computed. Without one, there is nothing to reuse.
+        computed: the steps before that computed. Without one, there is nothing to reuse. Weights
+            need as many as they are.
     """
+    order, weights = order_of(entry), entry if isinstance(entry, tuple) else None
     if not computed:
         return Decision(COMPUTE)
-    if entry == COMPUTE:
-        return Decision(entry, computed[-1])
-    return Decision(entry, computed[-1], sources=computed[-entry - 1 :])
+    if order == COMPUTE or (weights is not None and len(computed) < len(weights)):
+        return Decision(COMPUTE, computed[-1])
+    return Decision(order, computed[-1], sources=computed[-order - 1 :], weights=weights)
 
 
-def _column(entries: Sequence[int]) -> list[Decision]:
+def _column(entries: Sequence[Entry]) -> list[Decision]:
     """Decisions of one site over a whole generation."""
     decided: list[Decision] = []
     computed: tuple[int, ...] = ()

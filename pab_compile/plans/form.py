@@ -16,6 +16,7 @@ from pab_compile.passes.sites.site import KINDS, OUTPUT, Site
 from .plan import MAX_ORDER, CallablePlan, Plan, RangePlan
 from .plan_file import TablePlan
 from .schedule import Moment
+from .step_plan import StepPlan
 
 ALL, KIND, EACH, NONE = "all", "kind", "each", "none"
 
@@ -114,6 +115,8 @@ def _together(plan: Plan) -> str:
     if isinstance(plan, RangePlan):
         rules = {(plan.ranges.get(kind, 1), plan.predict.get(kind, 0)) for kind in KINDS}
         return ALL if len(rules) == 1 else KIND
+    if isinstance(plan, StepPlan):
+        return ALL
     if isinstance(plan, TablePlan):
         is_row = plan.calibrated is not None and len(set(plan.entries.values())) == 1
         return ALL if is_row else EACH

@@ -1,8 +1,9 @@
 """Plans: which site computes and which one reuses, at every step.
 
-An *entry* is ``COMPUTE`` or the order of the reuse. Order 0 repeats the last computed output, as in
-the paper. Order 1 follows the line through the last two outputs. Order 2 follows the parabola
-through the last three. The rule of the paper is::
+An *entry* is ``COMPUTE``, the order of the reuse, or the weights of the reuse. Order 0 repeats the
+last computed output, as in the paper. Order 1 follows the line through the last two outputs. Order
+2 follows the parabola through the last three. Weights give any combination of the last one to three
+outputs, the oldest first. The rule of the paper is::
 
     reuse  <=>  range > 1  and  step % range != 0  and  the step lies inside the window
 
@@ -12,6 +13,7 @@ branch may hold attentions of several kinds. It is reused where the rule reuses 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -25,12 +27,23 @@ from .schedule import Moment
 COMPUTE = -1
 MAX_ORDER = 2
 
+Weights = tuple[float, ...]
+"""Weights of the last computed outputs, the oldest first."""
+
+Entry = int | Weights
+"""``COMPUTE``, the order of a reuse, or its weights."""
+
+
+def order_of(entry: Entry) -> int:
+    """``COMPUTE``, or one less than the number of outputs that a reuse needs."""
+    return len(entry) - 1 if isinstance(entry, tuple) else entry
+
 
 class Plan(Protocol):
     """Decides every entry. The answers depend on the arguments only."""
 
-    def entry(self, site: Site, moment: Moment) -> int:
-        """``COMPUTE`` or the order of the reuse for this site at this moment."""
+    def entry(self, site: Site, moment: Moment) -> Entry:
+        """What this site does at this moment."""
         ...
 
     def may_reuse(self, site: Site) -> bool:
@@ -113,11 +126,11 @@ class RangePlan:
 
 @dataclass(frozen=True)
 class CallablePlan:
-    """A user's function ``(site, step, num_steps, timestep) -> order of the reuse, or None``."""
+    """A user's function ``(site, step, num_steps, timestep) -> order or weights, or None``."""
 
-    function: Callable[[Site, int, int | None, float | None], int | None]
+    function: Callable[[Site, int, int | None, float | None], int | Sequence[float] | None]
 
-    def entry(self, site: Site, moment: Moment) -> int:
+    def entry(self, site: Site, moment: Moment) -> Entry:
         """Ask the function; ``None`` means compute."""
         answer = self.function(site, moment.step, moment.schedule.num_steps, moment.timestep)
         return COMPUTE if answer is None else checked_entry(answer, f"plan function, {site.name}")
@@ -142,11 +155,15 @@ class CallablePlan:
         """Every graph fits."""
 
 
-def checked_entry(entry: Any, where: str) -> int:
-    """An order of reuse that a user gave."""
-    if isinstance(entry, bool) or not isinstance(entry, int) or not 0 <= entry <= MAX_ORDER:
-        raise PlanError(
-            f"{where}: an entry is compute, or an order of reuse from 0 to {MAX_ORDER}; "
-            f"found {entry!r}."
-        )
-    return entry
+def checked_entry(entry: Any, where: str) -> Entry:
+    """An order of reuse, or weights, that a user gave."""
+    if isinstance(entry, (list, tuple)) and 1 <= len(entry) <= MAX_ORDER + 1:
+        weights = tuple(entry)
+        if all(type(weight) in (int, float) and math.isfinite(weight) for weight in weights):
+            return tuple(map(float, weights))
+    elif type(entry) is int and 0 <= entry <= MAX_ORDER:
+        return entry
+    raise PlanError(
+        f"{where}: an entry is compute, an order of reuse from 0 to {MAX_ORDER}, or 1 to "
+        f"{MAX_ORDER + 1} finite weights of the last computed outputs; found {entry!r}."
+    )

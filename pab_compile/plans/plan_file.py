@@ -16,6 +16,7 @@ from pab_compile.passes.sites.site import CUTS, Site
 from .fingerprint import model_fingerprint
 from .plan import COMPUTE, checked_entry
 from .schedule import Moment
+from .step_plan import STEP_PLAN_FORMAT, StepPlan, step_plan_from_json
 
 PLAN_FORMAT = "pab_compile.plan/1"
 PREDICT_IN = ("step", "timestep")
@@ -134,8 +135,10 @@ def resample(entries: tuple[int, ...], num_steps: int) -> tuple[int, ...]:
     return tuple(resampled)
 
 
-def load_plan(path: str | Path) -> TablePlan:
+def load_plan(path: str | Path) -> TablePlan | StepPlan:
     """Read a plan file: ``{"format": ..., "num_steps": n, "sites": {name: [entry, ...]}}``.
+
+    A file of format 2 has ``entries`` for all sites instead (``step_plan``).
 
     An entry is ``"C"`` (compute) or the order of the reuse. A file of ``Calibration.save`` also has
     ``fingerprint``, ``cut``, ``coalesce`` and ``predict_in``.
@@ -153,10 +156,14 @@ def load_plan(path: str | Path) -> TablePlan:
     return plan_from_json(content, f"The plan file {str(path)!r}")
 
 
-def plan_from_json(content: Any, origin: str) -> TablePlan:
+def plan_from_json(content: Any, origin: str) -> TablePlan | StepPlan:
     """Validate the content of a plan file; see ``load_plan``."""
+    if isinstance(content, dict) and content.get("format") == STEP_PLAN_FORMAT:
+        return step_plan_from_json(content, origin)
     if not isinstance(content, dict) or content.get("format") != PLAN_FORMAT:
-        raise PlanError(f'{origin} lacks "format": "{PLAN_FORMAT}", so it is not a plan.')
+        raise PlanError(
+            f'{origin} lacks "format": "{PLAN_FORMAT}" (or "{STEP_PLAN_FORMAT}"), so it is no plan.'
+        )
     num_steps, sites = content.get("num_steps"), content.get("sites")
     if not isinstance(num_steps, int) or isinstance(num_steps, bool) or num_steps < 1:
         raise PlanError(f'{origin}: "num_steps" must be a positive integer, got {num_steps!r}.')
@@ -168,8 +175,15 @@ def plan_from_json(content: Any, origin: str) -> TablePlan:
             found = f"{len(listed)} entries" if isinstance(listed, list) else repr(listed)
             raise PlanError(f"{origin}: site {name!r} needs {num_steps} entries, found {found}.")
         where = f"{origin}, site {name!r}"
-        table[name] = tuple(COMPUTE if e == "C" else checked_entry(e, where) for e in listed)
+        table[name] = tuple(COMPUTE if e == "C" else _order(e, where) for e in listed)
     return TablePlan(num_steps, table, origin, _calibrated(content, origin))
+
+
+def _order(entry: Any, where: str) -> int:
+    checked = checked_entry(entry, where)
+    if isinstance(checked, tuple):
+        raise PlanError(f"{where}: weights need format {STEP_PLAN_FORMAT!r}; found {entry!r}.")
+    return checked
 
 
 def plan_to_json(table: Mapping[str, Sequence[int]], num_steps: int) -> dict[str, Any]:

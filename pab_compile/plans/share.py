@@ -10,6 +10,7 @@ from .decisions import Decisions
 from .plan import CallablePlan, Plan
 from .plan_file import TablePlan
 from .schedule import Schedule
+from .step_plan import StepPlan
 
 _NUM_STEPS = 30
 
@@ -30,9 +31,10 @@ def share_of_any(plan: Plan, sites: Sequence[Site], schedule: Schedule | None = 
     if isinstance(plan, CallablePlan) or not all(site.can_broadcast for site in sites):
         return 1.0
     if schedule is None or schedule.num_steps is None:
-        num_steps = plan.num_steps if isinstance(plan, TablePlan) else _NUM_STEPS
+        num_steps = plan.num_steps if isinstance(plan, (TablePlan, StepPlan)) else _NUM_STEPS
+        timesteps = plan.timesteps if isinstance(plan, StepPlan) else None
         falling = tuple(1000 * (1 - step / num_steps) for step in range(num_steps))
-        schedule = Schedule(num_steps, falling)
+        schedule = Schedule(num_steps, timesteps or falling)
     timesteps = schedule.timesteps or (0.0,)
     decisions = Decisions(plan, sites, schedule, timesteps[0])
     num_steps = schedule.num_steps

@@ -49,9 +49,16 @@ class CacheEntry:
         self.drop_older_than(length)
 
     def load(
-        self, step: int, order: int, timestep: float | None = None, first_step: int = 0
+        self,
+        step: int,
+        order: int,
+        timestep: float | None = None,
+        first_step: int = 0,
+        weights: Sequence[float] | None = None,
     ) -> Tensors:
-        """Predict the output of a step: the polynomial through the newest ``order + 1`` outputs.
+        """Predict the output of a step from the newest ``order + 1`` outputs.
+
+        Without weights it is the polynomial through them.
 
         What was converted is first converted back. Order 0 repeats the newest output, order 1
         follows a line, order 2 a parabola. With fewer outputs, the order is lower.
@@ -62,10 +69,13 @@ class CacheEntry:
             timestep: the step's timestep, to predict in timesteps. None predicts in steps, and so
                 do timesteps that are unknown or do not strictly rise or fall.
             first_step: outputs of earlier steps do not count.
+            weights: one per output, the oldest first.
         """
         used = self._used(order, first_step)
         now = Output(step, (), timestep)
         outputs = [tuple(map(value_of, output.kept)) for output in used]
+        if weights is not None:
+            return combine(outputs, weights)
         return extrapolate(outputs, _positions([*used, now]))
 
     def send(self, transfers: Transfers) -> None:
@@ -127,6 +137,28 @@ def extrapolate(outputs: Sequence[Tensors], positions: Sequence[float]) -> Tenso
         middle = (now - first) * (now - last) / ((before - first) * (before - last))
         weights = (middle / (1 - newest), newest)
     return tuple(_interpolate(tensors, weights) for tensors in zip(*outputs, strict=True))
+
+
+def combine(outputs: Sequence[Tensors], weights: Sequence[float]) -> Tensors:
+    """A weighted sum of outputs, rounded once. It has the strides of the newest output.
+
+    Args:
+        outputs: oldest first, all of the same layout. Tensors that are not of floating point are
+            taken from the newest output.
+        weights: one per output.
+    """
+    return tuple(_weighted(tensors, weights) for tensors in zip(*outputs, strict=True))
+
+
+def _weighted(tensors: Sequence[torch.Tensor], weights: Sequence[float]) -> torch.Tensor:
+    newest = tensors[-1]
+    if not newest.is_floating_point():
+        return newest
+    *others, last = map(without_repeats, tensors)
+    result = last.to(torch.promote_types(last.dtype, torch.float32)) * weights[-1]
+    for other, weight in zip(others, weights[:-1], strict=True):
+        result.add_(other, alpha=weight)
+    return _empty_as(last).copy_(result).expand(newest.shape)
 
 
 def _interpolate(tensors: Sequence[torch.Tensor], weights: Sequence[float]) -> torch.Tensor:

@@ -42,5 +42,5 @@ def test_a_calibration_runs_in_the_form_of_the_levels(tmp_path: Path, monkeypatc
     handle.disable()
     other = pab_compile.enable(model, "fast", inner="eager", cut="gated")
     for plan in (found, path):
-        with pytest.raises(OptionError, match=r"cut='gated', but the plan .*was calibrated"):
+        with pytest.raises(OptionError, match=r"cut='gated', but the plan .*was made with"):
             other.set(plan)

@@ -1,0 +1,165 @@
+"""Step plans: one row of entries that holds for all sites, made for one schedule.
+
+``tune`` makes them. Their files have the format 2::
+
+    {"format": "pab_compile.plan/2", "num_steps": 4, "cut": "output",
+     "timesteps": [1000.0, 750.0, 500.0, 250.0],
+     "entries": ["C", "C", [-0.9, 1.9], "C"]}
+
+An entry is ``"C"`` (compute), an order of the reuse, or weights of the last computed outputs, the
+oldest first. The weights fit one schedule only, so other timesteps are refused.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from pab_compile.errors import PlanError
+from pab_compile.passes.sites.site import CUTS, Site
+
+from .plan import COMPUTE, Entry, checked_entry, order_of
+from .schedule import Moment, Schedule
+
+STEP_PLAN_FORMAT = "pab_compile.plan/2"
+_PRECISION = 5e-3  # bfloat16 has 8 bits
+_WHOLE = 1.0  # a timestep of 1000 may have been cut to a whole number
+_RETUNE = "Run pab_compile.tune with the schedule of this generation."
+
+
+@dataclass(frozen=True)
+class StepPlan:
+    """Entries that hold for all sites.
+
+    Attributes:
+        entries: one per step.
+        origin: where the plan came from, for messages.
+        cut: the option ``cut``.
+        timesteps: of the schedule that it is made for; None for any.
+        coalesce: the option ``coalesce``.
+    """
+
+    entries: tuple[Entry, ...]
+    origin: str
+    cut: str
+    timesteps: tuple[float, ...] | None = None
+    coalesce: bool = False
+
+    @property
+    def num_steps(self) -> int:
+        """Number of steps."""
+        return len(self.entries)
+
+    @property
+    def num_computed(self) -> int:
+        """Number of steps that compute."""
+        return sum(order_of(entry) == COMPUTE for entry in self.entries)
+
+    def entry(self, site: Site, moment: Moment) -> Entry:
+        """The entry of the step.
+
+        Raises:
+            PlanError: the generation has another schedule.
+        """
+        if moment.schedule.num_steps is None:
+            return COMPUTE
+        self._check_schedule(moment.schedule)
+        return self.entries[moment.step]
+
+    def may_reuse(self, site: Site) -> bool:
+        """Whether any step reuses."""
+        return self.num_computed < self.num_steps
+
+    def range_of(self, site: Site) -> None:
+        """A row of entries has no range."""
+        return None
+
+    def max_order(self, site: Site) -> int:
+        """One less than the most outputs that an entry needs."""
+        return max(0, *map(order_of, self.entries))
+
+    def pattern(self, site: Site) -> Hashable | None:
+        """The entries."""
+        return self.entries if self.may_reuse(site) else None
+
+    def check(self, sites: Sequence[Site]) -> None:
+        """Every graph fits."""
+
+    def _check_schedule(self, schedule: Schedule) -> None:
+        if schedule.num_steps != self.num_steps:
+            raise PlanError(
+                f"{self.origin} is made for {self.num_steps} steps, but this generation has "
+                f"{schedule.num_steps}. {_RETUNE}"
+            )
+        if self.timesteps is None or schedule.timesteps is None:
+            return
+        pairs = zip(self.timesteps, schedule.timesteps, strict=True)
+        slack = _WHOLE if max(self.timesteps) > 2 * _WHOLE else _PRECISION
+        for step, (ours, theirs) in enumerate(pairs):
+            if not math.isclose(ours, theirs, rel_tol=_PRECISION, abs_tol=slack):
+                raise PlanError(
+                    f"{self.origin} is made for a schedule with timestep {ours:g} at step {step}, "
+                    f"but this generation has {theirs:g} there. {_RETUNE}"
+                )
+
+
+def step_plan_from_json(content: Mapping[str, Any], origin: str) -> StepPlan:
+    """Validate the content of a plan file of format 2.
+
+    Raises:
+        PlanError: it is malformed.
+    """
+    num_steps, listed = content.get("num_steps"), content.get("entries")
+    if not isinstance(listed, list) or not listed or num_steps != len(listed):
+        found = f"{len(listed)} of them" if isinstance(listed, list) else repr(listed)
+        raise PlanError(f'{origin}: "entries" needs {num_steps!r} entries, found {found}.')
+    entries = tuple(
+        COMPUTE if entry == "C" else checked_entry(entry, f"{origin}, step {step}")
+        for step, entry in enumerate(listed)
+    )
+    cut, coalesce = content.get("cut"), content.get("coalesce", False)
+    if cut not in CUTS or not isinstance(coalesce, bool):
+        raise PlanError(
+            f'{origin}: "cut" is one of {", ".join(CUTS)} and "coalesce" is true or false; found '
+            f"cut={cut!r}, coalesce={coalesce!r}."
+        )
+    _check_history(entries, origin)
+    return StepPlan(entries, origin, cut, _timesteps(content, len(entries), origin), coalesce)
+
+
+def step_plan_to_json(plan: StepPlan) -> dict[str, Any]:
+    """The content of a plan file."""
+    entries = [
+        "C" if order_of(entry) == COMPUTE else list(entry) if isinstance(entry, tuple) else entry
+        for entry in plan.entries
+    ]
+    content: dict[str, Any] = {"format": STEP_PLAN_FORMAT, "num_steps": plan.num_steps}
+    content |= {"cut": plan.cut, "coalesce": plan.coalesce}
+    if plan.timesteps is not None:
+        content["timesteps"] = list(plan.timesteps)
+    return {**content, "entries": entries}
+
+
+def _check_history(entries: Sequence[Entry], origin: str) -> None:
+    """Check that every weight has an output."""
+    computed = 0
+    for step, entry in enumerate(entries):
+        needed = len(entry) if isinstance(entry, tuple) else min(order_of(entry) + 1, 1)
+        if needed > computed:
+            raise PlanError(
+                f"{origin}: step {step} combines {needed} computed outputs, but only {computed} "
+                "steps before it compute."
+            )
+        computed += order_of(entry) == COMPUTE
+
+
+def _timesteps(content: Mapping[str, Any], num_steps: int, origin: str) -> tuple[float, ...] | None:
+    found = content.get("timesteps")
+    if found is None:
+        return None
+    is_row = isinstance(found, list) and len(found) == num_steps
+    if not is_row or not all(type(t) in (int, float) and math.isfinite(t) for t in found):
+        raise PlanError(f'{origin}: "timesteps" needs {num_steps} finite numbers, found {found!r}.')
+    return tuple(map(float, found))

@@ -1,0 +1,1 @@
+"""Tuning: plans with fitted weights, found by running generations with them."""

@@ -1,0 +1,248 @@
+"""Rehearsals: generations in which entries replace calls of the model.
+
+The sampler and all other code of the caller run as they are. So nothing needs to be known of them.
+A call that computed before, with the same inputs, is not computed again: its outputs are replayed.
+"""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch.utils import _pytree as pytree
+
+from pab_compile.compile.call_roles import roles_of_call
+from pab_compile.errors import CalibrationError
+from pab_compile.plans.plan import COMPUTE, Entry
+from pab_compile.runtime.cache_entry import combine
+
+Generate = Callable[[Any, int], Any]
+"""``generate(prompt, num_steps)``: one whole generation. It returns the latents or the picture."""
+
+Leaves = tuple[Any, ...]
+
+
+class _Stop(BaseException):
+    """Ends a generation early. No ``except Exception`` of the caller catches it."""
+
+
+@dataclass(eq=False)
+class Outputs:
+    """What the model returned in one generation.
+
+    Attributes:
+        found: step and number of the call within the step -> leaves.
+        spec: how the leaves make what was returned.
+    """
+
+    found: dict[tuple[int, int], Leaves] = field(default_factory=dict)
+    spec: Any = None
+
+    def until(self, step: int) -> Outputs:
+        """Those of the steps up to one."""
+        found = {place: leaves for place, leaves in self.found.items() if place[0] <= step}
+        return Outputs(found, self.spec)
+
+
+@dataclass(eq=False)
+class Run:
+    """One generation.
+
+    Attributes:
+        timesteps: one per step.
+        latents: what the first call of each step got.
+        result: what ``generate`` returned, in float32; None if the generation was stopped.
+        outputs: of the computed calls.
+        num_computed: number of calls that computed.
+    """
+
+    timesteps: list[float] = field(default_factory=list)
+    latents: list[torch.Tensor] = field(default_factory=list)
+    result: torch.Tensor | None = None
+    outputs: Outputs = field(default_factory=Outputs)
+    num_computed: int = 0
+
+
+class Rehearsal:
+    """Runs generations of one model.
+
+    Args:
+        generate: the caller's function. It must do the same at every run of a prompt.
+        model: the module that denoises.
+        axes: the option ``axes``, which may state the timestep and the latents.
+
+    Attributes:
+        num_computed: number of model calls that computed so far.
+    """
+
+    def __init__(
+        self, generate: Generate, model: torch.nn.Module, axes: Mapping[str, str] | None = None
+    ) -> None:
+        self._generate = generate
+        self._model = model
+        self._axes = dict(axes or {})
+        plain = getattr(model, "_orig_mod", model)
+        self._signature = inspect.signature(plain.forward)
+        self.num_computed = 0
+
+    def run(
+        self,
+        prompt: Any,
+        num_steps: int,
+        entries: Sequence[Entry] | None = None,
+        known: Outputs | None = None,
+        stop: int | None = None,
+    ) -> Run:
+        """Run one generation.
+
+        Args:
+            prompt: for ``generate``.
+            num_steps: for ``generate``.
+            entries: one per step, each ``COMPUTE`` or weights; None computes every step.
+            known: outputs of calls that had the same inputs. New ones are added.
+            stop: the step at which the generation ends, once its latents are known.
+
+        Raises:
+            CalibrationError: timestep or latents cannot be told, or nothing comparable is returned.
+        """
+        run = Run(outputs=Outputs() if known is None else known)
+        state = _State(self, run, entries, stop)
+        try:
+            with torch.no_grad(), self._in_place_of_the_model(state):
+                returned = self._generate(prompt, num_steps)
+        except _Stop:
+            pass
+        else:
+            run.result = _result_of(returned)
+        self.num_computed += run.num_computed
+        if not run.timesteps:
+            raise CalibrationError(
+                f"A generation did not call the {type(self._model).__name__} that is tuned. Pass "
+                "the module that generate calls, or the pipeline."
+            )
+        return run
+
+    @contextmanager
+    def _in_place_of_the_model(self, state: _State) -> Iterator[None]:
+        had_own = "forward" in vars(self._model)
+        forward = self._model.forward
+        self._model.forward = lambda *args, **kwargs: state.call(forward, args, kwargs)  # type: ignore[method-assign]
+        try:
+            yield
+        finally:
+            if had_own:
+                self._model.forward = forward  # type: ignore[method-assign]
+            else:
+                del self._model.forward
+
+    def read(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[float, torch.Tensor]:
+        """Timestep and latents of a call."""
+        given = self._signature.bind(*args, **kwargs).arguments
+        tensors = dict(_tensors(given))
+        roles = roles_of_call(tensors, self._axes)
+        if roles is None:
+            raise CalibrationError(
+                "It is unknown which input of the model is the timestep, and which one are the "
+                f"latents. Its tensors are: {', '.join(tensors) or 'none'}. State both, such as "
+                'axes={"t": "step", "x": "b c t h w"}.'
+            )
+        timestep = tensors[roles.clock].reshape(-1)
+        if timestep.numel() > 1 and bool((timestep != timestep[0]).any()):
+            raise CalibrationError(
+                "The rows of a call are at different timesteps, and tune needs one per call."
+            )
+        return float(timestep[0]), tensors[roles.latents]
+
+
+@dataclass(eq=False)
+class _State:
+    """One generation while it runs."""
+
+    rehearsal: Rehearsal
+    run: Run
+    entries: Sequence[Entry] | None
+    stop: int | None
+    number: int = 0
+
+    def call(self, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        """A call of the model."""
+        timestep, latents = self.rehearsal.read(args, kwargs)
+        is_new = not self.run.timesteps or timestep != self.run.timesteps[-1]
+        self.number = 0 if is_new else self.number + 1
+        if is_new:
+            self.run.timesteps.append(timestep)
+            self.run.latents.append(latents.detach().clone())
+        step = len(self.run.timesteps) - 1
+        if step == self.stop:
+            raise _Stop
+        outputs, place = self.run.outputs, (step, self.number)
+        if place in outputs.found:
+            return pytree.tree_unflatten(list(map(_kept, outputs.found[place])), outputs.spec)
+        entry = COMPUTE if self.entries is None else self.entries[step]
+        if isinstance(entry, tuple):
+            used = self._last_computed(step, len(entry))
+            if len(used) == len(entry):
+                return pytree.tree_unflatten(_combined(used, entry), outputs.spec)
+        returned = forward(*args, **kwargs)
+        leaves, outputs.spec = pytree.tree_flatten(returned)
+        outputs.found[place] = tuple(map(_kept, leaves))
+        self.run.num_computed += 1
+        return returned
+
+    def _last_computed(self, step: int, count: int) -> list[Leaves]:
+        """The last outputs of this call of the step, the oldest first."""
+        found = self.run.outputs.found
+        steps = [s for s in range(step) if self._computes(s) and (s, self.number) in found]
+        return [found[s, self.number] for s in steps[-count:]]
+
+    def _computes(self, step: int) -> bool:
+        return self.entries is None or self.entries[step] == COMPUTE
+
+
+def _combined(outputs: Sequence[Leaves], weights: Sequence[float]) -> list[Any]:
+    """The weighted sum of what the model returned."""
+    results = []
+    for leaves in zip(*outputs, strict=True):
+        if isinstance(leaves[-1], torch.Tensor):
+            results += combine([(leaf,) for leaf in leaves], weights)
+        else:
+            results.append(leaves[-1])
+    return results
+
+
+def _kept(leaf: Any) -> Any:
+    """A copy, since samplers may write into what the model returned."""
+    return leaf.detach().clone() if isinstance(leaf, torch.Tensor) else leaf
+
+
+def _tensors(given: Mapping[str, Any]) -> Iterator[tuple[str, torch.Tensor]]:
+    """The tensors of a call by the names that the options use."""
+    for name, value in given.items():
+        if isinstance(value, torch.Tensor):
+            yield name, value
+        elif isinstance(value, (list, tuple)):
+            yield from _tensors({f"{name}[{i}]": each for i, each in enumerate(value)})
+        elif isinstance(value, dict):
+            inner = value if name == "kwargs" else {f"{name}.{k}": v for k, v in value.items()}
+            yield from _tensors(inner)
+        elif type(value) in (int, float) and math.isfinite(value):
+            yield name, torch.tensor(float(value))
+
+
+def _result_of(returned: Any) -> torch.Tensor:
+    """The first tensor or array of floating point that a generation returned."""
+    leaves = pytree.tree_leaves(returned)
+    for leaf in leaves:
+        tensor = torch.from_numpy(leaf) if type(leaf).__module__ == "numpy" else leaf
+        if isinstance(tensor, torch.Tensor) and tensor.is_floating_point():
+            return tensor.detach().float().clone()
+    raise CalibrationError(
+        "generate must return the latents, or a picture as a tensor; it returned "
+        f"{', '.join(sorted({type(leaf).__name__ for leaf in leaves})) or 'nothing'}. Pipelines of "
+        'diffusers return latents with output_type="latent".'
+    )

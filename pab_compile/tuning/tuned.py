@@ -1,0 +1,111 @@
+"""What ``tune`` returns: a plan, and how it compares with what else costs as much."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from pab_compile.plans.plan import COMPUTE
+from pab_compile.plans.step_plan import StepPlan, step_plan_to_json
+
+from .score import Score
+
+SAME, CONVERGED = "same", "converged"
+
+
+@dataclass(frozen=True)
+class Alternative:
+    """One way to spend the model calls.
+
+    Attributes:
+        name: what it is.
+        scores: reference -> PSNR on the prompts that were held out.
+    """
+
+    name: str
+    scores: Mapping[str, Score]
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """A plan that was tuned, and its alternatives.
+
+    Attributes:
+        found: the plan.
+        alternatives: the plan first, then what costs as much.
+        teacher: the reference that the plan was fitted to.
+        num_prompts: number of prompts that it was fitted on.
+        num_held_out: number of prompts that the scores are of.
+        full_generations: model calls of the tuning, in full generations.
+    """
+
+    found: StepPlan
+    alternatives: tuple[Alternative, ...]
+    teacher: str
+    num_prompts: int
+    num_held_out: int
+    full_generations: float
+
+    @property
+    def best(self) -> Alternative:
+        """The alternative with the best score against the teacher's reference."""
+        return max(self.alternatives, key=lambda each: each.scores[self.teacher].mean)
+
+    @property
+    def plan(self) -> StepPlan:
+        """The plan to use. It computes every step if fewer steps are better."""
+        if self.best is self.alternatives[0]:
+            return self.found
+        return replace(self.found, entries=(COMPUTE,) * self.found.num_steps)
+
+    def to_json(self) -> dict[str, Any]:
+        """The content of a plan file; see ``load_plan``."""
+        scores = {
+            each.name: {name: [s.mean, s.half_width] for name, s in each.scores.items()}
+            for each in self.alternatives
+        }
+        made_by = {"function": "pab_compile.tune", "teacher": self.teacher}
+        made_by |= {"prompts": self.num_prompts, "full_generations": self.full_generations}
+        measured = {"prompts": self.num_held_out, "psnr": scores}
+        return {**step_plan_to_json(self.plan), "made_by": made_by, "measured": measured}
+
+    def save(self, path: str | Path) -> None:
+        """Write a plan file, for ``options={"plan": path}`` or ``enable(pipe, path)``."""
+        lines = json.dumps(self.to_json(), indent=1)
+        rows = re.sub(r"\[[^\[\]]*\]", lambda row: json.dumps(json.loads(row[0])), lines)
+        Path(path).write_text(rows + "\n", encoding="utf-8")
+
+    def __str__(self) -> str:
+        names = list(self.alternatives[0].scores)
+        head = ["each computes as much", *(f"PSNR, dB: {_REFERENCES[name]}" for name in names)]
+        rows = [
+            [each.name + (" *" if each is self.best else ""), *map(str, each.scores.values())]
+            for each in self.alternatives
+        ]
+        table = _columns([head, *rows])
+        found = self.found
+        speed = found.num_steps / found.num_computed
+        lines = [
+            f"{found.num_computed} of {found.num_steps} steps compute ({speed:.1f}x fewer). "
+            f"Fitted on {self.num_prompts} prompts, measured on {self.num_held_out} others.",
+            *table,
+            f"* is the best. Tuning took {self.full_generations:.1f} full generations.",
+        ]
+        if self.best is not self.alternatives[0]:
+            lines.append("Fewer steps are better here, so the plan computes every step.")
+        return "\n".join(lines)
+
+
+_REFERENCES = {SAME: "to all steps", CONVERGED: "to many more steps"}
+
+
+def _columns(rows: Sequence[Sequence[str]]) -> list[str]:
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return [
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        for row in rows
+    ]

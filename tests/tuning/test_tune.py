@@ -1,0 +1,323 @@
+"""Tune: weights of a known sampler are found, and the compiled model runs what was rehearsed."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import pab_compile
+from helpers.captured import SmallDiT, usual
+from pab_compile.errors import CalibrationError, PlanError
+from pab_compile.plans.plan import COMPUTE
+from pab_compile.plans.plan_file import load_plan
+from pab_compile.plans.step_plan import StepPlan
+from pab_compile.tuning.rehearsal import Outputs, Rehearsal
+from pab_compile.tuning.row import Row, lengths_of
+from pab_compile.tuning.score import Score, psnr
+
+NUM_STEPS = 12
+COMPUTED = [0, 1, 2, 5, 8]
+
+
+class Curve(torch.nn.Module):
+    """Its output is a parabola of the timestep, whatever the latents."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        generator = torch.Generator().manual_seed(0)
+        self.parts = torch.randn(3, 1, 4, 5, 6, generator=generator)
+        self.calls = 0
+
+    def forward(self, latents: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
+        self.calls += 1
+        t = timestep[0] / 1000
+        return self.parts[0] + t * self.parts[1] + t * t * self.parts[2] + 0 * latents
+
+
+def timesteps_of(num_steps: int) -> torch.Tensor:
+    """Uneven: a shifted schedule."""
+    even = torch.linspace(1, 1 / num_steps, num_steps)
+    return 1000 * 3 * even / (1 + 2 * even)
+
+
+def euler(call: Callable[..., torch.Tensor], seed: int, num_steps: int) -> torch.Tensor:
+    """A sampler that adds up the outputs, written into the latents."""
+    x = torch.randn(1, 4, 5, 6, generator=torch.Generator().manual_seed(seed))
+    timesteps = timesteps_of(num_steps)
+    ends = torch.cat([timesteps[1:], torch.zeros(1)])
+    for t, end in zip(timesteps, ends, strict=True):
+        x += (end - t) / 1000 * call(x, t.expand(1))
+    return x
+
+
+def multistep(call: Callable[..., torch.Tensor], seed: int, num_steps: int) -> torch.Tensor:
+    """A sampler that also reads the last output, with noise of its own."""
+    generator = torch.Generator().manual_seed(seed)
+    x, last = torch.randn(1, 4, 5, 6, generator=generator), None
+    for t in timesteps_of(num_steps):
+        v = call(x, t.expand(1))
+        x = 0.97 * x - (1.5 * v - 0.5 * (v if last is None else last)) / num_steps
+        x, last = x + 0.01 * torch.randn(x.shape, generator=generator), v
+    return x
+
+
+@pytest.mark.parametrize("sampler", [euler, multistep])
+def test_the_exact_weights_of_linear_dynamics_are_found(sampler: Any) -> None:
+    model = Curve()
+    tuned = pab_compile.tune(
+        lambda seed, num_steps: sampler(model, seed, num_steps),
+        range(5),
+        model=model,
+        num_steps=NUM_STEPS,
+        steps=COMPUTED,
+        rounds=0,
+    )
+    ours, _, line = tuned.alternatives
+    assert ours.scores["same"].mean > 85
+    assert line.scores["same"].mean < 60
+    assert tuned.best is ours
+    assert [step for step, e in enumerate(tuned.plan.entries) if e == COMPUTE] == COMPUTED
+
+
+def test_the_moves_of_a_gap_are_those_of_the_parabola() -> None:
+    model = Curve()
+    tuned = pab_compile.tune(
+        lambda seed, num_steps: euler(model, seed, num_steps),
+        range(3),
+        model=model,
+        num_steps=NUM_STEPS,
+        steps=COMPUTED,
+        rounds=0,
+    )
+    t = timesteps_of(NUM_STEPS).double() / 1000
+    lengths = t - torch.cat([t[1:], torch.zeros(1)])
+    for gap in (2, 3, 4):
+        sources = COMPUTED[gap - 2 : gap + 1]
+        steps = range(sources[-1] + 1, [*COMPUTED, NUM_STEPS][gap + 1])
+        weights = torch.tensor([tuned.found.entries[step] for step in steps]).double()
+        moves = (lengths[list(steps), None] * weights).sum(0)
+        powers = torch.stack([t[sources] ** n for n in range(3)])
+        wanted = torch.stack([(lengths[list(steps)] * t[list(steps)] ** n).sum() for n in range(3)])
+        torch.testing.assert_close(powers @ moves, wanted, atol=1e-4, rtol=1e-3)
+
+
+def guided(call: Callable[..., torch.Tensor], seed: int, num_steps: int) -> torch.Tensor:
+    """Guidance by two calls per step."""
+    x = usual("latents") * (1 + 0.1 * seed)
+    one, two = usual("prompt"), usual("prompt").flip(1) * 0.5
+    for t in timesteps_of(num_steps):
+        cond, free = call(x, t.expand(2), one), call(x, t.expand(2), two)
+        x = x - (free + 2 * (cond - free)) / num_steps
+    return x
+
+
+@pytest.fixture(scope="module")
+def dit() -> SmallDiT:
+    torch.manual_seed(0)
+    return SmallDiT(2).requires_grad_(False)
+
+
+@pytest.fixture(scope="module")
+def tuned(dit: SmallDiT) -> Any:
+    return pab_compile.tune(
+        lambda seed, num_steps: guided(dit, seed, num_steps),
+        range(4),
+        model=dit,
+        num_steps=NUM_STEPS,
+        computed=4,
+        rounds=1,
+    )
+
+
+def test_a_tuned_plan_is_better_than_a_line_and_than_fewer_steps(tuned: Any) -> None:
+    ours, fewer, line = (each.scores["same"].mean for each in tuned.alternatives)
+    assert ours > line + 1
+    assert ours > fewer + 1
+    assert tuned.found.num_computed == 4
+    assert "this plan *" in str(tuned)
+    assert max(map(len, str(tuned).splitlines())) <= 80
+
+
+@pytest.mark.parametrize("how", ["file", "handle"])
+def test_the_compiled_model_does_what_was_rehearsed(
+    dit: SmallDiT, tuned: Any, how: str, tmp_path: Path
+) -> None:
+    tuned.save(path := tmp_path / "plan.json")
+    expected = Rehearsal(lambda seed, n: guided(dit, seed, n), dit).run(
+        9, NUM_STEPS, tuned.plan.entries
+    )
+    torch._dynamo.reset()
+    if how == "file":
+        options = {"plan": str(path), "inner": "eager"}
+        compiled: Any = torch.compile(dit, backend="pab", options=options)
+        actual = guided(compiled, 9, NUM_STEPS)
+        seen = pab_compile.stats(compiled)
+    else:
+        handle = pab_compile.enable(dit, plan=tuned, inner="eager")
+        actual = guided(dit, 9, NUM_STEPS)
+        (seen,) = handle.stats().values()
+        handle.disable()
+    assert expected.result is not None
+    torch.testing.assert_close(actual, expected.result, atol=1e-5, rtol=1e-5)
+    assert seen.reused == {"output": 16}  # 8 of 12 steps, two calls each
+
+
+def test_a_file_says_how_it_was_made_and_is_read_again(tuned: Any, tmp_path: Path) -> None:
+    tuned.save(path := tmp_path / "plan.json")
+    read = load_plan(path)
+    assert isinstance(read, StepPlan)
+    assert (read.entries, read.timesteps, read.cut) == (
+        tuned.plan.entries,
+        tuned.plan.timesteps,
+        "output",
+    )
+    content = json.loads(path.read_text())
+    assert content["made_by"]["teacher"] == "same"
+    assert set(content["measured"]["psnr"]["this plan"]) == {"same"}
+
+
+def test_another_schedule_is_refused(dit: SmallDiT, tuned: Any, tmp_path: Path) -> None:
+    tuned.save(path := tmp_path / "plan.json")
+    compiled: Any = torch.compile(dit, backend="pab", options={"plan": str(path), "inner": "eager"})
+    with pytest.raises(PlanError, match=r"made for 12 steps, but this generation has 10"):
+        guided(compiled, 0, 10)
+
+    def other(num_steps: int) -> None:
+        x, prompt = usual("latents"), usual("prompt")
+        timesteps = torch.linspace(1000, 100, num_steps)
+        for t in timesteps:
+            x = x - compiled(x, t.expand(2), prompt) / num_steps
+
+    with pytest.raises(PlanError, match=r"timestep .* at step 1, but this generation has"):
+        other(NUM_STEPS)
+
+
+def test_the_teacher_may_have_more_steps() -> None:
+    model = Curve()
+    tuned = pab_compile.tune(
+        lambda seed, num_steps: euler(model, seed, num_steps),
+        range(4),
+        model=model,
+        num_steps=NUM_STEPS,
+        steps=COMPUTED,
+        teacher="converged",
+        rounds=0,
+    )
+    ours, fewer, line = tuned.alternatives
+    assert set(ours.scores) == {"same", "converged"}
+    assert ours.scores["converged"].mean > 10 + max(
+        fewer.scores["converged"].mean, line.scores["converged"].mean
+    )
+
+
+def test_if_fewer_steps_are_better_the_plan_computes_every_step() -> None:
+    class Noisy(Curve):
+        def forward(self, latents: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
+            seed = int(100 * timestep[0])
+            return torch.randn(latents.shape, generator=torch.Generator().manual_seed(seed))
+
+    model = Noisy()
+
+    def generate(seed: int, num_steps: int) -> torch.Tensor:
+        return euler(model, seed, NUM_STEPS)  # it computes every step, whatever it is told
+
+    tuned = pab_compile.tune(
+        generate, range(3), model=model, num_steps=NUM_STEPS, steps=COMPUTED, rounds=0
+    )
+    assert tuned.best.name == "5 of 12 steps"
+    assert set(tuned.plan.entries) == {COMPUTE}
+    assert "Fewer steps are better here" in str(tuned)
+
+
+# Rehearsals.
+
+
+def test_what_was_computed_before_is_replayed() -> None:
+    model = Curve()
+    rehearsal = Rehearsal(lambda seed, n: euler(model, seed, n), model)
+    known = Outputs()
+    row = Row.of(lengths_of(timesteps_of(NUM_STEPS).tolist()), COMPUTED)
+    first = rehearsal.run(0, NUM_STEPS, row.entries(), known)
+    again = rehearsal.run(0, NUM_STEPS, row.entries(), known)
+    assert (first.num_computed, again.num_computed, model.calls) == (5, 0, 5)
+    assert first.result is not None
+    assert again.result is not None
+    assert torch.equal(first.result, again.result)
+    assert "forward" not in vars(model)
+
+
+def test_a_stopped_generation_gives_the_latents_of_its_end() -> None:
+    model = Curve()
+    rehearsal = Rehearsal(lambda seed, n: euler(model, seed, n), model)
+    whole, part = rehearsal.run(0, NUM_STEPS), rehearsal.run(0, NUM_STEPS, stop=3)
+    assert part.result is None
+    assert model.calls == NUM_STEPS + 3
+    assert torch.equal(part.latents[3], whole.latents[3])
+
+
+# Bad input.
+
+
+def generate(seed: int, num_steps: int) -> torch.Tensor:
+    return euler(Curve(), seed, num_steps)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({}, "Give either computed or speedup"),
+        ({"computed": 3, "speedup": 2.0}, "Give either computed or speedup"),
+        ({"computed": 1}, "1 steps would compute"),
+        ({"speedup": 0.5}, "speedup=0.5 must be from 1"),
+        ({"steps": [1, 2]}, "they rise from 0"),
+        ({"steps": [0, 12]}, "they rise from 0"),
+        ({"computed": 3, "prompts": range(2)}, "at least 3 prompts"),
+        ({"computed": 3, "num_steps": 1}, "at least 2 steps"),
+        ({"computed": 3}, "did not call the Curve"),
+    ],
+    ids=str,
+)
+def test_bad_arguments(changes: dict[str, Any], words: str) -> None:
+    given = {"prompts": range(3), "num_steps": NUM_STEPS} | changes
+    with pytest.raises(CalibrationError, match=words):
+        pab_compile.tune(generate, model=Curve(), **given)
+
+
+def test_a_compiled_module_is_refused() -> None:
+    model = torch.compile(Curve(), backend="pab")
+    with pytest.raises(CalibrationError, match="Tune it before that"):
+        pab_compile.tune(generate, range(3), model=model, num_steps=NUM_STEPS, computed=3)
+
+
+def test_a_result_that_is_not_finite_names_its_prompt() -> None:
+    model = Curve()
+
+    def broken(seed: int, num_steps: int) -> torch.Tensor:
+        return euler(model, seed, num_steps) * (math.nan if seed == 1 else 1)
+
+    with pytest.raises(CalibrationError, match="prompt 1 is not finite"):
+        pab_compile.tune(broken, range(3), model=model, num_steps=NUM_STEPS, computed=3)
+
+
+def test_pictures_that_are_no_tensors_are_refused() -> None:
+    model = Curve()
+
+    def drawn(seed: int, num_steps: int) -> list[str]:
+        return [str(euler(model, seed, num_steps).shape)]
+
+    with pytest.raises(CalibrationError, match="it returned str"):
+        pab_compile.tune(drawn, range(3), model=model, num_steps=NUM_STEPS, computed=3)
+
+
+def test_a_score_has_an_interval_and_equal_results_have_100_db() -> None:
+    assert str(Score.of([30.0, 32.0, 34.0])) == "32.0 ± 2.3"
+    assert str(Score.of([30.0])) == "30.0"
+    x = torch.randn(5)
+    assert psnr(x, x) == 100
+    assert psnr(x + 0.1 * (x.max() - x.min()), x) == pytest.approx(20)
