@@ -26,7 +26,7 @@ from .steps import choose_steps
 from .tuned import CONVERGED, SAME, Alternative, Tuned
 
 _MOST_PROMPTS = 8
-_MORE_STEPS = 4
+_MORE = 4
 
 
 def tune(
@@ -40,14 +40,16 @@ def tune(
     teacher: Literal["same", "converged"] = SAME,
     rounds: int = 1,
     steps: Sequence[int] | None = None,
+    held_out: int | None = None,
+    teacher_steps: int | None = None,
     axes: Mapping[str, str] | None = None,
     progress: bool | None = None,
 ) -> Tuned:
     """Find which steps to compute, and the weights with which the others combine their outputs.
 
-    Two thirds of the prompts, at most 8, are for the fit. The others are held out, and the plan is
-    measured on them. No step is skipped while the outputs of all steps are learned, so tuning takes
-    about as many model calls as ``full_generations`` of the result says.
+    The plan is fitted on some prompts, and measured on others that are held out. It is fitted by
+    running the sampler with it, so it fits the sampler and the number of steps, whatever they are.
+    ``full_generations`` of the result says what that took.
 
     Args:
         generate: ``generate(prompt, num_steps)`` runs one whole generation and returns its latents,
@@ -59,10 +61,13 @@ def tune(
         computed: number of steps that compute. Give this or ``speedup``.
         speedup: number of steps / number of steps that compute, at least.
         teacher: what results should be near to. ``"same"`` is the same generation with every step
-            computed. ``"converged"`` is a generation with four times as many steps.
+            computed. ``"converged"`` is a generation with many more steps.
         rounds: of the last fit, of all weights together. Each takes most of the model calls. 0
             leaves it out. Interrupt it (Ctrl-C) to keep what was found before.
         steps: the steps that compute, the first one is 0. None chooses them.
+        held_out: number of prompts, the last ones, that the plan is measured on. None: a third of
+            them, and what is left of the others above 8.
+        teacher_steps: steps of a converged generation. None: four times ``num_steps``.
         axes: the option ``axes``.
         progress: show a progress bar. None shows it on a terminal.
 
@@ -79,9 +84,16 @@ def tune(
             f"tune needs at least 3 prompts, 2 for the fit and 1 to measure; got {len(prompts)}."
         )
     fitted = min(_MOST_PROMPTS, max(2, 2 * len(prompts) // 3))
+    if held_out is not None:
+        fitted = len(prompts) - held_out
+    if not 2 <= fitted < len(prompts):
+        raise CalibrationError(
+            f"held_out={held_out} leaves {fitted} of {len(prompts)} prompts for the fit: it needs "
+            "at least 2, and at least 1 to measure."
+        )
     rehearsal = Rehearsal(generate, _module(model, axes or {}), axes)
     with _bar(progress) as tell:
-        seen = _Seen(rehearsal, num_steps, teacher, tell)
+        seen = _Seen(rehearsal, num_steps, teacher, teacher_steps or _MORE * num_steps, tell)
         targets = [seen.target(prompt) for prompt in prompts[:fitted]]
         lengths = lengths_of(seen.timesteps)
         chosen = steps or choose_steps(seen.own, lengths, count)
@@ -113,6 +125,7 @@ class _Seen:
         rehearsal: runs the generations.
         num_steps: of a generation.
         teacher: what results should be near to.
+        teacher_steps: of a converged generation.
         tell: called after every generation.
 
     Attributes:
@@ -122,11 +135,17 @@ class _Seen:
     """
 
     def __init__(
-        self, rehearsal: Rehearsal, num_steps: int, teacher: str, tell: Callable[[str], None]
+        self,
+        rehearsal: Rehearsal,
+        num_steps: int,
+        teacher: str,
+        teacher_steps: int,
+        tell: Callable[[str], None],
     ) -> None:
         self.rehearsal = rehearsal
         self.num_steps = num_steps
         self.teacher = teacher
+        self.teacher_steps = teacher_steps
         self.tell = tell
         self.timesteps: list[float] = []
         self.own: list[Target] = []
@@ -165,7 +184,7 @@ class _Seen:
 
     def _converged(self, prompt: Any, own: Target) -> Target:
         """The generation with many more steps; its latents at the timesteps of the steps."""
-        run = self._run(prompt, _MORE_STEPS * self.num_steps)
+        run = self._run(prompt, self.teacher_steps)
         latents = [_at(run, timestep) for timestep in self.timesteps]
         return Target(prompt, latents, _finite(run, prompt))
 

@@ -279,6 +279,7 @@ def generate(seed: int, num_steps: int) -> torch.Tensor:
         ({"steps": [0, 12]}, "they rise from 0"),
         ({"computed": 3, "prompts": range(2)}, "at least 3 prompts"),
         ({"computed": 3, "num_steps": 1}, "at least 2 steps"),
+        ({"computed": 3, "held_out": 3}, "held_out=3 leaves 0 of 3 prompts"),
         ({"computed": 3}, "did not call the Curve"),
     ],
     ids=str,
