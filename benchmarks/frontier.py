@@ -102,7 +102,7 @@ class Family:
         )
 
     def generate(self, seed: int, num_steps: int) -> torch.Tensor:
-        """One video for ``tune``. More steps than the sampler's own are those of a converged one."""
+        """One video for ``tune``. With more steps than usual it is the converged one."""
         prompt, noise = torch.tensor([seed % NUM_DIGITS]), digits.make_noise(1, seed)
         if num_steps > STEPS:
             return adams_bashforth(

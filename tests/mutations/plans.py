@@ -6,6 +6,27 @@ from .mutation import Mutation
 
 PLANS = (
     Mutation(
+        "pab_compile/plans/decisions.py",
+        "weights are taken for fewer outputs than they are",
+        "if order == COMPUTE or (weights is not None and len(computed) < len(weights)):",
+        "if order == COMPUTE:",
+        ("tests/plans/test_step_plan.py",),
+    ),
+    Mutation(
+        "pab_compile/plans/step_plan.py",
+        "weights are used on another schedule",
+        "self._check_schedule(moment.schedule)",
+        "pass",
+        ("tests/plans/test_step_plan.py",),
+    ),
+    Mutation(
+        "pab_compile/tuning/fit.py",
+        "what was computed with other weights is replayed",
+        "[each.until(at) for each in outputs]",
+        "outputs",
+        ("tests/tuning/test_tune.py",),
+    ),
+    Mutation(
         "pab_compile/plans/plan.py",
         "a branch of several kinds is reused where one of them is",
         "computes = any(moment.step % range_ == 0 for range_ in self._ranges_of(site))",

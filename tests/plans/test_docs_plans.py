@@ -1,4 +1,4 @@
-"""The code of docs/plans.md, run."""
+"""The code of docs/plans.md, run, and the plan files of the pages."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ from helpers.oracle import Oracle, Rule
 from pab_compile.passes.sites.site import Site
 from pab_compile.plans.plan_file import plan_from_json
 
-PAGE = (Path(__file__).parents[2] / "docs" / "plans.md").read_text(encoding="utf-8")
+DOCS = Path(__file__).parents[2] / "docs"
+PAGE = (DOCS / "plans.md").read_text(encoding="utf-8")
 
 
 def blocks(language: str) -> str:
@@ -70,5 +71,7 @@ def test_every_second_step_of_the_later_half_is_reused(
     assert found == [1 if step in reused else None for step in range(num_steps)]
 
 
-def test_the_file_of_the_page_is_a_plan() -> None:
-    assert plan_from_json(json.loads(blocks("json")), "the page").num_steps == 4
+@pytest.mark.parametrize("name", ["plans.md", "tuning.md"])
+def test_the_file_of_the_page_is_a_plan(name: str) -> None:
+    (written,) = re.findall(r"```json\n(.*?)```", (DOCS / name).read_text("utf-8"), re.DOTALL)
+    assert plan_from_json(json.loads(written), "the page").num_steps == 4
