@@ -7,7 +7,7 @@
 The models are the demo's (moving digits). Their own sampler is Euler with 30 steps and guidance 2.
 Every row costs the same number of model calls. The PSNR is that of held-out videos with noise of
 their own, against two references: the sampler's own 30 steps, and the converged solution (the same
-noise, Adams-Bashforth 2 with 240 steps). A tuned plan runs as users run it, by the backend.
+noise, Adams-Bashforth 2 with 120 steps). A tuned plan runs as users run it, by the backend.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from .examples import digits
 from .results import RESULTS_DIR, versions
 
 STEPS = 30
-MORE_STEPS = 240
+MORE_STEPS = 120
 GUIDANCE = 2.0
 HELD_OUT_SEED = 10_000
 NUM_DIGITS = 10
