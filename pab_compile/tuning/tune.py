@@ -27,6 +27,7 @@ from .tuned import CONVERGED, SAME, Alternative, Tuned
 
 _MOST_PROMPTS = 8
 _MORE = 4
+_NO_AXES: Mapping[str, str] = {}
 
 
 def tune(
@@ -91,7 +92,7 @@ def tune(
             f"held_out={held_out} leaves {fitted} of {len(prompts)} prompts for the fit: it needs "
             "at least 2, and at least 1 to measure."
         )
-    rehearsal = Rehearsal(generate, _module(model, axes or {}), axes)
+    rehearsal = Rehearsal(generate, module_of(model, axes or {}), axes)
     with _bar(progress) as tell:
         seen = _Seen(rehearsal, num_steps, teacher, teacher_steps or _MORE * num_steps, tell)
         targets = [seen.target(prompt) for prompt in prompts[:fitted]]
@@ -254,8 +255,13 @@ def _count(
     return computed
 
 
-def _module(model: Any, axes: Mapping[str, str]) -> torch.nn.Module:
-    """The module to tune."""
+def module_of(model: Any, axes: Mapping[str, str] = _NO_AXES) -> torch.nn.Module:
+    """The module to tune.
+
+    Raises:
+        CalibrationError: a pipeline has several, or the module is compiled so that its calls cannot
+            be replaced.
+    """
     if not isinstance(model, torch.nn.Module):
         found = find_denoisers(model, axes)
         if len(found) > 1:

@@ -17,9 +17,11 @@ from pab_compile.errors import CalibrationError, PlanError
 from pab_compile.plans.plan import COMPUTE
 from pab_compile.plans.plan_file import load_plan
 from pab_compile.plans.step_plan import StepPlan
+from pab_compile.tuning.fit import Fit
 from pab_compile.tuning.rehearsal import Outputs, Rehearsal
 from pab_compile.tuning.row import Row, lengths_of
 from pab_compile.tuning.score import Score, psnr
+from pab_compile.tuning.tune import module_of
 
 NUM_STEPS = 12
 COMPUTED = [0, 1, 2, 5, 8]
@@ -259,6 +261,34 @@ def test_a_stopped_generation_gives_the_latents_of_its_end() -> None:
     assert part.result is None
     assert model.calls == NUM_STEPS + 3
     assert torch.equal(part.latents[3], whole.latents[3])
+
+
+def test_a_module_that_torch_compiled_is_rehearsed_compiled() -> None:
+    plain = Curve()
+    assert module_of(torch.compile(plain)) is not plain, "Inductor's is taken as it is"
+    model: Any = torch.compile(plain, backend="eager")
+    rehearsal = Rehearsal(lambda seed, n: euler(model, seed, n), model)
+    entries = Row.of(lengths_of(timesteps_of(NUM_STEPS).tolist()), COMPUTED).entries()
+    run = rehearsal.run(0, NUM_STEPS, entries)
+    assert run.num_computed == len(COMPUTED)
+    expected = Rehearsal(lambda seed, n: euler(plain, seed, n), plain).run(0, NUM_STEPS, entries)
+    torch.testing.assert_close(run.result, expected.result)
+
+
+def test_an_interrupted_fit_keeps_what_was_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Fit, "together", interrupted)
+    model = Curve()
+    tuned = pab_compile.tune(
+        lambda seed, num_steps: euler(model, seed, num_steps),
+        range(3),
+        model=model,
+        num_steps=NUM_STEPS,
+        steps=COMPUTED,
+    )
+    assert tuned.alternatives[0].scores["same"].mean > 75
 
 
 # Bad input.
