@@ -25,6 +25,12 @@ if TYPE_CHECKING:
 _AHEAD = 2  # sites whose cache entries are read from the host before they are needed
 
 
+_MISSING = (
+    "some steps computed although the plan combines earlier outputs there, since not all of them "
+    "were cached: the first generation of a size is compiled while it runs"
+)
+
+
 class LaneStep:
     """One step of one lane of a graph.
 
@@ -113,6 +119,8 @@ class LaneStep:
             return False
         must_have_all = self._generation.is_switched or decision.weights is not None
         if must_have_all and not self._has_all(decision, cached):
+            if decision.weights is not None:
+                self._generation.note(_MISSING)
             return False
         return self._generation.may_reuse_from(self._lane, cached.last_step)
 

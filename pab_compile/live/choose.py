@@ -88,8 +88,8 @@ def _calibrated(found: Calibration, given: Mapping[str, Any]) -> Choice:
     for option, value in needed.items():
         if given.get(option, value) != value:
             raise OptionError(
-                f"{option}={given[option]!r}, but the plan was calibrated with {value!r}. Leave "
-                "the option out, or calibrate with it."
+                f"{option}={given[option]!r}, but the plan was made with {value!r}. Leave the "
+                "option out, or make a plan with it."
             )
     plan = plan_from_json(found.to_json(), "The calibration")
     form = Form.of(plan, found.cut, found.coalesce and found.cut != OUTPUT)

@@ -24,6 +24,8 @@ from enum import Enum
 from types import CodeType
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 if TYPE_CHECKING:
     from .caller import Callers, Run
 
@@ -131,8 +133,7 @@ class Turn:
 
     Args:
         loops: the loops around the call, the outermost first.
-        variables: the variables of the function. None of them is held that can be referred to
-            weakly.
+        variables: the variables of the function. Only numbers, text and containers are held.
     """
 
     def __init__(self, loops: tuple[CallLoop, ...], variables: Mapping[str, Any]) -> None:
@@ -178,6 +179,8 @@ def _value(held: Any) -> Any:
 
 
 def _hold(value: Any) -> Any:
+    if type(value) is torch.Tensor and value.numel() == 1:
+        return value  # it may be the timestep, which the next step asks for
     try:
         return weakref.ref(value)
     except TypeError:  # numbers, text, lists, dicts
@@ -216,6 +219,7 @@ class StepLoop:
         self._is_timestep = is_timestep
         self._within_step: set[Run] = set()  # functions whose innermost loop is part of a step
         self._number: int | None = None
+        self._shown: int | None = None  # the loop that has the timestep
 
     def call(self, callers: Callers) -> None:
         """Note a call at the first step."""
@@ -258,11 +262,12 @@ class StepLoop:
         self._number = gone_on
         if now.is_hidden and gone_on == now.innermost:
             return Doubt.ALL_STEPS
-        is_known = gone_on >= now.innermost - (run in self._within_step)
+        is_known = gone_on >= now.innermost - (run in self._within_step) or gone_on == self._shown
         if not is_known:  # both steps show the timestep; a variable may have only that of a start
             in_target = before is None
             is_known = now.has(gone_on, is_timestep, in_target)
             is_known = is_known and then.has(gone_on, was_timestep, in_target)
+            self._shown = gone_on if is_known else None
         return Doubt.NONE if is_known and before in (None, gone_on) else Doubt.EARLIER_STEPS
 
     def _gone_on(self, callers: Callers, run: Run | None) -> int | None:

@@ -214,8 +214,16 @@ def _measured(
             for label, result in results.items():
                 values = found.setdefault(label, {}).setdefault(name, [])
                 values.append(psnr(result, reference))
+    ours = next(iter(found.values()))
     return tuple(
-        Alternative(label, {name: Score.of(values) for name, values in scores.items()})
+        Alternative(
+            label,
+            {name: Score.of(values) for name, values in scores.items()},
+            {
+                name: Score.of([a - b for a, b in zip(values, ours[name], strict=True)])
+                for name, values in scores.items()
+            },
+        )
         for label, scores in found.items()
     )
 

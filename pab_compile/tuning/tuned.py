@@ -24,10 +24,12 @@ class Alternative:
     Attributes:
         name: what it is.
         scores: reference -> PSNR on the prompts that were held out.
+        gains: reference -> PSNR minus that of the plan, prompt by prompt.
     """
 
     name: str
     scores: Mapping[str, Score]
+    gains: Mapping[str, Score]
 
 
 @dataclass(frozen=True)
@@ -56,9 +58,15 @@ class Tuned:
         return max(self.alternatives, key=lambda each: each.scores[self.teacher].mean)
 
     @property
+    def is_beaten(self) -> bool:
+        """Whether an alternative is certainly better: the interval of its gain lies above 0."""
+        gains = [each.gains[self.teacher] for each in self.alternatives[1:]]
+        return any(gain.mean > gain.half_width for gain in gains)
+
+    @property
     def plan(self) -> StepPlan:
-        """The plan to use. It computes every step if fewer steps are better."""
-        if self.best is self.alternatives[0]:
+        """The plan to use. It computes every step if an alternative is certainly better."""
+        if not self.is_beaten:
             return self.found
         return replace(self.found, entries=(COMPUTE,) * self.found.num_steps)
 
@@ -95,8 +103,8 @@ class Tuned:
             *table,
             f"* is the best. Tuning took {self.full_generations:.1f} full generations.",
         ]
-        if self.best is not self.alternatives[0]:
-            lines.append("Fewer steps are better here, so the plan computes every step.")
+        if self.is_beaten:
+            lines.append("The best is certainly better, so the plan computes every step.")
         return "\n".join(lines)
 
 

@@ -22,6 +22,7 @@ from pab_compile.tuning.rehearsal import Outputs, Rehearsal
 from pab_compile.tuning.row import Row, lengths_of
 from pab_compile.tuning.score import Score, psnr
 from pab_compile.tuning.tune import module_of
+from pab_compile.tuning.tuned import Alternative, Tuned
 
 NUM_STEPS = 12
 COMPUTED = [0, 1, 2, 5, 8]
@@ -230,11 +231,21 @@ def test_if_fewer_steps_are_better_the_plan_computes_every_step() -> None:
         return euler(model, seed, NUM_STEPS)  # it computes every step, whatever it is told
 
     tuned = pab_compile.tune(
-        generate, range(3), model=model, num_steps=NUM_STEPS, steps=COMPUTED, rounds=0
+        generate, range(6), model=model, num_steps=NUM_STEPS, steps=COMPUTED, rounds=0
     )
     assert tuned.best.name == "5 of 12 steps"
     assert set(tuned.plan.entries) == {COMPUTE}
-    assert "Fewer steps are better here" in str(tuned)
+    assert "so the plan computes every step" in str(tuned)
+
+
+def test_one_prompt_does_not_show_that_an_alternative_is_better() -> None:
+    better = {"same": Score.of([50.0])}
+    ours = Alternative("this plan", {"same": Score.of([40.0])}, {"same": Score.of([0.0])})
+    other = Alternative("fewer", better, {"same": Score.of([10.0])})
+    found = StepPlan((COMPUTE, 0), "p", "output")
+    tuned = Tuned(found, (ours, other), "same", 2, 1, 3.0)
+    assert tuned.best is other
+    assert tuned.plan == found
 
 
 # Rehearsals.

@@ -1,0 +1,47 @@
+"""A whole pipeline of diffusers with a tuned plan gives what was rehearsed."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+import pab_compile
+from pab_compile.plans.step_plan import StepPlan, step_plan_to_json
+from pab_compile.tuning.rehearsal import Rehearsal
+from pab_compile.tuning.row import Row, lengths_of
+
+from .case import Case
+from .catalogue import CASES
+
+NUM_STEPS = 6
+COMPUTED = [0, 1, 3]
+
+
+@pytest.mark.sample("Wan")
+@pytest.mark.filterwarnings("ignore:In CPU autocast")
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
+@pytest.mark.parametrize(
+    "case",
+    [case for case in CASES.values() if case.in_suite and case.generations == 1],
+    ids=lambda case: case.name,
+)
+def test_a_pipeline_runs_the_weights_that_were_rehearsed(case: Case, tmp_path: Path) -> None:
+    pipe = case.build()
+    rehearsal = Rehearsal(lambda seed, n: case.generate(pipe, n, seed), pipe.transformer)
+    with torch.no_grad(), case.dit.switched():
+        whole = rehearsal.run(5, NUM_STEPS)
+        row = Row.of(lengths_of(whole.timesteps), COMPUTED).changed(2, [0.1, -0.2, 0.3])
+        expected = rehearsal.run(5, NUM_STEPS, row.entries())
+        plan = StepPlan(row.entries(), "the plan", "output", tuple(whole.timesteps))
+        path = tmp_path / "plan.json"
+        path.write_text(json.dumps(step_plan_to_json(plan)))
+        handle = pab_compile.enable(pipe, plan=path, inner="eager", **case.dit.options)
+        case.generate(pipe, NUM_STEPS)  # graphs of several prompt lengths are compiled
+        actual = case.generate(pipe, NUM_STEPS)
+        (seen,) = handle.stats().values()
+    assert expected.result is not None
+    torch.testing.assert_close(actual.float(), expected.result, atol=1e-5, rtol=1e-5)
+    assert seen.reused == {"output": case.calls * (NUM_STEPS - len(COMPUTED))}
