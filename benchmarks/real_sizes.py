@@ -26,7 +26,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import pab_compile
 from pab_compile import Explanation, PabError
 
-from .blocks import share_outside_of_blocks
+from .blocks import Blocks
 from .real_models import REAL_MODELS, RealModel
 
 RESULTS = Path(__file__).parent / "results" / "real_sizes.md"
@@ -62,7 +62,7 @@ def row(real: RealModel) -> str:
     model = real.build()
     with FlopCounterMode(display=False) as counter:
         model(**real.inputs())
-    ideal = share_outside_of_blocks(counter, model)
+    ideal = 1 - Blocks(model).share(counter)
     as_published = explained(real, PLANS[1])
     cells = [
         f"{found.total_flops / 1e15:.3f}",
