@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
-from contextlib import suppress
 from typing import Any
 
 import torch
@@ -11,6 +10,8 @@ from torch import fx
 from torch.utils.flop_counter import FlopCounterMode
 
 from pab_compile.passes.graph import ir
+
+from .flex import counting_flex_attention
 
 
 class Blocks:
@@ -23,9 +24,9 @@ class Blocks:
     """
 
     def __init__(self, model: torch.nn.Module, attentions: Collection[str] | None = None) -> None:
-        self._model = model
-        named = model.named_modules()
-        lists = [name for name, module in named if isinstance(module, torch.nn.ModuleList)]
+        named = dict(model.named_modules())
+        self._paths = list(named)
+        lists = [n for n, module in named.items() if isinstance(module, torch.nn.ModuleList)]
         if attentions is not None:
             lists = [n for n in lists if any(path.startswith(f"{n}.") for path in attentions)]
         self._lists = [n for n in lists if not any(n.startswith(f"{outer}.") for outer in lists)]
@@ -35,13 +36,15 @@ class Blocks:
         return any(path.startswith(f"{name}.") for name in self._lists)
 
     def may_contain(self, node: fx.Node) -> bool:
-        """Whether an op may lie in a block. It does not if a module outside of them ran it."""
+        """Whether an op may lie in a block. It does not if a module outside of them ran it.
+
+        Behind a graph break, the path of a module may begin at the module in which Dynamo went on.
+        """
         if not node.meta.get("nn_module_stack"):
             return True
-        path, module = ir.module_path(node), None
-        with suppress(AttributeError):  # a path within the module at which Dynamo went on
-            module = self._model.get_submodule(path)
-        return module is None or self.contain(path)
+        path = ir.module_path(node)
+        found = [name for name in self._paths if name == path or name.endswith(f".{path}")]
+        return not found or any(map(self.contain, found))
 
     def share(self, counter: FlopCounterMode) -> float:
         """The share of the operations of one call that is in the blocks.
@@ -82,7 +85,7 @@ class Counted:
         """An inner compiler that runs pieces op by op, and counts."""
 
         def function(*args: torch.Tensor) -> Any:
-            with FlopCounterMode(display=False) as counter:
+            with counting_flex_attention(), FlopCounterMode(display=False) as counter:
                 return _Counting(graph_module, self, counter).run(*args)
 
         return function

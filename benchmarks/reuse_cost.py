@@ -11,7 +11,7 @@ since what depends on the prompt alone runs once per generation. What a step com
 blocks is counted op by op, as a share of what eager computes there. An op without a known module
 counts as within them. The cache is that of all rows of the batch. Floating inputs have the type of
 the model, and so has the timestep if the model computes with it as it is. Blocks are the entries of
-lists of modules that hold an attention.
+lists of modules that hold an attention. With names, the other rows of the file remain.
 """
 
 from __future__ import annotations
@@ -36,6 +36,7 @@ from tests.dits.spec import Dit
 from tests.dits.truth import attention_modules
 
 from .blocks import Blocks, Counted
+from .flex import counting_flex_attention
 
 RESULTS = Path(__file__).parent / "results" / "reuse_cost.md"
 TYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -99,7 +100,7 @@ def _eager(
         given = replace(dit, inputs=_inputs_in(dit, dtype, cast_clock))
         loop, whole = Denoising(given, num_steps=10), FlopCounterMode(display=False)
         try:
-            with whole:
+            with torch.compiler.set_stance("force_eager"), counting_flex_attention(), whole:
                 run(model, **loop.at(0))
             return whole, loop
         except RuntimeError as error:
@@ -154,9 +155,13 @@ def row(dit: Dit, cut: str | None) -> str:
 
 
 def _why_not(error: Exception) -> str:
-    if "flex_attention" in str(error):
-        return "the counter cannot run flex attention"
-    return type(error).__name__
+    return "refused" if isinstance(error, PabError) else type(error).__name__
+
+
+def _rows_before() -> dict[str, str]:
+    """The rows of the file by the name of the model."""
+    lines = RESULTS.read_text().splitlines() if RESULTS.exists() else []
+    return {line.split(" | ")[0].removeprefix("| "): line for line in lines if line[:2] == "| "}
 
 
 def main() -> None:
@@ -175,15 +180,16 @@ def main() -> None:
         "| bfloat16: a reuse step | ideal | of the blocks | cache, MiB |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
-    lines = []
+    known = _rows_before() if args.names else {}
     for name in track(args.names or list(CATALOGUE), description="models", console=console):
         dit = CATALOGUE[name] if args.layers is None else deeper(CATALOGUE[name], args.layers)
         if dit is None:
             continue
-        lines.append(row(dit, args.cut))
-        console.print(lines[-1], markup=False, highlight=False, soft_wrap=True)
+        known[name] = row(dit, args.cut)
+        console.print(known[name], markup=False, highlight=False, soft_wrap=True)
         if args.write:  # after every row: a run that is broken off leaves what it found
             text = f"# What a reuse step computes\n\n{__doc__}\n"
+            lines = (known[name] for name in CATALOGUE if name in known)
             RESULTS.write_text(text + "\n".join([*head, *lines]) + "\n")
 
 
