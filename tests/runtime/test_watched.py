@@ -63,7 +63,7 @@ class RefinedPrompt(nn.Module):
         emb = self.time(sinusoids(timestep))
         x = self.embed(latents.permute(0, 2, 3, 4, 1).reshape(batch, -1, CHANNELS))
         text = self.text(prompt) + self.table()
-        text = text + self.refine(text)
+        text = (text + self.refine(text)) * (1 + emb[:, None])
         x = self.block(x, emb, text, frames) + text.mean(1, keepdim=True)
         return self.last(x).view(batch, frames, height, width, CHANNELS).permute(0, 4, 1, 2, 3)
 
