@@ -35,15 +35,20 @@ class Blocks:
         """Whether a module is a block or a part of one."""
         return any(path.startswith(f"{name}.") for name in self._lists)
 
-    def may_contain(self, node: fx.Node) -> bool:
+    def may_contain(self, node: fx.Node, is_one_graph: bool) -> bool:
         """Whether an op may lie in a block. It does not if a module outside of them ran it.
 
-        Behind a graph break, the path of a module may begin at the module in which Dynamo went on.
+        Args:
+            node: the op.
+            is_one_graph: whether Dynamo made one graph of the forward. Behind a break, the path of
+                a module may begin at the module in which Dynamo went on.
         """
         if not node.meta.get("nn_module_stack"):
             return True
         path = ir.module_path(node)
-        found = [name for name in self._paths if name == path or name.endswith(f".{path}")]
+        found = [path] if path in self._paths else []
+        if not is_one_graph:
+            found += [name for name in self._paths if name.endswith(f".{path}")]
         return not found or any(map(self.contain, found))
 
     def share(self, counter: FlopCounterMode) -> float:
@@ -71,10 +76,15 @@ class Counted:
     Attributes:
         total: all of them.
         in_blocks: those of ops that may lie in a block.
+
+    Args:
+        blocks: the blocks of the model that runs.
+        is_one_graph: whether its forward is one graph.
     """
 
-    def __init__(self, blocks: Blocks) -> None:
+    def __init__(self, blocks: Blocks, is_one_graph: bool) -> None:
         self._blocks = blocks
+        self._is_one_graph = is_one_graph
         self.reset()
 
     def reset(self) -> None:
@@ -93,7 +103,7 @@ class Counted:
     def add(self, node: fx.Node, operations: int) -> None:
         """Count one op."""
         self.total += operations
-        if operations and self._blocks.may_contain(node):
+        if operations and self._blocks.may_contain(node, self._is_one_graph):
             self.in_blocks += operations
 
 

@@ -72,7 +72,7 @@ def measure(dit: Dit, dtype: torch.dtype, cut: str | None) -> Cost:
     model = build(replace(dit, dtype=dtype))
     whole, loop = _eager(dit, model, dtype)
     blocks = Blocks(model, attention_modules(model, dit))
-    counted = Counted(blocks)
+    counted = Counted(blocks, dit.graphs == 1)
     options: dict[str, Any] = {"inner": counted.inner, "ranges": "linear3", **dit.options}
     if cut is not None:
         options["cut"] = cut
