@@ -72,9 +72,9 @@ class RefinedPrompt(nn.Module):
         """The table that is chosen now."""
         if not self.in_place:
             return TABLES[self.chosen].clone()
-        self.memory = TABLES[0].clone() if self.memory is None else self.memory
-        self.memory.data.copy_(TABLES[self.chosen])  # no version tells of it
-        return self.memory
+        self.memory = memory = TABLES[0].clone() if self.memory is None else self.memory
+        memory.data.copy_(TABLES[self.chosen])  # no version tells of it
+        return memory
 
 
 def run(model: Any, twin: Any, chosen: tuple[int, ...]) -> Iterator[tuple[int, Any, Any]]:
