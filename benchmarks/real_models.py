@@ -124,6 +124,8 @@ def _ltx2() -> dict[str, Any]:
         "height": 16,
         "width": 24,
         "audio_num_frames": 126,
+        "video_coords": _values(1, 3, 16 * 16 * 24, 2, dtype=torch.float32),
+        "audio_coords": _values(1, 1, 126, 2, dtype=torch.float32),
     }
 
 

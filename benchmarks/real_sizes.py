@@ -7,8 +7,9 @@
 The models are described only: no weights, no run. They are in bfloat16, with one prompt. `explain`
 says what a step that reuses all sites of `linear3` computes, and what a plan keeps in memory.
 Shares are of all operations of a call. The *ideal* is what eager computes outside of the blocks,
-counted by torch's own `FlopCounterMode`. A pipeline with guidance keeps the cache twice. The last
-column is the processor time of `explain`, on one thread.
+counted by torch's own `FlopCounterMode`. A step may compute less: what depends on the prompt alone
+runs once per generation. A pipeline with guidance keeps the cache twice. The last column is the
+processor time of `explain`, on one thread. With names, the other rows of the file remain.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import pab_compile
 from pab_compile import Explanation, PabError
 
-from .blocks import share_outside_of_blocks
+from .blocks import Blocks
 from .real_models import REAL_MODELS, RealModel
 
 RESULTS = Path(__file__).parent / "results" / "real_sizes.md"
@@ -53,16 +54,14 @@ def row(real: RealModel) -> str:
     start = time.process_time()
     try:
         found = explained(real, PLANS[0])
-    except PabError as error:
-        reason = str(error).split(". ")[0]
-        return (
-            f"| {real.name} | {real.size} | - | {type(error).__name__}: {reason} | - | - | - | - |"
-        )
+    except (PabError, RuntimeError) as error:  # torch's own: a value is read, which there is not
+        reason = str(error).splitlines()[0].split(". ")[0]
+        return f"| {real.name} | {real.size} | - | not described: {reason} | - | - | - | - |"
     seconds = time.process_time() - start
     model = real.build()
     with FlopCounterMode(display=False) as counter:
         model(**real.inputs())
-    ideal = share_outside_of_blocks(counter, model)
+    ideal = 1 - Blocks(model).share(counter)
     as_published = explained(real, PLANS[1])
     cells = [
         f"{found.total_flops / 1e15:.3f}",
@@ -75,6 +74,12 @@ def row(real: RealModel) -> str:
     return f"| {real.name} | {real.size} | {' | '.join(cells)} |"
 
 
+def _rows_before() -> dict[str, str]:
+    """The rows of the file by the name of the model."""
+    lines = RESULTS.read_text().splitlines() if RESULTS.exists() else []
+    return {line.split(" | ")[0].removeprefix("| "): line for line in lines if line[:2] == "| "}
+
+
 def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.real_sizes", description=__doc__)
@@ -84,12 +89,13 @@ def main() -> None:
     console = Console()
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
-    lines = []
+    known = _rows_before() if args.names else {}
     for name in track(args.names or list(REAL_MODELS), description="models", console=console):
-        lines.append(row(REAL_MODELS[name]))
-        console.print(lines[-1], markup=False, highlight=False, soft_wrap=True)
+        known[name] = row(REAL_MODELS[name])
+        console.print(known[name], markup=False, highlight=False, soft_wrap=True)
         if args.write:  # after every row: a run that is broken off leaves what it found
             text = f"# At the size that people run\n\n{__doc__}\n"
+            lines = (known[name] for name in REAL_MODELS if name in known)
             RESULTS.write_text(text + "\n".join([*HEAD, *lines]) + "\n")
 
 

@@ -6,11 +6,12 @@
 
 Each model runs with `linear3`. torch's own `FlopCounterMode`, in the place of the inner compiler,
 counts the operations of a step that reuses. Shares are of what eager computes. The *ideal* is what
-the model computes outside of its blocks: the same counter, by module. What a step computes more
-than the ideal is also given as a share of the blocks. It is 0 where a step computes less than the
-ideal, since what depends on the prompt alone runs once per generation. The cache is that of all
-rows of the batch. Floating inputs have the type of the model, and so has the timestep if the model
-computes with it as it is. Blocks are the entries of lists of modules that hold an attention.
+the model computes outside of its blocks: the same counter, by module. A step may compute less,
+since what depends on the prompt alone runs once per generation. What a step computes within the
+blocks is counted op by op, as a share of what eager computes there. An op without a known module
+counts as within them. The cache is that of all rows of the batch. Floating inputs have the type of
+the model, and so has the timestep if the model computes with it as it is. Blocks are the entries of
+lists of modules that hold an attention. With names, the other rows of the file remain.
 """
 
 from __future__ import annotations
@@ -33,9 +34,9 @@ from tests.dits.build import Denoising, build, run
 from tests.dits.catalogue import CATALOGUE
 from tests.dits.spec import Dit
 from tests.dits.truth import attention_modules
-from tests.helpers.counting import counting
 
-from .blocks import share_outside_of_blocks
+from .blocks import Blocks, Counted
+from .flex import counting_flex_attention
 
 RESULTS = Path(__file__).parent / "results" / "reuse_cost.md"
 TYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -50,17 +51,14 @@ class Cost:
     Attributes:
         share: its operations, as a share of those of eager.
         ideal: the share of what is outside of the blocks.
+        of_blocks: its operations in the blocks, as a share of those that eager computes there.
         mebibytes: most bytes in the cache, in MiB.
     """
 
     share: float
     ideal: float
+    of_blocks: float
     mebibytes: float
-
-    @property
-    def of_blocks(self) -> float:
-        """What is computed more than the ideal, as a share of the blocks."""
-        return max(0.0, self.share - self.ideal) / (1 - self.ideal)
 
 
 def measure(dit: Dit, dtype: torch.dtype, cut: str | None) -> Cost:
@@ -73,18 +71,20 @@ def measure(dit: Dit, dtype: torch.dtype, cut: str | None) -> Cost:
     pab_compile.reset()
     model = build(replace(dit, dtype=dtype))
     whole, loop = _eager(dit, model, dtype)
-    counted = [0]
-    options: dict[str, Any] = {"inner": counting(counted), "ranges": "linear3", **dit.options}
+    blocks = Blocks(model, attention_modules(model, dit))
+    counted = Counted(blocks, dit.graphs == 1)
+    options: dict[str, Any] = {"inner": counted.inner, "ranges": "linear3", **dit.options}
     if cut is not None:
         options["cut"] = cut
     compiled = torch.compile(model, backend="pab", dynamic=False, options=options)
     with dit.switched():
         for step in range(REUSES + 1):  # one loop, as a sampler's: else the generation would end
-            counted[0] = 0
+            counted.reset()
             run(compiled, **loop.at(step))
-    ideal = share_outside_of_blocks(whole, model, attention_modules(model, dit))
+    total, in_blocks = whole.get_total_flops(), blocks.share(whole)
     kept = pab_compile.stats(compiled).peak_cache_bytes / 2**20
-    return Cost(counted[0] / whole.get_total_flops(), ideal, kept)
+    of_blocks = counted.in_blocks / (in_blocks * total)
+    return Cost(counted.total / total, 1 - in_blocks, of_blocks, kept)
 
 
 def _eager(
@@ -100,7 +100,7 @@ def _eager(
         given = replace(dit, inputs=_inputs_in(dit, dtype, cast_clock))
         loop, whole = Denoising(given, num_steps=10), FlopCounterMode(display=False)
         try:
-            with whole:
+            with torch.compiler.set_stance("force_eager"), counting_flex_attention(), whole:
                 run(model, **loop.at(0))
             return whole, loop
         except RuntimeError as error:
@@ -155,9 +155,13 @@ def row(dit: Dit, cut: str | None) -> str:
 
 
 def _why_not(error: Exception) -> str:
-    if "flex_attention" in str(error):
-        return "the counter cannot run flex attention"
-    return type(error).__name__
+    return "refused" if isinstance(error, PabError) else type(error).__name__
+
+
+def _rows_before() -> dict[str, str]:
+    """The rows of the file by the name of the model."""
+    lines = RESULTS.read_text().splitlines() if RESULTS.exists() else []
+    return {line.split(" | ")[0].removeprefix("| "): line for line in lines if line[:2] == "| "}
 
 
 def main() -> None:
@@ -176,15 +180,16 @@ def main() -> None:
         "| bfloat16: a reuse step | ideal | of the blocks | cache, MiB |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
-    lines = []
+    known = _rows_before() if args.names else {}
     for name in track(args.names or list(CATALOGUE), description="models", console=console):
         dit = CATALOGUE[name] if args.layers is None else deeper(CATALOGUE[name], args.layers)
         if dit is None:
             continue
-        lines.append(row(dit, args.cut))
-        console.print(lines[-1], markup=False, highlight=False, soft_wrap=True)
+        known[name] = row(dit, args.cut)
+        console.print(known[name], markup=False, highlight=False, soft_wrap=True)
         if args.write:  # after every row: a run that is broken off leaves what it found
             text = f"# What a reuse step computes\n\n{__doc__}\n"
+            lines = (known[name] for name in CATALOGUE if name in known)
             RESULTS.write_text(text + "\n".join([*head, *lines]) + "\n")
 
 

@@ -103,6 +103,7 @@ def narrow(program: Program, joined: Joined, graph_module: fx.GraphModule) -> Pr
         return program
     for node, stand_in in joined.nodes.items():
         ir.set_binding(node, ir.binding(stand_in))
+        ir.set_made(node, ir.is_made(stand_in))
         if (names := ir.axis_names(stand_in)) is not None:
             ir.set_axis_names(node, names)
     node_of = {

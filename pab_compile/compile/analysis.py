@@ -213,8 +213,7 @@ def finding(
         cache_bytes=cache_bytes(program.sites, plan, kept_in),
         reason=reason,
     )
-    once = not alone and only_hoists(program, plan)
-    return with_flops(found, program.graph_module.graph, program.sites, plan, once)
+    return with_flops(found, program, plan, alone)
 
 
 def untraced_finding(
@@ -257,19 +256,17 @@ def only_hoists(program: Program, plan: Plan) -> bool:
     return count_flops(n for n in ir.calls(program.graph_module.graph) if n in hoisted) > 0
 
 
-def with_flops(
-    found: Finding, graph: fx.Graph, sites: Sequence[Site], plan: Plan, hoists: bool = False
-) -> Finding:
+def with_flops(found: Finding, program: Program, plan: Plan, alone: bool = True) -> Finding:
     """A finding, with the operations of a step that reuses all sites that the plan may reuse.
 
     Args:
         found: the finding.
-        graph: the graph, before it is cut into branches.
-        sites: its sites, merged if they coalesce.
+        program: the graph before it is cut into branches. Its sites are merged if they coalesce.
         plan: the plan.
-        hoists: whether the graph computes something only once although it reuses nothing.
+        alone: whether the graph is the whole forward.
     """
-    return replace(found, reuse_flops=Costs.of(graph, sites, plan).of_reuse(sites, plan, hoists))
+    costs = Costs.of(program, plan, alone)
+    return replace(found, reuse_flops=costs.of_reuse(program.sites, plan))
 
 
 @dataclass(frozen=True)
@@ -279,42 +276,44 @@ class Costs:
     Attributes:
         total: of the whole graph.
         needed: sites -> operations that need not run on a step that reuses all these sites.
+        hoists: whether the graph computes something only once although it reuses nothing.
     """
 
     total: int
     needed: Mapping[frozenset[str], int]
+    hoists: bool = False
 
     @staticmethod
-    def of(graph: fx.Graph, sites: Sequence[Site], plan: Plan) -> Costs:
+    def of(program: Program, plan: Plan, alone: bool) -> Costs:
         """The operations of a graph, before it is cut into branches.
 
         Args:
-            graph: the graph.
-            sites: its sites, merged if they coalesce.
+            program: the graph. Its sites are merged if they coalesce.
             plan: says which sites have branches.
+            alone: whether the graph is the whole forward.
         """
-        branched = [site for site in sites if has_branch(site, plan)]
+        graph = program.graph_module.graph
+        branched = [site for site in program.sites if has_branch(site, plan)]
         runs_for = sites_of_calls(graph, branched)
         calls: dict[frozenset[str], list[fx.Node]] = {}
         for node in ir.calls(graph):
             if node in runs_for:
                 calls.setdefault(runs_for[node], []).append(node)
         needed = {names: count_flops(nodes) for names, nodes in calls.items()}
-        return Costs(count_flops(graph.nodes), needed)
+        return Costs(count_flops(graph.nodes), needed, not alone and only_hoists(program, plan))
 
-    def of_reuse(self, sites: Sequence[Site], plan: Plan, hoists: bool = False) -> int:
+    def of_reuse(self, sites: Sequence[Site], plan: Plan) -> int:
         """Operations of a step that reuses all sites that a plan may reuse.
 
         Args:
             sites: the sites.
             plan: the plan.
-            hoists: whether the graph computes something only once although it reuses nothing.
         """
         reused = {
             site.name for site in sites if site.can_broadcast and plan.may_reuse(site.singles[0])
         }
         spared = (num for names, num in self.needed.items() if names <= reused)
-        return self.total - sum(spared) if reused or hoists else self.total
+        return self.total - sum(spared) if reused or self.hoists else self.total
 
 
 @dataclass(frozen=True, eq=False)

@@ -136,7 +136,7 @@ def _compiled(part: Part, request: Request, settings: Settings) -> Runnable:
         then = replace(merged, sites=tuple(map(measured, merged.sites)))
         dtype = settings.options.keeping.dtype
         shown = finding(part, now, settings.plan, alone=request.alone, kept_in=dtype)
-        shown = _merged_finding(shown, then, settings)
+        shown = _merged_finding(shown, then, request, settings)
         pairs = zip(merged.sites, then.sites, strict=True)
         said = {merged_line(site): merged_line(resized) for site, resized in pairs if site.parts}
         shown = replace(shown, notes=tuple(said.get(note, note) for note in found.notes))
@@ -159,7 +159,7 @@ def _adopting(
     """What takes over an exchanged plan; None if the plan is fixed."""
     if settings.live is None or request.form is None:
         return None
-    costs = Costs.of(merged.graph_module.graph, merged.sites, settings.plan)
+    costs = Costs.of(merged, settings.plan, request.alone)
     keeping = settings.options.keeping
     described = Described(found, before.sites, merged.sites, costs, keeping.dtype)
     fitting = before.sites if request.alone else ()
@@ -313,7 +313,8 @@ def _sharded_and_coalesced(
     coalesces = options.coalesce and not request.is_observed  # an observation samples every site
     if coalesces and grid is not None:  # operations are those of the whole model
         whole = coalesce(program.graph_module, program.sites, plan.pattern)
-        found = with_flops(found, whole.graph_module.graph, whole.sites, plan)
+        merged = replace(program, graph_module=whole.graph_module, sites=whole.sites)
+        found = with_flops(found, merged, plan)
     if grid is not None:
         refuse_own_exchanges(program.graph_module.graph)
         run_passes(program, _sharding(grid, plan, options.shard), dumper.watch)
@@ -322,16 +323,19 @@ def _sharded_and_coalesced(
         run_passes(program, (Coalesce(plan.pattern),), dumper.watch)
         _log.info("\n".join(program.coalesced))
         found = replace(found, cache_bytes=cache_bytes(program.sites, plan, options.keeping.dtype))
-    return _merged_finding(found, program, settings) if coalesces and grid is None else found
+    is_whole = coalesces and grid is None
+    return _merged_finding(found, program, request, settings) if is_whole else found
 
 
-def _merged_finding(found: Finding, merged: Program, settings: Settings) -> Finding:
+def _merged_finding(
+    found: Finding, merged: Program, request: Request, settings: Settings
+) -> Finding:
     """The finding, with what the sums of a graph take and save."""
     if not settings.options.coalesce:
         return found
     dtype = settings.options.keeping.dtype
     found = replace(found, cache_bytes=cache_bytes(merged.sites, settings.plan, dtype))
-    return with_flops(found, merged.graph_module.graph, merged.sites, settings.plan)
+    return with_flops(found, merged, settings.plan, request.alone)
 
 
 def _rewrite(

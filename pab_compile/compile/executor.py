@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import torch
@@ -18,7 +18,7 @@ from pab_compile.passes.graph import ir
 from pab_compile.passes.graph.opening import Opener
 from pab_compile.passes.graph.size import at_size, plain
 from pab_compile.passes.rewrite.broadcast import StepBranch
-from pab_compile.passes.rewrite.pieces import DEMANDED, PRELUDE, Piece
+from pab_compile.passes.rewrite.pieces import DEMANDED, PRELUDE, WATCHED, Piece
 from pab_compile.passes.sites.site import Site
 from pab_compile.plans.budget import Claim, claims_of, in_bytes
 from pab_compile.plans.decisions import Decisions
@@ -120,17 +120,20 @@ class Executor:
         returned = set(ir.outputs(cut_graph.graph))
         self._ops: list[Op] = []
         structure = [place]
-        num_preludes = 0
+        num_preludes = num_watched = 0
         for node in cut_graph.graph.find_nodes(op="call_module"):
             module = cut_graph.get_submodule(str(node.target))
             assert isinstance(module, (StepBranch, Piece)), node.target
-            site = prelude = -1
+            site = prelude = watched = -1
             if isinstance(module, StepBranch):
                 site = len(self.sites)
                 self.sites.append(module.site)
             elif module.sort == PRELUDE:
                 prelude = num_preludes
                 num_preludes += 1
+            elif module.sort == WATCHED:
+                watched = num_watched
+                num_watched += 1
             key, function = lowering.lower(node, module)
             inputs = tuple(register[n] for n in node.all_input_nodes)
             starts = _starts(module, inputs)
@@ -147,7 +150,10 @@ class Executor:
                     prelude=prelude,
                     is_returned=any(user in returned for user in node.users),
                     starts=starts,
-                    is_demanded=isinstance(module, Piece) and module.sort == DEMANDED,
+                    is_demanded=watched >= 0
+                    or (isinstance(module, Piece) and module.sort == DEMANDED),
+                    watched=watched,
+                    made=_made_by_python(node, register) if watched >= 0 else (),
                     cached=tuple(
                         number
                         for user, number in position.items()
@@ -196,6 +202,8 @@ class Executor:
                 pass
             elif op.prelude >= 0 and step is not None:
                 results = step.visit_prelude(op, registers)
+            elif op.watched >= 0 and step is not None:
+                results = step.visit_watched(op, registers)
             else:
                 results = op.function(*[registers[i] for i in op.inputs])
             for position, register in op.outputs if is_needed else ():
@@ -325,6 +333,11 @@ def _starts(module: StepBranch | Piece, inputs: Sequence[int]) -> tuple[Start | 
         else Start(inputs[start.position], start.dtype, end.dtype)
         for end, start in zip(ends, module.starts, strict=True)
     )
+
+
+def _made_by_python(call: fx.Node, register: Mapping[fx.Node, int]) -> tuple[int, ...]:
+    """The registers of the tensors that a piece reads and Python made."""
+    return tuple(register[node] for node in call.all_input_nodes if ir.is_made(node))
 
 
 def _feeds_preludes_only(value: fx.Node, cut_graph: fx.GraphModule) -> bool:

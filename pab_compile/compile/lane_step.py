@@ -16,6 +16,7 @@ from pab_compile.runtime.cache_entry import CacheEntry, Tensors, copy_of, differ
 from pab_compile.runtime.generation import Place
 from pab_compile.runtime.kept import Held, Size, sent
 from pab_compile.runtime.transfers import Transfers
+from pab_compile.runtime.watched import Watched
 
 from .op import Op, Start
 
@@ -100,6 +101,19 @@ class LaneStep:
             self._executor.cacheable(value, op.is_returned) if position in op.cached else None
             for position, value in enumerate(computed)
         )
+        return computed
+
+    def visit_watched(self, op: Op, registers: list[torch.Tensor | None]) -> Sequence[torch.Tensor]:
+        """Compute what depends on tensors that Python made, unless they are as before.
+
+        Python code may write to what the graph returns, so the lane keeps a copy.
+        """
+        watched = self._lane.watched.setdefault((self._executor.identity, op.watched), Watched())
+        read = [tensor for i in op.made if (tensor := registers[i]) is not None]
+        if (known := watched.values(read)) is not None:
+            return list(map(copy_of, known)) if op.is_returned else known
+        computed = op.function(*[registers[i] for i in op.inputs])
+        watched.keep(read, [self._executor.cacheable(x, op.is_returned) for x in computed])
         return computed
 
     def finish(self) -> None:

@@ -24,6 +24,8 @@ class Op:
         is_returned: whether the caller gets a value of this piece, and may write to it.
         starts: for a branch, per position in the result, the start of its stretch.
         is_demanded: whether it runs only if a value of it is needed.
+        watched: number of the watched piece, or -1.
+        made: for a watched piece, the registers of the tensors that Python made.
     """
 
     function: Function
@@ -36,6 +38,8 @@ class Op:
     is_returned: bool = False
     starts: tuple[Start | None, ...] = ()
     is_demanded: bool = False
+    watched: int = -1
+    made: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -148,7 +148,7 @@ class _Survey:
                 settings = (self._options, self._plan, self._dumper)
                 program = analyse(part, *settings, alone, known, expected)
                 found = finding(part, program, self._plan, "", alone, self._options.keeping.dtype)
-                found = self._with_choices(found, program)
+                found = self._with_choices(found, program, alone)
         except UnsupportedModelError as error:
             is_traced = not isinstance(error, NotTracedError)
             whole = None if is_traced else self._untraced(forward, graph_module, args)
@@ -183,7 +183,7 @@ class _Survey:
         roles = roles_of_call(forward.inputs, self._options.axes)
         return Known(roles.latents, roles.clock, roles.stepping) if roles else None
 
-    def _with_choices(self, found: Finding, program: Program) -> Finding:
+    def _with_choices(self, found: Finding, program: Program, alone: bool) -> Finding:
         """The finding, with what the rewrite would choose: shards and merged sites."""
         part = program
         sites = program.sites
@@ -201,7 +201,8 @@ class _Survey:
                 notes=(*found.notes, *merged.lines),
                 cache_bytes=cache_bytes(merged.sites, self._plan, self._options.keeping.dtype),
             )
-            found = with_flops(found, merged.graph_module.graph, merged.sites, self._plan)
+            cut = replace(program, graph_module=merged.graph_module, sites=merged.sites)
+            found = with_flops(found, cut, self._plan, alone)
             sites = merged.sites
         if self._options.cache_budget is not None:
             self._claims += claims_of(sites, self._plan, self._options.keeping.dtype)

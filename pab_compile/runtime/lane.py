@@ -20,6 +20,7 @@ from .caller import NOBODY, Callers, Position, Run
 from .clock import Reading
 from .identity import Identity
 from .kept import Size
+from .watched import Watched
 from .weights import WeightMarks
 
 MAX_LANES = 8
@@ -97,6 +98,7 @@ class Lane:
         lines: where its last call came from, and all lines of the loop that called it.
         cache: (graph, site) -> cache entry.
         prelude: (graph, piece) -> values that are computed once for this lane.
+        watched: (graph, piece) -> values that are computed again if Python made other tensors.
         weights: graph -> the weights that it ran with, as they were.
     """
 
@@ -110,6 +112,7 @@ class Lane:
     lines: set[tuple[Run, Position]] = field(default_factory=set)
     cache: dict[tuple[str, int], CacheEntry] = field(default_factory=dict)
     prelude: dict[tuple[str, int], tuple[torch.Tensor | None, ...]] = field(default_factory=dict)
+    watched: dict[tuple[str, int], Watched] = field(default_factory=dict)
     weights: dict[str, WeightMarks] = field(default_factory=dict)
 
     def called(self, call: Call, step: int, loop: Run | None = None) -> None:
@@ -157,7 +160,7 @@ class Lane:
             return False
         self.weights[graph] = WeightMarks(weights)
         outdated = known is not None and any(
-            key[0] == graph for part in (self.cache, self.prelude) for key in part
+            key[0] == graph for part in self._parts() for key in part
         )
         self.free(graph)
         return outdated
@@ -203,9 +206,12 @@ class Lane:
 
     def free(self, graph: str | None = None) -> None:
         """Free the cache, or the part of one graph."""
-        for part in (self.cache, self.prelude):
+        for part in self._parts():
             for key in [key for key in part if graph in (None, key[0])]:
                 del part[key]
+
+    def _parts(self) -> Sequence[dict[tuple[str, int], Any]]:
+        return self.cache, self.prelude, self.watched
 
     def cache_bytes(self) -> int:
         """Bytes in cache entries on the device."""
@@ -218,7 +224,8 @@ class Lane:
     def prelude_bytes(self) -> int:
         """Bytes of the values that are computed once."""
         tensors = (t for values in self.prelude.values() for t in values if t is not None)
-        return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+        once = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+        return once + sum(watched.num_bytes() for watched in self.watched.values())
 
 
 class Lanes:

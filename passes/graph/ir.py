@@ -21,6 +21,7 @@ _HOLDERS = "pab_holders"
 _CONSTANT = "pab_constant"
 _EAGER = "pab_eager"
 _VOLATILE = "pab_volatile"
+_MADE = "pab_made"
 _MUTATED = "pab_mutated"
 _BINDING = "pab_binding"
 _AXES = "pab_axes"
@@ -295,6 +296,16 @@ def is_volatile(node: fx.Node) -> bool:
 def set_volatile(node: fx.Node, volatile: bool) -> None:
     """Record whether a value may change between two graphs, unseen by this library."""
     node.meta[_VOLATILE] = volatile
+
+
+def is_made(node: fx.Node) -> bool:
+    """Whether a value changes only if Python makes another tensor (``passes.sites.binding``)."""
+    return bool(node.meta.get(_MADE, False))
+
+
+def set_made(node: fx.Node, made: bool) -> None:
+    """Record whether a value changes only if Python makes another tensor."""
+    node.meta[_MADE] = made
 
 
 def mutated_inputs(graph_module: fx.GraphModule) -> tuple[int, ...]:

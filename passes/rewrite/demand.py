@@ -27,6 +27,8 @@ from pab_compile.passes.sites.binding import Binding
 from pab_compile.passes.sites.hoisting import hoisted_nodes
 from pab_compile.passes.sites.site import Site
 
+from .watched import has_many_rows, watched_nodes
+
 Needed = Mapping[fx.Node, frozenset[str]]
 _Names = frozenset[str] | None  # None: at every step
 
@@ -41,7 +43,7 @@ def on_demand(
 
     Args:
         graph: a graph with binding times.
-        hoisted: nodes that run once per generation.
+        hoisted: nodes that run once per generation, or only if Python made other tensors.
         branch_of: node -> name of the branch that it belongs to, or None.
         starts: value of a branch -> what is added to the cached difference to load it.
     """
@@ -59,8 +61,7 @@ def _is_of_tokens(node: fx.Node) -> bool:
     """Whether a value belongs to tokens. One vector per batch row, as of a timestep, does not."""
     if ir.binding(node) == Binding.LATENT:
         return True
-    rows = (ir.shape(node) or ())[1:-1]
-    return ir.binding(node) == Binding.STEP and any(num > 1 for num in rows)
+    return has_many_rows(node)
 
 
 def _needed(
@@ -97,7 +98,8 @@ def _union(one: _Names, other: _Names) -> _Names:
 def sites_of_calls(graph: fx.Graph, sites: Sequence[Site]) -> Needed:
     """The calls that do not run at every step, each with the sites that it runs for.
 
-    A call runs if one of these sites computes. If it runs for none, it runs once per generation.
+    A call runs if one of these sites computes. If it runs for none, it runs once per generation, or
+    again only if Python made other tensors.
 
     Args:
         graph: a graph with binding times, before it is cut into branches.
@@ -105,6 +107,7 @@ def sites_of_calls(graph: fx.Graph, sites: Sequence[Site]) -> Needed:
     """
     branch = {node: site.name for site in sites if site.can_broadcast for node in site.region}
     starts = {end: start.node for site in sites for end, start in site.starts.items()}
-    hoisted = dict.fromkeys(hoisted_nodes(graph), frozenset[str]())
+    early = {*hoisted_nodes(graph), *watched_nodes(graph, lambda node: node not in branch)}
+    hoisted = dict.fromkeys(early, frozenset[str]())
     inside = {node: frozenset([name]) for node, name in branch.items()}
     return {**hoisted, **inside, **on_demand(graph, hoisted, branch.get, starts)}

@@ -1,6 +1,6 @@
 """Pieces: how a rewritten graph is cut for the inner compiler.
 
-There are five sorts of pieces. Equal blocks give equal pieces, so compile time does not grow with
+There are six sorts of pieces. Equal blocks give equal pieces, so compile time does not grow with
 depth.
 
 - A *branch* (the region of a site) is one piece. A branch of merged sites, which all compute
@@ -13,6 +13,8 @@ depth.
 - A *prelude* is the same at every step of a generation (prompt projections, keys and values of
   cross-attention, rotary tables). It runs once per generation. There is one for each piece that
   alone uses its values, and one for the values that several pieces use.
+- A *watched* piece is computed from tensors that Python code makes (``passes.rewrite.watched``). It
+  runs again only if one of these has other values.
 """
 
 from __future__ import annotations
@@ -31,17 +33,20 @@ from pab_compile.passes.sites.site import Site
 from .broadcast import StepBranch, branches
 from .demand import on_demand
 from .repeats import cut_at_repeats, in_running_order
+from .watched import watched_nodes
 
 GLUE = "glue"
 BLOCK = "block"
 PRELUDE = "prelude"
 DEMANDED = "demanded"
+WATCHED = "watched"
 
 
 _NOTES = {
     GLUE: "at every step",
     DEMANDED: "if a branch that reads it computes",
     PRELUDE: "once per generation and lane",
+    WATCHED: "if a tensor that Python made differs",
     BLOCK: "with the branch",
 }
 
@@ -50,8 +55,8 @@ class Piece(torch.nn.Module):
     """A section of glue, a prelude or a block in the cut graph. ``compute`` yields a tuple.
 
     Attributes:
-        sort: ``glue``, ``demanded``, ``prelude``, or ``block`` (a part of a branch of merged
-            sites).
+        sort: ``glue``, ``demanded``, ``prelude``, ``watched``, or ``block`` (a part of a branch of
+            merged sites).
         compute: the nodes of the piece as a graph module.
         note: when it runs, for dumps.
     """
@@ -72,17 +77,19 @@ def cut_into_pieces(graph_module: fx.GraphModule, hoist: bool = True) -> fx.Grap
 
     Args:
         graph_module: a graph with branches (``passes.rewrite.broadcast``); not modified.
-        hoist: whether to make preludes. Without, everything outside the branches is glue.
+        hoist: whether to make preludes and watched pieces.
 
     Returns:
         A graph module with only placeholders, ``call_module`` nodes and ``getitem``.
     """
     hoisted = hoisted_nodes(graph_module.graph) if hoist else set()
+    watched = watched_nodes(graph_module.graph) if hoist else {}
     level = _levels(graph_module.graph, hoisted)
     groups: dict[fx.Node, str] = {
         node: f"{GLUE}_{level[node]}" for node in level if ir.is_plain_call(node)
     }
-    groups |= _demanded(graph_module, hoisted, level)
+    groups |= _demanded(graph_module, hoisted.union(watched), level)
+    groups |= {node: f"{WATCHED}_{number}" for node, number in watched.items()}
     for node, consumer in _consumers(graph_module.graph, hoisted, groups).items():
         groups[node] = f"{PRELUDE}_{consumer}" if consumer else PRELUDE
 

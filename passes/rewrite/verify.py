@@ -11,7 +11,7 @@ from pab_compile.passes.graph import ir
 from pab_compile.passes.sites.binding import Binding
 
 from .broadcast import StepBranch
-from .pieces import PRELUDE, Piece
+from .pieces import PRELUDE, WATCHED, Piece
 
 
 def verify(after: fx.GraphModule, before: fx.GraphModule) -> None:
@@ -23,7 +23,8 @@ def verify(after: fx.GraphModule, before: fx.GraphModule) -> None:
       of a branch of merged sites.
     - A branch has an output. It contains no random or mutating op, so leaving it out changes only
       its value.
-    - A prelude reads no value that changes from step to step.
+    - A prelude reads no value that changes from step to step. A watched piece reads tensors that
+      Python made, and no other such value.
     - No op of the graph was lost or doubled.
 
     Raises:
@@ -47,8 +48,8 @@ def verify(after: fx.GraphModule, before: fx.GraphModule) -> None:
         if isinstance(module, StepBranch):
             for graph_module in (module.compute, *(part.compute for _, part in parts)):
                 _check_no_effect(node, graph_module)
-        elif module.sort == PRELUDE:
-            _check_prelude(node)
+        elif module.sort in (PRELUDE, WATCHED):
+            _check_early(node, may_read_made=module.sort == WATCHED)
     old, new = count_ops(before), count_ops(after)
     if old != new:
         raise InvariantError(f"ops were lost: {dict(old - new)}, or doubled: {dict(new - old)}")
@@ -108,7 +109,9 @@ def _check_no_effect(node: fx.Node, graph_module: fx.GraphModule) -> None:
             )
 
 
-def _check_prelude(node: fx.Node) -> None:
+def _check_early(node: fx.Node, may_read_made: bool) -> None:
     late = [n for n in node.all_input_nodes if (ir.binding(n) or Binding.CONSTANT) > Binding.PROMPT]
+    if may_read_made:
+        late = [n for n in late if n.op != "placeholder" or not ir.is_made(n)]
     if late:
         raise InvariantError(f"{node.target} reads {late[0].name}, which changes at every step")

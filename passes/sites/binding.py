@@ -8,7 +8,7 @@ the latest of its inputs. It follows from the data flow.
 from __future__ import annotations
 
 import enum
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from torch import fx
 
@@ -51,7 +51,41 @@ def bind(graph: fx.Graph, latents: frozenset[fx.Node], step_inputs: frozenset[fx
         if ir.binding(node) is not when:
             ir.set_binding(node, when)
             changed += 1
+    known = latents | step_inputs
+    made = made_by_python(graph, lambda n: n not in known)
+    for node in graph.nodes:
+        ir.set_made(node, node in made)
     return changed
+
+
+def made_by_python(graph: fx.Graph, is_made: Callable[[fx.Node], bool]) -> set[fx.Node]:
+    """The values that change only if Python code makes another tensor between two graphs.
+
+    They are computed from weights, per-prompt inputs and such tensors alone, so that equal tensors
+    give equal values.
+
+    Args:
+        graph: a graph with binding times.
+        is_made: of the inputs that may change at every step, those that Python makes.
+    """
+    found: set[fx.Node] = set()
+    for node in graph.nodes:
+        if ir.binding(node) != Binding.STEP:
+            continue
+        if node.op == "placeholder":
+            is_found = is_made(node)
+        else:
+            is_found = ir.is_plain_call(node) and not ir.has_effect(node)
+            is_found &= all(n in found or _is_early(n) for n in node.all_input_nodes)
+        if is_found:
+            found.add(node)
+    return found
+
+
+def _is_early(node: fx.Node) -> bool:
+    """Whether a value is known before the steps. A graph that an op takes is no value."""
+    when = ir.binding(node)
+    return ir.is_subgraph(node) or (when is not None and when < Binding.STEP)
 
 
 def _input_binding(

@@ -110,6 +110,8 @@ def _about_branch(growth: Growth, kinds: Sequence[str]) -> str:
 def _bound_early_site(mixer: Mixer) -> Site:
     once = ir.binding(mixer.nodes[-1]) <= Binding.PROMPT
     when = "computed once per generation" if once else "computed at every step"
+    if ir.is_made(mixer.nodes[-1]):
+        when = "computed again only if Python makes another tensor"
     return Site(
         name="",
         kind=mixer.kind,

@@ -41,7 +41,6 @@ from .growth import latent_inputs
 
 _CONVOLUTIONS = ("conv1d", "conv2d", "conv3d")
 _GATE_OPS = ("mul", "div", "add", "sub")
-_MAX_BRANCH_NODES = 200
 _MAX_APART = 4  # distance, in sums, of the two sums of a shared branch
 
 
@@ -65,7 +64,7 @@ class Branch:
 
 def find_branches(graph: fx.Graph, mixer_nodes: frozenset[fx.Node]) -> tuple[Branch, ...]:
     """All residual branches with a contraction and without a token mixer, in graph order."""
-    walks = _Walks()
+    walks = _Walks(graph)
     branches: dict[fx.Node, Branch] = {}
     left: list[fx.Node] = []
     for node in graph.nodes:
@@ -245,7 +244,8 @@ def _readers(node: fx.Node) -> set[fx.Node]:
 class _Walks:
     """Walks from ends to streams. What a node reads is looked up once for all of them."""
 
-    def __init__(self) -> None:
+    def __init__(self, graph: fx.Graph) -> None:
+        self._order = positions(graph)
         self._sources: dict[fx.Node, tuple[tuple[fx.Node, fx.Node], ...]] = {}
 
     def walk(
@@ -257,6 +257,7 @@ class _Walks:
         """
         if origin(end) in stops:
             return None
+        first = min(map(self._order.__getitem__, stops))
         nodes = [end]
         seen = {end}
         met: set[fx.Node] = set()
@@ -267,8 +268,8 @@ class _Walks:
                 if stop in stops:
                     met.add(stop)
                     continue
-                if source.op != "call_function" or len(nodes) >= _MAX_BRANCH_NODES:
-                    return None
+                if source.op != "call_function" or self._order[source] < first:
+                    return None  # what comes before all stops reads none of them
                 seen.add(source)
                 nodes.append(source)
         return tuple(nodes), met

@@ -3,7 +3,9 @@
 Checks everything there is to check about every model (or those named) and prints one row for each:
 what was found against what really runs, whether the forward is one graph, whether nothing is
 changed without reuse and reuse equals module hooks, and the same at a second resolution. Rows that
-are already in the file that is written are kept for models that are not named.
+are already in the file that is written are kept for models that are not named. What a reuse step
+computes comes from the file that ``benchmarks.reuse_cost`` writes; ``--no-checks`` updates that
+only.
 """
 
 from __future__ import annotations
@@ -21,6 +23,7 @@ from rich.progress import track
 import pab_compile
 from pab_compile.passes.errors import PabError
 
+from . import costs
 from .build import Denoising, build, run
 from .catalogue import CATALOGUE, NO_DITS
 from .oracle import RANGES, WINDOW, Oracle
@@ -28,6 +31,8 @@ from .spec import Dit
 from .truth import observe, true_counts
 
 NUM_STEPS = 10
+_UNKNOWN = "not examined yet"
+_NUM_CHECKED = 8  # columns before the figures
 HEAD = """# Models
 
 `python -m tests.dits --write docs/models.md` makes this table. It contains every DiT class of the
@@ -43,12 +48,25 @@ installed diffusers, with random weights at a tiny size. The columns mean:
   every third.
 - *second size*: the same again at another resolution, with the same compiled model.
 
+- *a reuse step*: what a step that reuses all sites of `linear3` computes, as a share of a full
+  step. *of its blocks*: what it computes in the blocks, as a share of what a full step computes
+  there. `python -m benchmarks.reuse_cost --write` counts the operations. Its page [reuse cost] also
+  says what is kept in memory, and what is outside of the blocks.
+
 *refused* means that the model is an error; the notes say why. With `on_unsupported="passthrough"`
-it computes at every step.
+it computes at every step. A dash means that nothing was counted: the model is refused, or it does
+not take this type.
+
+All models are tiny here. [Real sizes] says the same of models at the size that people run.
+
+[reuse cost]: https://github.com/pab-compile/pab_compile/blob/main/benchmarks/results/reuse_cost.md
+[Real sizes]: https://github.com/pab-compile/pab_compile/blob/main/benchmarks/results/real_sizes.md
 
 """
 COLUMNS = (
-    "configuration | class | attention | found | graphs | ranges 1 | reuse | second size | notes"
+    *("configuration", "class", "attention", "found", "graphs", "ranges 1", "reuse", "second size"),
+    *costs.COLUMNS,
+    "notes",
 )
 
 
@@ -57,16 +75,20 @@ def main(arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.dits", description=__doc__)
     parser.add_argument("names", nargs="*", metavar="NAME", help="models; all unless given")
     parser.add_argument("--write", type=Path, help="file to write the table to")
+    parser.add_argument("--no-checks", action="store_true", help="update the figures only")
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
     rows = _rows_of(options.write) if options.write and options.write.exists() else {}
     failed = 0
-    for name in track(options.names or list(CATALOGUE), description="models"):
+    names = [] if options.no_checks else options.names or list(CATALOGUE)
+    if options.no_checks and options.write:
+        options.write.write_text(HEAD + _table(rows) + _exceptions())
+    for name in track(names, description="models"):
         with CATALOGUE[name].switched():
             cells, as_described = examine(CATALOGUE[name])
-        rows[name] = f"| {' | '.join(cells)} |"
+        rows[name] = cells
         failed += not as_described
-        print(rows[name], flush=True)
+        print(_line(cells), flush=True)
         if options.write:  # after every row: a run that is broken off leaves what it found
             options.write.write_text(HEAD + _table(rows) + _exceptions())
     return failed
@@ -163,20 +185,24 @@ def _compare(dit: Dit, loop: Denoising, actual: list[tuple[torch.Tensor, ...]]) 
     assert oracle.reused or not wanted, "nothing was reused"
 
 
-def _table(rows: dict[str, str]) -> str:
-    empty = COLUMNS.count("|") - 2
-    known = [
-        rows.get(name, f"| {name} | `{dit.cls}` | not examined yet |" + " |" * empty)
-        for name, dit in CATALOGUE.items()
-    ]
-    lines = (f"| {COLUMNS} |", "|---" * (empty + 3) + "|", *known)
+def _table(rows: dict[str, list[str]]) -> str:
+    figures = costs.costs()
+    lines = [_line(COLUMNS), "|---" * len(COLUMNS) + "|"]
+    for name, dit in CATALOGUE.items():
+        *checked, notes = rows.get(name, [name, f"`{dit.cls}`", _UNKNOWN, *[""] * 6])
+        lines.append(_line([*checked, *costs.cells_of(name, figures), notes]))
     return "\n".join(lines) + "\n"
 
 
-def _rows_of(path: Path) -> dict[str, str]:
+def _line(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def _rows_of(path: Path) -> dict[str, list[str]]:
+    """Name of a model -> the cells of its row that are checked here."""
     lines = [line for line in path.read_text().splitlines() if line.startswith("| ")]
-    rows = {line.split(" | ")[0].removeprefix("| "): line for line in lines[1:]}
-    return {name: row for name, row in rows.items() if " yet |" not in row}
+    rows = [line.removeprefix("| ").removesuffix(" |").split(" | ") for line in lines[1:]]
+    return {row[0]: [*row[:_NUM_CHECKED], row[-1]] for row in rows if row[2] != _UNKNOWN}
 
 
 def _exceptions() -> str:

@@ -42,8 +42,8 @@ class Dit:
         options: options of the backend that this model needs.
         graphs: into how many graphs Dynamo breaks the forward; 1 where it does not.
         unused: pattern of attention modules that run, but whose results the model drops.
-        unseen: pattern of attention modules that the compiler does not take for attention; they
-            are computed at every step.
+        unseen: pattern of attention modules that the compiler does not take for attention; plans
+            that reuse attention only compute them at every step.
         computed: what ``explain()`` says of the graphs that are computed at every step.
         streams: sites per attention module, where its results never meet.
         fused: pattern of attention modules that hold an MLP too: only their attention is reused.

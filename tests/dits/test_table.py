@@ -6,7 +6,9 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
+from . import costs
 from .catalogue import CATALOGUE, NO_DITS, transformer_classes
 from .spec import Dit
 
@@ -38,7 +40,7 @@ def test_the_table_holds_the_described_models_and_names_what_is_none() -> None:
 
 @pytest.mark.parametrize("dit", EVERY)
 def test_a_row_says_what_was_found_in_a_model_as_it_is_described(dit: Dit) -> None:
-    _, cls, counts, found, graphs, exact, reuse, second, notes = rows()[dit.name]
+    _, cls, counts, found, graphs, exact, reuse, second, *figures, notes = rows()[dit.name]
     assert cls == f"`{dit.cls}`"
     kinds = {kind for _, kind in dit.kinds}
     assert counts and {count.split()[1] for count in counts.split(", ")} <= kinds
@@ -49,3 +51,12 @@ def test_a_row_says_what_was_found_in_a_model_as_it_is_described(dit: Dit) -> No
     else:
         assert [found, exact, reuse, second] == ["yes"] * 4
     assert dit.notes in notes
+    assert tuple(figures) == costs.costs()[dit.name], "python -m tests.dits --no-checks --write ..."
+
+
+@pytest.mark.parametrize("dit", EVERY)
+def test_a_reuse_step_computes_at_most_a_twentieth_of_the_blocks(dit: Dit) -> None:
+    in_float32, in_bfloat16 = costs.costs()[dit.name][1::2]
+    is_counted = not dit.unsupported, not dit.unsupported and dit.dtype == torch.float32
+    assert (in_bfloat16 != "-", in_float32 != "-") == is_counted
+    assert all(float(x.rstrip("%")) <= 5 for x in (in_float32, in_bfloat16) if x != "-")

@@ -91,8 +91,8 @@ DITS = (
         inputs_of(_sana_wm),
         ((r"^blocks\.\d+\.attn$", "full"), (r"^blocks\.\d+\.cross_attn$", "cross")),
         "video",
-        notes="every other self-attention is a gated delta rule over frames: not recognised, "
-        "computed at every step",
+        notes="every other self-attention is a gated delta rule over frames: not recognised "
+        "as attention; `linear3` reuses its residual branch",
         unseen=r"^blocks\.0\.attn$",
     ),
     Dit(

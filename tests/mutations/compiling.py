@@ -132,6 +132,27 @@ COMPILING = (
         ("tests/runtime/test_broken_forwards.py", "tests/runtime"),
     ),
     Mutation(
+        "pab_compile/runtime/watched.py",
+        "what is computed from tensors that Python makes is kept whatever their values are",
+        "if all(map(_are_equal, self._read, read)):",
+        "if read:",
+        ("tests/runtime/test_watched.py",),
+    ),
+    Mutation(
+        "pab_compile/runtime/watched.py",
+        "tensors that Python makes are kept as they are, so that writes to them are not noticed",
+        "self._read = [tensor.clone() for tensor in read]",
+        "self._read = list(read)",
+        ("tests/runtime/test_watched.py",),
+    ),
+    Mutation(
+        "pab_compile/runtime/watched.py",
+        "what is kept may be a view of a tensor that Python made",
+        "copy_of(value) if value.untyped_storage().data_ptr() in memory else value",
+        "value",
+        ("tests/runtime/test_watched.py",),
+    ),
+    Mutation(
         "pab_compile/compile/lane_step.py",
         "what a budget leaves out is cached",
         "if self._kept is not None and op.site not in self._kept and self._transfers is None:",

@@ -41,7 +41,7 @@ REWRITES = (
         ("tests/passes/rewrite/test_demand.py",),
     ),
     Mutation(
-        "passes/rewrite/demand.py",
+        "passes/rewrite/watched.py",
         "a modulation per token runs at every step",
         "return ir.binding(node) == Binding.STEP and any(num > 1 for num in rows)",
         "return False",
@@ -61,6 +61,13 @@ REWRITES = (
         "hoisted = {n for n in graph_module.graph.nodes if ir.is_plain_call(n) "
         "and ir.binding(n) is not None and ir.binding(n) < 3 and not ir.has_effect(n)}",
         ("tests/passes/rewrite/test_pieces.py",),
+    ),
+    Mutation(
+        "passes/sites/binding.py",
+        "what depends on the timestep too is kept as long as Python makes the same tensors",
+        "is_found &= all(n in found or _is_early(n) for n in node.all_input_nodes)",
+        "is_found &= any(n in found for n in node.all_input_nodes)",
+        ("tests/runtime/test_watched.py",),
     ),
     Mutation(
         "passes/rewrite/verify.py",

@@ -130,6 +130,8 @@ def test_a_projection_of_the_prompt_runs_once_and_an_mlp_is_reused(
         assert torch.equal(outputs[step], model(**given[step]))
     assert not torch.equal(outputs[1], model(**given[1]))
     assert flops[1] < 0.05 * flops[0]
+    before = pab_compile.explain(model, options={"ranges": RANGES, **PLAN}, **given[0])
+    assert pab_compile.explain(twin).reuse_flops == before.reuse_flops == flops[1]
     assert pab_compile.stats(twin).reused["mlp"] == 8  # of two MLPs at four steps
 
 

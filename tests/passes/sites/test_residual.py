@@ -81,6 +81,17 @@ def test_parallel_branches_are_told_apart() -> None:
     assert not set(found[0].nodes) & set(found[1].nodes)
 
 
+def test_a_branch_may_be_as_long_as_a_recurrence_over_frames() -> None:
+    def body(x: Any, emb: Any, up: Any, down: Any) -> Any:
+        state = linear(x, up)
+        for _ in range(500):
+            state = state.tanh()
+        return x + state
+
+    (branch,) = branches_of(in_block(body))
+    assert len(branch.nodes) == 501
+
+
 def test_successive_branches_are_found_in_order() -> None:
     def body(x: Any, emb: Any, up: Any, down: Any) -> Any:
         x = x + linear(gelu(x), up)
