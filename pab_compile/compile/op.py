@@ -14,6 +14,7 @@ class Op:
     """One call of a piece.
 
     Attributes:
+        key: hash of all that the function depends on.
         function: the compiled piece.
         inputs: registers that the function reads.
         outputs: (position in the result, register to write).
@@ -26,6 +27,7 @@ class Op:
         is_demanded: whether it runs only if a value of it is needed.
     """
 
+    key: str
     function: Function
     inputs: tuple[int, ...]
     outputs: tuple[tuple[int, int], ...]

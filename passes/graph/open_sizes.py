@@ -144,6 +144,12 @@ class OpenSizes(Conditions):
         with self.mode:
             return torch.empty_strided(sizes, strides, dtype=like.dtype, device=like.device)
 
+    def example_at(self, symbolic: torch.Tensor, sizes: Sequence[int]) -> torch.Tensor:
+        """A fake tensor for other sizes in the place of one with symbolic sizes."""
+        shape, strides = (self.resized(n, sizes) for n in (symbolic.shape, symbolic.stride()))
+        with self.mode:
+            return torch.empty_strided(shape, strides, dtype=symbolic.dtype, device=symbolic.device)
+
     def argument(self, leaf: Any) -> Any:
         """What an op gets with symbolic sizes in the place of a node or a size."""
         if isinstance(leaf, fx.Node):
