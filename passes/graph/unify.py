@@ -110,12 +110,14 @@ def unify(
     _check_numbers(dynamo_graph)
     where = SizeInputs.of(dynamo_graph)
     known = _known(given, others, dynamo_graph, where)
-    try:
-        _unify(captured, known, dynamo_graph, where, given)
-    except NotOpenError:  # a rule may hold for some of them only; conditions say for which sizes
-        if len(known) == 1:
-            raise
-        _unify(captured, known[:1], dynamo_graph, where, given)
+    errors: list[NotOpenError] = []
+    # The model may have treated the sizes of some of them in a way of their own.
+    for some in (known, *([each] for each in known if len(known) > 1)):
+        try:
+            return _unify(captured, some, dynamo_graph, where, given)
+        except NotOpenError as error:
+            errors.append(error)
+    raise errors[0]
 
 
 def _unify(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -18,6 +18,7 @@ from pab_compile.live.enable import enable
 WIDTH, STEPS = 16, 9
 SIZES = ((4, 5, 7), (4, 5, 9), (6, 4, 11), (8, 6, 6), (12, 7, 3), (10, 4, 8))
 LINEAR: dict[str, Any] = {"inner": "eager", "ranges": "linear3"}
+PAB = {"inner": "eager", "ranges": {"spatial": 2, "cross": 3}, "window": (0, 9)}
 
 
 class Attend(nn.Module):
@@ -94,16 +95,23 @@ class Thirds(Picture):
 
 
 def generate(
-    model: Any, height: int, width: int, text: int, is_masked: bool = False
+    model: Any,
+    height: int,
+    width: int,
+    text: int,
+    is_masked: bool = False,
+    meanwhile: Callable[[], None] = lambda: None,
 ) -> torch.Tensor:
-    """A generation of given sizes."""
+    """A generation of given sizes, with something else in the middle."""
     generator = torch.Generator().manual_seed(1)
     latents = torch.randn(1, 4, height, width, generator=generator)
     prompt: Any = torch.randn(1, text, WIDTH, generator=generator)
     if is_masked:
         prompt = prompt, (torch.arange(text) < text - 2).float()[None]
     with torch.no_grad():
-        for timestep in torch.linspace(9.0, 1.0, STEPS):
+        for step, timestep in enumerate(torch.linspace(9.0, 1.0, STEPS)):
+            if step == STEPS // 2:
+                meanwhile()
             latents = latents - model(latents, timestep[None], prompt) / STEPS
     return latents
 
@@ -151,15 +159,29 @@ def check_sizes(
 
 
 @pytest.mark.sample("linear3")
-@pytest.mark.parametrize(
-    "options",
-    [LINEAR, {"inner": "eager", "ranges": {"spatial": 2, "cross": 3}, "window": (0, 9)}],
-    ids=["linear3", "PAB"],
-)
+@pytest.mark.parametrize("options", [LINEAR, PAB], ids=["linear3", "PAB"])
 def test_further_sizes_are_not_captured(options: dict[str, Any], captures: list[int]) -> None:
     found = check_sizes(Picture(), SIZES, captures, options)
     assert found[:3] == [1, 1, 1]  # as often as Dynamo traces
     assert found[3:] == [0, 0, 0]
+
+
+@pytest.mark.parametrize("options", [LINEAR, PAB], ids=["linear3", "PAB"])
+def test_a_generation_goes_on_in_the_graph_of_all_sizes(
+    options: dict[str, Any], captures: list[int]
+) -> None:
+    # Dynamo hands its size to the graph that other requests made last.
+    first, *others = (4, 5, 7), (6, 4, 9), (8, 6, 6)
+    compiled = torch.compile(Picture(), backend="pab", options=options)
+    alone = torch.compile(Picture(), backend="pab", options=dict(options), dynamic=False)
+
+    def others_run() -> None:
+        for size in others:
+            generate(compiled, *size)
+
+    actual = generate(compiled, *first, meanwhile=others_run)
+    assert captures == [2]
+    assert torch.equal(actual, generate(alone, *first))
 
 
 def test_a_size_that_is_passed_twice_is_one(captures: list[int]) -> None:

@@ -23,6 +23,7 @@ import pab_compile
 from pab_compile.backend import CompiledGraph
 from pab_compile.compile import build
 from pab_compile.compile.lower import PieceCompiler
+from pab_compile.compile.open_function import OpenFunction
 
 STEPS = 10
 SIZES = (
@@ -145,16 +146,30 @@ def _as_prompt(prompt: torch.Tensor) -> dict[str, Any]:
 
 
 def serve(
-    model: Any, handle: pab_compile.Handle, asked: Sequence[Request], num_threads: int
+    model: Any,
+    handle: pab_compile.Handle,
+    asked: Sequence[Request],
+    num_threads: int,
+    ended: Callable[[], object] = lambda: None,
 ) -> list[list[torch.Tensor]]:
-    """The predictions of all requests."""
+    """The predictions of all requests.
+
+    Args:
+        model: the model that the handle compiled.
+        handle: exchanges the plan.
+        asked: the requests.
+        num_threads: how many of them run at once.
+        ended: called at the end of each.
+    """
 
     def call(_: int, **inputs: Any) -> torch.Tensor:
         return model(**inputs)[0]
 
     def one(request: Request) -> list[torch.Tensor]:
         with handle.use(request.level):
-            return generate(call, request)
+            predictions = generate(call, request)
+        ended()
+        return predictions
 
     with ThreadPoolExecutor(num_threads) as threads:
         return list(threads.map(one, asked))
@@ -225,7 +240,7 @@ class Compilations:
     Attributes:
         graphs: by Dynamo's graph and form, in the order of their first call.
         num_pieces: how often the inner compiler ran.
-        num_alone: how often it ran for a piece at one size that a piece for all sizes did not fit.
+        num_alone: how often a piece for all sizes did not fit one of them.
     """
 
     graphs: dict[tuple[object, object], Analysed] = field(default_factory=dict)
@@ -236,7 +251,7 @@ class Compilations:
 @contextmanager
 def watched() -> Iterator[Compilations]:
     """Count compilations inside a block."""
-    found, capture = Compilations(), build.capture
+    found, capture, fixed = Compilations(), build.capture, OpenFunction.fixed
     for_sizes, run_inner = CompiledGraph._for_sizes, PieceCompiler._run_inner
     running: list[Analysed] = []
 
@@ -260,7 +275,12 @@ def watched() -> Iterator[Compilations]:
         found.num_pieces += 1
         return run_inner(compiler, graph, args, piece)
 
+    def counted_fixed(function: OpenFunction, sizes: tuple[int, ...]) -> Any:
+        found.num_alone += 1
+        return fixed(function, sizes)
+
     with (
+        mock.patch.object(OpenFunction, "fixed", counted_fixed),
         mock.patch.object(CompiledGraph, "_for_sizes", counted_sizes),
         mock.patch.object(build, "capture", counted_capture),
         mock.patch.object(PieceCompiler, "_run_inner", counted_inner),
