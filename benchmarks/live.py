@@ -80,6 +80,11 @@ def run(result: Result, quick: bool, progress: Progress) -> None:
         "times",
         Target("<=", 1),
     )
+    result.add(
+        "captures more, at sizes that nobody asked for: they show what follows from a size",
+        compiled.num_invented,
+        "captures",
+    )
     result.add("sizes that a graph serves, at most", max(len(g.served) for g in graphs), "sizes")
     result.add("runs of the inner compiler", compiled.num_pieces, "pieces")
     result.add(

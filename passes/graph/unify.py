@@ -16,7 +16,7 @@ from __future__ import annotations
 import hashlib
 import operator
 import weakref
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import sympy
@@ -26,6 +26,7 @@ from torch.utils import _pytree as pytree
 
 from . import ir
 from .open_sizes import NotOpenError, OpenSizes, SizeInputs
+from .other_sizes import other_sizes
 from .size import Condition
 from .walk import positions
 
@@ -73,6 +74,13 @@ class _At(NamedTuple):
     sizes: tuple[int, ...]
 
 
+class _Learned(NamedTuple):
+    """How the numbers of a graph follow: arguments and layouts of its nodes."""
+
+    opened: OpenSizes
+    of_nodes: tuple[Sequence[tuple[Any, Any]], Sequence[list[ir.Layout]]]
+
+
 class KnownCaptures:
     """Captured graphs, for as long as they are used elsewhere."""
 
@@ -94,6 +102,7 @@ def unify(
     others: Iterable[Known],
     dynamo_graph: fx.GraphModule,
     given: Sequence[int],
+    capture_at: Callable[[tuple[int, ...]], Known | None] = lambda _: None,
 ) -> None:
     """Let the numbers of a captured graph remember how they follow from open sizes.
 
@@ -103,6 +112,8 @@ def unify(
             of them stay as they are.
         dynamo_graph: the graph of Dynamo that was captured, with Dynamo's expressions.
         given: the open sizes that it was captured at.
+        capture_at: captures the graph at other sizes. It is asked if the other graphs do not say
+            what holds for sizes that nobody asked for.
 
     Raises:
         NotOpenError: there is no such graph, or a number differs and nothing explains how.
@@ -110,24 +121,51 @@ def unify(
     _check_numbers(dynamo_graph)
     where = SizeInputs.of(dynamo_graph)
     known = _known(given, others, dynamo_graph, where)
-    errors: list[NotOpenError] = []
-    # The model may have treated the sizes of some of them in a way of their own.
-    for some in (known, *([each] for each in known if len(known) > 1)):
-        try:
-            return _unify(captured, some, dynamo_graph, where, given)
-        except NotOpenError as error:
-            errors.append(error)
-    raise errors[0]
+    learned = _learned(captured, known, dynamo_graph, where, given)
+    further = other_sizes(dynamo_graph, given)
+    is_enough = isinstance(learned, _Learned) and (further is None or learned.opened.hold(further))
+    more = None if is_enough or further is None else capture_at(further)
+    if more is not None and further is not None and skeleton(more.graph) == skeleton(captured):
+        known.append(_At(more.graph, further))
+        better = _learned(captured, known, dynamo_graph, where, given)
+        learned = better if isinstance(better, _Learned) else learned
+    if isinstance(learned, NotOpenError):
+        raise learned
+    for node, (args, kwargs), layouts in zip(captured.graph.nodes, *learned.of_nodes, strict=True):
+        node.args, node.kwargs = args, kwargs
+        ir.set_layouts(node, layouts)
+    captured.recompile()
+    ir.set_open_sizes(captured, learned.opened)
 
 
-def _unify(
+def _learned(
     captured: fx.GraphModule,
     known: Sequence[_At],
     dynamo_graph: fx.GraphModule,
     where: SizeInputs,
     given: Sequence[int],
-) -> None:
-    """Let the numbers of a graph remember how they follow, if all of the others agree."""
+) -> _Learned | NotOpenError:
+    """How the numbers of a graph follow, if all of the others agree, or else one of them."""
+    if not known:
+        return NotOpenError("no other sizes were captured")
+    errors: list[NotOpenError] = []
+    # The model may have treated the sizes of some of them in a way of their own.
+    for some in (known, *([each] for each in known if len(known) > 1)):
+        try:
+            return _compared(captured, some, dynamo_graph, where, given)
+        except NotOpenError as error:
+            errors.append(error)
+    return errors[0]
+
+
+def _compared(
+    captured: fx.GraphModule,
+    known: Sequence[_At],
+    dynamo_graph: fx.GraphModule,
+    where: SizeInputs,
+    given: Sequence[int],
+) -> _Learned:
+    """How the numbers of a graph follow, if all of the others agree."""
     opened = OpenSizes.begin(where.names, given)
     own = dict(zip(where.names, opened.symbols, strict=True))
     for place, (symbol, size) in enumerate(zip(opened.symbols, given, strict=True)):
@@ -142,12 +180,7 @@ def _unify(
         zip(captured.graph.nodes, *(other.graph.graph.nodes for other in known), strict=True)
     )
     found = [numbers.arguments(*row) for row in rows]
-    layouts = [numbers.layouts(*row) for row in rows]
-    for (node, *_), (args, kwargs), known_layouts in zip(rows, found, layouts, strict=True):
-        node.args, node.kwargs = args, kwargs
-        ir.set_layouts(node, known_layouts)
-    captured.recompile()
-    ir.set_open_sizes(captured, opened)
+    return _Learned(opened, (found, [numbers.layouts(*row) for row in rows]))
 
 
 def _check_numbers(dynamo_graph: fx.GraphModule) -> None:
@@ -199,8 +232,6 @@ def _known(
         sizes = _sizes_of(each, dynamo_graph, where)
         if sizes is not None and sizes != tuple(given):
             found.setdefault(sizes, _At(each.graph, sizes))
-    if not found:
-        raise NotOpenError("no other sizes were captured")
     return sorted(found.values(), key=lambda at: -sum(map(operator.ne, at.sizes, given)))
 
 

@@ -21,7 +21,7 @@ from diffusers import WanTransformer3DModel
 
 import pab_compile
 from pab_compile.backend import CompiledGraph
-from pab_compile.compile import build
+from pab_compile.compile import build, learn_sizes
 from pab_compile.compile.lower import PieceCompiler
 from pab_compile.compile.open_function import OpenFunction
 
@@ -239,11 +239,13 @@ class Compilations:
 
     Attributes:
         graphs: by Dynamo's graph and form, in the order of their first call.
+        num_invented: how often a graph was captured at sizes that nobody asked for.
         num_pieces: how often the inner compiler ran.
         num_alone: how often a piece for all sizes did not fit one of them.
     """
 
     graphs: dict[tuple[object, object], Analysed] = field(default_factory=dict)
+    num_invented: int = 0
     num_pieces: int = 0
     num_alone: int = 0
 
@@ -271,6 +273,10 @@ def watched() -> Iterator[Compilations]:
         running[-1].captures.append(running[-1].served[-1])
         return capture(*args)
 
+    def counted_other(*args: Any) -> Any:
+        found.num_invented += 1
+        return capture(*args)
+
     def counted_inner(compiler: PieceCompiler, graph: Any, args: Any, piece: Any = None) -> Any:
         found.num_pieces += 1
         return run_inner(compiler, graph, args, piece)
@@ -283,6 +289,7 @@ def watched() -> Iterator[Compilations]:
         mock.patch.object(OpenFunction, "fixed", counted_fixed),
         mock.patch.object(CompiledGraph, "_for_sizes", counted_sizes),
         mock.patch.object(build, "capture", counted_capture),
+        mock.patch.object(learn_sizes, "capture", counted_other),
         mock.patch.object(PieceCompiler, "_run_inner", counted_inner),
     ):
         yield found

@@ -41,6 +41,13 @@ OPEN_SIZES = (
         ("tests/compile/test_open_sizes.py",),
     ),
     Mutation(
+        "passes/graph/other_sizes.py",
+        "a graph is captured at sizes that it is not right for",
+        "return in_range and all(g.expr.xreplace(known) == sympy.true for g in env.guards)",
+        "return in_range",
+        ("tests/passes/graph/test_other_sizes.py",),
+    ),
+    Mutation(
         "pab_compile/compile/open_function.py",
         "a piece gets tensors of other strides than it was compiled for",
         "return function if fits and self.admits(sizes) else None",
