@@ -9,7 +9,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from . import compile_time, few_steps, generation, gpu, parallel, prediction, steady
+from . import compile_time, few_steps, generation, gpu, live, parallel, prediction, steady
 from .results import RESULTS_DIR, Result, footer, make_table, write
 
 BENCHMARKS: dict[str, Callable[[Result, bool, Progress], None]] = {
@@ -19,6 +19,7 @@ BENCHMARKS: dict[str, Callable[[Result, bool, Progress], None]] = {
     "prediction": prediction.run,
     "few_steps": few_steps.run,
     "gpu": gpu.run,
+    "live": live.run,
     "parallel": parallel.run,
 }
 """Name -> function that fills a result; what each measures is in README.md."""

@@ -6,7 +6,9 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
+import re
 import subprocess
 import sys
 import time
@@ -27,11 +29,15 @@ class FirstCall:
         seconds: from `torch.compile(...)` to the end of the first call.
         inner_seconds: of these, inside the inner compiler (`pab` only).
         num_pieces: number of distinct pieces (`pab` only).
+        capture_seconds: of the seconds, in the capture (`pab` only).
+        pass_seconds: of the seconds, in the passes (`pab` only).
     """
 
     seconds: float
     inner_seconds: float
     num_pieces: int
+    capture_seconds: float = 0.0
+    pass_seconds: float = 0.0
 
 
 def first_call(num_layers: int, backend: str, cache_dir: Path, inner: str = "") -> FirstCall:
@@ -68,6 +74,10 @@ def _run(job: dict[str, Any]) -> FirstCall:
     size = Size(num_layers=job["num_layers"], **SMALL)
     model, inputs = make_model(size), make_inputs(size)
     options = {"inner": job["inner"]} if job["inner"] else None
+    lines = _Lines()
+    logger = logging.getLogger("pab_compile.compile.compile_log")
+    logger.setLevel(logging.INFO)
+    logger.addHandler(lines)
     start = time.perf_counter()
     compiled = torch.compile(model, backend=job["backend"], options=options)
     with torch.no_grad():
@@ -78,7 +88,22 @@ def _run(job: dict[str, Any]) -> FirstCall:
     import pab_compile
 
     stats = pab_compile.stats(compiled)
-    return FirstCall(seconds, stats.compile_seconds, stats.num_pieces)
+    spent = [lines.seconds(part) for part in ("capture", "passes")]
+    return FirstCall(seconds, stats.compile_seconds, stats.num_pieces, *spent)
+
+
+class _Lines(logging.Handler):
+    """The lines of the log, which say what took how long."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._said: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._said.append(record.getMessage())
+
+    def seconds(self, part: str) -> float:
+        return sum(float(found) for found in re.findall(rf"{part} ([\d.]+)", " ".join(self._said)))
 
 
 if __name__ == "__main__":

@@ -9,11 +9,16 @@ is `torch.compile(model)` with the same inner compiler, and *pab* is `linear3`. 
 generation is given in seconds of processor time of the whole process, on one thread. *again* is the
 same generation a second time, so the difference is what the new size costs. *compiled* says how
 many graphs were captured for this size.
+
+*Steady* is what pieces for all sizes cost later: their processor time at the last size, divided by
+that of pieces for this size alone (`dynamic=False`). Generations of both alternate. It is the
+median of the ratios of neighbours, with the quartiles beside it.
 """
 
 from __future__ import annotations
 
 import argparse
+import statistics
 import time
 import warnings
 from collections.abc import Callable
@@ -29,6 +34,7 @@ from pab_compile.compile import build as compile_build
 
 RESULTS = Path(__file__).parent / "results" / "sizes.md"
 STEPS = 8
+RANGE, ROUNDS = 3, 40
 # (words, height, width): a second length, a third, a second shape, and then any.
 SIZES = ((7, 8, 8), (9, 8, 8), (11, 8, 8), (13, 10, 8), (12, 14, 10), (6, 12, 18), (8, 16, 10))
 HEAD = [
@@ -101,15 +107,49 @@ def _flux_inputs(words: int, height: int, width: int) -> dict[str, torch.Tensor]
 MODELS = {"Wan": Sized(_wan, _wan_inputs), "Flux": Sized(_flux, _flux_inputs)}
 
 
-def seconds(model: Any, inputs: dict[str, torch.Tensor]) -> float:
-    """Processor time of a generation."""
+def step_seconds(model: Any, inputs: dict[str, torch.Tensor]) -> list[float]:
+    """Processor time of every step of a generation."""
     (name, latents), *_ = inputs.items()
-    start = time.process_time()
+    spent = []
     with torch.no_grad():
         for timestep in torch.linspace(1.0, 0.1, STEPS):
+            start = time.process_time()
             given = {**inputs, name: latents, "timestep": timestep[None]}
             latents = latents - model(**given, return_dict=False)[0] / STEPS
-    return time.process_time() - start
+            spent.append(time.process_time() - start)
+    return spent
+
+
+def seconds(model: Any, inputs: dict[str, torch.Tensor]) -> float:
+    """Processor time of a generation."""
+    return sum(step_seconds(model, inputs))
+
+
+def steady(opened: Any, alone: Any, inputs: dict[str, torch.Tensor], console: Console) -> list[str]:
+    """The lines that compare pieces for all sizes with those for one."""
+    for model in (opened, alone):
+        seconds(model, inputs)
+    pairs = []
+    for turn in track(range(ROUNDS), description="steady", console=console):
+        order = (opened, alone) if turn % 2 else (alone, opened)
+        taken = [step_seconds(model, inputs) for model in order]
+        pairs.append(taken if turn % 2 else taken[::-1])
+    computing = [step % RANGE == 0 for step in range(STEPS)]
+    lines = ["| steady: all sizes / one size | median | quartiles |", "|---|---|---|"]
+    for words, counted in (
+        ("a generation", [True] * STEPS),
+        ("steps that compute", computing),
+        ("steps that reuse", [not computes for computes in computing]),
+    ):
+        ratios = [
+            sum(s for s, is_counted in zip(one, counted, strict=True) if is_counted)
+            / sum(s for s, is_counted in zip(two, counted, strict=True) if is_counted)
+            for one, two in pairs
+        ]
+        low, middle, high = statistics.quantiles(ratios, n=4)
+        lines.append(f"| {words} | {middle:.3f} | {low:.3f} to {high:.3f} |")
+        console.print(lines[-1], highlight=False)
+    return lines
 
 
 def table(name: str, blocks: int, inner: str, console: Console) -> list[str]:
@@ -118,7 +158,7 @@ def table(name: str, blocks: int, inner: str, console: Console) -> list[str]:
     torch.compiler.reset()
     torch.manual_seed(0)
     model = sized.build(blocks).eval().requires_grad_(False)
-    options = {"inner": inner, "ranges": "linear3"}
+    options: dict[str, Any] = {"inner": inner, "ranges": f"linear{RANGE}"}
     pab = torch.compile(model, backend="pab", options=options)
     stock = torch.compile(model, backend=inner)
     lines = []
@@ -130,7 +170,8 @@ def table(name: str, blocks: int, inner: str, console: Console) -> list[str]:
         times = f"{first:.2f} | {again:.2f} | {ours:.2f} | {ours_again:.2f}"
         lines.append(f"| {', '.join(map(str, size))} | {times} | {len(captured)} |")
         console.print(lines[-1], highlight=False)
-    return lines
+    alone = torch.compile(model, backend="pab", options=dict(options), dynamic=False)
+    return [*lines, "", *steady(pab, alone, sized.inputs(*SIZES[-1]), console)]
 
 
 def _counted_captures() -> list[None]:

@@ -5,9 +5,10 @@ Generation with Pyramid Attention Broadcast, arXiv 2408.12588.
 
 The public names fall into three groups:
 
-- **use**: ``enable`` compiles a model or a pipeline with a plan that can be exchanged; ``explain``
-  and ``stats`` show what is found and what is reused; ``generation``, ``step`` and ``reset`` say
-  which step a call is; ``Options`` lists the options of the backend.
+- **use**: ``enable`` compiles a model or a pipeline with a plan that can be exchanged;
+  ``precompile`` compiles it for given sizes ahead; ``explain`` and ``stats`` show what is found and
+  what is reused; ``generation``, ``step`` and ``reset`` say which step a call is; ``Options`` lists
+  the options of the backend.
 - **tune**: ``observe`` measures how outputs change, ``calibrate`` finds a plan from that,
   ``measure_cost`` measures what steps cost.
 - **ranks**: ``comm``, ``scaling`` and ``least_traffic`` predict what several processes exchange.
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
     from .inspect.explain import explain
     from .live.enable import enable
     from .live.handle import Handle
+    from .live.precompile import precompile
     from .options import Options
     from .plans.schedule import Schedule
     from .report.explanation import Explanation, SiteReport
@@ -61,6 +63,7 @@ _MODULES = {
     # use
     "enable": "live.enable",
     "Handle": "live.handle",
+    "precompile": "live.precompile",
     "explain": "inspect.explain",
     "stats": "runtime.last_runs",
     "generation": "runtime.scope",
@@ -108,6 +111,7 @@ __all__ = [
     # use
     "enable",
     "Handle",
+    "precompile",
     "explain",
     "stats",
     "generation",

@@ -209,9 +209,15 @@ def _model_call(variables: Mapping[str, Any], num_frames: int) -> list[ModelCall
 
 @dataclass(frozen=True)
 class Compilation:
-    """How a module was compiled: the ``options`` object of the ``torch.compile`` call."""
+    """How a module was compiled.
+
+    Attributes:
+        options: the ``options`` object of the ``torch.compile`` call.
+        dynamic: its ``dynamic``.
+    """
 
     options: dict[str, Any] | None
+    dynamic: bool | None = None
 
 
 def compilation_of(model: Any) -> Compilation | None:
@@ -221,7 +227,8 @@ def compilation_of(model: Any) -> Compilation | None:
         while backend is not None and not hasattr(backend, "kwargs"):
             backend = getattr(backend, "_torchdynamo_orig_backend", None)
         if backend is not None:
-            return Compilation(backend.kwargs.get("options"))
+            dynamic = getattr(candidate, "_dynamic", None)
+            return Compilation(backend.kwargs.get("options"), dynamic)
     return None
 
 
@@ -234,6 +241,15 @@ def _compile_contexts(model: Any) -> Iterator[Any]:
             continue
         for cell in getattr(call, "__closure__", None) or ():
             yield cell.cell_contents
+
+
+def leave_open(tensor: torch.Tensor, dimensions: Sequence[int]) -> torch.Tensor:
+    """The same tensor as another object, of which Dynamo leaves the size of dimensions open."""
+    from torch._dynamo.decorators import maybe_mark_dynamic
+
+    other = tensor.detach()
+    maybe_mark_dynamic(other, list(dimensions))
+    return other
 
 
 def inner_callables(model: Any) -> Iterator[Any]:

@@ -33,6 +33,7 @@ from pab_compile.passes.program import Pass, Program, run_passes
 from pab_compile.passes.rewrite.coalesce import coalesce, merged_line
 from pab_compile.passes.sites.find_sites import measured
 from pab_compile.passes.sites.site import Site
+from pab_compile.plans.cache_dtype import kept_bytes
 from pab_compile.plans.live import NOTHING
 from pab_compile.plans.plan import Plan
 from pab_compile.plans.share import computed_share
@@ -302,7 +303,8 @@ def _kept_bytes(program: Program, options: Options) -> int:
     sites = program.sites
     if options.coalesce:
         sites = coalesce(program.graph_module, sites, lambda site: "all alike").sites
-    return sum(site.cache_bytes for site in sites if site.can_broadcast)
+    dtype = options.keeping.dtype
+    return sum(kept_bytes(site, dtype) for site in sites if site.can_broadcast)
 
 
 def _sharded_and_coalesced(

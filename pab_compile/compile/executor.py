@@ -8,7 +8,6 @@ from __future__ import annotations
 import copy
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 
 import torch
 from torch import fx
@@ -92,13 +91,18 @@ class Executor:
         """
         named = {site.name: site for site in sites}
         other = copy.copy(self)
-        other._ops = [replace(op, function=at_sizes(op.function, sizes)) for op in self._ops]
+        other._ops = [at_sizes(op, sizes) for op in self._ops]
         other.sites = [named[site.name] for site in self.sites]
         other.uncut = [named[site.name] for site in self.uncut]
         other._claimed = None
         other._returns = [(place, at_size(always, sizes)) for place, always in self._open_returns]
-        other.identity = hashlib.sha256(f"{self.identity} at {sizes}".encode()).hexdigest()
+        other.identity = other._identified()
         return other
+
+    def _identified(self) -> str:
+        """The identity. Open sizes enter as numbers, as if the graph were captured at them."""
+        calls = [f"{op.key} {wiring}" for op, wiring in zip(self._ops, self._wiring, strict=True)]
+        return hashlib.sha256("\n".join([self._place, *calls]).encode()).hexdigest()
 
     def _lower(self, cut_graph: fx.GraphModule, place: str, lowering: Lowering) -> None:
         """Turn the graph into a list of ops on registers."""
@@ -119,7 +123,8 @@ class Executor:
         last_use = {source: node for node in nodes for source in node.all_input_nodes}
         returned = set(ir.outputs(cut_graph.graph))
         self._ops: list[Op] = []
-        structure = [place]
+        self._place = place
+        self._wiring: list[str] = []
         num_preludes = num_watched = 0
         for node in cut_graph.graph.find_nodes(op="call_module"):
             module = cut_graph.get_submodule(str(node.target))
@@ -137,11 +142,12 @@ class Executor:
             key, function = lowering.lower(node, module)
             inputs = tuple(register[n] for n in node.all_input_nodes)
             starts = _starts(module, inputs)
-            structure.append(f"{key} {list(inputs)} {starts}")
+            self._wiring.append(f"{list(inputs)} {starts}")
             position = {user: int(user.args[1]) for user in node.users}  # type: ignore[arg-type]
             dying = [n for n in node.all_input_nodes if last_use[n] is node and n not in returned]
             self._ops.append(
                 Op(
+                    key=key,
                     function=function,
                     inputs=inputs[: _num_read(module)],
                     outputs=tuple((number, register[user]) for user, number in position.items()),
@@ -161,7 +167,7 @@ class Executor:
                     ),
                 )
             )
-        self.identity = hashlib.sha256("\n".join(structure).encode()).hexdigest()
+        self.identity = self._identified()
         self._all_ops = [True] * len(self._ops)
 
     def run(

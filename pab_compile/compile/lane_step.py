@@ -79,7 +79,7 @@ class LaneStep:
             return loaded
         length = None if decision.reuses else self._length_to_keep(op, decision)
         if length is not None:
-            self._shorten(op, max(length - 1, 0))  # what is not needed any more makes room
+            self._make_room(op, max(length - 1, 0))
         results = op.function(*[registers[i] for i in op.inputs])
         if length:
             self._store(op, length, tuple(results), registers)
@@ -131,8 +131,9 @@ class LaneStep:
             return False
         if cached is None or cached.last_step is None or cached.last_step != decision.source:
             return False
-        must_have_all = self._generation.is_switched or decision.weights is not None
-        if must_have_all and not self._has_all(decision, cached):
+        # Another plan may have cached other outputs. The first call of a step may have freed some.
+        is_unsure = self._generation.is_switched or self._lane.is_repeated
+        if (is_unsure or decision.weights is not None) and not self._has_all(decision, cached):
             if decision.weights is not None:
                 self._generation.note(_MISSING)
             return False
@@ -233,13 +234,19 @@ class LaneStep:
         assert value is not None, "a start was freed or not computed"
         return value
 
-    def _shorten(self, op: Op, length: int) -> None:
-        """Keep only the newest outputs of a site."""
+    def _make_room(self, op: Op, length: int) -> None:
+        """Keep only the newest outputs of earlier steps: the user may repeat a call of a step."""
+        self._shorten(op, length, before=self._generation.step)
+
+    def _shorten(self, op: Op, length: int, before: int | None = None) -> None:
+        """Keep only the newest outputs of a site, and none from a step on if one is given."""
         key = (self._executor.identity, op.site)
         cached = self._lane.cache.get(key)
         if cached is None:
             return
         with self._counted(cached):
+            if before is not None:
+                cached.drop_from(before)
             cached.drop_older_than(length)
         if length == 0:
             del self._lane.cache[key]

@@ -1,13 +1,21 @@
-"""Learning sizes: the second capture of a model shows what follows from the sizes that changed."""
+"""Learning sizes: captures of a model at other sizes show what follows from which size.
+
+They are those of other calls. If these do not show enough, the graph is captured once more, at
+sizes that nobody asked for.
+"""
 
 from __future__ import annotations
 
 import logging
+import weakref
+from functools import partial
 
 from torch import fx
 
+from pab_compile.passes.graph.capture import capture
 from pab_compile.passes.graph.join import Eager
 from pab_compile.passes.graph.open_sizes import NotOpenError, SizeInputs
+from pab_compile.passes.graph.other_sizes import at_sizes
 from pab_compile.passes.graph.unify import Known, KnownCaptures, unify
 
 from .request import Request
@@ -15,6 +23,7 @@ from .settings import Settings
 
 _log = logging.getLogger(__name__)
 _captures = KnownCaptures()
+_in_vain: weakref.WeakSet[fx.GraphModule] = weakref.WeakSet()
 
 
 def learn_sizes(captured: fx.GraphModule, request: Request, settings: Settings) -> bool:
@@ -36,11 +45,25 @@ def learn_sizes(captured: fx.GraphModule, request: Request, settings: Settings) 
     if not _may_open(request, settings):
         return False
     try:
-        unify(captured, others, request.graph, given)
+        unify(captured, others, request.graph, given, partial(_captured_at, request))
     except NotOpenError as error:
+        _in_vain.add(request.graph)
         _log.info("compiled for these sizes alone: %s", error)
         return False
     return True
+
+
+def _captured_at(request: Request, sizes: tuple[int, ...]) -> Known | None:
+    """The graph of a request at other sizes. None if this is not possible, or did not help."""
+    if request.graph in _in_vain:
+        return None
+    try:
+        args = at_sizes(request.graph, request.args, sizes)
+        return None if args is None else Known(capture(request.graph, args), {})
+    except Exception as error:  # it is not needed, whatever went wrong
+        _log.debug("not captured at the sizes %s: %s", sizes, error)
+        _in_vain.add(request.graph)
+        return None
 
 
 def _may_open(request: Request, settings: Settings) -> bool:

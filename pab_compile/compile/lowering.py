@@ -69,7 +69,8 @@ class Lowering:
         is_prelude = isinstance(module, Piece) and module.sort == PRELUDE
         if piece is not None:
             function = _uncompiled(piece) if is_prelude else self._compiler.compile_open(piece)
-            return Lowered(piece.key, function.at(piece.opened.given))
+            sized = function.at(piece.opened.given)
+            return Lowered(sized.key, sized)
         key = structure_key(module.compute)
         if is_prelude:  # it runs too seldom to be worth compiling
             return Lowered(key, module.compute.forward)
@@ -82,15 +83,14 @@ class Lowering:
         register = {node: index for index, node in enumerate(nodes)}
         last_use = {source: node for node in nodes for source in node.all_input_nodes}
         ops: list[Op] = []
-        keys: list[str] = []
         for node in compute.graph.find_nodes(op="call_module"):
             piece = compute.get_submodule(str(node.target))
             assert isinstance(piece, Piece), node.target
             key, function = inside.lower(node, piece)
             dying = [n for n in node.all_input_nodes if last_use[n] is node]
-            keys.append(f"{key} {[register[n] for n in node.all_input_nodes]}")
             ops.append(
                 Op(
+                    key,
                     function,
                     tuple(register[n] for n in node.all_input_nodes),
                     tuple((int(u.args[1]), register[u]) for u in node.users),  # type: ignore[arg-type]
@@ -99,9 +99,8 @@ class Lowering:
             )
         returned: Sequence[fx.Node] = ir.output_node(compute.graph).args[0]  # type: ignore[assignment]
         self._record(call, [inside._values.get(node) for node in returned])
-        places = [register[node] for node in returned]
-        key = "\n".join([*keys, str(places)])
-        return Lowered(key, MergedBranch(ops, len(nodes), places))
+        branch = MergedBranch(ops, len(nodes), [register[node] for node in returned])
+        return Lowered(branch.key, branch)
 
     def _inputs_of(self, call: fx.Node, module: StepBranch | Piece) -> Sequence[Any]:
         if self._opener is None:

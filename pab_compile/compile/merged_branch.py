@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 import torch
 
 from .lazy_function import Function
+from .op import Op as GraphOp
 from .open_function import SizedFunction
+
+AnyOp = TypeVar("AnyOp", "Op", GraphOp)
 
 
 @dataclass(frozen=True, eq=False)
@@ -16,12 +20,14 @@ class Op:
     """One call of a piece.
 
     Attributes:
+        key: hash of all that the function depends on.
         function: the compiled piece.
         inputs: registers that the function reads.
         outputs: (position in the result, register to write).
         frees: registers that no later op reads.
     """
 
+    key: str
     function: Function
     inputs: tuple[int, ...]
     outputs: tuple[tuple[int, int], ...]
@@ -42,9 +48,16 @@ class MergedBranch:
         self._num_registers = num_registers
         self._returned = returned
 
+    @property
+    def key(self) -> str:
+        """Hash of all that it depends on."""
+        return "\n".join(
+            [*(f"{op.key} {list(op.inputs)}" for op in self._ops), str(self._returned)]
+        )
+
     def at(self, sizes: tuple[int, ...]) -> MergedBranch:
         """The same branch at other sizes."""
-        ops = [replace(op, function=at_sizes(op.function, sizes)) for op in self._ops]
+        ops = [at_sizes(op, sizes) for op in self._ops]
         return MergedBranch(ops, self._num_registers, self._returned)
 
     def __call__(self, *inputs: torch.Tensor) -> Sequence[torch.Tensor]:
@@ -60,7 +73,9 @@ class MergedBranch:
         return [registers[i] for i in self._returned]  # type: ignore[misc]
 
 
-def at_sizes(function: Function, sizes: tuple[int, ...]) -> Function:
-    """A function of a program, for a program of other sizes."""
-    is_open = isinstance(function, (SizedFunction, MergedBranch))
-    return function.at(sizes) if is_open else function
+def at_sizes(op: AnyOp, sizes: tuple[int, ...]) -> AnyOp:
+    """A call of a program, for a program of other sizes."""
+    if not isinstance(op.function, (SizedFunction, MergedBranch)):
+        return op
+    function = op.function.at(sizes)
+    return replace(op, key=function.key, function=function)

@@ -14,6 +14,7 @@ class Op:
     """One call of a piece.
 
     Attributes:
+        key: hash of all that the function depends on.
         function: the compiled piece.
         inputs: registers that the function reads.
         outputs: (position in the result, register to write).
@@ -28,6 +29,7 @@ class Op:
         made: for a watched piece, the registers of the tensors that Python made.
     """
 
+    key: str
     function: Function
     inputs: tuple[int, ...]
     outputs: tuple[tuple[int, int], ...]

@@ -16,6 +16,8 @@ from pab_compile.passes.graph.opening import OpenPiece
 
 from .lazy_function import Function, LazyFunction
 
+_MAX_KEYS = 64
+
 
 class OpenFunction:
     """The function of an opened piece.
@@ -35,10 +37,19 @@ class OpenFunction:
         self._piece = piece
         self._function = function
         self._compile_fixed = compile_fixed
+        self._keys: dict[tuple[int, ...], str] = {}
 
     def at(self, sizes: tuple[int, ...]) -> SizedFunction:
         """The function of tensors only, for these sizes."""
         return SizedFunction(self, sizes)
+
+    def key_at(self, sizes: tuple[int, ...]) -> str:
+        """Hash of all that the function depends on at these sizes, however it was captured."""
+        if sizes not in self._keys:
+            if len(self._keys) >= _MAX_KEYS:
+                self._keys.clear()
+            self._keys[sizes] = self._piece.key_at(sizes)
+        return self._keys[sizes]
 
     def admits(self, sizes: tuple[int, ...]) -> bool:
         """Whether the compiled function is right for these sizes."""
@@ -70,6 +81,11 @@ class SizedFunction:
         self._sizes = sizes
         self._open: Function | None = None
         self._fixed: Function | None = None
+
+    @property
+    def key(self) -> str:
+        """Hash of all that it depends on."""
+        return self._owner.key_at(self._sizes)
 
     def at(self, sizes: tuple[int, ...]) -> SizedFunction:
         """The same piece at other sizes."""

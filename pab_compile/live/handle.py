@@ -64,6 +64,15 @@ class Handle:
         """The name of the plan that holds for the running code."""
         return self._live.current().name
 
+    def compiled(self) -> list[torch.nn.Module]:
+        """The compiled modules.
+
+        Raises:
+            PabError: the handle was disabled.
+        """
+        self._check_enabled()
+        return list(self._modules.values())
+
     def set(self, plan: Any) -> None:
         """Exchange the plan, for all threads and for generations that run now.
 

@@ -104,6 +104,11 @@ class CacheEntry:
         while len(self._history) > length:
             self._history.popleft()
 
+    def drop_from(self, step: int) -> None:
+        """Drop the outputs of a step and of later ones."""
+        while self._history and self._history[-1].step >= step:
+            self._history.pop()
+
     def num_bytes(self) -> int:
         """Bytes of the outputs on the device."""
         return self.size().device

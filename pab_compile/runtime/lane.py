@@ -91,6 +91,7 @@ class Lane:
         latents: the latents of its last call.
         place: the place of its last call.
         step: the step of its last call.
+        is_repeated: whether its last call was not the first one of that step.
         first_step: the step of its first call.
         first_reusable_step: earliest step whose outputs may be reused. If the loop calls from a
             line from which this lane was not called before, it may be another loop of the same
@@ -114,6 +115,8 @@ class Lane:
     prelude: dict[tuple[str, int], tuple[torch.Tensor | None, ...]] = field(default_factory=dict)
     watched: dict[tuple[str, int], Watched] = field(default_factory=dict)
     weights: dict[str, WeightMarks] = field(default_factory=dict)
+    is_repeated: bool = False
+    _last_called: int | None = None
 
     def called(self, call: Call, step: int, loop: Run | None = None) -> None:
         """Note its last call.
@@ -128,7 +131,8 @@ class Lane:
         if self.lines and loop is not None and of_loop.isdisjoint(lines):
             self.first_reusable_step = step
         self.lines = of_loop | lines
-        self.step = step
+        self.is_repeated = self._last_called == step
+        self.step = self._last_called = step
         self.latents = Identity.of(call.latents, remember=False)
         self.place = call.place
 

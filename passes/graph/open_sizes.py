@@ -105,7 +105,7 @@ class OpenSizes(Conditions):
     ) -> None:
         super().__init__(symbols, given)
         self.mode = mode
-        self._known: dict[tuple[int, ...], tuple[int, int, bool]] = {}
+        self._known: dict[tuple[int, ...], tuple[tuple[int, int], bool]] = {}
 
     @staticmethod
     def begin(names: Sequence[str], given: Sequence[int]) -> OpenSizes:
@@ -144,6 +144,12 @@ class OpenSizes(Conditions):
         with self.mode:
             return torch.empty_strided(sizes, strides, dtype=like.dtype, device=like.device)
 
+    def example_at(self, symbolic: torch.Tensor, sizes: Sequence[int]) -> torch.Tensor:
+        """A fake tensor for other sizes in the place of one with symbolic sizes."""
+        shape, strides = (self.resized(n, sizes) for n in (symbolic.shape, symbolic.stride()))
+        with self.mode:
+            return torch.empty_strided(shape, strides, dtype=symbolic.dtype, device=symbolic.device)
+
     def argument(self, leaf: Any) -> Any:
         """What an op gets with symbolic sizes in the place of a node or a size."""
         if isinstance(leaf, fx.Node):
@@ -176,15 +182,18 @@ class OpenSizes(Conditions):
         return self.number(number.expression) if isinstance(number, Size) else number
 
     def admits(self, sizes: Sequence[int]) -> bool:
-        """Whether what was made so far is right for other sizes."""
+        """Whether what was made so far is right for other sizes. It is asked at every step."""
         key, torchs = tuple(sizes), self._env.guards
         counts = len(torchs), len(self.found)
-        *before, admitted = self._known.get(key, (0, 0, self._are_in_range(key)))
-        if (*before,) != counts or key not in self._known:
+        known = self._known.get(key)
+        if known is None:
+            known = (0, 0), self._are_in_range(key)
+        before, admitted = known
+        if before != counts:
             new = torchs[before[0] :]
             admitted = admitted and all(self._holds(each.expr, key) for each in new)
             admitted = admitted and self.hold(key, before[1])
-            self._known[key] = (*counts, admitted)
+        self._known[key] = counts, admitted
         return admitted
 
     def _are_in_range(self, sizes: Sequence[int]) -> bool:

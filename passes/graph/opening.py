@@ -52,6 +52,10 @@ class OpenPiece:
         """Its inputs, with symbolic sizes."""
         return [ir.value(node) for node in ir.placeholders(self.graph_module.graph)]
 
+    def key_at(self, sizes: Sequence[int]) -> str:
+        """The key of the same piece of a graph that was captured at these sizes alone."""
+        return structure_key(self.closed_at(sizes))
+
     def closed_at(self, sizes: Sequence[int]) -> fx.GraphModule:
         """The piece with numbers in the place of the open sizes."""
 
@@ -62,9 +66,12 @@ class OpenPiece:
 
         graph = fx.Graph()
         copies: dict[fx.Node, fx.Node] = {}
+        given = iter(self.examples[len(self.opened.symbols) :])
         for node in self.closed.graph.nodes:
             args, kwargs = pytree.tree_map(resized, (list(node.args), dict(node.kwargs)))
             copies[node] = graph.create_node(node.op, node.target, tuple(args), kwargs, node.name)
+            if node.op == "placeholder":
+                ir.set_value(copies[node], self.opened.example_at(next(given), sizes))
         return fx.GraphModule(self.closed, graph)
 
 

@@ -1,13 +1,14 @@
-"""Unify: what two captures of one model at different sizes say of all sizes.
+"""Unify: what captures of one model at different sizes say of all sizes.
 
-Both graphs have the same ops. A number that is the same in both is a constant. Any other follows
-from the open sizes. It is found among the expressions that Dynamo computed, and their multiples::
+The graphs have the same ops. A number that is the same in all is a constant. Any other follows from
+the open sizes. It is found among the expressions that Dynamo computed, and their multiples::
 
     sizes 7            sizes 9             open size s0
     view(%x, [1, 28])  view(%x, [1, 36])   view(%x, [1, 4 * s0])
 
-This takes a fraction of the time of a trace with symbols. Where several expressions give the two
-numbers, they must be equal for other sizes too: that is a condition (``passes.graph.size``).
+This takes a fraction of the time of a trace with symbols. Where several expressions give the same
+numbers, they must be equal for other sizes too: that is a condition (``passes.graph.size``). So a
+picture and the same one upright, which have equally many tokens, say less than three pictures do.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from __future__ import annotations
 import hashlib
 import operator
 import weakref
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import sympy
@@ -25,6 +26,7 @@ from torch.utils import _pytree as pytree
 
 from . import ir
 from .open_sizes import NotOpenError, OpenSizes, SizeInputs
+from .other_sizes import other_sizes
 from .size import Condition
 from .walk import positions
 
@@ -65,6 +67,20 @@ class Known(NamedTuple):
     numbers: Mapping[str, int]
 
 
+class _At(NamedTuple):
+    """A graph with the sizes that it was captured at."""
+
+    graph: fx.GraphModule
+    sizes: tuple[int, ...]
+
+
+class _Learned(NamedTuple):
+    """How the numbers of a graph follow: arguments and layouts of its nodes."""
+
+    opened: OpenSizes
+    of_nodes: tuple[Sequence[tuple[Any, Any]], Sequence[list[ir.Layout]]]
+
+
 class KnownCaptures:
     """Captured graphs, for as long as they are used elsewhere."""
 
@@ -86,37 +102,85 @@ def unify(
     others: Iterable[Known],
     dynamo_graph: fx.GraphModule,
     given: Sequence[int],
+    capture_at: Callable[[tuple[int, ...]], Known | None] = lambda _: None,
 ) -> None:
     """Let the numbers of a captured graph remember how they follow from open sizes.
 
     Args:
         captured: a graph; modified in place.
-        others: graphs with the same ``skeleton``; not modified. Open sizes that are the same in the
-            one that differs most stay as they are.
+        others: graphs with the same ``skeleton``; not modified. Open sizes that are the same in all
+            of them stay as they are.
         dynamo_graph: the graph of Dynamo that was captured, with Dynamo's expressions.
         given: the open sizes that it was captured at.
+        capture_at: captures the graph at other sizes. It is asked if the other graphs do not say
+            what holds for sizes that nobody asked for.
 
     Raises:
         NotOpenError: there is no such graph, or a number differs and nothing explains how.
     """
     _check_numbers(dynamo_graph)
     where = SizeInputs.of(dynamo_graph)
+    known = _known(given, others, dynamo_graph, where)
+    learned = _learned(captured, known, dynamo_graph, where, given)
+    further = other_sizes(dynamo_graph, given)
+    is_enough = isinstance(learned, _Learned) and (further is None or learned.opened.hold(further))
+    more = None if is_enough or further is None else capture_at(further)
+    if more is not None and further is not None and skeleton(more.graph) == skeleton(captured):
+        known.append(_At(more.graph, further))
+        better = _learned(captured, known, dynamo_graph, where, given)
+        learned = better if isinstance(better, _Learned) else learned
+    if isinstance(learned, NotOpenError):
+        raise learned
+    for node, (args, kwargs), layouts in zip(captured.graph.nodes, *learned.of_nodes, strict=True):
+        node.args, node.kwargs = args, kwargs
+        ir.set_layouts(node, layouts)
+    captured.recompile()
+    ir.set_open_sizes(captured, learned.opened)
+
+
+def _learned(
+    captured: fx.GraphModule,
+    known: Sequence[_At],
+    dynamo_graph: fx.GraphModule,
+    where: SizeInputs,
+    given: Sequence[int],
+) -> _Learned | NotOpenError:
+    """How the numbers of a graph follow, if all of the others agree, or else one of them."""
+    if not known:
+        return NotOpenError("no other sizes were captured")
+    errors: list[NotOpenError] = []
+    # The model may have treated the sizes of some of them in a way of their own.
+    for some in (known, *([each] for each in known if len(known) > 1)):
+        try:
+            return _compared(captured, some, dynamo_graph, where, given)
+        except NotOpenError as error:
+            errors.append(error)
+    return errors[0]
+
+
+def _compared(
+    captured: fx.GraphModule,
+    known: Sequence[_At],
+    dynamo_graph: fx.GraphModule,
+    where: SizeInputs,
+    given: Sequence[int],
+) -> _Learned:
+    """How the numbers of a graph follow, if all of the others agree."""
     opened = OpenSizes.begin(where.names, given)
     own = dict(zip(where.names, opened.symbols, strict=True))
-    other, sizes = _furthest(given, others, dynamo_graph, where)
-    for symbol, size, size_2 in zip(opened.symbols, given, sizes, strict=True):
-        if size == size_2:  # nothing shows what follows from it
+    for place, (symbol, size) in enumerate(zip(opened.symbols, given, strict=True)):
+        if all(other.sizes[place] == size for other in known):
+            # Nothing shows what follows from it.
             opened.found[Condition(operator.eq, symbol, size, True)] = None
+    sizes = [other.sizes for other in known]
     numbers = _Numbers(opened, sizes, _expressions(dynamo_graph, own))
-    _check_constants(captured, other)
-    twins = list(zip(captured.graph.nodes, other.graph.nodes, strict=True))
-    found = [numbers.arguments(node, twin) for node, twin in twins]
-    layouts = [numbers.layouts(node, twin) for node, twin in twins]
-    for (node, _), (args, kwargs), known in zip(twins, found, layouts, strict=True):
-        node.args, node.kwargs = args, kwargs
-        ir.set_layouts(node, known)
-    captured.recompile()
-    ir.set_open_sizes(captured, opened)
+    for other in known:
+        _check_constants(captured, other.graph)
+    rows = list(
+        zip(captured.graph.nodes, *(other.graph.graph.nodes for other in known), strict=True)
+    )
+    found = [numbers.arguments(*row) for row in rows]
+    return _Learned(opened, (found, [numbers.layouts(*row) for row in rows]))
 
 
 def _check_numbers(dynamo_graph: fx.GraphModule) -> None:
@@ -156,19 +220,19 @@ def _are_equal(one: torch.Tensor, other: torch.Tensor) -> bool:
     return kind == kind_2 and torch.equal(one, other)
 
 
-def _furthest(
+def _known(
     given: Sequence[int],
     others: Iterable[Known],
     dynamo_graph: fx.GraphModule,
     where: SizeInputs,
-) -> tuple[fx.GraphModule, tuple[int, ...]]:
-    """The graph that differs in most open sizes, with its sizes."""
-    known = [(each.graph, _sizes_of(each, dynamo_graph, where)) for each in others]
-    found = [(graph, sizes) for graph, sizes in known if sizes is not None]
-    best = max(found, key=lambda pair: sum(map(operator.ne, pair[1], given)), default=None)
-    if best is None or best[1] == tuple(given):
-        raise NotOpenError("no other sizes were captured")
-    return best
+) -> list[_At]:
+    """The graphs of other sizes, each size once; those that differ in most open sizes first."""
+    found: dict[tuple[int, ...], _At] = {}
+    for each in others:
+        sizes = _sizes_of(each, dynamo_graph, where)
+        if sizes is not None and sizes != tuple(given):
+            found.setdefault(sizes, _At(each.graph, sizes))
+    return sorted(found.values(), key=lambda at: -sum(map(operator.ne, at.sizes, given)))
 
 
 def _sizes_of(
@@ -205,75 +269,88 @@ def _expressions(
 
 
 class _Numbers:
-    """Finds the expression of a number by its values at two sizes.
+    """Finds the expression of a number by its values at several sizes.
 
     Args:
         opened: the open sizes, at the first sizes.
-        sizes: the second sizes.
+        sizes: the other sizes.
         expressions: what a number may be.
     """
 
     def __init__(
-        self, opened: OpenSizes, sizes: Sequence[int], expressions: Iterable[sympy.Expr]
+        self,
+        opened: OpenSizes,
+        sizes: Sequence[Sequence[int]],
+        expressions: Iterable[sympy.Expr],
     ) -> None:
         self._opened = opened
         self._values = {
-            expression: (opened.at(expression, opened.given), opened.at(expression, sizes))
+            expression: tuple(opened.at(expression, each) for each in (opened.given, *sizes))
             for expression in (*opened.symbols, *expressions)
         }
-        self._known: dict[tuple[int, int], int] = {}
+        self._known: dict[tuple[int, ...], int] = {}
 
-    def arguments(self, node: fx.Node, twin: fx.Node) -> tuple[Any, Any]:
-        """Arguments of a node; the twin is the same node at the second sizes."""
-        args = pytree.tree_map(self.number, node.args, twin.args)
-        return args, pytree.tree_map(self.number, node.kwargs, twin.kwargs)
+    def arguments(self, node: fx.Node, *twins: fx.Node) -> tuple[Any, Any]:
+        """Arguments of a node; the twins are the same node at the other sizes."""
+        args = pytree.tree_map(self.number, node.args, *(twin.args for twin in twins))
+        return args, pytree.tree_map(self.number, node.kwargs, *(twin.kwargs for twin in twins))
 
-    def layouts(self, node: fx.Node, twin: fx.Node) -> list[ir.Layout]:
-        """Layouts of what a node yields."""
-        pairs = zip(ir.layouts(node), ir.layouts(twin), strict=True)
+    def layouts(self, *nodes: fx.Node) -> list[ir.Layout]:
+        """Layouts of what a node yields, from those at all sizes."""
         return [
-            ir.Layout(self.row(one.sizes, other.sizes), self.row(one.strides, other.strides))
-            for one, other in pairs
+            ir.Layout(
+                self.row(*(layout.sizes for layout in layouts)),
+                self.row(*(layout.strides for layout in layouts)),
+            )
+            for layouts in zip(*map(ir.layouts, nodes), strict=True)
         ]
 
-    def row(self, numbers: Sequence[int], others: Sequence[int]) -> tuple[int, ...]:
-        """Several numbers."""
-        return tuple(map(self.number, numbers, others))
+    def row(self, *numbers: Sequence[int]) -> tuple[int, ...]:
+        """Several numbers, from those at all sizes."""
+        return tuple(map(self.number, *numbers))
 
-    def number(self, number: Any, other: Any) -> Any:
+    def number(self, number: Any, *others: Any) -> Any:
         """A number that remembers its expression, or anything else as it is.
 
         Args:
             number: its value at the first sizes.
-            other: its value at the second sizes.
+            *others: its values at the other sizes.
         """
         if isinstance(number, bool) or not isinstance(number, int):
-            is_same = isinstance(number, fx.Node) or repr(number) == repr(other)
-            if not is_same:
-                raise NotOpenError(f"{number} and {other} at two sizes: the rule is not known")
+            is_node, known = isinstance(number, fx.Node), repr(number)
+            if not is_node and any(repr(other) != known for other in others):
+                raise _unknown(number, *others)
             return number
-        pair = number, int(other)
-        if pair not in self._known:
-            self._known[pair] = self._found(*pair)
-        return self._known[pair]
+        values = (number, *map(int, others))
+        if values not in self._known:
+            self._known[values] = self._found(values)
+        return self._known[values]
 
-    def _found(self, number: int, other: int) -> int:
-        equal = [each for each, values in self._values.items() if values == (number, other)]
-        if number == other:
+    def _found(self, values: tuple[int, ...]) -> int:
+        number = values[0]
+        equal = [each for each, known in self._values.items() if known == values]
+        if all(other == number for other in values):
             self._require(sympy.Integer(number), equal)
             return number
-        equal = equal or list(self._multiples(number, other))
+        equal = equal or list(self._multiples(values))
         if not equal:
-            raise NotOpenError(f"{number} and {other} at two sizes: the rule is not known")
+            raise _unknown(*values)
         self._require(equal[0], equal[1:])
         return self._opened.size(equal[0])
 
-    def _multiples(self, number: int, other: int) -> Iterator[sympy.Expr]:
-        for expression, (value, value_2) in self._values.items():
-            if value and number % value == 0 and value_2 * (number // value) == other:
-                yield expression * (number // value)
+    def _multiples(self, values: tuple[int, ...]) -> Iterator[sympy.Expr]:
+        for expression, known in self._values.items():
+            factor, rest = divmod(values[0], known[0]) if known[0] else (0, 1)
+            if not rest and all(v * factor == n for v, n in zip(known, values, strict=True)):
+                yield expression * factor
 
     def _require(self, expression: sympy.Expr, others: Iterable[sympy.Expr]) -> None:
         """Other sizes must not tell these expressions apart: it is unknown which one is right."""
         for each in others:
             self._opened.found[Condition(operator.eq, expression, each, True)] = None
+
+
+def _unknown(*values: Any) -> NotOpenError:
+    """The error for a number without a rule."""
+    words = ", ".join(map(str, values))
+    return NotOpenError(f"{words} at different sizes: the rule is not known")

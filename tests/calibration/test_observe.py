@@ -173,10 +173,11 @@ def test_what_is_kept_and_computed_is_that_of_the_options(model: LatteTransforme
         compiled = compiled_pab(model, cut="gated", **options)
         return pab_compile.observe(lambda: Loop(calls_of(compiled), ddim_timesteps(3)).run())
 
-    single, merged = run(), run(coalesce=True)
+    single, merged, narrow = run(), run(coalesce=True), run(cache_dtype="bfloat16")
     assert [single.coalesce, merged.coalesce] == [False, True]
     assert single.kept_bytes == sum(site.cache_bytes for site in single.sites)
     assert merged.kept_bytes < single.kept_bytes
+    assert narrow.kept_bytes == single.kept_bytes // 2
     assert merged.sites == single.sites
     inputs: list[Any] = []
     hook = model.register_forward_pre_hook(lambda *call: inputs.append(call[1:]), with_kwargs=True)

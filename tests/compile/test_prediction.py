@@ -11,6 +11,7 @@ import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, LatteTransformer3DModel
 
 import pab_compile
+from helpers.eager_code import TEXT, TOKENS, WIDTH, Dit
 from helpers.latte import (
     Guidance,
     Loop,
@@ -214,3 +215,27 @@ def test_explain_counts_the_history(model: LatteTransformer3DModel) -> None:
     one = sizes[0]["spatial"][0]
     assert [sizes[order]["spatial"] for order in (0, 2)] == [(one, 1), (3 * one, 3)]
     assert sizes[2]["mlp"] == sizes[0]["mlp"]
+
+
+def test_a_call_of_a_step_may_be_repeated() -> None:
+    # What its first call freed is computed by the second one.
+    model = Dit().requires_grad_(False)
+    options = {"inner": "eager", "ranges": {"full": 3, "cross": 3}, "window": (0.0, 1.0)}
+    compiled = torch.compile(model, backend="pab", options={**options, "predict": 1})
+    inputs = torch.randn(1, TOKENS, 4), torch.randn(1, TEXT, WIDTH)
+
+    def outputs(times: int) -> torch.Tensor:
+        found = []
+        with torch.no_grad(), pab_compile.generation():
+            for index in range(NUM_STEPS):
+                x, timestep = inputs[0] + index, torch.tensor([500 - 20 * index])
+                for _ in range(times):
+                    with pab_compile.step(index, NUM_STEPS, lane="cond"):
+                        found.append(compiled(x, timestep, inputs[1]))
+        return torch.stack(found)
+
+    twice, once = outputs(times=2), outputs(times=1)
+    assert torch.equal(twice[::2], once)
+    for again, first, index in zip(twice[1::2], once, range(NUM_STEPS), strict=True):
+        eager = model(inputs[0] + index, torch.tensor([500 - 20 * index]), inputs[1])
+        assert torch.equal(again, first) or torch.equal(again, eager)

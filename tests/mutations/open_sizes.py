@@ -29,9 +29,23 @@ OPEN_SIZES = (
     Mutation(
         "passes/graph/open_sizes.py",
         "sizes below those of torch's symbols are taken",
-        "self._known.get(key, (0, 0, self._are_in_range(key)))",
-        "self._known.get(key, (0, 0, True))",
+        "known = (0, 0), self._are_in_range(key)",
+        "known = (0, 0), True",
         ("tests/passes/graph/test_unify.py",),
+    ),
+    Mutation(
+        "pab_compile/compile/open_function.py",
+        "a generation has other cache entries in the graph of all sizes than in its own",
+        "self._keys[sizes] = self._piece.key_at(sizes)",
+        'self._keys[sizes] = f"{self._piece.key} {sizes}"',
+        ("tests/compile/test_open_sizes.py",),
+    ),
+    Mutation(
+        "passes/graph/other_sizes.py",
+        "a graph is captured at sizes that it is not right for",
+        "return in_range and all(g.expr.xreplace(known) == sympy.true for g in env.guards)",
+        "return in_range",
+        ("tests/passes/graph/test_other_sizes.py",),
     ),
     Mutation(
         "pab_compile/compile/open_function.py",

@@ -6,6 +6,20 @@ from .mutation import Mutation
 
 RUNNING = (
     Mutation(
+        "pab_compile/compile/lane_step.py",
+        "a call that is repeated at one step counts as two steps",
+        "cached.drop_from(before)",
+        "pass",
+        ("tests/compile/test_prediction.py",),
+    ),
+    Mutation(
+        "pab_compile/compile/lane_step.py",
+        "a repeated call reuses what its first call left of the outputs",
+        "is_unsure = self._generation.is_switched or self._lane.is_repeated",
+        "is_unsure = self._generation.is_switched",
+        ("tests/compile/test_prediction.py",),
+    ),
+    Mutation(
         "pab_compile/runtime/tracker.py",
         "a loop over videos around the loop over steps goes unnoticed",
         "            if generation.is_left(call.callers):\n                return False\n",

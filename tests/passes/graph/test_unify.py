@@ -77,6 +77,26 @@ def test_expressions_that_two_sizes_do_not_tell_apart_must_be_equal() -> None:
     assert not opened.admits((9,)), "half of it, twice, is not all of it"
 
 
+def test_what_two_sizes_do_not_tell_apart_a_third_may() -> None:
+    def flat(x: torch.Tensor) -> torch.Tensor:
+        return x.reshape(x.shape[0] * x.shape[1], 3) + 1
+
+    upright, wide, square = (4, 6, 3), (6, 4, 3), (5, 5, 3)
+    _, of_two = unified(flat, upright, wide)
+    assert not of_two.admits((7, 9)), "both have 24 rows"
+    _, of_three = unified(flat, upright, square, wide)
+    assert of_three.admits((7, 9))
+
+
+def test_a_size_that_the_model_treats_apart_does_not_count() -> None:
+    def half(x: torch.Tensor) -> torch.Tensor:
+        return x[:, : 2 if x.shape[1] == 6 else x.shape[1] // 2] + 1
+
+    for shapes in ((8, 6, 12), (6, 8, 12)):
+        graph, opened = unified(half, *((1, rows, 3) for rows in shapes))
+        assert numbers(graph) == [f"({opened.symbols[0]}//2)"]
+
+
 def test_a_number_of_no_known_rule_is_refused() -> None:
     with pytest.raises(NotOpenError, match="the rule is not known"):
         unified(lambda x: x.tensor_split(3, 1)[2] + 1, (1, 5, 3), (1, 10, 3))
