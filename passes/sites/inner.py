@@ -10,8 +10,8 @@ It may also add up attentions that read one another::
     a = attention(norm(x))
     x = x + proj(a + cross_attention(a, text))
 
-A sum is inner if no sum reads it, and all that is computed from it is added to the stream of the
-branch within a few nodes. The stream of a usual block is read by the next sum.
+A sum is inner if no sum reads it, scaled or not, and all that is computed from it is added to the
+stream of the branch within a few nodes. The stream of a usual block is read by the next sum.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from torch import fx
 
 from pab_compile.passes.graph import ir
 
-from .adds import origin, parts, same
+from .adds import origin, parts, same, scaled
 from .beside import Streams
 from .growth import latent_inputs
 
@@ -61,9 +61,9 @@ def is_inner(total: fx.Node, streams: Streams, inside: Container[fx.Node]) -> bo
 
 
 def _is_copy(node: fx.Node, total: fx.Node) -> bool:
-    """Whether a node casts, views or copies the sum, or is the sum."""
+    """Whether a node casts, views, copies or scales the sum as a stream, or is the sum."""
     while node is not total:
-        source = same(node)
+        source = same(node) or scaled(node)
         if source is None:
             return False
         node = source

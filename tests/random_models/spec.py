@@ -187,7 +187,9 @@ class Spec:
             found += found
         if self.front == "history":  # other tokens than the video's
             found["joint"] += found.pop("full", 0)
-        found["text"] += self.refiner != "none" and (self.cross or self.stream != "video")
+        if self.refiner != "none" and (self.cross or self.stream != "video"):
+            # What does not read the latents is no site, so each attention counts for itself.
+            found["text"] += 2 if self.attending == "difference" else 1
         return +found
 
     def traits(self) -> Mapping[str, object]:
