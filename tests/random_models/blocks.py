@@ -243,7 +243,8 @@ class Block(nn.Module):
         self.modulation = Modulation(spec, count)
         self.attentions = nn.ModuleList(Attention(spec, True) for _ in self.kinds)
         self.outs = nn.ModuleList(nn.Linear(width, width) for _ in self.kinds)
-        self.branches = nn.ModuleList(Branch(spec, kind) for kind in self.kinds)
+        seen = {"full": "joint"} if spec.front == "history" else {}  # other tokens than the video's
+        self.branches = nn.ModuleList(Branch(spec, seen.get(kind, kind)) for kind in self.kinds)
         self.mlp, self.mlp_branch = Mlp(spec), Branch(spec, "mlp")
         self.fused = nn.Linear(3 * width, width)
         self.hint = nn.Linear(width, width)
