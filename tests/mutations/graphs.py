@@ -106,7 +106,7 @@ GRAPHS = (
     Mutation(
         "passes/axes/input_roles.py",
         "a condition with a word of latents in its name is denoised in the place of the latents",
-        "        return 2\n    return int(",
+        "        return USUAL_NAME\n    return int(",
         "        return 1\n    return int(",
         ("tests/passes/axes/test_input_roles.py",),
     ),

@@ -78,6 +78,7 @@ def transposed(x: torch.Tensor) -> torch.Tensor:
 
 LEFT: dict[str, Function] = {
     "a part stays": written((0, 2), (3, 5)),
+    "a gap and an overlap": written((0, 2), (1, 3), (4, 5)),
     "an overlap": written((0, 3), (2, 5)),
     "one part is written twice": written((0, 2), (2, 5), (1, 3)),
     "every second": steps,
