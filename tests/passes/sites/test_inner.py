@@ -119,6 +119,18 @@ def scaled(x: Any, emb: Any, prompt: Any, w: Any, w_qkv: Any, w_both: Any) -> An
     return y + emb * linear(gelu(linear(norm(y), w)), w_qkv)
 
 
+def normed(x: Any, emb: Any, prompt: Any, w: Any, w_qkv: Any, w_both: Any) -> Any:
+    """The norm of the sum is the stream, and an earlier value of it is added once more."""
+    y = norm(x + emb * self_attention(x, w_qkv)) + x
+    return y + emb * linear(gelu(linear(norm(y), w)), w_qkv)
+
+
+def all_normed(x: Any, emb: Any, prompt: Any, w: Any, w_qkv: Any, w_both: Any) -> Any:
+    """A block that norms both of its sums is added to the stream before it."""
+    y = norm(x + emb * self_attention(x, w_qkv))
+    return x + norm(y + emb * linear(gelu(linear(y, w)), w_qkv))
+
+
 def around_a_block(x: Any, emb: Any, prompt: Any, w: Any, w_qkv: Any, w_both: Any) -> Any:
     """A whole block with its stream is added to the stream before it."""
     return x + usual(x, emb, prompt, w, w_qkv, w_both)
@@ -141,7 +153,9 @@ def pooled_first(x: Any, emb: Any, prompt: Any, w: Any, w_qkv: Any, w_both: Any)
     return usual(self_attention(x * emb, w_qkv), emb, prompt, w, w_qkv, w_both)
 
 
-@pytest.mark.parametrize("body", [usual, around_a_block, scaled, post_norm, to_another_stream])
+@pytest.mark.parametrize(
+    "body", [usual, around_a_block, scaled, normed, all_normed, post_norm, to_another_stream]
+)
 def test_a_stream_that_goes_on_is_no_inner_sum(body: Body) -> None:
     model = in_block(body)
     first, *_ = analysed(model, "branch").sites
