@@ -17,7 +17,7 @@ from pab_compile.passes.graph import ir
 
 from .atoms import seed, size
 from .input_layout import check_stated, find_latents
-from .input_roles import find_siblings
+from .input_roles import USUAL_NAME, find_siblings, sounds_like_latents
 from .names import CHANNEL, Namer
 from .naming import InputNaming
 from .rules import dims_of_call
@@ -41,9 +41,14 @@ def infer_axes(graph_module: fx.GraphModule, stated: Mapping[str, str] | None = 
     inputs = [n for n in ir.placeholders(graph) if not ir.is_constant_input(n)]
     given = check_stated(inputs, stated or {})
     main = [i for i, node in enumerate(inputs) if _has_tokens(node) or ir.source(node) in given]
-    trace = Trace(main=frozenset(main))
-    _walk(graph, inputs, trace)
-    outputs = [node for node in ir.outputs(graph) if trace.of(node)]
+    trace = _traced(graph, inputs, main)
+    if not any(i in trace.feeds[node] for node in ir.outputs(graph) for i in main):
+        flat = [i for i, node in enumerate(inputs) if _is_flat_latents(node)]
+        main = sorted({*main, *flat})
+        trace = _traced(graph, inputs, main) if flat else trace
+    written = len(ir.mutated_inputs(graph_module))  # the graph returns these before its outputs
+    returned = [node for node in ir.outputs(graph) if trace.of(node)]
+    outputs = [node for node in ir.outputs(graph)[written:] if trace.of(node)] or returned
     latents = find_latents(inputs, outputs, main, given, trace)
     naming = InputNaming(inputs, main, given, latents, trace)
     naming.name_all()
@@ -61,6 +66,23 @@ def _has_tokens(node: fx.Node) -> bool:
     tensor = ir.tensor(node)
     least = 1 if ir.is_eager(node) else 3
     return tensor is not None and tensor.is_floating_point() and tensor.ndim >= least
+
+
+def _is_flat_latents(node: fx.Node) -> bool:
+    """Whether an input without a batch, ``[tokens, channels]``, is named as latents are.
+
+    This is for models that get the tokens of all videos in one row.
+    """
+    tensor = ir.tensor(node)
+    is_flat = tensor is not None and tensor.is_floating_point() and tensor.ndim == 2
+    return is_flat and sounds_like_latents(ir.source(node)) == USUAL_NAME and not ir.is_eager(node)
+
+
+def _traced(graph: fx.Graph, inputs: list[fx.Node], main: list[int]) -> Trace:
+    """The axes of all tensors, if some inputs have token axes of their own."""
+    trace = Trace(main=frozenset(main))
+    _walk(graph, inputs, trace)
+    return trace
 
 
 def _walk(graph: fx.Graph, inputs: list[fx.Node], trace: Trace) -> None:

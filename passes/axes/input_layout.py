@@ -15,7 +15,7 @@ from pab_compile.passes.graph import ir
 
 from .atoms import Atom, Dim, leaves, size, sources
 from .input_roles import is_text, sounds_like_latents
-from .names import BATCH, CHANNEL, VIDEO, Namer
+from .names import BATCH, CHANNEL, PACKED, VIDEO, Namer
 from .stated import by_entry
 from .trace import Dims, Trace, shape_of
 
@@ -108,7 +108,12 @@ def _with_parts(dim: Dim) -> set[Atom]:
 
 
 def usual_names(rank: int, channel: int | None, own: str | None) -> tuple[str, ...] | None:
-    """Names of an input's dimensions: batch first, then the grid (or its own tokens)."""
+    """Names of an input's dimensions: batch first, then the grid (or its own tokens).
+
+    Latents of two dimensions are the tokens of all videos in one row.
+    """
+    if rank == 2 and own is None:
+        return PACKED, CHANNEL
     if rank < 3 and own is not None:
         return (own, CHANNEL)[:rank]
     if channel is None:

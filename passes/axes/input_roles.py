@@ -28,6 +28,7 @@ _TEXT_NAMES = (
 )
 LATENT_NAMES = ("hidden_states", "latents", "noisy_latents", "sample", "x")
 """What models call their latents. A condition may have one of these words in its name."""
+USUAL_NAME = 2
 _LATENT_WORDS = ("latent", "hidden_states", "sample")
 _OTHER_NAMES = ("image", "img", "audio", "video", "mask", "latent", "control")
 _PLACE = re.compile(r"(\[\d+\])+$")
@@ -58,7 +59,7 @@ def sounds_like_latents(name: str) -> int:
     """
     name = _PLACE.sub("", name.lower())
     if name in LATENT_NAMES:
-        return 2
+        return USUAL_NAME
     return int(any(word in name for word in _LATENT_WORDS) and "encoder" not in name)
 
 

@@ -49,6 +49,8 @@ class InputNaming:
         self._latents = latents
         self._trace = trace
         self._channels = {i: channel_dim(i, trace.of(inputs[i]), trace) for i in main}
+        flat = [i for i in main if len(trace.of(inputs[i])) == 2 and not ir.is_eager(inputs[i])]
+        self._channels |= dict.fromkeys(flat, 1)
         unknown = [i for i in main if self._channels[i] is None]
         self._guessed = {i for i in unknown if ir.source(inputs[i]) not in given}
 

@@ -25,6 +25,8 @@ from .refusals import refuse_other_memory
 from .rejoin import rejoin
 from .sizes_only import read_sizes_only
 from .tracing import fake, trace
+from .unscatter import unscatter
+from .whole_sums import whole_sums
 from .wrapped import take_plain
 
 _DYNAMIC_SHAPE = "Dynamic shape operator"
@@ -76,7 +78,9 @@ def capture(dynamo_graph: fx.GraphModule, args: Sequence[Any]) -> fx.GraphModule
         ir.set_constant_input(node, constant)
     read_sizes_only(captured.graph)
     remove_noise(captured)
+    unscatter(captured)
     rejoin(captured)
+    whole_sums(captured)
     take_apart(captured)
     if not any(map(is_fake, inputs.tensors(args))):  # of a fake model, constants are fake too
         check_constants(captured)

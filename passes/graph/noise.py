@@ -9,9 +9,13 @@ from torch import fx
 
 from . import ir
 
+_WITHOUT_EFFECT = ("_assert_tensor_metadata", "_set_grad_enabled")
+
 
 def remove_noise(graph_module: fx.GraphModule) -> int:
     """Remove ops without effect at inference: dropout in eval, assertions, aliases, dead code.
+
+    Switches of gradients, which ``torch.no_grad()`` inside of a forward leaves, go too.
 
     A cast to the type of another tensor does not use that tensor's value. So it no longer reads it.
     The same is true of a copy over all of another tensor, which writes in place leave behind.
@@ -27,7 +31,7 @@ def remove_noise(graph_module: fx.GraphModule) -> int:
         if _is_identity(node):
             node.replace_all_uses_with(node.args[0])
             graph.erase_node(node)
-        elif ir.is_call(node, "_assert_tensor_metadata") or _holds_anyway(node):
+        elif ir.is_call(node, *_WITHOUT_EFFECT) or _holds_anyway(node):
             graph.erase_node(node)
         elif ir.is_call(node, "type_as"):
             _cast_by_dtype(node, node.args[0])

@@ -67,17 +67,22 @@ def _whole(cat: fx.Node) -> fx.Node | None:
     listed, shape = ir.argument(cat, 0, "tensors"), ir.shape(cat)
     if not isinstance(listed, Sequence) or shape is None:
         return None
-    dim = ir.argument(cat, 1, "dim", 0) % len(shape)
-    parts = [_taken(look_through(operand, COPIES), dim) for operand in listed]
+    whole = whole_of(listed, ir.argument(cat, 1, "dim", 0) % len(shape))
+    return whole if whole is not None and have_one_layout(whole, cat) else None
+
+
+def whole_of(listed: Sequence[fx.Node], dim: int) -> fx.Node | None:
+    """The tensor of which values are the parts from its start on, in order; None if of none."""
+    parts = [taken(look_through(operand, COPIES), dim) for operand in listed]
     place, whole = 0, None
     for part in parts:
         if part is None or part.start != place or part.whole is not (whole or part.whole):
             return None
         place, whole = part.stop, part.whole
-    return whole if whole is not None and _have_one_layout(whole, cat) else None
+    return whole
 
 
-def _taken(node: fx.Node, dim: int) -> Part | None:
+def taken(node: fx.Node, dim: int) -> Part | None:
     """What a node takes of another one along a dimension; None if it takes something else."""
     if ir.is_call(node, "slice", "narrow"):
         part = _sliced(node)
@@ -87,7 +92,7 @@ def _taken(node: fx.Node, dim: int) -> Part | None:
         return None
     if part is None or part.dim != dim:
         return None
-    outer = _taken(part.whole, dim)
+    outer = taken(part.whole, dim)
     if outer is None:
         return part
     return replace(outer, start=outer.start + part.start, stop=outer.start + part.stop)
@@ -135,7 +140,7 @@ def _operand(node: fx.Node) -> fx.Node:
     return node.all_input_nodes[0]
 
 
-def _have_one_layout(one: fx.Node, other: fx.Node) -> bool:
+def have_one_layout(one: fx.Node, other: fx.Node) -> bool:
     """Whether two values have the same sizes, strides, type and device."""
     a, b = ir.tensor(one), ir.tensor(other)
     if a is None or b is None:

@@ -23,7 +23,8 @@ from .ops import CASTS, COPIES, RESHAPES, SOFTMAX, UNIT_DIMS
 _COPIES = CASTS | COPIES | {"type_as", "detach", "lift_fresh_copy"}
 _SCALES = ("mul", "div", "add", "sub", "rsub", "neg", "masked_fill", "where", "clamp", "nan_to_num")
 _ACTIVATIONS = ("exp", "relu", "elu", "sigmoid", "tanh", "silu", "gelu", "softplus", "dropout")
-_POINTWISE = {*SOFTMAX, *_COPIES, *_SCALES, *_ACTIVATIONS, "native_dropout", "clamp_min"}
+_RARE = ("exp2", "square", "pow", "abs", "sqrt", "relu6", "leaky_relu", "hardtanh", "hardswish")
+_POINTWISE = {*SOFTMAX, *_COPIES, *_SCALES, *_ACTIVATIONS, *_RARE, "native_dropout", "clamp_min"}
 _VIEWS = RESHAPES | UNIT_DIMS | {"expand"}
 _MAX_STEPS = 24
 
@@ -67,7 +68,7 @@ def _normalises(step: Trail) -> bool:
     if ir.is_call(step.node, *SOFTMAX):
         shape = ir.shape(step.node) or ()
         return int(ir.argument(step.node, 1, "dim")) % len(shape) == step.dim
-    return ir.is_call(step.node, "exp")
+    return ir.is_call(step.node, "exp", "exp2")
 
 
 def _sources(node: fx.Node, dim: int) -> list[tuple[fx.Node, int]]:

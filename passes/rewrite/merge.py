@@ -140,11 +140,12 @@ class Merge:
         return [group for group in found.values() if any(node in self._ends for node in group[0])]
 
     def _as_one(self, cut: Sequence[fx.Node], members: Sequence[Site]) -> list[Site]:
-        """One merged site; none if its values feed one another through the rest of the graph."""
+        """One merged site; none if its values feed one another, or start from one another."""
         site = self._merged(cut, members)
         others = [other for other in self.sites if other.name not in {m.name for m in members}]
         region = self._regions([site, *others])[site.name]
         leaving = {user for node in cut for user in node.users}.difference(region)
+        leaving.update(cut)  # a returned end may be the start of another
         starts = {start.node for start in site.starts.values()}
         feeds_itself = not (leaving | fed_by(leaving)).isdisjoint(starts)
         return [] if not region or feeds_itself else [site]

@@ -139,11 +139,31 @@ def is_number(node: fx.Node) -> bool:
 
 
 def scaled(node: fx.Node) -> fx.Node | None:
-    """The stream that ``lerp`` scales by a factor without the latents; None for other ops."""
+    """The value that a node scales as a stream may be scaled; None for any other op.
+
+    The factor does not depend on the latents. It belongs to ``lerp``, or is one number or one per
+    channel that is the same at every step, as in ``0.9 * x + f(x)``.
+    """
     latent = [n for n in node.all_input_nodes if ir.binding(n) in (None, Binding.LATENT)]
-    if not is_scaled_stream(node) or (latent and latent != [node.args[0]]):
+    if not (is_scaled_stream(node) or _has_plain_factor(node)):
+        return None
+    if latent and latent != [node.args[0]]:
         return None
     return node.all_input_nodes[0]
+
+
+def _has_plain_factor(node: fx.Node) -> bool:
+    """Whether a node multiplies its first operand by a number, or by weights per channel."""
+    if not ir.is_call(node, "mul", "div") or node.kwargs or len(node.args) != 2:
+        return False
+    source, factor = node.args
+    if not isinstance(source, fx.Node) or ir.shape(source) != ir.shape(node):
+        return False
+    if not isinstance(factor, fx.Node):
+        return isinstance(factor, (int, float))
+    sizes = ir.shape(factor)
+    is_vector = sizes is not None and all(size == 1 for size in sizes[:-1])
+    return is_vector and ir.binding(factor) == Binding.CONSTANT
 
 
 def to_cache(node: fx.Node, within: Container[fx.Node]) -> fx.Node:

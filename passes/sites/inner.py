@@ -10,8 +10,10 @@ It may also add up attentions that read one another::
     a = attention(norm(x))
     x = x + proj(a + cross_attention(a, text))
 
-A sum is inner if no sum reads it, and all that is computed from it is added to the stream of the
-branch within a few nodes. The stream of a usual block is read by the next sum.
+A sum is inner if no sum reads it, scaled or not, and all that is computed from it is added to the
+stream of the branch within a few nodes. The stream of a usual block is read by the next sum.
+So is that of a block that norms its sums: what is computed from the normed sum is added to it.
+Where no product lies between, the stream is only normed: ``norm(x + f(x)) + x`` has a skip ``x``.
 """
 
 from __future__ import annotations
@@ -21,8 +23,9 @@ from collections.abc import Container
 from torch import fx
 
 from pab_compile.passes.graph import ir
+from pab_compile.passes.graph.contractions import contraction
 
-from .adds import origin, parts, same
+from .adds import origin, parts, same, scaled
 from .beside import Streams
 from .growth import latent_inputs
 
@@ -57,13 +60,31 @@ def is_inner(total: fx.Node, streams: Streams, inside: Container[fx.Node]) -> bo
                 continue
             reached[user] = None
             pending.append(user)
-    return True
+    return not _goes_on(total, reached)
+
+
+def _goes_on(total: fx.Node, reached: Container[fx.Node]) -> bool:
+    """Whether the sum, normed or not, is a stream: nothing is computed from it, or added to it."""
+    alike, has_product = {total: None}, False
+    pending = [total]
+    for node in pending:  # grows while it is read
+        for user in node.users:
+            if user not in reached or user in alike:
+                continue
+            if contraction(user) is not None:
+                has_product = True
+            elif any(n not in alike and n in reached for n in parts(user)):
+                return True
+            else:
+                alike[user] = None
+                pending.append(user)
+    return not has_product
 
 
 def _is_copy(node: fx.Node, total: fx.Node) -> bool:
-    """Whether a node casts, views or copies the sum, or is the sum."""
+    """Whether a node casts, views, copies or scales the sum as a stream, or is the sum."""
     while node is not total:
-        source = same(node)
+        source = same(node) or scaled(node)
         if source is None:
             return False
         node = source

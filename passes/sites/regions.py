@@ -29,9 +29,9 @@ from pab_compile.passes.graph import ir
 from pab_compile.passes.graph.groups import Groups
 from pab_compile.passes.graph.minimum_cut import minimum_cut
 from pab_compile.passes.graph.ops import is_communication
-from pab_compile.passes.graph.walk import fed_by, feeding, operands, positions, results
+from pab_compile.passes.graph.walk import chain, fed_by, feeding, operands, positions, results
 
-from .adds import stream_of, to_cache
+from .adds import same, stream_of, to_cache
 from .beside import Streams, cone, may_join, why_not
 from .binding import Binding
 from .growth import Growth, latent_inputs
@@ -205,7 +205,9 @@ class RegionFinder:
             if (node is not factor and node in read) or node in cone:
                 continue
             if ir.binding(node) == Binding.STEP and self._keep_gate_outside:
-                return False
+                if not self._is_made_of_operands(node, self._groups.leader(self._owner[owner])):
+                    return False
+                continue
             if ir.binding(node) != Binding.LATENT:
                 continue
             is_private = node not in read and all(user in cone for user in node.users)
@@ -213,6 +215,20 @@ class RegionFinder:
             if not is_private or not is_plain or len(cone) > _MAX_FACTOR_NODES:
                 return False
             cone.add(node)
+            pending.extend(node.all_input_nodes)
+        return True
+
+    def _is_made_of_operands(self, node: fx.Node, mixer: int) -> bool:
+        """Whether a per-step value has the step from operands of a mixer alone, as keys have."""
+        operands_of = {own for n in operands(self._seeds[mixer]) for own in chain(n, same)}
+        pending, seen = [node], set[fx.Node]()
+        while pending:
+            node = pending.pop()
+            if node in operands_of or node in seen or ir.binding(node) != Binding.STEP:
+                continue
+            if node.op != "call_function" or len(seen) > _MAX_FACTOR_NODES:
+                return False
+            seen.add(node)
             pending.extend(node.all_input_nodes)
         return True
 

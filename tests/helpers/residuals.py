@@ -20,6 +20,11 @@ from helpers.captured import (
 Form = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 """Stream, added value, gate (of every step), mask (of the prompt) -> stream."""
 
+
+def _in_parts(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    return torch.cat([x[:, :2] + y[:, :2], x[:, 2:] + y[:, 2:]], 1)
+
+
 FORMS: dict[str, Form] = {
     "add": lambda x, y, g, m: x + y * g,
     "float32 around the sum": lambda x, y, g, m: (x.float() + y.float() * g).type_as(x),
@@ -39,6 +44,10 @@ FORMS: dict[str, Form] = {
     "mul_ and add_": lambda x, y, g, m: y.mul_(g).add_(x),
     "baddbmm": lambda x, y, g, m: torch.baddbmm(x, y, torch.eye(4, dtype=y.dtype).expand(2, 4, 4)),
     "lerp by a constant": lambda x, y, g, m: torch.lerp(x, y, 0.3),
+    "a scaled stream": lambda x, y, g, m: 0.9 * x + y * g,
+    "a scaled sum": lambda x, y, g, m: (x + y * g) / 2**0.5,
+    "parts": lambda x, y, g, m: _in_parts(x, y * g),
+    "a stack": lambda x, y, g, m: torch.stack([x, (y * g).type_as(x)]).sum(0),
     "where between gates": lambda x, y, g, m: x + torch.where(m, y * g, y * (g + 1)),
     "where, sum first": lambda x, y, g, m: torch.where(m, x + y * g, x),
     "where, stream first": lambda x, y, g, m: torch.where(m, x, x + y * g),

@@ -20,6 +20,34 @@ GRAPHS = (
         ("tests/passes/graph/test_rejoin.py",),
     ),
     Mutation(
+        "passes/graph/unscatter.py",
+        "writes to some parts of a tensor are taken for writes to all",
+        "        if part.start != place:\n            return None\n",
+        "",
+        ("tests/passes/graph/test_unscatter.py",),
+    ),
+    Mutation(
+        "passes/graph/unscatter.py",
+        "what was written is read from below the write",
+        "or not _are_apart(part, written):",
+        "or False:",
+        ("tests/passes/graph/test_unscatter.py",),
+    ),
+    Mutation(
+        "passes/graph/whole_sums.py",
+        "a sum and a difference of parts are one sum",
+        "any(part.target is not target for part in listed)",
+        "False",
+        ("tests/passes/graph/test_whole_sums.py",),
+    ),
+    Mutation(
+        "passes/axes/infer.py",
+        "a cache that the forward writes is taken for the latents",
+        "ir.outputs(graph)[written:]",
+        "ir.outputs(graph)",
+        ("tests/foreign",),
+    ),
+    Mutation(
         "passes/graph/structure.py",
         "pieces of different layouts share one compiled function",
         'lines.append(f"input {ir.layout(node)}")',
@@ -78,7 +106,7 @@ GRAPHS = (
     Mutation(
         "passes/axes/input_roles.py",
         "a condition with a word of latents in its name is denoised in the place of the latents",
-        "        return 2\n    return int(",
+        "        return USUAL_NAME\n    return int(",
         "        return 1\n    return int(",
         ("tests/passes/axes/test_input_roles.py",),
     ),

@@ -6,6 +6,13 @@ from .mutation import Mutation
 
 REWRITES = (
     Mutation(
+        "passes/rewrite/merge.py",
+        "the end of a stretch is the start of another one of its own branch",
+        "        leaving.update(cut)  # a returned end may be the start of another\n",
+        "",
+        ("tests/passes/rewrite/test_coalesce.py",),
+    ),
+    Mutation(
         "passes/rewrite/fusing.py",
         "a merged site with a fused sum hands on what it cached, without the start",
         "StepBranch(branch.site, compute, branch.starts)",

@@ -48,6 +48,27 @@ SITES = (
         ("tests/passes/sites/test_inner.py",),
     ),
     Mutation(
+        "passes/sites/inner.py",
+        "a stream that is scaled before a later sum reads it is an inner sum",
+        "source = same(node) or scaled(node)",
+        "source = same(node)",
+        ("tests/passes/sites/test_inner.py",),
+    ),
+    Mutation(
+        "passes/sites/regions.py",
+        "an attention is cached before the normaliser of its keys",
+        "if not self._is_made_of_operands(node, self._groups.leader(self._owner[owner])):",
+        "if True:",
+        ("tests/passes/sites/test_regions.py",),
+    ),
+    Mutation(
+        "passes/sites/regions.py",
+        "a factor of the timestep is a normaliser",
+        'if node.op != "call_function" or len(seen) > _MAX_FACTOR_NODES:',
+        "if False:",
+        ("tests/passes/sites/test_regions.py",),
+    ),
+    Mutation(
         "passes/sites/regions.py",
         "the gate is cached with the attention",
         "if self._keep_gate_outside and any(",

@@ -9,7 +9,7 @@ import torch
 from tqdm import trange
 
 from .check import judged
-from .spec import draw
+from .draw import draw
 
 
 def main(count: int = 1000, seed: int = 0) -> int:

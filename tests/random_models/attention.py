@@ -26,9 +26,21 @@ class HandNorm(nn.Module):
         return (y * self.weight.float()).to(x.dtype)
 
 
+class Unit(nn.Module):
+    """Vectors of length one, by a learned factor."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.factor = nn.Parameter(torch.rand(channels) + 1.5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Norm the last dimension."""
+        return F.normalize(x, dim=-1) * self.factor
+
+
 def norm_of(name: str, channels: int) -> nn.Module:
     """A norm of the last dimension."""
-    made = {"none": nn.Identity, "layer": nn.LayerNorm, "rms": nn.RMSNorm, "by hand": HandNorm}
+    made = {"layer": nn.LayerNorm, "rms": nn.RMSNorm, "by hand": HandNorm, "unit": Unit}
     return made[name](channels) if name != "none" else nn.Identity()
 
 
@@ -95,7 +107,11 @@ class Attention(nn.Module):
                 self.both = nn.Linear(width, 2 * inner)
             else:
                 self.key, self.value = nn.Linear(width, inner), nn.Linear(width, inner)
-        self.query_norm, self.key_norm = norm_of(spec.qk_norm, HEAD), norm_of(spec.qk_norm, HEAD)
+        name = "rms" if spec.qk_norm == "whole" else spec.qk_norm
+        is_whole = spec.qk_norm == "whole"
+        self.query_norm = norm_of(name, width if is_whole else HEAD)
+        self.key_norm = norm_of(name, inner if is_whole else HEAD)
+        self.sink = nn.Parameter(torch.randn(2, self.kv_heads, 1, HEAD))
         self.gate = nn.Linear(width, width) if spec.own_gate else None
 
     def forward(
@@ -132,7 +148,11 @@ class Attention(nn.Module):
             q, (k, v) = self.query(x), self.both(y).chunk(2, -1)
         else:
             q, k, v = self.query(x), self.key(y), self.value(y)
+        if self.spec.qk_norm == "whole":
+            q, k = self.query_norm(q), self.key_norm(k)
         q, k, v = (t.unflatten(-1, (-1, HEAD)).transpose(-2, -3) for t in (q, k, v))
+        if self.spec.qk_norm == "whole":
+            return [q, k, v]
         return [self.query_norm(q), self.key_norm(k), v]
 
     def mix(
@@ -148,15 +168,45 @@ class Attention(nn.Module):
             k, v = (t.expand(*q.shape[:-2], *t.shape[-2:]) for t in (k, v))
         if mask is not None:
             mask = mask.reshape(len(mask), *[1] * (q.ndim - 2), mask.shape[-1])
-        scale = HEAD**-0.5
+        if self.is_self and spec.attending != "none":
+            return self._further(q, k, v, mask).transpose(-2, -3).flatten(-2)
+        return self._core(q, k, v, mask).transpose(-2, -3).flatten(-2)
+
+    def _further(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+        """With a trait beside queries, keys and values."""
+        form = self.spec.attending
+        if form == "difference":
+            (q, other_q), (k, other_k) = q.chunk(2, -1), k.chunk(2, -1)
+            return self._core(q, k, v, mask) - 0.4 * self._core(other_q, other_k, v, mask)
+        if form == "pooled":
+            if mask is not None or k.shape[-2] % 2:
+                return self._core(q, k, v, mask)
+            return self._core(q, *(t.unflatten(-2, (-1, 2)).mean(-2) for t in (k, v)), None)
+        if form == "sink":
+            sinks = (t.expand(*k.shape[:-2], 1, HEAD).to(k.dtype) for t in self.sink)
+            k, v = (torch.cat([t, x], -2) for t, x in zip(sinks, (k, v), strict=True))
+            return self._core(q, k, v, None if mask is None else F.pad(mask, (1, 0), value=True))
+        rows, columns = torch.arange(q.shape[-2])[:, None], torch.arange(k.shape[-2])
+        if form == "causal":
+            seen = (columns < k.shape[-2] // 2) | (rows >= q.shape[-2] // 2)
+            return self._core(q, k, v, seen if mask is None else mask & seen)
+        if form == "bias":
+            slopes = torch.arange(1, 1 + q.shape[-3])[:, None, None] / 4
+            bias = (-slopes * (rows - columns).abs()).to(q.dtype)
+            if mask is not None:
+                bias = bias.masked_fill(~mask, -1e4)
+            return self._core(q, k, v, bias)
+        return self._core(q, k, v, mask)  # a cap
+
+    def _core(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+        """The attention itself. The mask is boolean, or added."""
+        spec = self.spec
         if spec.core == "sdpa":
             gqa = {"enable_gqa": True} if spec.grouped == "enable_gqa" else {}
-            out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, **gqa)
-        elif spec.core == "linear":
-            out = self._linear(q, k, v, mask)
-        else:
-            out = self._by_hand(q, k, v, mask, scale)
-        return out.transpose(-2, -3).flatten(-2)
+            return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, **gqa)
+        if spec.core == "linear":
+            return self._linear(q, k, v, mask)
+        return self._by_hand(q, k, v, mask, q.shape[-1] ** -0.5)
 
     def _linear(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
         q, k = F.elu(q) + 1, F.elu(k) + 1
@@ -169,15 +219,21 @@ class Attention(nn.Module):
         self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float
     ) -> Tensor:
         core = self.spec.core
-        added = None if mask is None else torch.where(mask, 0.0, -1e4).to(q.dtype)
+        added = mask
+        if mask is not None and mask.dtype is torch.bool:
+            added = torch.where(mask, 0.0, -1e4).to(q.dtype)
+
+        def shaped(scores: Tensor) -> Tensor:
+            if self.spec.attending == "cap":
+                scores = 3 * torch.tanh(scores / 3)
+            return scores if added is None else scores + added
+
         if core == "einsum":
             scores = torch.einsum("...qc,...kc->...qk", q, k) * scale
-            scores = scores if added is None else scores + added
-            return torch.einsum("...qk,...kc->...qc", scores.softmax(-1), v)
+            return torch.einsum("...qk,...kc->...qc", shaped(scores).softmax(-1), v)
         if core == "softmax":
             scores = (q * scale) @ k.transpose(-2, -1)
-            scores = scores if added is None else scores + added
-            return torch.softmax(scores, -1, dtype=torch.float32).to(v.dtype) @ v
+            return torch.softmax(shaped(scores), -1, dtype=torch.float32).to(v.dtype) @ v
         lead = q.shape[:-2]
         flat = [t.reshape(-1, *t.shape[-2:]) for t in (q, k, v)]
         if core == "bmm":
@@ -186,6 +242,5 @@ class Attention(nn.Module):
             zero = flat[0].new_zeros(1, 1, 1)
             scores = torch.baddbmm(zero, flat[0], flat[1].mT, beta=0, alpha=scale)
         scores = scores.view(*lead, *scores.shape[-2:])
-        scores = scores if added is None else scores + added
-        weights = scores.softmax(-1).flatten(0, -3)
-        return torch.bmm(weights, flat[2]).unflatten(0, lead)
+        found = shaped(scores).softmax(-1).flatten(0, -3)
+        return torch.bmm(found, flat[2]).unflatten(0, lead)

@@ -1,4 +1,4 @@
-"""Blocks: branches with their sites, in one stream or in two."""
+"""Blocks of one stream: branches with their sites."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from .attention import Attention, angles_of, norm_of
-from .parts import Mlp, Residual
+from .parts import Mlp, Residual, chosen
 from .sites import Site
 from .spec import Spec
 
@@ -31,6 +31,7 @@ class Given:
         positions: of the tokens of the video, ``[s, axes]``.
         image: tokens of a picture, or None.
         pooled: embedded vector of the prompt, ``[b, 1, c]``, or None.
+        control: tokens of a control video, ``[b, s, c]``, or None.
     """
 
     text: Tensor | None
@@ -40,6 +41,7 @@ class Given:
     positions: Tensor
     image: Tensor | None = None
     pooled: Tensor | None = None
+    control: Tensor | None = None
 
     def for_text(self, x: Tensor | None, joined: int) -> Tensor | None:
         """An embedding for the text, and for the video behind it if ``joined`` tokens of text."""
@@ -55,6 +57,7 @@ class Given:
             self,
             emb=self.for_text(self.emb, num),
             shared=self.for_text(self.shared, num),
+            control=None if self.control is None else F.pad(self.control, (0, 0, num, 0)),
             positions=torch.cat([first, self.positions]),
         )
 
@@ -180,7 +183,7 @@ class Branch(nn.Module):
         if self.spec.norm in ("pre", "sandwich", "scaled"):
             x = self.before[number](x)
         if self.spec.norm != "modulated after":
-            x = _shifted(x, modulated)
+            x = _shifted(self.spec.shifting, x, modulated)
         return x
 
     def _normed(self, number: int, y: Tensor) -> Tensor:
@@ -188,7 +191,9 @@ class Branch(nn.Module):
         return self.after[number](y) if is_after else y
 
     def _modulated_after(self, y: Tensor, modulated: Modulated) -> Tensor:
-        return _shifted(y, modulated) if self.spec.norm == "modulated after" else y
+        return (
+            _shifted(self.spec.shifting, y, modulated) if self.spec.norm == "modulated after" else y
+        )
 
     def _around(self, number: int, x: Tensor) -> Tensor:
         if self.spec.norm != "around the sum":
@@ -196,9 +201,26 @@ class Branch(nn.Module):
         return self.after[number](x.to(getattr(torch, self.spec.dtype))).to(x.dtype)
 
 
-def _shifted(x: Tensor, modulated: Modulated) -> Tensor:
+def _shifted(form: str, x: Tensor, modulated: Modulated) -> Tensor:
     shift, scale, _ = modulated
-    return x if shift is None or scale is None else x * (1 + scale) + shift
+    if shift is None or scale is None:
+        return x
+    if form == "addcmul":
+        return torch.addcmul(shift, x, 1 + scale)
+    if form == "float32":
+        return (x.float() * (1 + scale.float()) + shift.float()).to(x.dtype)
+    if form == "repeated":
+        shift, scale = (t.expand_as(x).contiguous() for t in (shift, scale))
+    if form == "where":
+        return torch.where(chosen(x), x * (1 + scale) + shift, x * (1 + 0.5 * scale) + shift)
+    if form == "parts":
+        half = max(1, x.shape[1] // 2)
+        shifts, scales = (
+            (t.expand_as(x)[:, :half], t.expand_as(x)[:, half:]) for t in (shift, scale)
+        )
+        parts = zip((x[:, :half], x[:, half:]), scales, shifts, strict=True)
+        return torch.cat([part * (1 + s) + b for part, s, b in parts], 1)
+    return x * (1 + scale) + shift
 
 
 class Block(nn.Module):
@@ -221,11 +243,12 @@ class Block(nn.Module):
         self.modulation = Modulation(spec, count)
         self.attentions = nn.ModuleList(Attention(spec, True) for _ in self.kinds)
         self.outs = nn.ModuleList(nn.Linear(width, width) for _ in self.kinds)
-        self.branches = nn.ModuleList(Branch(spec, kind) for kind in self.kinds)
+        seen = {"full": "joint"} if spec.front == "history" else {}  # other tokens than the video's
+        self.branches = nn.ModuleList(Branch(spec, seen.get(kind, kind)) for kind in self.kinds)
         self.mlp, self.mlp_branch = Mlp(spec), Branch(spec, "mlp")
         self.fused = nn.Linear(3 * width, width)
         self.hint = nn.Linear(width, width)
-        self.hint_site = Site("", "prompt" if spec.hint == "prompt" else "always")
+        self.hint_site = Site("", "always" if spec.hint == "timestep" else "prompt")
         if self.has_cross:
             self.cross, self.cross_branch = Attention(spec, False), Branch(spec, "cross")
             self.cross_out = nn.Linear(width, width)
@@ -250,7 +273,9 @@ class Block(nn.Module):
             x = self.cross_branch([x], [(None, None, None)], lambda h: [self._cross(h[0], given)])[
                 0
             ]
-        hint = {"timestep": emb, "prompt": given.pooled}.get(self.spec.hint)
+        control = None if given.control is None else F.pad(given.control, (0, 0, joined, 0))
+        hints = {"timestep": emb, "prompt": given.pooled, "control": control}
+        hint = hints.get(self.spec.hint)
         if hint is not None:
             added = self.hint_site(lambda: self.hint(hint))
             x = (x + (self.modulation.as_grid(added) if x.ndim == 5 else added)).to(x.dtype)
@@ -289,7 +314,7 @@ class Block(nn.Module):
         spec, kind, attend = self.spec, self.kinds[number], self.attentions[number]
         shape, width = h.shape, spec.channels
         if kind == "joint":
-            return attend(h, h, *_joint(spec, given))
+            return attend(h, h, *joint_of(spec, given))
         if spec.num_front:
             return attend(h, h, None, None if spec.rotary == "none" else angles_of(given.positions))
         if spec.mixing == "windows":
@@ -329,7 +354,7 @@ class Block(nn.Module):
         return self.cross_out(out).reshape(h.shape)
 
 
-def _joint(spec: Spec, given: Given) -> tuple[Tensor | None, Tensor | None]:
+def joint_of(spec: Spec, given: Given) -> tuple[Tensor | None, Tensor | None]:
     """Mask and angles of video and text in one sequence."""
     assert given.text is not None
     mask = given.mask
@@ -339,45 +364,3 @@ def _joint(spec: Spec, given: Given) -> tuple[Tensor | None, Tensor | None]:
         return mask, None
     none = given.positions.new_zeros(given.text.shape[1], given.positions.shape[1])
     return mask, angles_of(torch.cat([none, given.positions]))
-
-
-class DualBlock(nn.Module):
-    """Video and text as two streams with projections of their own and one attention."""
-
-    def __init__(self, spec: Spec) -> None:
-        super().__init__()
-        self.spec, width = spec, spec.channels
-        self.modulations = nn.ModuleList(Modulation(spec, 2) for _ in range(2))
-        self.attentions = nn.ModuleList(Attention(spec, True) for _ in range(2))
-        self.outs = nn.ModuleList(nn.Linear(width, width) for _ in range(2))
-        self.branch = Branch(spec, "joint", streams=2)
-        self.mlps = nn.ModuleList(Mlp(spec) for _ in range(2))
-        self.mlp_branches = nn.ModuleList(Branch(spec, "mlp") for _ in range(2))
-
-    def forward(self, x: Tensor, text: Tensor, given: Given) -> tuple[Tensor, Tensor]:
-        """Of both streams, ``[b, tokens, c]``."""
-        of_video = self.modulations[0](given.emb, given.shared, x.shape)
-        emb, shared = given.for_text(given.emb, 0), given.for_text(given.shared, 0)
-        of_text = self.modulations[1](emb, shared, text.shape)
-        streams = self.branch(
-            [x, text], [of_video[0], of_text[0]], lambda h: self._mixed(h[0], h[1], given)
-        )
-        rows = zip(streams, self.mlp_branches, self.mlps, (of_video, of_text), strict=True)
-        x, text = (
-            branch([y], [modulated[1]], lambda h, mlp=mlp: [mlp(h[0])])[0]
-            for y, branch, mlp, modulated in rows
-        )
-        return x, text
-
-    def _mixed(self, x: Tensor, text: Tensor, given: Given) -> list[Tensor]:
-        length = text.shape[1]
-        if self.spec.core == "module":
-            both = torch.cat([text, x], 1)
-            out = self.attentions[0](both, both, *_joint(self.spec, given))
-        else:
-            parts = [
-                attend.heads(y, y) for attend, y in zip(self.attentions, (x, text), strict=True)
-            ]
-            joined = [torch.cat([t, v], -2) for v, t in zip(*parts, strict=True)]
-            out = self.attentions[0].mix(*joined, *_joint(self.spec, given))
-        return [self.outs[0](out[:, length:]), self.outs[1](out[:, :length])]

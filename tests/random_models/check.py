@@ -18,8 +18,10 @@ from helpers.counting import counting
 from helpers.latte import relative_error
 from pab_compile.errors import PabError
 
+from .forms import NamedOutput, Output, Prompt
 from .latents import latents_shape
-from .model import TEXT, TEXT_CHANNELS, NamedOutput, Output, Prompt, build
+from .model import TEXT, TEXT_CHANNELS
+from .signatures import build
 from .sites import Now, tell
 from .spec import Spec
 
@@ -30,7 +32,15 @@ LINEAR = dict.fromkeys(KINDS, 3)
 TOLERANCE = {"float32": 1e-4, "bfloat16": 4e-2}
 TWO_ROUNDINGS = {
     "attention": ("addmm", "baddbmm"),
-    "branch": ("addmm", "baddbmm", "addcmul", "lerp", "alpha"),
+    "branch": (
+        "addmm",
+        "baddbmm",
+        "addcmul",
+        "lerp",
+        "alpha",
+        "addcmul in place",
+        "addcdiv",
+    ),
 }
 """Cut -> sums that multiply too, whose product is cached: they are two ops, which round twice."""
 MOST = 0.05  # of the branches' operations, more than the ideal
@@ -71,7 +81,7 @@ def calls(spec: Spec, model: Any, num: int) -> Iterator[Call]:
     table = torch.linspace(990, 90, NUM_STEPS)
     doubled = spec.guidance == "one call"
     batch = spec.batch * (2 if doubled else 1)
-    lanes = ("cond", "uncond") if spec.guidance == "two calls" else ("cond",)
+    lanes = ("cond", "uncond", "half")[: {"two calls": 2, "three calls": 3}.get(spec.guidance, 1)]
     prompts = {lane: _prompt(spec, batch, number) for number, lane in enumerate(lanes)}
     for step in range(num):
         noise = torch.Generator().manual_seed(1000 * spec.seed + step)
@@ -82,7 +92,7 @@ def calls(spec: Spec, model: Any, num: int) -> Iterator[Call]:
 
 
 def _latents(spec: Spec, batch: int, noise: torch.Generator) -> Any:
-    dtype = getattr(torch, spec.dtype)
+    dtype = torch.float32 if spec.mixed else getattr(torch, spec.dtype)
     if spec.layout.startswith("list"):
         shape = latents_shape(spec, 1)
         return [torch.randn(shape, generator=noise).to(dtype) for _ in range(batch)]
@@ -123,7 +133,11 @@ def _prompt(spec: Spec, batch: int, number: int) -> Prompt:
         made.text = [row[:length] for row, length in zip(text, lengths.tolist(), strict=True)]
         return made
     made.text = text
-    if spec.text != "tensor":
+    if spec.text == "squeezed":
+        made.text = text[:, None]
+    elif spec.text == "layers":
+        made.text = torch.stack([text, text.flip(-1)], 2)
+    elif spec.text != "tensor":
         mask = torch.arange(TEXT) < lengths[:, None]
         made.mask = mask if spec.text == "padded" else mask.long()
     return made
@@ -179,7 +193,7 @@ def check(spec: Spec, variants: Sequence[str] = tuple(VARIANTS)) -> None:
     except TooClose:
         if spec.dtype == "float32":
             raise
-        _check(replace(spec, dtype="float32"), variants)  # it rounds less
+        _check(replace(spec, dtype="float32", mixed=False), variants)  # it rounds less
     finally:
         torch.backends.mha.set_fastpath_enabled(before)
         pab_compile.reset()

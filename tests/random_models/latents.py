@@ -32,12 +32,17 @@ def latents_shape(spec: Spec, batch: int) -> tuple[int, ...]:
 
 
 class ToTokens(nn.Module):
-    """Patches of latents as tokens ``[b, t, h, w, c]``; packed latents ``[b, s, c]``."""
+    """Patches of latents as tokens ``[b, t, h, w, c]``; packed latents ``[b, s, c]``.
 
-    def __init__(self, spec: Spec) -> None:
+    Args:
+        spec: of the model.
+        is_double: whether other latents stand beside them, as further channels.
+    """
+
+    def __init__(self, spec: Spec, is_double: bool) -> None:
         super().__init__()
         self.spec, patch = spec, spec.patch
-        self.channels = CHANNELS * (2 if spec.first else 1)
+        self.channels = CHANNELS * (2 if is_double else 1)
         self.project: nn.Module = nn.Linear(self.channels * patch**2, spec.channels)
         if spec.patchify == "convolution" and spec.is_picture:
             self.project = nn.Conv2d(self.channels, spec.channels, patch, patch)

@@ -1,17 +1,20 @@
-"""A model of a spec, with signatures and outputs of several forms."""
+"""A model of a spec, with outputs of several forms."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from .attention import Attention, norm_of
-from .blocks import Block, DualBlock, Given, modulation_site
+from .blocks import Block, Given, modulation_site
+from .dual import DualBlock
+from .forms import NamedOutput, Output
 from .latents import FromTokens, ToTokens
 from .sites import Site
 from .spec import Spec
@@ -20,54 +23,21 @@ TEXT, TEXT_CHANNELS, WAVES = 5, 6, 8
 Tensor = torch.Tensor
 
 
-@dataclass
-class Prompt:
-    """What a call knows of the prompt, where that is one argument."""
-
-    text: Any = None
-    mask: Tensor | None = None
-    pooled: Tensor | None = None
-    history: Tensor | None = None
-    first: Tensor | None = None
-    scale: Tensor | None = None
-
-
-@dataclass
-class Output:
-    """What a model returns, where that is an object."""
-
-    sample: Any
-
-
-class NamedPrompt(NamedTuple):
-    """A prompt as a named tuple."""
-
-    text: Any
-    mask: Tensor | None
-    pooled: Tensor | None
-    history: Tensor | None
-    first: Tensor | None
-    scale: Tensor | None
-
-
-class NamedOutput(NamedTuple):
-    """An output as a named tuple."""
-
-    sample: Any
-
-
 def _waves(x: Tensor) -> Tensor:
     angles = x[..., None].float() / 100 * torch.arange(1, WAVES // 2 + 1)
     return torch.cat([angles.sin(), angles.cos()], -1)
 
 
 class Model(nn.Module):
-    """The model itself. Subclasses have other signatures."""
+    """The model itself. Subclasses have signatures (``signatures.py``)."""
 
     def __init__(self, spec: Spec) -> None:
         super().__init__()
         self.spec, width = spec, spec.channels
-        self.patches, self.last = ToTokens(spec), FromTokens(spec)
+        is_control = spec.hint == "control"
+        self.patches = ToTokens(spec, spec.first and not is_control)
+        self.control, self.control_site = ToTokens(spec, False), Site("", "prompt")
+        self.last = FromTokens(spec)
         self.time = nn.Sequential(nn.Linear(WAVES, width), nn.SiLU(), nn.Linear(width, width))
         self.scaling = nn.Sequential(nn.Linear(WAVES, width), nn.SiLU(), nn.Linear(width, width))
         self.text_in, self.pooled_in = (
@@ -95,6 +65,8 @@ class Model(nn.Module):
         self.image_in, self.image_site = nn.Linear(TEXT_CHANNELS, 3 * width), Site("", "prompt")
         axes = [torch.arange(n) for n in (spec.frames, spec.height, spec.width)]
         self.register_buffer("positions", torch.cartesian_prod(*axes).float())
+        self.register_buffer("order", torch.randperm(spec.num_tokens))
+        self.levels, self.layers = nn.Embedding(1000, WAVES), nn.Parameter(torch.randn(2))
 
     @property
     def dtype(self) -> torch.dtype:
@@ -113,12 +85,19 @@ class Model(nn.Module):
         scale: Tensor | None,
     ) -> Any:
         """The output for all inputs."""
-        spec = self.spec
+        spec, control = self.spec, None
         given_latents, factor = latents, self._factor(timestep)
+        if spec.mixed:
+            many = [
+                x.to(self.dtype) for x in ([latents] if isinstance(latents, Tensor) else latents)
+            ]
+            latents = many[0] if isinstance(latents, Tensor) else many
         if spec.around == "scaled":
             assert isinstance(latents, Tensor)
             latents = latents * factor.view(-1, *[1] * (latents.ndim - 1))
-        if first is not None:
+        if first is not None and spec.hint == "control":
+            control = self.control_site(lambda: self.control(first).flatten(1, -2))
+        elif first is not None:
             assert isinstance(latents, Tensor)
             latents = torch.cat([latents, first], spec.layout.split().index("c"))
         x = self.patches(latents)
@@ -134,11 +113,21 @@ class Model(nn.Module):
             shared = self.shared_site(lambda: self.shared(F.silu(emb)))
         image = self._image(pooled) if spec.image and pooled is not None else None
         vector = self._pooled(pooled) if spec.hint == "prompt" and pooled is not None else None
-        given = Given(tokens, mask, emb, shared, self.positions.float(), image, vector)
+        positions = self.positions.float()
+        given = Given(tokens, mask, emb, shared, positions, image, vector, control)
         if not (spec.grid and x.ndim == 5):
             x = x.reshape(batch, -1, spec.channels)
         if spec.modulation == "none":
             x = x + (emb if x.ndim == 3 else self._as_grid(emb))
+        if spec.shuffled:
+            x = x[:, self.order]
+            given = replace(
+                given,
+                emb=self._shuffled(emb),
+                shared=self._shuffled(shared),
+                positions=positions[self.order],
+                control=self._shuffled(control),
+            )
         if num := spec.num_front:
             first = self.registers.expand(batch, -1, -1)
             if history is not None:
@@ -146,8 +135,10 @@ class Model(nn.Module):
             x = torch.cat([first, x], 1)
             given = given.behind(num)
         x = x.float() if spec.residual == "float32 stream" else x
-        x = self._through(x, given)
+        x, features = self._through(x, given)
         x = self.final_norm(x.to(self.dtype).reshape(batch, -1, spec.channels)[:, num:])
+        if spec.shuffled:
+            x = x[:, self.order.argsort()]
         if spec.modulation != "none":
             shift, scale = self.final(F.silu(emb)).chunk(2, -1)
             x = x * (1 + scale) + shift
@@ -157,7 +148,12 @@ class Model(nn.Module):
             factor = factor.view(-1, *[1] * (out.ndim - 1))
             is_scaled = spec.around == "scaled"
             out = given_latents * factor + (1 - factor) * out if is_scaled else given_latents + out
-        return self._returned(out)
+        if spec.mixed:
+            out = out.float() if isinstance(out, Tensor) else [x.float() for x in out]
+        return self._returned((out, features) if spec.returned else out)
+
+    def _shuffled(self, x: Tensor | None) -> Tensor | None:
+        return x if x is None or x.shape[1] == 1 else x[:, self.order]
 
     def _factor(self, timestep: Tensor | float) -> Tensor:
         """Of the latents, a number or one per sample."""
@@ -185,7 +181,7 @@ class Model(nn.Module):
             timestep = torch.full((batch,), timestep)
         if timestep.ndim == 0:
             timestep = timestep.expand(batch)
-        emb = self.time(_waves(timestep).to(self.dtype))
+        emb = self.time(self._waves(timestep).to(self.dtype))
         if spec.level == "sample":
             emb = emb[:, None]
         elif spec.level == "frame":
@@ -194,10 +190,26 @@ class Model(nn.Module):
             emb = emb + self.pooled_in(pooled)[:, None]
         return emb
 
+    def _waves(self, timestep: Tensor) -> Tensor:
+        times = self.spec.times
+        if times == "looked up":
+            return self.levels(timestep.long())
+        if times == "scaled":
+            timestep = timestep / 1000 * 700
+        elif times == "inverted":
+            timestep = 1000 - timestep
+        elif times == "logarithm":
+            timestep = 100 * torch.log1p(timestep)
+        return _waves(timestep)
+
     def _text(self, text: Tensor | Sequence[Tensor], mask: Tensor | None, emb: Tensor) -> Tensor:
         if not isinstance(text, Tensor):
             text = torch.stack([F.pad(one, (0, 0, 0, TEXT - len(one))) for one in text])
-        refiner = self.spec.refiner
+        refiner, form = self.spec.refiner, self.spec.text
+        if form == "squeezed":
+            text = text.squeeze(1)
+        elif form == "layers":
+            text = torch.einsum("bnlc,l->bnc", text, self.layers.softmax(0))
 
         def made() -> Tensor:
             y = self.text_in(text)
@@ -213,12 +225,12 @@ class Model(nn.Module):
         h = h if emb is None else h * (1 + emb)
         return y + self.refine_out(self.refine(h, h, mask))
 
-    def _through(self, x: Tensor, given: Given) -> Tensor:
-        """All blocks."""
+    def _through(self, x: Tensor, given: Given) -> tuple[Tensor, Tensor]:
+        """All blocks. Returns what the first one computes, too."""
         spec, text, first = self.spec, given.text, x.clone()
         if text is not None and spec.residual == "float32 stream":
             text = text.float()
-        joined = 0
+        joined, features = 0, x
         order = list(zip(self.blocks, spec.streams(), strict=True)) * (2 if spec.twice else 1)
         for number, (block, stream) in enumerate(order):
             if stream == "joint" and not joined:
@@ -231,12 +243,19 @@ class Model(nn.Module):
                 x = x + first
             if stream == "dual":
                 assert text is not None
-                x, text = block(x, text, given)
+                x, text = self._block(block, given, x, text)
             else:
-                x = block(x, given)
-        return x[:, joined:] if joined else x
+                x = self._block(block, given, x)
+            if not number and spec.returned:
+                features = x[:, joined:].clone()
+        return (x[:, joined:] if joined else x), features
 
-    def _returned(self, made: Tensor | list[Tensor]) -> Any:
+    def _block(self, block: nn.Module, given: Given, *streams: Tensor) -> Any:
+        if self.spec.checkpointed:
+            return checkpoint(lambda *xs: block(*xs, given), *streams, use_reentrant=False)
+        return block(*streams, given)
+
+    def _returned(self, made: Any) -> Any:
         form = self.spec.output
         if form == "tensor":
             return made
@@ -247,119 +266,3 @@ class Model(nn.Module):
         if form == "named tuple":
             return NamedOutput(made)
         return {"sample": made} if form == "dict" else Output(made)
-
-
-class WithKeywords(Model):
-    """Names as in diffusers."""
-
-    def forward(
-        self,
-        hidden_states: Any,
-        timestep: Tensor,
-        encoder_hidden_states: Any = None,
-        encoder_attention_mask: Tensor | None = None,
-        pooled_projections: Tensor | None = None,
-        history: Tensor | None = None,
-        image_latents: Tensor | None = None,
-        guidance: Tensor | None = None,
-    ) -> Any:
-        prompt = encoder_hidden_states, encoder_attention_mask, pooled_projections, history
-        return self.run(hidden_states, timestep, *prompt, image_latents, guidance)
-
-    def call(self, latents: Any, timestep: Tensor, prompt: Prompt) -> dict[str, Any]:
-        """The arguments by keyword; ``args`` are positional ones."""
-        return {
-            "hidden_states": latents,
-            "timestep": timestep,
-            "encoder_hidden_states": prompt.text,
-            "encoder_attention_mask": prompt.mask,
-            "pooled_projections": prompt.pooled,
-            "history": prompt.history,
-            "image_latents": prompt.first,
-            "guidance": prompt.scale,
-        }
-
-
-class WithPositions(Model):
-    """Short names, given by position."""
-
-    def forward(
-        self,
-        x: Any,
-        t: Tensor,
-        context: Any,
-        context_mask: Tensor | None,
-        y: Tensor | None,
-        past: Tensor | None,
-        cond: Tensor | None,
-        g: Tensor | None,
-    ) -> Any:
-        return self.run(x, t, context, context_mask, y, past, cond, g)
-
-    def call(self, latents: Any, timestep: Tensor, prompt: Prompt) -> dict[str, Any]:
-        """The arguments by keyword; ``args`` are positional ones."""
-        return {"args": (latents, timestep, *vars(prompt).values())}
-
-
-class WithDict(Model):
-    """All that is known of the prompt comes in a dict."""
-
-    def forward(self, sample: Any, timestep: Tensor, conditions: dict[str, Any]) -> Any:
-        keys = ("prompt_embeds", "prompt_mask", "pooled_embeds", "history", "first", "scale")
-        return self.run(sample, timestep, *(conditions.get(key) for key in keys))
-
-    def call(self, latents: Any, timestep: Tensor, prompt: Prompt) -> dict[str, Any]:
-        """The arguments by keyword; ``args`` are positional ones."""
-        found = {
-            "prompt_embeds": prompt.text,
-            "prompt_mask": prompt.mask,
-            "pooled_embeds": prompt.pooled,
-            "history": prompt.history,
-            "first": prompt.first,
-            "scale": prompt.scale,
-        }
-        found = {name: value for name, value in found.items() if value is not None}
-        return {"sample": latents, "timestep": timestep, "conditions": found}
-
-
-class WithObject(Model):
-    """All that is known of the prompt comes in an object."""
-
-    def forward(self, latents: Any, sigma: Tensor, prompt: Prompt) -> Any:
-        known = prompt.text, prompt.mask, prompt.pooled, prompt.history
-        return self.run(latents, sigma, *known, prompt.first, prompt.scale)
-
-    def call(self, latents: Any, timestep: Tensor, prompt: Prompt) -> dict[str, Any]:
-        """The arguments by keyword; ``args`` are positional ones."""
-        return {"latents": latents, "sigma": timestep, "prompt": prompt}
-
-
-class WithNamedTuple(Model):
-    """All that is known of the prompt comes in a named tuple."""
-
-    def forward(self, x: Any, timesteps: Tensor, cond: NamedPrompt) -> Any:
-        return self.run(x, timesteps, *cond)
-
-    def call(self, latents: Any, timestep: Tensor, prompt: Prompt) -> dict[str, Any]:
-        """The arguments by keyword; ``args`` are positional ones."""
-        cond = NamedPrompt(*vars(prompt).values())
-        return {"args": (latents, timestep), "cond": cond}
-
-
-MODELS = {
-    "keywords": WithKeywords,
-    "positions": WithPositions,
-    "dict": WithDict,
-    "dataclass": WithObject,
-    "named tuple": WithNamedTuple,
-}
-
-
-def build(spec: Spec) -> Any:
-    """The model of a spec with random weights, of which every one matters."""
-    torch.manual_seed(spec.seed)
-    model = MODELS[spec.call](spec)
-    for module in model.modules():
-        if isinstance(module, nn.Linear):
-            module.weight.data *= 1.5
-    return model.eval().requires_grad_(False).to(model.dtype)

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from .spec import OF_OWN_TOKENS, WITHOUT_A_GATE, Spec
 
 Tensor = torch.Tensor
-MIXTURES = ("mixture", "top", *OF_OWN_TOKENS)
+MIXTURES = ("mixture", "top", "shared", *OF_OWN_TOKENS)
 
 
 def chosen(x: Tensor) -> Tensor:
@@ -46,6 +46,10 @@ class Mlp(nn.Module):
         """Of tokens ``[b, s, c]`` or ``[b, t, h, w, c]``."""
         if self.form in ("mixture", "top"):
             return self._mixture(x)
+        if self.form == "shared":
+            return self.downs[0](F.gelu(self.ups[0](x))) + self._mixture(x)
+        if self.form == "chunked":
+            return torch.cat([self.downs[0](self.hidden(part)) for part in x.chunk(2, 1)], 1)
         if self.form in OF_OWN_TOKENS:
             return self._of_own_tokens(x.reshape(len(x), -1, x.shape[-1])).reshape(x.shape)
         return self.downs[0](self.hidden(x))
@@ -53,8 +57,10 @@ class Mlp(nn.Module):
     def hidden(self, x: Tensor) -> Tensor:
         """What the last projection reads."""
         h = self.ups[0](x)
-        if self.form == "gelu":
+        if self.form in ("gelu", "chunked"):
             return F.gelu(h, approximate="tanh")
+        if self.form == "squared":
+            return F.relu(h).square()
         if self.form == "swiglu":
             return F.silu(self.gate(x)) * h
         if self.form == "geglu of one":
@@ -116,6 +122,8 @@ class Residual(nn.Module):
         if form == "addcmul":
             y = self._scaled(y)
             return torch.addcmul(x, y, torch.ones_like(y) if gate is None else gate)
+        if form == "addcmul in place":
+            return x.addcmul_(self._scaled(y), torch.ones_like(y) if gate is None else gate)
         if form == "addmm":
             out = torch.addmm(x.flatten(0, -2), y.flatten(0, -2), self.weight)
             return out.view(x.shape)
@@ -145,6 +153,30 @@ class Residual(nn.Module):
             return x + torch.where(chosen(x), y, 0.5 * y)
         if form == "where of sums":
             return torch.where(chosen(x), x + y, x - y)
+        return self._rarer(x, y)
+
+    def _rarer(self, x: Tensor, y: Tensor) -> Tensor:
+        form = self.form
+        if form == "addcdiv":
+            return torch.addcdiv(x, y, torch.full_like(y[..., :1], 2.0))
+        if form == "scaled in place":
+            return x.mul_(0.9).add_(y)
+        if form == "negative":
+            return x - (-y)
+        if form == "stacked":
+            return torch.stack([x, y]).sum(0)
+        if form == "parts":
+            return torch.cat([x[:, :1] + y[:, :1], x[:, 1:] + y[:, 1:]], 1)
+        if form == "parts in place":
+            x[:, 1:] += y[:, 1:]
+            x[:, :1] += y[:, :1]
+            return x
+        if form == "dropout":
+            return x + F.dropout(y, 0.1, self.training)
+        if form == "filled":
+            return x + y.masked_fill(~chosen(y), 0.0)
+        if form == "promoted":
+            return (x + y.float()).to(x.dtype)
         return x + y  # also a float32 stream
 
     def _scaled(self, y: Tensor) -> Tensor:
@@ -161,10 +193,12 @@ class Residual(nn.Module):
             return torch.where(chosen(y), y, 0.5 * y)
         if self.form == "where of sums":
             return torch.where(chosen(y), y, -y)
-        factor = {"alpha": 0.5, "lerp": 0.3, "halved": 0.5**0.5}.get(self.form, 1.0)
+        if self.form == "filled":
+            return y.masked_fill(~chosen(y), 0.0)
+        factor = {"alpha": 0.5, "lerp": 0.3, "halved": 0.5**0.5, "addcdiv": 0.5}.get(self.form, 1.0)
         return -y if self.form == "sub" else factor * y
 
     def plus(self, x: Tensor, added: Tensor) -> Tensor:
         """The sum."""
-        x = x * {"lerp": 0.7, "halved": 0.5**0.5}.get(self.form, 1.0)
+        x = x * {"lerp": 0.7, "halved": 0.5**0.5, "scaled in place": 0.9}.get(self.form, 1.0)
         return (x + added).to(x.dtype)

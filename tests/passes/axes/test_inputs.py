@@ -196,8 +196,13 @@ def test_stated_axes_that_do_not_fit_are_refused(stated: dict[str, str], message
 
 
 def test_a_graph_without_latents_is_refused_with_what_was_seen() -> None:
-    with pytest.raises(UnsupportedModelError, match=r"inputs: latents \(2, 4\)\).*options="):
-        inferred(lambda latents: latents * 2, latents=(2, 4))
+    with pytest.raises(UnsupportedModelError, match=r"inputs: image \(2, 4\)\).*options="):
+        inferred(lambda image: image * 2, image=(2, 4))
+
+
+def test_latents_of_two_dimensions_are_tokens_without_a_batch() -> None:
+    _, outputs = inferred(lambda latents: latents * 2, latents=(6, 4))
+    assert outputs == ["s, c"]
 
 
 def test_a_graph_of_text_only_has_no_latents() -> None:

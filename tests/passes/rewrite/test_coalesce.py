@@ -233,14 +233,34 @@ def test_what_reads_the_stream_in_between_keeps_sites_single() -> None:
     check_numbers(beside, coalesced(beside))
 
 
-def test_a_factor_on_the_stream_ends_a_stretch() -> None:
+@pytest.mark.parametrize("of_the_step", [False, True])
+def test_only_a_factor_of_the_step_ends_a_stretch(of_the_step: bool) -> None:
     def model(latents, timestep, w_in, w_time, w_out, w_up, w_down):  # type: ignore[no-untyped-def]
         x = tokens_of(latents, w_in)
         emb = time_embedding(timestep, w_time)
-        x = (x + emb * linear(attend(x, x, x), w_out)) * 0.5
+        x = (x + emb * linear(attend(x, x, x), w_out)) * (emb if of_the_step else 0.5)
         return latents_of(x + emb * linear(gelu(linear(x * emb, w_up)), w_down))
 
-    assert parts_of(coalesced(captured(model))) == [0, 0]
+    found = captured(model)
+    assert parts_of(coalesced(found)) == ([0, 0] if of_the_step else [2])
+    check_numbers(found, coalesced(found))
+
+
+def test_what_a_block_returns_may_be_the_start_of_the_next_stretch() -> None:
+    def model(latents, timestep, prompt, w_in, w_time, w_out, w_text, w_up, w_down):  # type: ignore[no-untyped-def]
+        x, text = tokens_of(latents, w_in), prompt
+        emb, streams = time_embedding(timestep, w_time), []
+        for _ in range(2):
+            h = torch.cat([text, x], 1) * emb
+            both = attend(h, h, h)
+            x, text = x + linear(both[:, TEXT:], w_out), text + linear(both[:, :TEXT], w_text)
+            x = x + linear(gelu(linear(x * emb, w_up)), w_down)
+            text = text + linear(gelu(linear(text * emb, w_up)), w_down)
+            streams.append(x.clone())
+        return latents_of(x), streams[0]
+
+    found = captured(model)
+    check_numbers(found, coalesced(found))
 
 
 def test_sites_of_other_patterns_stay_apart() -> None:

@@ -274,6 +274,15 @@ def test_softmax_written_out_as_exp_and_sum() -> None:
     assert (found.kind, found.mechanism) == ("spatial", "softmax")
 
 
+def test_scores_may_pass_another_function_than_a_softmax() -> None:
+    def model(latents):
+        x = frames(latents)
+        scores = x @ x.transpose(1, 2)
+        return torch.relu(scores).square() @ x + torch.sigmoid(scores) @ x
+
+    assert [(m.kind, m.mechanism) for m in mixers(model)] == [("spatial", "linear")] * 2
+
+
 def test_linear_attention_in_both_orders_of_its_products() -> None:
     def model(latents, w_q, w_k):
         x = tokens(latents)

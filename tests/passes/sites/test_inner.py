@@ -113,6 +113,24 @@ def usual(x: Any, emb: Any, prompt: Any, w: Any, w_qkv: Any, w_both: Any) -> Any
     return x + emb * linear(gelu(linear(norm(x), w)), w_qkv)
 
 
+def scaled(x: Any, emb: Any, prompt: Any, w: Any, w_qkv: Any, w_both: Any) -> Any:
+    """The sum is scaled, and an earlier value of the stream is added once more."""
+    y = (x + emb * self_attention(norm(x), w_qkv)) / 2**0.5 + x
+    return y + emb * linear(gelu(linear(norm(y), w)), w_qkv)
+
+
+def normed(x: Any, emb: Any, prompt: Any, w: Any, w_qkv: Any, w_both: Any) -> Any:
+    """The norm of the sum is the stream, and an earlier value of it is added once more."""
+    y = norm(x + emb * self_attention(x, w_qkv)) + x
+    return y + emb * linear(gelu(linear(norm(y), w)), w_qkv)
+
+
+def all_normed(x: Any, emb: Any, prompt: Any, w: Any, w_qkv: Any, w_both: Any) -> Any:
+    """A block that norms both of its sums is added to the stream before it."""
+    y = norm(x + emb * self_attention(x, w_qkv))
+    return x + norm(y + emb * linear(gelu(linear(y, w)), w_qkv))
+
+
 def around_a_block(x: Any, emb: Any, prompt: Any, w: Any, w_qkv: Any, w_both: Any) -> Any:
     """A whole block with its stream is added to the stream before it."""
     return x + usual(x, emb, prompt, w, w_qkv, w_both)
@@ -135,7 +153,9 @@ def pooled_first(x: Any, emb: Any, prompt: Any, w: Any, w_qkv: Any, w_both: Any)
     return usual(self_attention(x * emb, w_qkv), emb, prompt, w, w_qkv, w_both)
 
 
-@pytest.mark.parametrize("body", [usual, around_a_block, post_norm, to_another_stream])
+@pytest.mark.parametrize(
+    "body", [usual, around_a_block, scaled, normed, all_normed, post_norm, to_another_stream]
+)
 def test_a_stream_that_goes_on_is_no_inner_sum(body: Body) -> None:
     model = in_block(body)
     first, *_ = analysed(model, "branch").sites

@@ -232,6 +232,20 @@ def test_the_normaliser_of_linear_attention_is_part_of_it() -> None:
     assert names(cheapest_cut(growth)) == "linear_2"
 
 
+def test_the_normaliser_belongs_to_it_where_the_keys_depend_on_the_step() -> None:
+    def model(latents, timestep, prompt, w_in, w_qkv, w_time, w_gate, w_out):
+        x = tokens_of(latents, w_in)
+        q = torch.relu(linear(x, w_qkv))
+        k = torch.relu(prompt * time_embedding(timestep, w_time))
+        total = q @ k.sum(1)[:, :, None]
+        gated = (q @ (k.mT @ prompt)) / total
+        late = q @ time_embedding(timestep, w_gate).mT
+        return latents_of(x + linear(gated, w_out) * late)
+
+    (growth,) = grow(model)
+    assert names(cheapest_cut(growth)) == "linear_4"
+
+
 def test_a_factor_that_serves_something_else_too_stays_outside() -> None:
     def model(latents, timestep, w_in, w_qkv, w_gate, w_out):
         x = tokens_of(latents, w_in)
