@@ -16,6 +16,7 @@ Every element is rounded as before. A sum of three would be rounded once more in
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import fx
@@ -59,7 +60,7 @@ def whole_sums(graph_module: fx.GraphModule) -> int:
     return count
 
 
-def _of_parts(node: fx.Node) -> tuple[object, fx.Node, fx.Node] | None:
+def _of_parts(node: fx.Node) -> tuple[Any, fx.Node, fx.Node] | None:
     """The sum whose parts a node concatenates."""
     listed, shape = ir.argument(node, 0, "tensors"), ir.shape(node)
     if not ir.is_call(node, "cat", "concat") or not isinstance(listed, Sequence) or shape is None:
@@ -78,7 +79,7 @@ def _of_parts(node: fx.Node) -> tuple[object, fx.Node, fx.Node] | None:
     return (target, wholes[0], wholes[1]) if are_of_its_size else None
 
 
-def _of_stack(node: fx.Node) -> tuple[object, fx.Node, fx.Node] | None:
+def _of_stack(node: fx.Node) -> tuple[Any, fx.Node, fx.Node] | None:
     """The sum of two tensors that are stacked."""
     if not ir.is_call(node, "sum") or ir.argument(node, 2, "keepdim", False) or node.kwargs:
         return None
