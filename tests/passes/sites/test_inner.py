@@ -125,6 +125,20 @@ def normed(x: Any, emb: Any, prompt: Any, w: Any, w_qkv: Any, w_both: Any) -> An
     return y + emb * linear(gelu(linear(norm(y), w)), w_qkv)
 
 
+def read_by_a_sum(x: Any, emb: Any, prompt: Any, w: Any, w_qkv: Any, w_both: Any) -> Any:
+    """A sum reads the sum, although all of it is added to the stream before."""
+    y = x + emb * self_attention(norm(x), w_qkv)
+    y = y + linear(prompt.mean(1, keepdim=True), w_qkv)
+    return x + emb * linear(gelu(linear(norm(y), w)), w_qkv)
+
+
+def read_by_a_sum_scaled(x: Any, emb: Any, prompt: Any, w: Any, w_qkv: Any, w_both: Any) -> Any:
+    """Likewise, and the sum is scaled before."""
+    y = 0.5 * (x + emb * self_attention(norm(x), w_qkv))
+    y = y + linear(prompt.mean(1, keepdim=True), w_qkv)
+    return x + emb * linear(gelu(linear(norm(y), w)), w_qkv)
+
+
 def all_normed(x: Any, emb: Any, prompt: Any, w: Any, w_qkv: Any, w_both: Any) -> Any:
     """A block that norms both of its sums is added to the stream before it."""
     y = norm(x + emb * self_attention(x, w_qkv))
@@ -154,7 +168,18 @@ def pooled_first(x: Any, emb: Any, prompt: Any, w: Any, w_qkv: Any, w_both: Any)
 
 
 @pytest.mark.parametrize(
-    "body", [usual, around_a_block, scaled, normed, all_normed, post_norm, to_another_stream]
+    "body",
+    [
+        usual,
+        around_a_block,
+        scaled,
+        read_by_a_sum,
+        read_by_a_sum_scaled,
+        normed,
+        all_normed,
+        post_norm,
+        to_another_stream,
+    ],
 )
 def test_a_stream_that_goes_on_is_no_inner_sum(body: Body) -> None:
     model = in_block(body)
