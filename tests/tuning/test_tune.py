@@ -143,6 +143,9 @@ def test_a_tuned_plan_is_better_than_a_line_and_than_fewer_steps(tuned: Any) -> 
     assert ours > line + 1
     assert ours > fewer + 1
     assert tuned.found.num_computed == 4
+    # All steps; the fit gap by gap; before, for each derivative the later steps, and after.
+    steps = NUM_STEPS + 4 + 4 + (1 * 3 + 2 * 2 + 3 * 1) + 4
+    assert tuned.full_generations == pytest.approx(2 * steps / NUM_STEPS)
     assert "this plan *" in str(tuned)
     assert max(map(len, str(tuned).splitlines())) <= 80
 
