@@ -162,6 +162,8 @@ def test_a_loop_over_videos_around_the_loop_over_steps(
                 latents = latents + 0.3 * predictions[-1]
     assert any(reused[:4])
     assert any(reused[5:])
+    # The one step of the second video counts as a first one of the third, and is not reused.
+    assert pab_compile.stats(compiled).steps == NUM_STEPS - 4  # type: ignore[arg-type]
     for seed, start, stop in videos:
         steps = slice(start, stop)
         replay = Replay(RULE.ranges, RULE.window, reused=tuple(map(frozenset, reused[steps])))
