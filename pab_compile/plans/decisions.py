@@ -13,6 +13,7 @@ from pab_compile.passes.sites.site import Site
 
 from .plan import COMPUTE, MAX_ORDER, Entry, Plan, Weights, order_of
 from .schedule import Moment, Schedule
+from .step_plan import StepPlan
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,9 @@ class Decisions:
         self._first_timestep = first_timestep
         self._computed: dict[int, list[tuple[int, ...]]] = {}
         self._decided: dict[int, tuple[Decision, ...]] = {}
-        if schedule.num_steps is not None and _timesteps_known(schedule):
+        # A first guess of the schedule may not fit. Then outputs are cached as if it were unknown.
+        is_misfit = isinstance(plan, StepPlan) and plan.misfit(schedule) != ""
+        if schedule.num_steps is not None and _timesteps_known(schedule) and not is_misfit:
             self._decided = self._table(schedule.num_steps)
 
     def at(self, step: int, timestep: float | None) -> tuple[Decision, ...]:

@@ -6,6 +6,7 @@ from collections.abc import Collection
 
 from .plan import Plan, RangePlan
 from .schedule import Moment, Schedule
+from .step_plan import StepPlan
 
 
 def why_nothing(plan: Plan, kinds: Collection[str], schedule: Schedule) -> str:
@@ -17,6 +18,8 @@ def why_nothing(plan: Plan, kinds: Collection[str], schedule: Schedule) -> str:
         schedule: the steps; their number must be known.
     """
     assert schedule.num_steps is not None
+    if isinstance(plan, StepPlan) and (misfit := plan.misfit(schedule)):
+        return f"nothing was reused: {misfit[0].lower()}{misfit[1:]}"
     if isinstance(plan, RangePlan):
         reused = sorted(kind for kind, every in plan.ranges.items() if every > 1)
         if not reused:

@@ -7,7 +7,7 @@
      "entries": ["C", "C", [-0.9, 1.9], "C"]}
 
 An entry is ``"C"`` (compute), an order of the reuse, or weights of the last computed outputs, the
-oldest first. The weights fit one schedule only, so other timesteps are refused.
+oldest first. The weights fit one schedule only. With other timesteps every step computes.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from .schedule import Moment, Schedule
 STEP_PLAN_FORMAT = "pab_compile.plan/2"
 _PRECISION = 5e-3  # bfloat16 has 8 bits
 _WHOLE = 1.0  # a timestep of 1000 may have been cut to a whole number
-_RETUNE = "Run pab_compile.tune with the schedule of this generation."
+_RETUNE = "run pab_compile.tune with the schedule of this generation"
 
 
 @dataclass(frozen=True)
@@ -58,15 +58,11 @@ class StepPlan:
         return sum(order_of(entry) == COMPUTE for entry in self.entries)
 
     def entry(self, site: Site, moment: Moment) -> Entry:
-        """The entry of the step.
-
-        Raises:
-            PlanError: the generation has another schedule.
-        """
-        if moment.schedule.num_steps is None:
-            return COMPUTE
-        self._check_schedule(moment.schedule)
-        return self.entries[moment.step]
+        """The entry of the step; ``COMPUTE`` if the generation has another schedule."""
+        is_known = moment.schedule.num_steps is not None
+        return (
+            self.entries[moment.step] if is_known and not self.misfit(moment.schedule) else COMPUTE
+        )
 
     def may_reuse(self, site: Site) -> bool:
         """Whether any step reuses."""
@@ -87,22 +83,27 @@ class StepPlan:
     def check(self, sites: Sequence[Site]) -> None:
         """Every graph fits."""
 
-    def _check_schedule(self, schedule: Schedule) -> None:
+    def misfit(self, schedule: Schedule) -> str:
+        """Why the plan does not fit a schedule; ``""`` if it does.
+
+        A schedule may be a first guess, so this is no error.
+        """
         if schedule.num_steps != self.num_steps:
-            raise PlanError(
-                f"{self.origin} is made for {self.num_steps} steps, but this generation has "
-                f"{schedule.num_steps}. {_RETUNE}"
+            return (
+                f"{self.origin} is made for {self.num_steps} steps, and the generation has "
+                f"{schedule.num_steps}: {_RETUNE}"
             )
         if self.timesteps is None or schedule.timesteps is None:
-            return
+            return ""
         pairs = zip(self.timesteps, schedule.timesteps, strict=True)
         slack = _WHOLE if max(self.timesteps) > 2 * _WHOLE else _PRECISION
         for step, (ours, theirs) in enumerate(pairs):
             if not math.isclose(ours, theirs, rel_tol=_PRECISION, abs_tol=slack):
-                raise PlanError(
-                    f"{self.origin} is made for a schedule with timestep {ours:g} at step {step}, "
-                    f"but this generation has {theirs:g} there. {_RETUNE}"
+                return (
+                    f"{self.origin} is made for timestep {ours:g} at step {step}, and the "
+                    f"generation has {theirs:g} there: {_RETUNE}"
                 )
+        return ""
 
 
 def step_plan_from_json(content: Mapping[str, Any], origin: str) -> StepPlan:

@@ -15,8 +15,8 @@ PLANS = (
     Mutation(
         "pab_compile/plans/step_plan.py",
         "weights are used on another schedule",
-        "self._check_schedule(moment.schedule)",
-        "pass",
+        "if is_known and not self.misfit(moment.schedule) else COMPUTE",
+        "if is_known else COMPUTE",
         ("tests/plans/test_step_plan.py",),
     ),
     Mutation(

@@ -20,12 +20,17 @@ NUM_STEPS = 6
 COMPUTED = [0, 1, 3]
 
 
+def can_be_tuned(case: Case) -> bool:
+    """Not if the schedule is gone through twice, an input steps, or tokens have their timesteps."""
+    return case.generations == 1 and not case.stepping and case.name != "Wan 2.2, image to video"
+
+
 @pytest.mark.sample("Wan")
 @pytest.mark.filterwarnings("ignore:In CPU autocast")
 @pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 @pytest.mark.parametrize(
     "case",
-    [case for case in CASES.values() if case.in_suite and case.generations == 1],
+    [case for case in CASES.values() if case.in_suite and can_be_tuned(case)],
     ids=lambda case: case.name,
 )
 def test_a_pipeline_runs_the_weights_that_were_rehearsed(case: Case, tmp_path: Path) -> None:

@@ -92,10 +92,17 @@ def test_only_the_schedule_that_it_is_made_for_is_taken() -> None:
     assert entry_at(plan, 2, [1000.0, 749.6, 500.2, 250.0], 4) == (-0.9, 1.9), "cut or rounded"
     assert entry_at(plan, 2, None, 4) == (-0.9, 1.9), "the timesteps are unknown"
     assert entry_at(plan, 2, None, None) == COMPUTE, "the steps are unknown"
-    with pytest.raises(PlanError, match="for 4 steps, but this generation has 5"):
-        entry_at(plan, 2, None, 5)
-    with pytest.raises(PlanError, match="timestep 750 at step 1, but this generation has 900"):
-        entry_at(plan, 2, [1000.0, 900.0, 500.0, 250.0], 4)
+    assert entry_at(plan, 2, None, 5) == COMPUTE
+    assert entry_at(plan, 2, [1000.0, 900.0, 500.0, 250.0], 4) == COMPUTE
+    assert "for 4 steps, and the generation has 5" in plan.misfit(Schedule(5))
+    other = Schedule(4, (1000.0, 900.0, 500.0, 250.0))
+    assert "timestep 750 at step 1, and the generation has 900" in plan.misfit(other)
+
+
+def test_outputs_stay_while_a_guess_of_the_schedule_does_not_fit() -> None:
+    decided = Decisions(read(), [SITE], Schedule(4, (1000.0, 900.0, 500.0, 250.0)), 1000.0)
+    assert [decided.at(step, None)[0].history for step in range(4)] == [None] * 4
+    assert not any(decided.at(step, None)[0].reuses for step in range(4))
 
 
 def test_decisions_name_as_many_outputs_as_there_are_weights() -> None:
