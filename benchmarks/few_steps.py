@@ -12,10 +12,10 @@ import torch
 from rich.progress import Progress
 
 import pab_compile
+from pab_compile.tuning.score import psnr
 
 from .examples import digits
 from .results import Result
-from .sampling import psnr
 
 
 class At:

@@ -7,9 +7,11 @@ from dataclasses import dataclass
 
 from rich.progress import Progress
 
+from pab_compile.tuning.score import psnr
+
 from .latte import CPU_SMALL, TINY, Size
 from .results import Result
-from .sampling import DIGITS_DIR, Task, digits_task, psnr, random_task
+from .sampling import DIGITS_DIR, Task, digits_task, random_task
 from .timing import Samples, median, ratios
 from .variants import (
     EAGER,

@@ -11,9 +11,11 @@ from dataclasses import dataclass, field
 import torch
 from rich.progress import Progress
 
+from pab_compile.tuning.score import psnr
+
 from .latte import LATTE_1, TINY
 from .results import Result
-from .sampling import Task, psnr, random_task
+from .sampling import Task, random_task
 from .synchronisations import LoopProfile, StepMarker, profile_loop
 from .timing import median, ratios
 from .variants import EAGER, STOCK, THIRD_LINEAR, Variant, eager, pab, stock

@@ -10,8 +10,10 @@ from typing import Any
 import torch
 from rich.progress import Progress
 
+from pab_compile.tuning.score import psnr
+
 from .results import Result
-from .sampling import digits_task, euler, generate, psnr
+from .sampling import digits_task, euler, generate
 
 WINDOW = (0.1, 1.0)
 SHIFTS = (1.0, 3.0, 7.0)

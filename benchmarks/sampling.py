@@ -141,13 +141,3 @@ def generate(
         free, prompted = prediction.chunk(2)
         latents = a * latents + b * (free + task.guidance * (prompted - free))
     return latents
-
-
-def psnr(video: torch.Tensor, reference: torch.Tensor) -> float:
-    """Returns the peak signal-to-noise ratio over the reference's range in dB, at most 100."""
-    video, reference = video.double(), reference.double()
-    peak = float(reference.max() - reference.min())
-    error = float((video - reference).square().mean())
-    if error <= peak**2 * 1e-10:
-        return 100.0
-    return float(10 * torch.log10(torch.tensor(peak**2 / error)))

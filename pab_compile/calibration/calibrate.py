@@ -6,9 +6,7 @@ the latents. ``search`` finds the plan of least error.
 
 from __future__ import annotations
 
-import json
 import math
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +16,7 @@ import torch
 
 from pab_compile.errors import CalibrationError
 from pab_compile.plans.plan import COMPUTE, MAX_ORDER
-from pab_compile.plans.plan_file import plan_to_json
+from pab_compile.plans.plan_file import plan_text, plan_to_json
 
 from .cost import Cost, flops_cost
 from .drift import observed_drift
@@ -81,8 +79,7 @@ class Calibration:
 
     def save(self, path: str | Path) -> None:
         """Write a plan file, for ``options={"plan": path}``."""
-        lines = json.dumps(self.to_json(), indent=1)
-        Path(path).write_text(_entries_in_one_line(lines) + "\n", encoding="utf-8")
+        Path(path).write_text(plan_text(self.to_json()), encoding="utf-8")
 
 
 def calibrate(
@@ -186,7 +183,3 @@ def _positions(observation: Observation, predict_in: str) -> list[float]:
             f"observation has {observation.timesteps}."
         )
     return known
-
-
-def _entries_in_one_line(text: str) -> str:
-    return re.sub(r"\[[^\[\]]*\]", lambda row: json.dumps(json.loads(row[0])), text)

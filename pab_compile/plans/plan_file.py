@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import math
+import re
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -190,6 +191,12 @@ def plan_to_json(table: Mapping[str, Sequence[int]], num_steps: int) -> dict[str
     """The content of a plan file for a table of entries."""
     sites = {name: ["C" if e == COMPUTE else e for e in entries] for name, entries in table.items()}
     return {"format": PLAN_FORMAT, "num_steps": num_steps, "sites": sites}
+
+
+def plan_text(content: Mapping[str, Any]) -> str:
+    """The text of a plan file, with every list in one line."""
+    lines = json.dumps(content, indent=1)
+    return re.sub(r"\[[^\[\]]*\]", lambda row: json.dumps(json.loads(row[0])), lines) + "\n"
 
 
 def _calibrated(content: dict[str, Any], origin: str) -> Calibrated | None:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from pab_compile.plans.plan import COMPUTE
+from pab_compile.plans.plan_file import plan_text
 from pab_compile.plans.step_plan import StepPlan, step_plan_to_json
 
 from .score import Score
@@ -83,9 +82,7 @@ class Tuned:
 
     def save(self, path: str | Path) -> None:
         """Write a plan file, for ``options={"plan": path}`` or ``enable(pipe, path)``."""
-        lines = json.dumps(self.to_json(), indent=1)
-        rows = re.sub(r"\[[^\[\]]*\]", lambda row: json.dumps(json.loads(row[0])), lines)
-        Path(path).write_text(rows + "\n", encoding="utf-8")
+        Path(path).write_text(plan_text(self.to_json()), encoding="utf-8")
 
     def __str__(self) -> str:
         names = list(self.alternatives[0].scores)
