@@ -70,17 +70,22 @@ def multistep(call: Callable[..., torch.Tensor], seed: int, num_steps: int) -> t
     return x
 
 
-@pytest.mark.parametrize("sampler", [euler, multistep])
-def test_the_exact_weights_of_linear_dynamics_are_found(sampler: Any) -> None:
+def tuned_curve(sampler: Any, num_prompts: int, **options: Any) -> Tuned:
+    """A plan for the parabola, without the last fit unless the options say otherwise."""
     model = Curve()
-    tuned = pab_compile.tune(
+    return pab_compile.tune(
         lambda seed, num_steps: sampler(model, seed, num_steps),
-        range(5),
+        range(num_prompts),
         model=model,
         num_steps=NUM_STEPS,
         steps=COMPUTED,
-        rounds=0,
+        **{"rounds": 0, **options},
     )
+
+
+@pytest.mark.parametrize("sampler", [euler, multistep])
+def test_the_exact_weights_of_linear_dynamics_are_found(sampler: Any) -> None:
+    tuned = tuned_curve(sampler, 5)
     ours, _, line = tuned.alternatives
     assert ours.scores["same"].mean > 85
     assert line.scores["same"].mean < 60
@@ -89,15 +94,7 @@ def test_the_exact_weights_of_linear_dynamics_are_found(sampler: Any) -> None:
 
 
 def test_the_moves_of_a_gap_are_those_of_the_parabola() -> None:
-    model = Curve()
-    tuned = pab_compile.tune(
-        lambda seed, num_steps: euler(model, seed, num_steps),
-        range(3),
-        model=model,
-        num_steps=NUM_STEPS,
-        steps=COMPUTED,
-        rounds=0,
-    )
+    tuned = tuned_curve(euler, 3)
     t = timesteps_of(NUM_STEPS).double() / 1000
     lengths = t - torch.cat([t[1:], torch.zeros(1)])
     for gap in (2, 3, 4):
@@ -199,16 +196,7 @@ def test_with_another_schedule_every_step_computes_and_a_note_says_why(
 
 
 def test_the_teacher_may_have_more_steps() -> None:
-    model = Curve()
-    tuned = pab_compile.tune(
-        lambda seed, num_steps: euler(model, seed, num_steps),
-        range(4),
-        model=model,
-        num_steps=NUM_STEPS,
-        steps=COMPUTED,
-        teacher="converged",
-        rounds=0,
-    )
+    tuned = tuned_curve(euler, 4, teacher="converged")
     ours, fewer, line = tuned.alternatives
     assert set(ours.scores) == {"same", "converged"}
     assert ours.scores["converged"].mean > 10 + max(
@@ -288,14 +276,7 @@ def test_an_interrupted_fit_keeps_what_was_found(monkeypatch: pytest.MonkeyPatch
         raise KeyboardInterrupt
 
     monkeypatch.setattr(Fit, "together", interrupted)
-    model = Curve()
-    tuned = pab_compile.tune(
-        lambda seed, num_steps: euler(model, seed, num_steps),
-        range(3),
-        model=model,
-        num_steps=NUM_STEPS,
-        steps=COMPUTED,
-    )
+    tuned = tuned_curve(euler, 3, rounds=1)
     assert tuned.alternatives[0].scores["same"].mean > 75
 
 
