@@ -9,12 +9,23 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from . import compile_time, few_steps, generation, gpu, live, parallel, prediction, steady
+from . import (
+    compile_time,
+    efficiency,
+    few_steps,
+    generation,
+    gpu,
+    live,
+    parallel,
+    prediction,
+    steady,
+)
 from .results import RESULTS_DIR, Result, footer, make_table, write
 
 BENCHMARKS: dict[str, Callable[[Result, bool, Progress], None]] = {
     "compile": compile_time.run,
     "steady": steady.run,
+    "efficiency": efficiency.run,
     "generation": generation.run,
     "prediction": prediction.run,
     "few_steps": few_steps.run,
