@@ -30,6 +30,7 @@ from pab_compile.runtime.scope import current_scope, stated_step
 from pab_compile.runtime.stats import StepRecord
 from pab_compile.runtime.stepping import enter_named
 from pab_compile.runtime.tracker import Tracker
+from pab_compile.runtime.weights import WeightMarks
 
 from .adopting import Adopting
 from .executor import Executor
@@ -181,6 +182,7 @@ class CompiledProgram:
         self._compilation = compilation
         self._probed = probed
         self._adopting = adopting
+        self._marks: WeightMarks | None = None
 
     def __call__(
         self,
@@ -199,7 +201,9 @@ class CompiledProgram:
         if place is not None:
             restated = self._restated(place, restate)
             executor, place = restated or executor, place if restated else None
-        if place is not None and place.lane.drop_outdated(executor.identity, weights):
+        if place is not None and place.lane.drop_outdated(
+            executor.identity, weights, self._marks_of
+        ):
             place.generation.note(_OTHER_WEIGHTS)
         outputs = executor.run(tensors, place)
         outputs = self._without_samples(outputs, place, identity)
@@ -251,6 +255,12 @@ class CompiledProgram:
             return weights
         calls = dynamo.model_calls()
         return [calls[0].owner] if calls else [self]
+
+    def _marks_of(self, weights: Sequence[torch.Tensor]) -> WeightMarks:
+        """The marks of the weights. Lanes share them as long as the weights do not change."""
+        if self._marks is None or not self._marks.are_unchanged(weights):
+            self._marks = WeightMarks(weights)
+        return self._marks
 
     def _tracker(self, forward: Forward, identity: Sequence[object]) -> Tracker:
         """The tracker of the forward, which its first graph with sites looks up."""
@@ -305,7 +315,9 @@ class CompiledProgram:
             return None
         if place is None or place.generation.closed or place.generation is not tracker.generation:
             return None
-        if self in forward.visited or not place.lane.has_weights(self._executor.identity, weights):
+        if self in forward.visited or not place.lane.has_weights(
+            self._executor.identity, weights, self._marks_of
+        ):
             place.generation.note(_REPEATED)
             return None
         stepping = place.generation.lanes.stepping

@@ -21,7 +21,7 @@ from .clock import Reading
 from .identity import Identity
 from .kept import Size
 from .watched import Watched
-from .weights import WeightMarks
+from .weights import MarksOf, WeightMarks
 
 MAX_LANES = 8
 _MAX_PLACES = 16
@@ -147,14 +147,19 @@ class Lane:
             return offset != start
         return shape != own or site != mine
 
-    def has_weights(self, graph: str, weights: Sequence[torch.Tensor]) -> bool:
+    def has_weights(self, graph: str, weights: Sequence[torch.Tensor], marks_of: MarksOf) -> bool:
         """Whether a graph runs with the tensors of its first run in this lane as weights."""
         if graph not in self.weights:
-            self.weights[graph] = WeightMarks(weights)
+            self.weights[graph] = marks_of(weights)
         return self.weights[graph].are_same(weights)
 
-    def drop_outdated(self, graph: str, weights: Sequence[torch.Tensor]) -> bool:
+    def drop_outdated(self, graph: str, weights: Sequence[torch.Tensor], marks_of: MarksOf) -> bool:
         """Free what a graph computed if its weights changed since.
+
+        Args:
+            graph: identity of the graph.
+            weights: its weights.
+            marks_of: gives the marks of weights as they are now.
 
         Returns:
             Whether there was something to free.
@@ -162,7 +167,7 @@ class Lane:
         known = self.weights.get(graph)
         if known is not None and known.are_unchanged(weights):
             return False
-        self.weights[graph] = WeightMarks(weights)
+        self.weights[graph] = marks_of(weights)
         outdated = known is not None and any(
             key[0] == graph for part in self._parts() for key in part
         )

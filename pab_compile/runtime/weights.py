@@ -12,54 +12,74 @@ import importlib
 import sys
 import weakref
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from pab_compile.dynamo import torchs_own_functions
 
-from .clock import version_of
-
 _NUM_SAMPLES = 8
 _HOTSWAP = ("peft.utils.hotswap", "hotswap_adapter_from_state_dict")
 
 
-@dataclass(frozen=True, eq=False)
-class WeightMark:
-    """A weight as it was when something was computed from it.
+class WeightMarks:
+    """The weights of one graph, as they were when something was computed from them.
 
-    Attributes:
-        weight: the weight.
-        version: its version.
-        address: address of its memory.
-        sample: some of its elements, as bytes; on an accelerator they stay there. They are compared
-            only if the memory moved, as an offloaded weight does.
+    This is asked at every call, for as many weights as a model has. So plain lists are compared.
+    Some elements of each weight are kept as bytes; on an accelerator they stay there. They are
+    compared only if the memory moved, as that of an offloaded weight does.
+
+    Args:
+        weights: the weights, in the order of the graph's inputs.
     """
 
-    weight: weakref.ref[torch.Tensor]
-    version: int
-    address: int
-    sample: torch.Tensor | bytes
+    def __init__(self, weights: Sequence[torch.Tensor]) -> None:
+        self._dead: list[object] = []
+        self._refs = [weakref.ref(weight, self._dead.append) for weight in weights]
+        self._ids = list(map(id, weights))
+        self._has_version = [not weight.is_inference() for weight in weights]
+        self._versions = self._versions_of(weights)
+        self._addresses = _addresses_of(weights)
+        self._samples = list(map(_sample, weights))
+        self._writes = writes.count
 
-    @staticmethod
-    def of(weight: torch.Tensor) -> WeightMark:
-        """The mark of a weight as it is now."""
-        return WeightMark(
-            weakref.ref(weight), version_of(weight), weight.data_ptr(), _sample(weight)
+    def are_same(self, weights: Sequence[torch.Tensor]) -> bool:
+        """Whether these are the same tensors, whatever their values."""
+        return not self._dead and list(map(id, weights)) == self._ids
+
+    def are_unchanged(self, weights: Sequence[torch.Tensor]) -> bool:
+        """Whether these are the same tensors with the same values."""
+        if self._writes != writes.count or not self.are_same(weights):
+            return False
+        if self._versions_of(weights) != self._versions:
+            return False
+        now = _addresses_of(weights)
+        return now == self._addresses or all(
+            address == before or _read(_sample(weight)) == _read(sample)
+            for weight, address, before, sample in zip(
+                weights, now, self._addresses, self._samples, strict=True
+            )
         )
 
-    def is_unchanged(self, weight: torch.Tensor) -> bool:
-        """Whether a weight is this one, with the values that it had."""
-        if self.weight() is not weight or version_of(weight) != self.version:
-            return False
-        if weight.data_ptr() == self.address:
-            return True
-        return _read(_sample(weight)) == _read(self.sample)
+    def _versions_of(self, weights: Sequence[torch.Tensor]) -> list[int]:
+        """The versions; 0 for inference tensors, which have none."""
+        both = zip(weights, self._has_version, strict=True)
+        return [weight._version if has_version else 0 for weight, has_version in both]
+
+
+MarksOf = Callable[[Sequence[torch.Tensor]], WeightMarks]
+"""Gives the marks of weights as they are now."""
+
+
+def _addresses_of(weights: Sequence[torch.Tensor]) -> list[int]:
+    return [weight.data_ptr() for weight in weights]
 
 
 def _read(sample: torch.Tensor | bytes) -> bytes:
-    return sample if isinstance(sample, bytes) else bytes(sample.untyped_storage().tolist())
+    if isinstance(sample, bytes):
+        return sample
+    with torchs_own_functions():
+        return bytes(sample.tolist())
 
 
 def _sample(weight: torch.Tensor) -> torch.Tensor | bytes:
@@ -68,28 +88,6 @@ def _sample(weight: torch.Tensor) -> torch.Tensor | bytes:
         stride = max(1, flat.numel() // _NUM_SAMPLES)
         sample = flat[::stride][:_NUM_SAMPLES].clone().view(torch.uint8)
     return _read(sample) if weight.device.type == "cpu" else sample
-
-
-class WeightMarks:
-    """The weights of one graph, as they were.
-
-    Args:
-        weights: the weights, in the order of the graph's inputs.
-    """
-
-    def __init__(self, weights: Sequence[torch.Tensor]) -> None:
-        self._marks = [WeightMark.of(weight) for weight in weights]
-        self._writes = writes.count
-
-    def are_same(self, weights: Sequence[torch.Tensor]) -> bool:
-        """Whether these are the same tensors, whatever their values."""
-        pairs = zip(self._marks, weights, strict=True)
-        return all(mark.weight() is weight for mark, weight in pairs)
-
-    def are_unchanged(self, weights: Sequence[torch.Tensor]) -> bool:
-        """Whether these are the same tensors with the same values."""
-        pairs = zip(self._marks, weights, strict=True)
-        return self._writes == writes.count and all(m.is_unchanged(w) for m, w in pairs)
 
 
 class UncountedWrites:

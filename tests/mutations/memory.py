@@ -6,6 +6,13 @@ from .mutation import Mutation
 
 MEMORY = (
     Mutation(
+        "pab_compile/runtime/weights.py",
+        "a weight whose memory moved counts as unchanged",
+        "return now == self._addresses or all(",
+        "return now != self._addresses or all(",
+        ("tests/runtime/test_weights.py",),
+    ),
+    Mutation(
         "pab_compile/live/bring_weights.py",
         "a hook still runs around a layer that brings its weights",
         "    _ignore(reference, undo)\n    forward",

@@ -176,8 +176,8 @@ RUNNING = (
     Mutation(
         "pab_compile/runtime/weights.py",
         "writes to weights are not seen",
-        "if self.weight() is not weight or version_of(weight) != self.version:",
-        "if self.weight() is not weight:",
+        "if self._versions_of(weights) != self._versions:",
+        "if len(self._versions_of(weights)) != len(self._versions):",
         ("tests/runtime/test_weights.py",),
     ),
     Mutation(

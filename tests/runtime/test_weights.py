@@ -20,7 +20,7 @@ from helpers.eager_code import (
     forget,
 )
 from helpers.latte import assert_different, assert_same
-from pab_compile.runtime.weights import WeightMark
+from pab_compile.runtime.weights import WeightMarks
 
 CHANGED_AT = 3  # a step at which both sites of the plan reuse, or one computes
 Change = Callable[[Controlled], None]
@@ -112,13 +112,13 @@ def test_weights_may_change_between_generations() -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.bool, torch.float8_e4m3fn])
 def test_marks_see_other_values_at_another_address(dtype: torch.dtype) -> None:
     weight = torch.nn.Parameter(torch.ones(5, 7).to(dtype), requires_grad=False)
-    mark = WeightMark.of(weight)
-    assert mark.is_unchanged(weight)
+    marks = WeightMarks([weight])
+    assert marks.are_unchanged([weight])
     weight.data = torch.ones(5, 7).to(dtype)
-    assert mark.is_unchanged(weight)
+    assert marks.are_unchanged([weight])
     weight.data = torch.zeros(5, 7).to(dtype)
-    assert not mark.is_unchanged(weight)
-    assert not mark.is_unchanged(torch.nn.Parameter(torch.ones(5, 7), requires_grad=False))
+    assert not marks.are_unchanged([weight])
+    assert not marks.are_unchanged([torch.nn.Parameter(torch.ones(5, 7), requires_grad=False)])
 
 
 def adapted(seed: int, folder: str = "") -> torch.nn.Module:
