@@ -31,7 +31,7 @@ LAYERS: dict[str, tuple[tuple[str, ...], ...]] = {
     "pab_compile": (
         ("passes",),
         ("errors", "dynamo"),
-        ("plans",),
+        ("plans", "denoisers"),
         ("options", "report"),
         ("runtime",),
         ("calibration", "ranks"),
