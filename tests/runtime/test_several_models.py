@@ -114,6 +114,6 @@ def test_a_pipeline_has_the_statistics_of_its_last_model_and_names_the_other() -
             part.compile(backend="pab", options={"inner": "eager"})
             with pab_compile.generation():
                 part(latents, torch.rand(2), prompt)
-    [note] = pab_compile.stats(pipe).notes
-    assert note == "these are of low; see also pab_compile.stats(pipe.high)"
-    assert pab_compile.stats(pipe.high).notes == ()
+    said = "these are of low; see also pab_compile.stats(pipe.high)"
+    assert said in pab_compile.stats(pipe).notes
+    assert not any("see also" in note for note in pab_compile.stats(pipe.high).notes)
