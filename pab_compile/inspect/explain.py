@@ -43,7 +43,7 @@ from pab_compile.plans.budget import Claim, budget_line, chosen, claims_of, in_b
 from pab_compile.plans.plan import Plan
 from pab_compile.plans.share import computed_share
 from pab_compile.report.dump import Dumper
-from pab_compile.report.explanation import Explanation, Finding, cache_bytes
+from pab_compile.report.explanation import Explanation, Finding
 from pab_compile.runtime.forward import Forward, Forwards
 from pab_compile.runtime.last_runs import last_generation, last_runs
 from pab_compile.runtime.layer_hooks import with_cause
@@ -84,8 +84,7 @@ def explain(
     can_have_run = isinstance(model, torch.nn.Module) or not callable(model) or is_pipeline(model)
     can_have_run |= compilation_of(model) is not None or last_runs.find(model, None) is not None
     if options is None and not args and not kwargs and can_have_run:
-        last = last_generation(model, "Nothing to explain without inputs")
-        return Explanation.of(last.findings, last.breaks, last.running.lanes.num_opened)
+        return last_generation(model, "Nothing to explain without inputs").explanation()
     if options is None and (compilation := compilation_of(model)) is not None:
         options = compilation.options
     parsed = parse_options(options)
@@ -226,8 +225,7 @@ class _Survey:
             found = replace(
                 found,
                 notes=(*found.notes, *merged.lines),
-                cache_bytes=cache_bytes(merged.sites, self._plan, self._options.keeping.dtype),
-            )
+            ).with_sums(merged.sites, self._plan, self._options.keeping.dtype)
             cut = replace(program, graph_module=merged.graph_module, sites=merged.sites)
             found = with_flops(found, cut, self._plan, alone)
             sites = merged.sites

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import weakref
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -19,11 +19,12 @@ from pab_compile.denoisers import (
 )
 from pab_compile.dynamo import Compilation, compilation_of, why_uncompiled
 from pab_compile.errors import PabError
-from pab_compile.report.explanation import Finding
+from pab_compile.options import Options
+from pab_compile.report.explanation import Explanation, Finding
+from pab_compile.report.run_stats import RunStats
 
 from .forward import Forward
 from .generation import Generation
-from .stats import RunStats
 from .whose import Named, Whose
 
 
@@ -46,6 +47,10 @@ class LastRun:
     running: Generation
     findings: Sequence[Finding]
     breaks: Sequence[str]
+
+    def explanation(self) -> Explanation:
+        """What was found in all graphs."""
+        return Explanation.of(self.findings, self.breaks, self.running.lanes.num_opened)
 
 
 class LastRuns:
@@ -188,7 +193,19 @@ def stats(compiled: Any) -> RunStats:
     found = last_generation(compiled, "No statistics")
     others = _others(compiled, found) if is_pipeline(compiled) else []
     counted = found.running.stats()
-    return replace(counted, notes=(*counted.notes, *others))
+    has_sites = any(finding.sites for finding in found.findings)
+    return replace(
+        counted,
+        notes=(*counted.notes, *others),
+        explanation=found.explanation() if has_sites else None,
+        options=_texts(found.options),
+    )
+
+
+def _texts(options: Any) -> dict[str, str]:
+    """The options of a compilation as texts."""
+    given = vars(options) if isinstance(options, Options) else options
+    return {str(k): repr(v) for k, v in given.items()} if isinstance(given, Mapping) else {}
 
 
 def _others(pipeline: Any, found: LastRun) -> list[str]:
