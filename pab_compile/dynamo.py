@@ -82,6 +82,13 @@ def known_backends() -> list[str]:
     return list_backends(exclude_tags=())
 
 
+def inductor_cache_folder() -> str:
+    """Where Inductor keeps what it compiled."""
+    from torch._inductor.runtime.cache_dir_utils import cache_dir
+
+    return cache_dir()
+
+
 def trace_once(
     forward: Callable[..., Any],
     args: Sequence[Any],

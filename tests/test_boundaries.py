@@ -39,6 +39,7 @@ LAYERS: dict[str, tuple[tuple[str, ...], ...]] = {
         ("backend", "inspect"),
         ("traffic", "live"),
         ("tuning",),
+        ("cli",),
         ("__init__",),
     ),
 }
