@@ -9,6 +9,7 @@ import json
 import math
 import platform
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from datetime import datetime, timezone
 from html import escape
 from importlib.metadata import PackageNotFoundError, version
@@ -19,7 +20,7 @@ from .heat_map import heat_map, strip_style
 from .page_style import SCRIPT, STYLE
 from .run_stats import RunStats, saved_operations
 from .text import byte_unit, flop_unit
-from .timeline import Timeline
+from .timeline import COMPUTED, Row, Timeline
 
 _MOST_DRAWN = 120  # sites; more are drawn as one box per group of equal ones
 _PACKAGES = ("pab_compile", "torch", "diffusers", "transformers")
@@ -46,7 +47,7 @@ def run_page(
         "<h2>Sites by steps</h2>",
         "<p>A row is a site of the model, and a place in it is a step. "
         "Equal rows are folded: open them, or filter.</p>",
-        heat_map(timeline),
+        heat_map(timeline if found is None else _with_all_sites(timeline, found)),
         *_plots(timeline),
         *([] if found is None else _found(found)),
         "<h2>To reproduce it</h2>",
@@ -89,7 +90,7 @@ def _headline(
         yield "speed", f"{speed:.2f}x"
     if quality:
         yield "quality", quality
-    full = sum(set(step) == {"C"} for step in _letters(stats.timeline))
+    full = sum(set(step) == {COMPUTED} for step in _letters(stats.timeline))
     yield "steps that compute everything", f"{full} of {stats.steps}"
     yield "runs of sites that were reused", f"{stats.reused_share:.0%}"
     if (saved := saved_operations(stats)) is not None:
@@ -99,6 +100,14 @@ def _headline(
         yield "most bytes on the host", format_bytes(stats.peak_host_bytes)
     if not math.isnan(stats.seconds_per_step):
         yield "seconds per step (median)", f"{stats.seconds_per_step:.3g}"
+
+
+def _with_all_sites(timeline: Timeline, found: Explanation) -> Timeline:
+    """The timeline, with the sites that have no branch. They compute at every call."""
+    known = {row.name for row in timeline.sites}
+    more = [Row(site.name, site.kind) for site in found.sites if site.name not in known]
+    calls = [replace(call, states=call.states + COMPUTED * len(more)) for call in timeline.calls]
+    return replace(timeline, sites=(*timeline.sites, *more), calls=tuple(calls))
 
 
 def _letters(timeline: Timeline) -> Iterator[tuple[str, ...]]:
