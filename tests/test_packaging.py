@@ -70,6 +70,7 @@ def test_the_sdist_holds_what_its_make_targets_need(dist: Path) -> None:
     with tarfile.open(sdist) as archive:
         found = {name.partition("/")[2] for name in archive.getnames()}
     needed = sources("pab_compile", "passes", "tests", "examples", "benchmarks", "docs", ".ci")
+    needed |= sources("integrations")
     needed |= {"Makefile", "constraints.txt", "pyproject.toml", "README.md", "LICENSE"}
     assert sorted(needed - found) == [], "see MANIFEST.in"
     assert [name for name in found if name.endswith((".pyc", ".bak"))] == []
