@@ -8,7 +8,7 @@ PYTEST := $(BIN)/pytest -q -n 2 --dist loadgroup -p no:logging
 # Test files that hold golden text, inline or under tests/golden.
 GOLDEN_TESTS = $(shell grep -rlE 'check_golden|check_inline|expecttest' --include='test_*.py' tests)
 
-.PHONY: demo check test test-all goldens bench format clean static installed-demo installed-dev
+.PHONY: demo check test test-all goldens bench docs format clean static installed-demo installed-dev
 
 demo: installed-demo
 	$(BIN)/python examples/demo.py
@@ -36,12 +36,21 @@ goldens: installed-dev
 bench: installed-dev
 	$(BIN)/python -m benchmarks
 
+# The site of the pages in docs/, into out/site. Its tools have an environment of their own.
+docs: .venv-docs/.installed
+	.venv-docs/bin/mkdocs build --strict --quiet
+
+.venv-docs/.installed: pyproject.toml
+	$(or $(PYTHON),python3) -m venv .venv-docs
+	.venv-docs/bin/pip install -q --disable-pip-version-check mkdocs-material "mkdocstrings[python]"
+	touch $@
+
 format: installed-dev
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
 clean:
-	rm -rf .venv build dist *.egg-info .hypothesis .pytest_cache .ruff_cache
+	rm -rf .venv .venv-docs build dist *.egg-info .hypothesis .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 installed-demo:

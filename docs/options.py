@@ -25,6 +25,9 @@ model = torch.compile(model, backend="pab", options={"ranges": {"spatial": 2, "t
 The [glossary](glossary.md) defines the words. [Plans](plans.md) explains `ranges`, `window`,
 `predict`, `predict_in`, `coalesce`, `plan` and the options about caches. [Parallel](parallel.md)
 explains the options about ranks. [Recognition](recognition.md) explains `axes`.
+
+torch.compile takes `mode=` or `options=`, but not both. With options, write the mode among them:
+`options={"mode": "max-autotune", "ranges": "linear3"}`.
 """
 
 PRESET_HEAD = """

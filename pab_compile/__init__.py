@@ -45,9 +45,9 @@ if TYPE_CHECKING:
     from .options import Options
     from .plans.schedule import Schedule
     from .report.explanation import Explanation, SiteReport
+    from .report.run_stats import RunStats
     from .runtime.last_runs import stats
     from .runtime.scope import generation, reset, step
-    from .runtime.stats import RunStats
     from .runtime.weights import weights_changed
     from .traffic.comm import comm
     from .traffic.comm_report import CommReport
@@ -73,7 +73,7 @@ _MODULES = {
     "Options": "options",
     "Explanation": "report.explanation",
     "SiteReport": "report.explanation",
-    "RunStats": "runtime.stats",
+    "RunStats": "report.run_stats",
     "Schedule": "plans.schedule",
     "PabError": "errors",
     "GradModeError": "errors",

@@ -43,6 +43,7 @@ from .ranks.agreement import Agreement
 from .ranks.mesh import fingerprint, peers_of
 from .runtime.forward import Forward
 from .runtime.layer_hooks import with_cause
+from .runtime.misplaced import check_no_pipeline, with_place
 from .runtime.scope import current_scope
 from .runtime.weights import watch_hotswap
 
@@ -240,6 +241,7 @@ class CompiledGraph:
         watch_hotswap()
         refused: UnsupportedModelError | InvariantError | None
         try:
+            check_no_pipeline(model_calls())
             _check_other_caches()
             program = self._for_sizes(replace(request, grid=grid))
             if self._numbers.positions and (calls := model_calls()):
@@ -306,7 +308,7 @@ class CompiledGraph:
     def _refuse(self, error: PabError, stacklevel: int) -> None:
         """Raise an error, or warn, as the option ``on_unsupported`` says."""
         if isinstance(error, UnsupportedModelError) and (calls := model_calls()):
-            error = with_cause(error, calls[0].module)
+            error = with_place(with_cause(error, calls[0].module), calls)
         if self._settings.options.on_unsupported == "raise":
             raise error
         warnings.warn(f"pab: compiled without reuse. {error}", stacklevel=stacklevel)

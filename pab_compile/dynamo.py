@@ -75,6 +75,20 @@ def known_modes() -> tuple[str, ...]:
     return tuple(list_mode_options())
 
 
+def known_backends() -> list[str]:
+    """The names of all backends that torch knows or finds installed."""
+    from torch._dynamo import list_backends
+
+    return list_backends(exclude_tags=())
+
+
+def inductor_cache_folder() -> str:
+    """Where Inductor keeps what it compiled."""
+    from torch._inductor.runtime.cache_dir_utils import cache_dir
+
+    return cache_dir()
+
+
 def trace_once(
     forward: Callable[..., Any],
     args: Sequence[Any],

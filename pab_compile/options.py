@@ -13,11 +13,13 @@ from typing import Any
 import torch
 
 from pab_compile.errors import OptionError
+from pab_compile.passes.axes.words import wrong_word
 from pab_compile.passes.sites.site import CUTS, KINDS, OUTPUT
 
-from .dynamo import known_modes
+from .dynamo import known_backends, known_modes
 from .plans.budget import Budget, check_budget
 from .plans.cache_dtype import dtype_of
+from .plans.hints import near_miss, option_meant, options_meant, preset_meant
 from .plans.keeping import Keeping
 from .plans.live import LivePlan
 from .plans.plan import MAX_ORDER, CallablePlan, Plan, RangePlan
@@ -167,6 +169,8 @@ def read_options(options: GivenOptions) -> dict[str, Any]:
             f"options are a mapping, an Options object, JSON text or a JSON file, got {options!r}."
         )
     text, where = str(options), "The text of options"
+    if meant := options_meant(text):
+        raise OptionError(f"options={text!r} is no mapping, no JSON text and no file. {meant}")
     try:
         if isinstance(options, Path) or not text.lstrip().startswith("{"):
             where = f"The options file {text!r}"
@@ -193,7 +197,7 @@ def parse_options(options: GivenOptions, mode: str | None = None) -> Options:
     known = [f.name for f in fields(Options)]
     for name in given:
         if name not in known:
-            raise OptionError(f"Unknown option {name!r}.{near_miss(name, known)}")
+            raise OptionError(f"Unknown option {name!r}.{option_meant(name, given[name], known)}")
     if mode is not None:
         given.setdefault("mode", mode)
     given.setdefault("dump", os.environ.get("PAB_DUMP") or None)
@@ -214,6 +218,8 @@ def parse_options(options: GivenOptions, mode: str | None = None) -> Options:
     if parsed.cut == OUTPUT:
         _check_output(parsed)
         parsed = replace(parsed, coalesce=False)  # there is one site
+    elif parsed.plan is None and isinstance(parsed.ranges, Mapping):
+        _check_not_only_output(parsed.ranges)
     if parsed.dump is not None and not isinstance(parsed.dump, (str, Path)):
         raise OptionError(f"dump is the path of a directory, got {parsed.dump!r}.")
     for name in ("coalesce", "cache_offload"):
@@ -221,22 +227,25 @@ def parse_options(options: GivenOptions, mode: str | None = None) -> Options:
             raise OptionError(f"{name} is True or False, got {value!r}.")
     if parsed.mode is not None:
         _check_choice("mode", parsed.mode, known_modes())
-    if not isinstance(parsed.inner, str) and not callable(parsed.inner):
-        raise OptionError(f"inner is the name of a backend or a callable, got {parsed.inner!r}.")
+    _check_inner(parsed.inner)
     return parsed
-
-
-def near_miss(name: str, known: Iterable[str]) -> str:
-    """A hint for a misspelt name, and the list of the known names."""
-    names = sorted(known)
-    close = difflib.get_close_matches(str(name), names, n=1)
-    hint = f" Did you mean {close[0]!r}?" if close else ""
-    return f"{hint} Known: {', '.join(names)}."
 
 
 def _check_choice(option: str, value: Any, choices: Iterable[str]) -> None:
     if value not in tuple(choices):
         raise OptionError(f"{option}={value!r} is not a choice.{near_miss(value, choices)}")
+
+
+def _check_inner(inner: Any) -> None:
+    if not isinstance(inner, str) and not callable(inner):
+        raise OptionError(f"inner is the name of a backend or a callable, got {inner!r}.")
+    if isinstance(inner, str) and inner not in (known := known_backends()):
+        near = difflib.get_close_matches(inner, known, n=1)
+        hint = f" Did you mean {near[0]!r}?" if near else ""
+        raise OptionError(
+            f"inner={inner!r} is no registered backend of torch.compile.{hint} "
+            "torch.compiler.list_backends() lists them."
+        )
 
 
 def _check_kind(option: str, kind: Any) -> None:
@@ -247,7 +256,7 @@ def _check_kind(option: str, kind: Any) -> None:
 def _check_ranges(ranges: Any) -> None:
     if isinstance(ranges, str):
         if ranges not in PRESETS:
-            raise OptionError(f"Unknown preset {ranges!r}.{near_miss(ranges, PRESETS)}")
+            raise OptionError(f"Unknown preset {ranges!r}.{preset_meant(ranges)}")
         return
     if not isinstance(ranges, Mapping):
         raise OptionError(f"ranges maps kinds to integers or names a preset, got {ranges!r}.")
@@ -301,6 +310,9 @@ def _check_axes(axes: Any) -> None:
         raise OptionError(
             f'axes maps input names to axes, such as {{"x": "b c t h w"}}, got {axes!r}.'
         )
+    for name, value in axes.items():
+        if wrong := wrong_word(value):
+            raise OptionError(f"axes[{name!r}]={value!r}: {wrong}")
 
 
 def _check_parallel(parsed: Options) -> None:
@@ -343,15 +355,25 @@ def _check_output(parsed: Options) -> None:
     else:
         ranges = parsed.ranges
     if parsed.plan is None and ranges and OUTPUT not in ranges:
+        said = "the default ranges say" if ranges == DEFAULT_RANGES else f"ranges={ranges!r} says"
         raise OptionError(
-            f"cut='output' has sites of the kind 'output' only, and ranges={parsed.ranges!r} says "
-            'nothing of it, so nothing would be reused. Give "linear3", {"output": 3}, or a plan.'
+            f"cut='output' has sites of the kind 'output' only, and {said} nothing of it, so "
+            'nothing would be reused. Give ranges="linear3", ranges={"output": 3}, or a plan.'
         )
     num_ranks = parsed.num_ranks * parsed.num_batch_ranks
     if num_ranks > 1:
         raise OptionError(
             f"cut='output' and {num_ranks} ranks that share a generation were given together. "
             "Use another cut, or one rank."
+        )
+
+
+def _check_not_only_output(ranges: Mapping[str, int]) -> None:
+    """Refuse ranges of the kind ``output`` alone, where no site has it."""
+    if set(ranges) == {OUTPUT} and ranges[OUTPUT] > 1:
+        raise OptionError(
+            f"ranges={dict(ranges)!r} says when to reuse a whole output, but cut='attention' and "
+            "the other cuts cache parts of it, so nothing would be reused. Add cut='output'."
         )
 
 
@@ -366,7 +388,10 @@ def _check_plan(parsed: Options, given: Mapping[str, Any]) -> None:
         )
     clash = [name for name in ("ranges", "window", "predict") if name in given]
     if clash:
-        raise OptionError(f"plan replaces {', '.join(clash)}: give the one or the other.")
+        raise OptionError(
+            f"plan and {', '.join(clash)} were given together, and a plan replaces "
+            f"{', '.join(clash)}: give the one or the other."
+        )
 
 
 def _tuned(plan: Any) -> StepPlan | None:

@@ -31,7 +31,7 @@ LAYERS: dict[str, tuple[tuple[str, ...], ...]] = {
     "pab_compile": (
         ("passes",),
         ("errors", "dynamo"),
-        ("plans",),
+        ("plans", "denoisers"),
         ("options", "report"),
         ("runtime",),
         ("calibration", "ranks"),
@@ -39,6 +39,7 @@ LAYERS: dict[str, tuple[tuple[str, ...], ...]] = {
         ("backend", "inspect"),
         ("traffic", "live"),
         ("tuning",),
+        ("cli",),
         ("__init__",),
     ),
 }

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import os
 import re
 import shutil
 import subprocess
@@ -23,7 +25,7 @@ LINK = re.compile(
     r"\[[^\]]*\]\(([^)\s]+)[^)]*\)|<a\b[^>]*href=\"([^\"]*)\"|^\[[^\]]+\]: (\S+)$", re.M
 )
 IGNORED = (".*", "__pycache__", "*.egg-info", "build", "dist", "out", "outputs")
-KEPT = (".ci", ".gitignore", ".pre-commit-config.yaml")
+KEPT = (".ci", ".github", ".gitignore", ".pre-commit-config.yaml")
 
 
 @pytest.fixture(scope="module")
@@ -70,6 +72,8 @@ def test_the_sdist_holds_what_its_make_targets_need(dist: Path) -> None:
     with tarfile.open(sdist) as archive:
         found = {name.partition("/")[2] for name in archive.getnames()}
     needed = sources("pab_compile", "passes", "tests", "examples", "benchmarks", "docs", ".ci")
+    needed |= sources("integrations")
+    needed |= sources(".github") | {"SECURITY.md", "CITATION.cff", "CONTRIBUTING.md"}
     needed |= {"Makefile", "constraints.txt", "pyproject.toml", "README.md", "LICENSE"}
     assert sorted(needed - found) == [], "see MANIFEST.in"
     assert [name for name in found if name.endswith((".pyc", ".bak"))] == []
@@ -88,6 +92,62 @@ def test_the_wheel_says_where_it_comes_from_and_where_it_runs(dist: Path) -> Non
     assert metadata["License-Expression"] == "Apache-2.0"
     versions = [f"Programming Language :: Python :: 3.{minor}" for minor in range(10, 14)]
     assert set(versions) <= set(metadata.get_all("Classifier", []))
+
+
+def test_a_wheel_that_is_installed_has_the_backend_and_the_command(
+    dist: Path, tmp_path: Path
+) -> None:
+    (wheel,) = dist.glob("*.whl")
+    pip = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--no-index"]
+    done = subprocess.run(
+        [*pip, "--target", str(tmp_path), str(wheel)], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    command = [str(tmp_path / "bin" / "pab"), "doctor", "--no-self-test", "--json"]
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    found = subprocess.run(
+        command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+    )
+    assert found.returncode == 0, found.stderr
+    facts = json.loads(found.stdout)
+    assert facts["versions"]["pab_compile"] == version_of_the_project()
+    assert facts["torch.compile"]["backend pab"] == "found"
+
+
+def version_of_the_project() -> str:
+    """The version in ``pyproject.toml``."""
+    text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    found = re.search(r'^version = "([^"]+)"$', text, re.M)
+    assert found is not None
+    return found[1]
+
+
+def test_the_version_is_the_same_everywhere() -> None:
+    version = version_of_the_project()
+    changes = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    newest = re.search(r"^## (\d\S*) - (\d{4}-\d\d-\d\d)$", changes, re.M)
+    assert newest is not None
+    citation = (ROOT / "CITATION.cff").read_text(encoding="utf-8")
+    assert newest[1] == version
+    assert f"version: {version}\n" in citation
+    assert f'date-released: "{newest[2]}"' in citation
+
+
+def test_the_workflow_runs_what_the_project_says_it_supports() -> None:
+    workflow = (ROOT / ".github" / "workflows" / "tests.yml").read_text(encoding="utf-8")
+    project = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    supported = re.findall(r"Python :: (3\.\d+)", project)
+    assert f"python: {json.dumps(supported)}" in workflow
+    (oldest,) = re.findall(r'"torch>=([\d.]+)"', project)
+    assert f'"torch=={oldest}.*"' in workflow
+    for command in (".ci/run", "make docs"):
+        assert f"run: {command}\n" in workflow
+
+
+def test_issues_ask_for_the_doctor() -> None:
+    for name in ("bug", "model"):
+        text = (ROOT / ".github" / "ISSUE_TEMPLATE" / f"{name}.yml").read_text(encoding="utf-8")
+        assert "pab doctor" in text
 
 
 def anchor(heading: str) -> str:

@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 
+from pab_compile.denoisers import is_pipeline
 from pab_compile.dynamo import why_uncompiled
 from pab_compile.errors import ObservationError
 from pab_compile.passes.sites.site import Site
@@ -53,6 +54,11 @@ def observe(call: Callable[[], Any], *, model: Any = None, num_samples: int = 40
     """
     if isinstance(num_samples, bool) or not isinstance(num_samples, int) or num_samples < 1:
         raise ObservationError(f"num_samples={num_samples!r} is not an integer of at least 1.")
+    if is_pipeline(call) or isinstance(call, torch.nn.Module) or not callable(call):
+        raise ObservationError(
+            f"observe got a {type(call).__name__}. It takes a function that runs generations: "
+            "pab_compile.observe(lambda: pipe(prompt)), with model=pipe.transformer if several run."
+        )
     observer = Observer(num_samples, model)
     token = _current.set(observer)
     try:

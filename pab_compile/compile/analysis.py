@@ -29,7 +29,7 @@ from pab_compile.passes.sites.site import OUTPUT, Site
 from pab_compile.plans.form import reuses_nothing
 from pab_compile.plans.plan import Plan
 from pab_compile.report.dump import Dumper
-from pab_compile.report.explanation import Finding, cache_bytes, describe_site, site_box
+from pab_compile.report.explanation import Finding, cache_bytes, describe_site, site_boxes
 
 _log = logging.getLogger(__name__)
 
@@ -103,11 +103,10 @@ def analyse(
             raise
     if alone:
         plan.check(program.sites)
+    dtype = options.keeping.dtype
     dumper.sites(
-        lambda: [
-            describe_site(site, plan, options.keeping.dtype).to_json() for site in program.sites
-        ],
-        lambda: [site_box(site, plan, options.keeping.dtype) for site in program.sites],
+        lambda: [describe_site(site, plan, dtype).to_json() for site in program.sites],
+        lambda: site_boxes([describe_site(site, plan, dtype) for site in program.sites]),
     )
     return program
 
@@ -339,9 +338,8 @@ class Described:
         return replace(
             self.found,
             sites=tuple(describe_site(site, plan, self.kept_in) for site in self.sites),
-            cache_bytes=cache_bytes(self.merged, plan, self.kept_in),
             reuse_flops=self.costs.of_reuse(self.merged, plan),
-        )
+        ).with_sums(self.merged, plan, self.kept_in)
 
 
 def reason_of(error: UnsupportedModelError, part: Part | None) -> str:

@@ -38,7 +38,7 @@ from pab_compile.plans.live import NOTHING
 from pab_compile.plans.plan import Plan
 from pab_compile.plans.share import computed_share
 from pab_compile.report.dump import Dumper
-from pab_compile.report.explanation import Finding, cache_bytes
+from pab_compile.report.explanation import Finding, site_boxes
 
 from .adopting import Adopting
 from .analysis import (
@@ -324,7 +324,10 @@ def _sharded_and_coalesced(
     if coalesces:
         run_passes(program, (Coalesce(plan.pattern),), dumper.watch)
         _log.info("\n".join(program.coalesced))
-        found = replace(found, cache_bytes=cache_bytes(program.sites, plan, options.keeping.dtype))
+        found = found.with_sums(program.sites, plan, options.keeping.dtype)
+        dumper.sites(
+            lambda: [site.to_json() for site in found.sites], lambda: site_boxes(found.sites)
+        )
     is_whole = coalesces and grid is None
     return _merged_finding(found, program, request, settings) if is_whole else found
 
@@ -336,7 +339,7 @@ def _merged_finding(
     if not settings.options.coalesce:
         return found
     dtype = settings.options.keeping.dtype
-    found = replace(found, cache_bytes=cache_bytes(merged.sites, settings.plan, dtype))
+    found = found.with_sums(merged.sites, settings.plan, dtype)
     return with_flops(found, merged, settings.plan, request.alone)
 
 

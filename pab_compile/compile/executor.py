@@ -25,6 +25,7 @@ from pab_compile.plans.form import check_together
 from pab_compile.plans.keeping import AS_COMPUTED, Keeping
 from pab_compile.plans.nothing import why_nothing
 from pab_compile.plans.plan import Plan
+from pab_compile.report.timeline import Row
 from pab_compile.runtime.cache_entry import copy_of
 from pab_compile.runtime.generation import Generation, Place
 from pab_compile.runtime.kept import Held, converted
@@ -53,6 +54,7 @@ class Executor:
 
     Attributes:
         uncut: as given.
+        rows: the sites without a branch, then those of every branch, for the statistics.
         identity: hash of the structure and the place. Dynamo may compile one graph several times
             (two threads at once, a dropped cache entry); such
             copies use each other's cache entries.
@@ -169,6 +171,8 @@ class Executor:
             )
         self.identity = self._identified()
         self._all_ops = [True] * len(self._ops)
+        singles = (single for site in self.sites for single in site.singles)
+        self.rows = tuple(Row(site.name, site.kind) for site in (*self.uncut, *singles))
 
     def run(
         self, inputs: Sequence[torch.Tensor], place: Place | None

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from pab_compile.plans.decisions import Decision
+from pab_compile.report.timeline import COMPUTED, PREDICTED, REUSED
 from pab_compile.runtime.cache_entry import CacheEntry, Tensors, copy_of, difference, end_of
 from pab_compile.runtime.generation import Place
 from pab_compile.runtime.kept import Held, Size, sent
@@ -123,8 +124,21 @@ class LaneStep:
         for site, is_reused in zip(self._executor.sites, self.reused, strict=True):
             counter = record.reused if is_reused else record.computed
             counter.update(single.kind for single in site.singles)
+        record.states.append((self._executor.rows, self._states()))
+        record.size = record.size.most(self._held)
         record.seconds += time.perf_counter() - self._start
         generation.finish_call(self._lane, record, self._executor.identity)
+
+    def _states(self) -> str:
+        """One letter per row of the executor (``Call.states``)."""
+        letters = [COMPUTED * len(self._executor.uncut)]
+        for site, is_reused, decision in zip(
+            self._executor.sites, self.reused, self._decisions, strict=True
+        ):
+            is_predicted = decision.entry > 0 or decision.weights is not None
+            letter = (PREDICTED if is_predicted else REUSED) if is_reused else COMPUTED
+            letters.append(letter * len(site.singles))
+        return "".join(letters)
 
     def _may_reuse(self, decision: Decision, cached: CacheEntry | None) -> bool:
         if not decision.reuses or not self._generation.trusted:
@@ -228,6 +242,7 @@ class LaneStep:
         with self._counted(cached):
             cached.store(self._generation.step, tuple(kept), length, self._timestep)
         self._generation.record.hold(self._held)
+        self._record.size = self._record.size.most(self._held)
 
     def _at(self, start: Start, registers: list[torch.Tensor | None]) -> torch.Tensor:
         value = registers[start.register]

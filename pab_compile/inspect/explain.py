@@ -23,8 +23,9 @@ from pab_compile.compile.analysis import (
 from pab_compile.compile.call_roles import roles_of_call
 from pab_compile.compile.number_clocks import number_error
 from pab_compile.compile.untraced import untraced
+from pab_compile.denoisers import denoisers_of, is_pipeline, what_it_is
 from pab_compile.dynamo import compilation_of, compiling, trace_once
-from pab_compile.errors import UnsupportedModelError
+from pab_compile.errors import PabError, UnsupportedModelError
 from pab_compile.options import GivenOptions, Options, parse_options
 from pab_compile.passes.errors import NoTimestepError, NotTracedError
 from pab_compile.passes.graph.capture import break_reason, capture
@@ -42,10 +43,11 @@ from pab_compile.plans.budget import Claim, budget_line, chosen, claims_of, in_b
 from pab_compile.plans.plan import Plan
 from pab_compile.plans.share import computed_share
 from pab_compile.report.dump import Dumper
-from pab_compile.report.explanation import Explanation, Finding, cache_bytes
+from pab_compile.report.explanation import Explanation, Finding
 from pab_compile.runtime.forward import Forward, Forwards
 from pab_compile.runtime.last_runs import last_generation, last_runs
 from pab_compile.runtime.layer_hooks import with_cause
+from pab_compile.runtime.misplaced import not_a_denoiser
 
 
 def explain(
@@ -63,7 +65,7 @@ def explain(
     forward of several graphs gives one report. Then the model also runs, graph by graph.
 
     Args:
-        model: a module or function, compiled or not. Without inputs, also a pipeline around it.
+        model: a module or function, compiled or not, or a pipeline with one module that denoises.
         *args: inputs of the model; none for a compiled model that has run.
         options: options of the backend; see ``pab_compile.Options``. None: those of the compiled
             model, or the defaults.
@@ -77,11 +79,12 @@ def explain(
         PabError: no inputs were given, and the model has not run.
         UnsupportedModelError: no graph of the model has latents, a clock and attention.
     """
-    can_have_run = isinstance(model, torch.nn.Module) or not callable(model)
+    if args or kwargs:
+        model = _one_model(model)
+    can_have_run = isinstance(model, torch.nn.Module) or not callable(model) or is_pipeline(model)
     can_have_run |= compilation_of(model) is not None or last_runs.find(model, None) is not None
     if options is None and not args and not kwargs and can_have_run:
-        last = last_generation(model, "Nothing to explain without inputs")
-        return Explanation.of(last.findings, last.breaks, last.running.lanes.num_opened)
+        return last_generation(model, "Nothing to explain without inputs").explanation()
     if options is None and (compilation := compilation_of(model)) is not None:
         options = compilation.options
     parsed = parse_options(options)
@@ -99,11 +102,34 @@ def explain(
     except NoTimestepError as error:
         if numbers := timely_numbers(arguments[1]):
             raise number_error(numbers) from error
+        if owner is not None and what_it_is(owner):
+            raise not_a_denoiser(error.as_unsupported(), owner) from None
         raise with_cause(error.as_unsupported(), owner) from None
     except UnsupportedModelError as error:
+        if owner is not None and what_it_is(owner):
+            raise not_a_denoiser(error, owner) from None
         if (found := with_cause(error, owner)) is error:
             raise
         raise found from error
+
+
+def _one_model(target: Any) -> Any:
+    """What to trace: the module of a pipeline that denoises, or the model itself."""
+    if is_pipeline(target):
+        modules = {id(part): role for role, part in denoisers_of(target).items()}
+        if len(modules) > 1:
+            named = ", ".join(f"pipe.{role}" for role in modules.values())
+            raise PabError(
+                f"explain got inputs and a {type(target).__name__}, which has several modules that "
+                f"denoise: give one of {named}."
+            )
+        return denoisers_of(target)[next(iter(modules.values()))]
+    if not callable(target):
+        raise PabError(
+            f"explain got {target!r}, which is no model. Give a module, or a function of its "
+            "inputs, such as pipe.transformer."
+        )
+    return target
 
 
 @dataclass(frozen=True, eq=False)
@@ -199,8 +225,7 @@ class _Survey:
             found = replace(
                 found,
                 notes=(*found.notes, *merged.lines),
-                cache_bytes=cache_bytes(merged.sites, self._plan, self._options.keeping.dtype),
-            )
+            ).with_sums(merged.sites, self._plan, self._options.keeping.dtype)
             cut = replace(program, graph_module=merged.graph_module, sites=merged.sites)
             found = with_flops(found, cut, self._plan, alone)
             sites = merged.sites

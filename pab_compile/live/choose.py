@@ -13,13 +13,12 @@ from pab_compile.errors import OptionError
 from pab_compile.options import near_miss, parse_options
 from pab_compile.passes.sites.site import OUTPUT
 from pab_compile.plans.form import Form
+from pab_compile.plans.levels import DEFAULT, LEVELS, MIN_STEPS, OFF
 from pab_compile.plans.live import NOTHING, Choice
 from pab_compile.plans.plan import RangePlan
 from pab_compile.plans.plan_file import plan_from_json
 from pab_compile.plans.presets import PRESETS
 from pab_compile.plans.step_plan import StepPlan
-
-from .levels import DEFAULT, LEVELS, MIN_STEPS, OFF
 
 RULE = ("ranges", "window", "predict", "plan")
 """Options that say what is reused when."""

@@ -9,12 +9,12 @@ from typing import Any
 
 from pab_compile.errors import OptionError
 from pab_compile.options import Options, read_options
+from pab_compile.plans.levels import DEFAULT
 from pab_compile.plans.live import LivePlan
 
 from .choose import RULE, SHAPE, choice_of
 from .find import find_denoisers
 from .handle import Handle
-from .levels import DEFAULT
 
 _RANKS = ("mesh", "sequence_parallel", "batch_mesh", "batch_parallel")
 

@@ -1,21 +1,22 @@
-"""Finding the modules of a pipeline that denoise: those that are called with a timestep.
-
-A pipeline also has text encoders and autoencoders, which have no timestep, and may have networks
-that only steer the denoiser, such as a ControlNet. Their roles in the pipeline tell these apart.
-"""
+"""Finding the modules of a pipeline that denoise, to compile them."""
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Mapping
 from typing import Any
 
 import torch
 
+from pab_compile.denoisers import (
+    denoisers_of,
+    has_timestep,
+    how_to_compile,
+    input_names,
+    parts_of,
+    what_it_is,
+)
 from pab_compile.errors import UnsupportedModelError
-from pab_compile.passes.graph.number_inputs import sounds_like_time
 
-_HELPERS = ("controlnet", "adapter", "encoder", "vae", "vocoder", "upsampler", "embedder")
 _TORCH = "torch.compile(function, backend='pab')"
 
 
@@ -34,11 +35,7 @@ def find_denoisers(target: Any, axes: Mapping[str, str]) -> dict[str, torch.nn.M
         parts = dict(target.named_children())
     else:
         parts = parts_of(target)
-        found = {
-            role: part
-            for role, part in parts.items()
-            if has_timestep(part, axes) and not any(word in role for word in _HELPERS)
-        }
+        found = denoisers_of(target, axes)
     if not found:
         raise UnsupportedModelError(_nothing(target, parts, axes))
     unique: dict[str, torch.nn.Module] = {}
@@ -47,26 +44,6 @@ def find_denoisers(target: Any, axes: Mapping[str, str]) -> dict[str, torch.nn.M
             _check_plain(role, module)
             unique[role] = module
     return unique
-
-
-def parts_of(pipeline: Any) -> dict[str, torch.nn.Module]:
-    """The modules of a pipeline by their roles: its components, or its attributes."""
-    components = getattr(pipeline, "components", None)
-    parts = components if isinstance(components, dict) else getattr(pipeline, "__dict__", {})
-    return {str(k): part for k, part in parts.items() if isinstance(part, torch.nn.Module)}
-
-
-def has_timestep(module: torch.nn.Module, axes: Mapping[str, str]) -> bool:
-    """Whether a module is called with a timestep, by the names of its inputs."""
-    if hasattr(module, "_orig_mod"):  # the signature of a compiled module says nothing
-        return has_timestep(module._orig_mod, axes)  # type: ignore[arg-type]
-    stated = {name for name, role in axes.items() if role == "step"}
-    names = _input_names(module)
-    return any(sounds_like_time(name) or name in stated for name in names)
-
-
-def _input_names(module: torch.nn.Module) -> list[str]:
-    return [name for name in inspect.signature(module.forward).parameters if name != "self"]
 
 
 def _check_plain(role: str, module: torch.nn.Module) -> None:
@@ -85,19 +62,35 @@ def _check_plain(role: str, module: torch.nn.Module) -> None:
 
 def _nothing(target: Any, parts: Mapping[str, torch.nn.Module], axes: Mapping[str, str]) -> str:
     """What was found instead of something that denoises, and what to do."""
-    what = f"a {type(target).__name__}"
-    if isinstance(target, str):
-        what = f"the text {target!r}"
-    timely = [role for role, part in parts.items() if has_timestep(part, axes)]
     if isinstance(target, torch.nn.Module):
-        inputs = ", ".join(_input_names(target)) or "none"
-        hint = f" Its parts {', '.join(timely)} have one: give such a part." if timely else ""
-        return (
-            f"Nothing denoises in {what}: none of its inputs ({inputs}) is called like a timestep."
-            f'{hint} If one of them is the timestep, state it: axes={{"name": "step"}}.'
-        )
-    found = ", ".join(f"{role} ({type(part).__name__})" for role, part in parts.items())
+        return _no_timestep(target, parts, axes)
     hint = "Give a pipeline of diffusers, or the module that denoises."
+    if isinstance(target, str):
+        return (
+            f"Nothing denoises in the text {target!r}. Load the pipeline first, as in "
+            f"DiffusionPipeline.from_pretrained({target!r}), and give that."
+        )
+    if isinstance(target, type):
+        return f"{target.__name__} is a class: make or load an object of it first, and give that."
+    if isinstance(target, (list, tuple)):
+        return f"Nothing denoises in a {type(target).__name__}. Call enable for each entry."
+    found = ", ".join(f"{role} ({type(part).__name__})" for role, part in parts.items())
     if callable(target) and not parts:
         hint += f" A function is compiled with {_TORCH}."
+    what = "None" if target is None else f"a {type(target).__name__}"
     return f"Nothing denoises in {what}. Modules that were found: {found or 'none'}. {hint}"
+
+
+def _no_timestep(
+    target: torch.nn.Module, parts: Mapping[str, torch.nn.Module], axes: Mapping[str, str]
+) -> str:
+    name = type(target).__name__
+    if what := what_it_is(target):
+        return f"Nothing denoises in a {name}: it {what}. {how_to_compile(None)}"
+    inputs = ", ".join(input_names(target)) or "none"
+    timely = [role for role, part in parts.items() if has_timestep(part, axes)]
+    hint = f" Its parts {', '.join(timely)} have one: give such a part." if timely else ""
+    return (
+        f"Nothing denoises in a {name}: none of its inputs ({inputs}) is called like a timestep."
+        f'{hint} If one of them is the timestep, state it: axes={{"name": "step"}}.'
+    )

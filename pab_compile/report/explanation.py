@@ -11,12 +11,11 @@ from typing import Any
 
 import torch
 
-from pab_compile.passes.sites.site import ATTENTION_KINDS, OUTPUT, Site
+from pab_compile.passes.sites.site import ATTENTION_KINDS, Site
 from pab_compile.plans.cache_dtype import kept_bytes
 from pab_compile.plans.plan import Plan
 
 from .draw import SiteBox
-from .table import table_lines
 
 
 @dataclass(frozen=True)
@@ -31,13 +30,15 @@ class SiteReport:
         query_axes: axes of the query sequence, outer to inner.
         key_axes: axes of the key sequence.
         range: it computes at every n-th step inside the window. None: the plan has no such number.
-        cache_bytes: most bytes in its cache in one lane, for ``history`` outputs.
+        cache_bytes: most bytes in its cache in one lane, for ``history`` outputs; 0 if the plan
+            never reuses it. Of sites that cache one sum, the first one has the bytes of the sum.
         flops: floating point operations that one reuse saves.
         reason: evidence for the kind, what its residual branch holds, and why it is not broadcast
             if it is not.
         history: most outputs that are cached at once: one more than the order of the prediction.
         branch: what its residual branch holds beside the attention, or why the branch is not one
             site; ``""`` if there is nothing to say.
+        kept_with: the name of the site that has the bytes, where several cache one sum.
     """
 
     name: str
@@ -52,6 +53,18 @@ class SiteReport:
     reason: str
     history: int = 1
     branch: str = ""
+    kept_with: str = ""
+
+    @property
+    def is_reused(self) -> bool:
+        """Whether the plan reuses it at some step."""
+        return self.cache_bytes > 0 or bool(self.kept_with)
+
+    @property
+    def mixes(self) -> str:
+        """The axes that it mixes: ``h*w``, or ``h*w <- text`` for queries and keys."""
+        query, key = "*".join(self.query_axes) or "-", "*".join(self.key_axes) or "-"
+        return query if query == key or not self.key_axes else f"{query} <- {key}"
 
     def to_json(self) -> dict[str, Any]:
         """All fields, in types of JSON."""
@@ -68,9 +81,10 @@ def describe_site(site: Site, plan: Plan, kept_in: torch.dtype | None = None) ->
     """
     steps = plan.range_of(site) if site.can_broadcast else 1
     reason, history = "; ".join(filter(None, (site.reason, site.branch))), 1
-    if plan.may_reuse(site):
+    is_reused = site.can_broadcast and plan.may_reuse(site)
+    if is_reused:
         history += plan.max_order(site)
-    if site.can_broadcast and not plan.may_reuse(site):
+    if site.can_broadcast and not is_reused:
         reason += "; not broadcast: the plan computes it at every step"
     return SiteReport(
         name=site.name,
@@ -80,7 +94,7 @@ def describe_site(site: Site, plan: Plan, kept_in: torch.dtype | None = None) ->
         query_axes=site.query_axes,
         key_axes=site.key_axes,
         range=steps,
-        cache_bytes=history * kept_bytes(site, kept_in),
+        cache_bytes=history * kept_bytes(site, kept_in) if is_reused else 0,
         flops=site.flops,
         reason=reason,
         history=history,
@@ -104,17 +118,21 @@ def cache_bytes(sites: Sequence[Site], plan: Plan, kept_in: torch.dtype | None =
     return total
 
 
-def site_box(site: Site, plan: Plan, kept_in: torch.dtype | None = None) -> SiteBox:
-    """A site as it is drawn."""
-    report = describe_site(site, plan, kept_in)
-    axes = f"{_axes(report.query_axes)} <- {_axes(report.key_axes)}"
-    return SiteBox(
-        name=site.name,
-        kind=site.kind,
-        lines=(site.mechanism if site.kind == "mlp" else f"{site.mechanism}  {axes}",),
-        range=report.range or 2,
-        cache_bytes=report.cache_bytes if plan.may_reuse(site) else 0,
-    )
+def site_boxes(sites: Sequence[SiteReport]) -> list[SiteBox]:
+    """Sites as they are drawn."""
+    return [
+        SiteBox(
+            name=site.name,
+            kind=site.kind,
+            lines=(
+                site.mechanism if site.kind == "mlp" else f"{site.mechanism}  {site.mixes}",
+                *([f"in the sum of {site.kept_with}"] if site.kept_with else []),
+            ),
+            range=site.range or 2,
+            cache_bytes=site.cache_bytes,
+        )
+        for site in sites
+    ]
 
 
 @dataclass(frozen=True)
@@ -145,6 +163,33 @@ class Finding:
     cache_bytes: int = 0
     reuse_flops: int | None = None
     reason: str = ""
+
+    def with_sums(
+        self, merged: Sequence[Site], plan: Plan, kept_in: torch.dtype | None = None
+    ) -> Finding:
+        """The finding, if some sites cache one sum together.
+
+        Args:
+            merged: the sites that are cached.
+            plan: the plan.
+            kept_in: the dtype that outputs are kept in; None as they are.
+        """
+        of_sum: dict[str, tuple[int, str]] = {}
+        for site in merged:
+            first, num_bytes = site.singles[0].name, cache_bytes([site], plan, kept_in)
+            for single in site.singles if num_bytes and site.parts else ():
+                is_first = single.name == first
+                of_sum[single.name] = (num_bytes, "") if is_first else (0, first)
+        sites = [
+            dataclasses.replace(
+                site, cache_bytes=of_sum[site.name][0], kept_with=of_sum[site.name][1]
+            )
+            if site.name in of_sum
+            else site
+            for site in self.sites
+        ]
+        total = cache_bytes(merged, plan, kept_in)
+        return dataclasses.replace(self, sites=tuple(sites), cache_bytes=total)
 
 
 @dataclass(frozen=True)
@@ -227,65 +272,28 @@ class Explanation:
         return json.dumps(dataclasses.asdict(self), indent=2)
 
     def __str__(self) -> str:
-        """A table of the sites. Sites that differ only in their name have one line."""
-        headings = ("sites", "kind", "mechanism", "query <- key", "range")
-        numbers = ("cache MiB", "MFLOP", "share")
-        rows = [self._row(group) for group in _similar(self.sites)]
-        lines = table_lines(
-            (*headings, *numbers), rows, num_left=len(headings), title=self._title()
-        )
-        if self.num_calls is not None and self.num_calls > 1:
-            gib = self.num_calls * self.cache_bytes / 2**30
-            lines.append(f"The {self.num_calls} calls of a step cache {gib:.3f} GiB together.")
-        always = [group for group in _similar(self.sites) if group[0].range == 1]
-        lines += ["Computed at every step:"] if always else []
-        lines += [f"  {_name(group)} ({group[0].kind}): {group[0].reason}" for group in always]
-        said = [group for group in _similar(self.sites) if group[0].branch and group not in always]
-        lines += ["Residual branches:"] if said else []
-        lines += [f"  {_name(group)} ({group[0].kind}): {group[0].branch}" for group in said]
-        if self.num_graphs > 1:
-            lines.append(f"The forward runs as {self.num_graphs} graphs; Dynamo broke it up at:")
-            lines += [f"  {reason}" for reason in self.breaks]
-        lines += [f"Note: {note}" for note in self.notes]
-        return "\n".join(lines)
+        """A table of the sites in 80 columns. Sites that differ only in their name have one row."""
+        from .explanation_text import explanation_lines
 
-    def _row(self, group: Sequence[SiteReport]) -> Sequence[str]:
-        site, flops = group[0], sum(site.flops for site in group)
-        return (
-            _name(group),
-            site.kind,
-            site.mechanism,
-            f"{_axes(site.query_axes)} <- {_axes(site.key_axes)}",
-            "plan" if site.range is None else str(site.range),
-            f"{sum(site.cache_bytes for site in group) / 2**20:.2f}",
-            f"{flops / 1e6:.1f}",
-            f"{flops / self.total_flops:.1%}" if self.total_flops else "-",
-        )
+        return "\n".join(explanation_lines(self))
 
-    def _title(self) -> str:
-        counted = ", ".join(f"{number} {kind}" for kind, number in self.counts().items())
-        counted = counted or (
-            "the whole output" if self.sites[0].kind == OUTPUT else "no attention"
-        )
-        return (
-            f"{counted}; latents {self.latents!r}, clock {self.clock!r}; "
-            f"caches {self.cache_bytes / 2**30:.3f} GiB per call"
-        )
+    def _repr_html_(self) -> str:
+        """What notebooks show."""
+        from .page import explanation_fragment
+
+        return explanation_fragment(self)
 
 
-def _axes(axes: Sequence[str]) -> str:
-    return "*".join(axes) or "-"
-
-
-def _similar(sites: Sequence[SiteReport]) -> list[list[SiteReport]]:
+def similar(sites: Sequence[SiteReport]) -> list[list[SiteReport]]:
     """Groups of sites that differ only in their name, in order of the first of each group."""
     groups: dict[tuple[Any, ...], list[SiteReport]] = {}
     for site in sites:
         key = (site.kind, site.mechanism, site.query_axes, site.key_axes, site.range, site.flops)
-        key = (*key, site.branch)
+        key = (*key, site.branch, site.is_reused)
         groups.setdefault(key, []).append(site)
     return list(groups.values())
 
 
-def _name(group: Sequence[SiteReport]) -> str:
+def group_name(group: Sequence[SiteReport]) -> str:
+    """What a group of similar sites is called."""
     return group[0].name if len(group) == 1 else f"{len(group)} like {group[0].name}"

@@ -27,12 +27,18 @@ def table_lines(
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(title=title or None, title_justify="left", box=box.SIMPLE_HEAD)
+    table = Table(
+        title=title or None,
+        title_justify="left",
+        box=box.SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+        pad_edge=False,
+    )
     for number, heading in enumerate(headings):
         is_left = num_left is None or number < num_left
-        table.add_column(heading, justify="left" if is_left else "right")
+        table.add_column(heading, justify="left" if is_left else "right", no_wrap=True)
     for row in rows:
         table.add_row(*row)
     buffer = io.StringIO()
-    Console(file=buffer, width=width).print(table)
+    Console(file=buffer, width=width, force_jupyter=False, color_system=None).print(table)
     return [line.rstrip() for line in buffer.getvalue().splitlines()]

@@ -345,6 +345,7 @@ class Generation:
 
         If the number of steps is unknown, the timesteps show the last step (``seems_done``).
         """
+        record.lane = lane.number
         self.record.add(record)
         self.record.measure(self.lanes)
         if self.seems_done:

@@ -91,6 +91,10 @@ class Size(NamedTuple):
         """The sum of both, or the difference with a sign of -1."""
         return Size(self.device + sign * other.device, self.host + sign * other.host)
 
+    def most(self, other: Size) -> Size:
+        """The larger of both, on the device and on the host each."""
+        return Size(max(self.device, other.device), max(self.host, other.host))
+
     @staticmethod
     def of(held: Iterable[Held]) -> Size:
         """The bytes of what cache entries hold."""

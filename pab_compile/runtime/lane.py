@@ -101,6 +101,7 @@ class Lane:
         prelude: (graph, piece) -> values that are computed once for this lane.
         watched: (graph, piece) -> values that are computed again if Python made other tensors.
         weights: graph -> the weights that it ran with, as they were.
+        number: which lane of its generation it is, from 0.
     """
 
     name: str | None
@@ -116,6 +117,7 @@ class Lane:
     watched: dict[tuple[str, int], Watched] = field(default_factory=dict)
     weights: dict[str, WeightMarks] = field(default_factory=dict)
     is_repeated: bool = False
+    number: int = 0
     _last_called: int | None = None
 
     def called(self, call: Call, step: int, loop: Run | None = None) -> None:
@@ -319,7 +321,7 @@ class Lanes:
             unnamed[0].free()
             self._lanes.remove(unnamed[0])
         latents = Identity.of(call.latents, remember=False)
-        lane = Lane(call.lane, {}, latents, call.place, step, step)
+        lane = Lane(call.lane, {}, latents, call.place, step, step, number=self.num_opened)
         lane.remember(self.seen(call).prompts)
         self.num_opened += 1
         self._lanes.append(lane)

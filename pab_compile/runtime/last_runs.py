@@ -4,17 +4,27 @@ from __future__ import annotations
 
 import threading
 import weakref
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
+import torch
+
+from pab_compile.denoisers import (
+    denoisers_of,
+    how_to_compile,
+    is_pipeline,
+    parts_of,
+    what_it_is,
+)
 from pab_compile.dynamo import Compilation, compilation_of, why_uncompiled
 from pab_compile.errors import PabError
-from pab_compile.report.explanation import Finding
+from pab_compile.options import Options
+from pab_compile.report.explanation import Explanation, Finding
+from pab_compile.report.run_stats import RunStats
 
 from .forward import Forward
 from .generation import Generation
-from .stats import RunStats
 from .whose import Named, Whose
 
 
@@ -37,6 +47,10 @@ class LastRun:
     running: Generation
     findings: Sequence[Finding]
     breaks: Sequence[str]
+
+    def explanation(self) -> Explanation:
+        """What was found in all graphs."""
+        return Explanation.of(self.findings, self.breaks, self.running.lanes.num_opened)
 
 
 class LastRuns:
@@ -106,6 +120,8 @@ def last_generation(compiled: Any, missing: str) -> LastRun:
     """
     compilation = compilation_of(compiled)
     found = last_runs.find(compiled, compilation)
+    if found is None and (why := _no_model(compiled)):
+        raise PabError(f"{missing}: {why}")
     if found is None:
         name = getattr(compiled, "__qualname__", type(compiled).__name__)
         raise PabError(
@@ -113,6 +129,34 @@ def last_generation(compiled: Any, missing: str) -> LastRun:
             f'backend="pab". {_why_none(compiled, compilation)}'
         )
     return found
+
+
+def _no_model(target: Any) -> str:
+    """Why something has no generation because of what it is; ``""`` for a model."""
+    if is_pipeline(target):
+        return _no_run_of(target)
+    if isinstance(target, torch.nn.Module) and (what := what_it_is(target)):
+        return f"this {type(target).__name__} {what}. {how_to_compile(None)}"
+    if hasattr(target, "stats") and hasattr(target, "explain"):
+        return f"{target!r} has statistics of its own for each module: call its stats()."
+    if isinstance(target, type) or (not callable(target) and not parts_of(target)):
+        what = "None" if target is None else f"{target!r}"
+        return (
+            f"{what} is no model. Give what was compiled, such as pipe.transformer, or the "
+            "pipeline that holds it."
+        )
+    return ""
+
+
+def _no_run_of(pipeline: Any) -> str:
+    """Why no part of a pipeline has a generation, and what to do."""
+    if why := why_uncompiled():
+        return f"compilation is switched off: {why}. Then torch runs the model as it is."
+    name, parts = type(pipeline).__name__, denoisers_of(pipeline)
+    compiled = [f"pipe.{role}" for role, part in parts.items() if compilation_of(part) is not None]
+    if compiled:
+        return f"{' and '.join(compiled)} of this {name} is compiled, but has not run. Run it once."
+    return f"no part of this {name} is compiled. {how_to_compile(pipeline)}"
 
 
 def _why_none(compiled: Any, compilation: Compilation | None) -> str:
@@ -146,4 +190,30 @@ def stats(compiled: Any) -> RunStats:
     Raises:
         PabError: the model has not run, or was not compiled with this backend.
     """
-    return last_generation(compiled, "No statistics").running.stats()
+    found = last_generation(compiled, "No statistics")
+    others = _others(compiled, found) if is_pipeline(compiled) else []
+    counted = found.running.stats()
+    has_sites = any(finding.sites for finding in found.findings)
+    return replace(
+        counted,
+        notes=(*counted.notes, *others),
+        explanation=found.explanation() if has_sites else None,
+        options=_texts(found.options),
+    )
+
+
+def _texts(options: Any) -> dict[str, str]:
+    """The options of a compilation as texts."""
+    given = vars(options) if isinstance(options, Options) else options
+    return {str(k): repr(v) for k, v in given.items()} if isinstance(given, Mapping) else {}
+
+
+def _others(pipeline: Any, found: LastRun) -> list[str]:
+    """What is said of the other modules of a pipeline that ran: they have their own statistics."""
+    runs = {role: last_runs.find(part, None) for role, part in denoisers_of(pipeline).items()}
+    ran = {role: run for role, run in runs.items() if run is not None}
+    mine = [role for role, run in ran.items() if run.running is found.running]
+    others = [f"pab_compile.stats(pipe.{role})" for role in ran if role not in mine]
+    if not others:
+        return []
+    return [f"these are of {' and '.join(mine) or 'one'}; see also {', '.join(others)}"]

@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import contextvars
 import itertools
+import operator
 import threading
 import weakref
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -122,14 +124,12 @@ def generation(timesteps: Iterable[float] | torch.Tensor | None = None) -> Itera
             them. A tensor is read once.
 
     Raises:
-        PabError: ``timesteps`` is empty.
+        PabError: ``timesteps`` is empty, or no list of numbers.
     """
     schedule = None
     if timesteps is not None:
-        listed = timesteps.tolist() if isinstance(timesteps, torch.Tensor) else list(timesteps)
-        if not listed:
-            raise PabError("generation(timesteps=...) got no timesteps: give one per step.")
-        schedule = Schedule(len(listed), tuple(float(value) for value in listed))
+        listed = _listed(timesteps)
+        schedule = Schedule(len(listed), tuple(listed))
     scope = Scope(schedule, is_one=True)
     token = _stated_scope.set(scope)
     try:
@@ -137,6 +137,26 @@ def generation(timesteps: Iterable[float] | torch.Tensor | None = None) -> Itera
     finally:
         _stated_scope.reset(token)
         scope.free()
+
+
+def _listed(timesteps: Any) -> list[float]:
+    given = timesteps.tolist() if isinstance(timesteps, torch.Tensor) else timesteps
+    if isinstance(given, (int, float)):
+        raise PabError(
+            f"generation(timesteps={given!r}) got one number. Give the timestep of every step, as "
+            "scheduler.timesteps has them after scheduler.set_timesteps(num_steps)."
+        )
+    try:
+        listed = [float(value) for value in given] if not isinstance(given, str) else None
+    except (TypeError, ValueError):
+        listed = None
+    if listed is None:
+        raise PabError(
+            f"generation(timesteps={given!r}) got no list of numbers: give one number per step."
+        )
+    if not listed:
+        raise PabError("generation(timesteps=...) got no timesteps: give one per step.")
+    return listed
 
 
 @contextmanager
@@ -149,11 +169,19 @@ def step(index: int, num_steps: int, lane: str | None = None) -> Iterator[None]:
         lane: name of the call if there are several per step, such as ``"cond"``.
 
     Raises:
-        PabError: ``index`` does not lie in ``[0, num_steps)``.
+        PabError: ``index`` does not lie in ``[0, num_steps)``, or is no integer.
     """
+    try:
+        index, num_steps = operator.index(index), operator.index(num_steps)
+    except TypeError as error:
+        raise PabError(
+            f"step(index={index!r}, num_steps={num_steps!r}): both are integers, the number of the "
+            "step from 0 on, and how many steps there are. The timestep is no argument of step."
+        ) from error
     if not 0 <= index < num_steps:
         raise PabError(
-            f"step(index={index}, num_steps={num_steps}): index must be below num_steps."
+            f"step(index={index}, num_steps={num_steps}): the steps are numbered from 0 on, so "
+            "index must be below num_steps and not negative."
         )
     token = _stated_step.set(ExplicitStep(index, num_steps, lane))
     try:

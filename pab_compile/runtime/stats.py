@@ -9,6 +9,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from pab_compile.passes.sites.site import KINDS
+from pab_compile.report.run_stats import RunStats
+from pab_compile.report.timeline import ABSENT, Call, Row, Timeline
 
 from .kept import Size
 from .lane import Lane
@@ -24,6 +26,9 @@ class StepRecord:
         reused: kind -> number of sites that reused.
         started: when the call started, by the host's clock.
         seconds: seconds that the host spent in the graphs.
+        lane: number of its lane.
+        states: per graph, its sites and a letter for each of them (``report.timeline``).
+        size: most bytes in the caches of all lanes during the call.
     """
 
     step: int
@@ -31,6 +36,9 @@ class StepRecord:
     reused: Counter[str] = field(default_factory=Counter)
     started: float = 0.0
     seconds: float = 0.0
+    lane: int = 0
+    states: list[tuple[Sequence[Row], str]] = field(default_factory=list)
+    size: Size = field(default_factory=Size)
 
     @property
     def kinds(self) -> tuple[str, ...]:
@@ -44,66 +52,6 @@ class StepRecord:
             computed, reused = self.computed[kind], self.reused[kind]
             letters.append("~" if computed and reused else "-" if reused else "C")
         return "".join(letters)
-
-
-@dataclass(frozen=True)
-class RunStats:
-    """The last generation of a compiled model.
-
-    Attributes:
-        steps: number of steps.
-        calls: number of calls of the model (steps times lanes).
-        lanes: number of lanes (calls per step, each with its own cache).
-        kinds: kinds of attention, and of other sites that the plan may reuse. The letters of
-            ``patterns`` have this order.
-        computed: kind -> computations (sites times steps times lanes).
-        reused: kind -> reuses, likewise.
-        computed_steps: kind -> steps at which at least one of its sites computed.
-        patterns: per call, one letter per kind: ``C`` computed, ``-`` reused, ``~`` some of each.
-        peak_cache_bytes: most bytes in the cache entries of all lanes at any moment, on the device.
-        peak_host_bytes: likewise in the memory of the host, with ``cache_offload``.
-        held_bytes: bytes of per-prompt values that are computed once.
-        num_pieces: number of distinct pieces that were compiled.
-        compile_seconds: seconds spent in the inner compiler.
-        seconds_per_step: median seconds between the starts of successive steps, by the host's
-            clock; NaN for a single step.
-        notes: why something was computed although the plan would reuse it.
-    """
-
-    steps: int
-    calls: int
-    lanes: int
-    kinds: tuple[str, ...]
-    computed: dict[str, int]
-    reused: dict[str, int]
-    computed_steps: dict[str, int]
-    patterns: tuple[str, ...]
-    peak_cache_bytes: int
-    peak_host_bytes: int
-    held_bytes: int
-    num_pieces: int
-    compile_seconds: float
-    seconds_per_step: float
-    notes: tuple[str, ...]
-
-    def __str__(self) -> str:
-        """A few readable lines."""
-        lines = [f"{self.steps} steps, {self.calls} calls, {self.lanes} lane(s)"]
-        for kind in self.kinds:
-            lines.append(
-                f"  {kind}: computed at {self.computed_steps[kind]} of {self.steps} steps "
-                f"({self.computed[kind]} computed, {self.reused[kind]} reused)"
-            )
-        lines.append(f"  pattern per call ({'/'.join(self.kinds)}): {' '.join(self.patterns)}")
-        host = self.peak_host_bytes / 2**20
-        lines.append(
-            f"  caches at most {self.peak_cache_bytes / 2**20:.2f} MiB"
-            f"{f' and {host:.2f} MiB on the host' if host else ''}, per-prompt values "
-            f"{self.held_bytes / 2**20:.2f} MiB; {self.num_pieces} distinct pieces, compiled in "
-            f"{self.compile_seconds:.1f} s; {self.seconds_per_step:.4f} s per step"
-        )
-        lines += [f"  note: {note}" for note in self.notes]
-        return "\n".join(lines)
 
 
 @dataclass
@@ -181,6 +129,7 @@ class GenerationRecord:
             compile_seconds=sum(seconds for _, seconds in self.compilers.values()),
             seconds_per_step=statistics.median(gaps) if gaps else float("nan"),
             notes=tuple(notes),
+            timeline=timeline_of(self.calls),
         )
 
 
@@ -191,3 +140,18 @@ def step_seconds(calls: Sequence[StepRecord]) -> dict[int, float]:
         starts.setdefault(call.step, call.started)
     ordered = sorted(starts, key=starts.__getitem__)
     return {step: starts[after] - starts[step] for step, after in itertools.pairwise(ordered)}
+
+
+def timeline_of(calls: Sequence[StepRecord]) -> Timeline:
+    """What every site did at every call. Sites that a call did not run are blank there."""
+    rows = tuple(dict.fromkeys(row for call in calls for sites, _ in call.states for row in sites))
+    place = {row: number for number, row in enumerate(rows)}
+    found = []
+    for call in calls:
+        letters = [ABSENT] * len(rows)
+        for sites, states in call.states:
+            for row, letter in zip(sites, states, strict=True):
+                letters[place[row]] = letter
+        states = "".join(letters)
+        found.append(Call(call.step, call.lane, states, *call.size, call.seconds))
+    return Timeline(rows, tuple(found), step_seconds(calls))

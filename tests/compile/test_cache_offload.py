@@ -16,6 +16,7 @@ import pab_compile
 from helpers.latte import Loop, calls_of, compiled_pab, ddim_timesteps, tiny_latte
 from pab_compile import OptionError
 from pab_compile.options import parse_options
+from pab_compile.report.draw import format_bytes
 from pab_compile.runtime.transfers import Parcel, transfers_of
 
 NUM_STEPS = 6
@@ -107,7 +108,7 @@ def test_it_equals_a_generation_that_keeps_everything_on_the_device(
     stats = pab_compile.stats(sent)
     assert stats.reused == kept.reused
     assert (stats.peak_cache_bytes, stats.peak_host_bytes) == (0, kept.peak_cache_bytes)
-    assert f"{kept.peak_cache_bytes / 2**20:.2f} MiB on the host" in str(stats)
+    assert f"{format_bytes(kept.peak_cache_bytes)} on the host" in str(stats)
     assert {*late.numbers("receive")} <= {*late.numbers("send")}
     assert len(late.numbers("receive")) == len(late.numbers("request")) > 0
 

@@ -180,7 +180,8 @@ def test_neither_caches_nor_pieces_grow_with_depth(deep: Deep) -> None:
         found = pab_compile.explain(compiled)
         assert found.cache_bytes == stats.peak_cache_bytes
         assert len(found.sites) >= 2 * num_blocks
-        assert sum(site.cache_bytes for site in found.sites) >= num_blocks * found.cache_bytes
+        assert sum(site.cache_bytes for site in found.sites) == found.cache_bytes
+        assert {site.kept_with for site in found.sites} == {"", found.sites[0].name}
         pieces.append(stats.num_pieces)
     assert pieces[0] == pieces[1]
 

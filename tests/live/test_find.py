@@ -78,14 +78,15 @@ def test_a_module_alone_is_the_model() -> None:
     ("target", "words"),
     [
         ("Wan-AI/Wan2.2", "Nothing denoises in the text 'Wan-AI/Wan2.2'"),
-        (None, "Nothing denoises in a NoneType"),
-        (TextEncoder(), r"none of its inputs \(input_ids\) is called like a timestep"),
+        (None, "Nothing denoises in None"),
+        (TextEncoder(), r"reads text \(input_ids\).*usually pipe\.transformer"),
         (Unusual(), r'state it: axes=\{"name": "step"\}'),
         (Holder(), "Its parts inner have one: give such a part"),
         (SimpleNamespace(text_encoder=TextEncoder()), r"found: text_encoder \(TextEncoder\)"),
         (SimpleNamespace(controlnet=Denoiser()), r"found: controlnet \(Denoiser\)"),
         (lambda x, timestep: x, r"torch\.compile\(function, backend='pab'\)"),
-        ([Denoiser()], "Give a pipeline of diffusers"),
+        ([Denoiser()], "Call enable for each entry"),
+        (Denoiser, "Denoiser is a class"),
     ],
 )
 def test_anything_else_is_refused_with_what_was_found(target: Any, words: str) -> None:

@@ -15,7 +15,7 @@ import pab_compile
 from helpers.eager_code import NUM_STEPS, Dit, calls, make
 from helpers.switching import Compilations
 from pab_compile.errors import OptionError, PabError, PlanError, UnsupportedModelError
-from pab_compile.live.levels import LEVELS, MIN_STEPS
+from pab_compile.plans.levels import LEVELS, MIN_STEPS
 from pab_compile.plans.plan_file import plan_to_json
 from pab_compile.plans.presets import PRESETS
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -9,6 +10,7 @@ import torch
 from diffusers import LatteTransformer3DModel
 
 import pab_compile
+from helpers.captured import SmallDiT
 from helpers.latte import (
     Loop,
     assert_different,
@@ -101,3 +103,17 @@ def test_a_generation_runs_on_the_code_of_two_compilations_alike(
         for step in loop.steps():  # half-way to a batch size that the first one has seen
             loop.guidance = "batched" if step < 5 else "none"
     assert_same(torch.stack(mixed.predictions), torch.stack(expected.predictions))
+
+
+def test_a_pipeline_has_the_statistics_of_its_last_model_and_names_the_other() -> None:
+    torch.manual_seed(0)
+    pipe = SimpleNamespace(high=SmallDiT(1), low=SmallDiT(1))
+    latents, prompt = torch.randn(2, 4, 3, 2, 5), torch.randn(2, 7, 4)
+    with torch.no_grad():
+        for part in (pipe.high, pipe.low):
+            part.compile(backend="pab", options={"inner": "eager"})
+            with pab_compile.generation():
+                part(latents, torch.rand(2), prompt)
+    said = "these are of low; see also pab_compile.stats(pipe.high)"
+    assert said in pab_compile.stats(pipe).notes
+    assert not any("see also" in note for note in pab_compile.stats(pipe.high).notes)

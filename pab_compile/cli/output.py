@@ -1,0 +1,34 @@
+"""Output: text for people, or one JSON object; the log and the bars go to standard error."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+
+def say(text: str, content: Mapping[str, Any], as_json: bool) -> None:
+    """Print the result of a command.
+
+    Args:
+        text: for people.
+        content: the same, in types of JSON.
+        as_json: which of them to print.
+    """
+    print(json.dumps(content, indent=2, default=str) if as_json else text)
+
+
+def log_to_terminal(is_quiet: bool) -> None:
+    """Write log lines to standard error, unless bars are drawn there."""
+    level = logging.WARNING if is_quiet or sys.stderr.isatty() else logging.INFO
+    logging.basicConfig(level=logging.WARNING, format="%(name)s: %(message)s", stream=sys.stderr)
+    logging.getLogger("pab_compile").setLevel(level)
+
+
+def progress(text: str) -> None:
+    """Say on standard error what is done now."""
+    logging.getLogger("pab_compile.cli").info("%s", text)
+    if sys.stderr.isatty():
+        print(f"pab: {text}", file=sys.stderr)

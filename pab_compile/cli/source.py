@@ -1,0 +1,158 @@
+"""Sources: what a command works on, and how one generation of it runs.
+
+A source is a folder of a pipeline of diffusers, or a Python file that makes the model::
+
+    def load():                             # required: a pipeline, or a module
+        return MyModel().eval().requires_grad_(False)
+
+    def call(target, prompt, num_steps):    # required, unless load returns a pipeline of diffusers
+        ...                                 # one generation; returns the result as a tensor
+        return latents
+
+    prompts = ["a cat", "a dog"]            # optional
+    def inputs(target): return {...}        # optional: the keyword arguments of one model call
+
+For a folder, ``--call call.py`` names a file with ``call``, and the other names if it likes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import inspect
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+
+from pab_compile.denoisers import denoisers_of
+
+from .exits import UsageError
+
+
+@dataclass(frozen=True)
+class Source:
+    """What a command works on.
+
+    Attributes:
+        name: for titles.
+        target: a pipeline or a module.
+        call: runs one generation: ``call(target, prompt, num_steps)``.
+        prompts: what it can be called with.
+        inputs: gives the keyword arguments of one call of the model; None if the file has none.
+    """
+
+    name: str
+    target: Any
+    call: Callable[[Any, Any, int], Any]
+    prompts: Sequence[Any]
+    inputs: Callable[[Any], dict[str, Any]] | None = None
+
+    def generate(self, prompt: Any, num_steps: int) -> Any:
+        """Run one generation without gradients."""
+        with torch.no_grad():
+            return self.call(self.target, prompt, num_steps)
+
+    def part(self) -> Any:
+        """The one module that denoises."""
+        if isinstance(self.target, torch.nn.Module):
+            return self.target
+        found = denoisers_of(self.target)
+        if len(found) != 1:
+            roles = ", ".join(found) or "none"
+            raise UsageError(
+                f"{self.name} has {len(found)} modules that denoise ({roles}), and this command "
+                "needs one. Let load() return that module, and call() use it."
+            )
+        return next(iter(found.values()))
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The arguments that name a source."""
+    group = parser.add_argument_group("what to work on")
+    group.add_argument("file", nargs="?", type=Path, help="a Python file with load() and call()")
+    group.add_argument("--pipeline", metavar="PATH", help="the folder of a pipeline of diffusers")
+    group.add_argument("--call", type=Path, metavar="FILE", help="a Python file with call()")
+    group.add_argument("--device", help="where the pipeline runs (default: cuda if there is one)")
+    group.add_argument("--dtype", default=None, help="of the pipeline, such as bfloat16")
+    group.add_argument("--prompt", action="append", metavar="TEXT", help="may be repeated")
+    group.add_argument("--prompts", type=Path, metavar="FILE", help="a text file, one per line")
+
+
+def source_of(given: argparse.Namespace) -> Source:
+    """The source that the arguments name.
+
+    Raises:
+        UsageError: it is not there, or lacks something.
+    """
+    if (given.file is None) == (given.pipeline is None):
+        raise UsageError("Give a Python file, or --pipeline PATH: one of them.")
+    asked = _asked(given)
+    if given.file is not None:
+        code = _module(given.file)
+        if not callable(getattr(code, "load", None)):
+            raise UsageError(f"{given.file} has no function load(), which returns the model.")
+        target, name, where = code.load(), given.file.name, given.file
+    else:
+        code = _module(given.call) if given.call is not None else None
+        target, name, where = _pipeline(given), Path(given.pipeline).name, given.call
+    call = getattr(code, "call", None)
+    if call is None and isinstance(target, torch.nn.Module):
+        raise UsageError(f"{where} has no function call(target, prompt, num_steps).")
+    prompts = asked or list(getattr(code, "prompts", ["a cat on a lawn"]))
+    return Source(name, target, call or _usual_call, prompts, getattr(code, "inputs", None))
+
+
+def _asked(given: argparse.Namespace) -> list[Any]:
+    """The prompts of the command line."""
+    if given.prompts is None:
+        return list(given.prompt or [])
+    if not given.prompts.is_file():
+        raise UsageError(f"--prompts {given.prompts}: there is no such file.")
+    lines = given.prompts.read_text(encoding="utf-8").splitlines()
+    return [*(given.prompt or []), *(line.strip() for line in lines if line.strip())]
+
+
+def _module(path: Path) -> ModuleType:
+    """Run a Python file. It may import its neighbours."""
+    if not path.is_file():
+        raise UsageError(f"{path}: there is no such file.")
+    spec = importlib.util.spec_from_file_location(f"pab_source_{path.stem}", path)
+    if spec is None or spec.loader is None:
+        raise UsageError(f"{path} is no Python file: its name must end in .py.")
+    code = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = code  # classes of the file are found by their module
+    sys.path.insert(0, str(path.resolve().parent))
+    spec.loader.exec_module(code)
+    return code
+
+
+def _pipeline(given: argparse.Namespace) -> Any:
+    folder = Path(given.pipeline)
+    if not (folder / "model_index.json").is_file():
+        raise UsageError(f"--pipeline {folder}: the folder has no model_index.json.")
+    try:
+        from diffusers import DiffusionPipeline
+    except ImportError as error:
+        raise UsageError(f"--pipeline needs diffusers: pip install diffusers ({error}).") from error
+    dtype = getattr(torch, given.dtype or "float32", None)
+    if not isinstance(dtype, torch.dtype):
+        raise UsageError(f"--dtype {given.dtype}: torch has no such dtype.")
+    pipe = DiffusionPipeline.from_pretrained(str(folder), torch_dtype=dtype)
+    device = given.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    pipe = pipe.to(device)
+    pipe.set_progress_bar_config(disable=not sys.stderr.isatty())
+    return pipe
+
+
+def _usual_call(pipe: Any, prompt: Any, num_steps: int) -> Any:
+    """One generation of a pipeline of diffusers. A prompt has the same noise at every run."""
+    known = inspect.signature(pipe.__call__).parameters
+    noise = torch.Generator().manual_seed(0)
+    wanted = {"num_inference_steps": num_steps, "generator": noise, "output_type": "latent"}
+    result = pipe(prompt, **{name: value for name, value in wanted.items() if name in known})
+    return result[0] if isinstance(result, tuple) else next(iter(result.values()))

@@ -1,0 +1,100 @@
+"""Timeline: what every site did at every call of one generation."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from typing import NamedTuple
+
+COMPUTED, REUSED, PREDICTED, MIXED, ABSENT = "C", "-", "p", "~", " "
+MEANINGS = {
+    COMPUTED: "computed",
+    REUSED: "reused",
+    PREDICTED: "predicted",
+    MIXED: "some calls computed",
+}
+
+
+class Row(NamedTuple):
+    """A site of a timeline."""
+
+    name: str
+    kind: str
+
+
+@dataclass(frozen=True)
+class Call:
+    """One call of the model.
+
+    Attributes:
+        step: the step.
+        lane: number of the lane, from 0.
+        states: one letter per site: ``C`` computed, ``-`` repeated an output, ``p`` predicted from
+            several or with weights, a blank where it did not run.
+        cache_bytes: most bytes in the caches of all lanes during the call, on the device.
+        host_bytes: likewise in the memory of the host.
+        seconds: seconds that the host spent in the graphs.
+    """
+
+    step: int
+    lane: int
+    states: str
+    cache_bytes: int
+    host_bytes: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Timeline:
+    """All calls of a generation.
+
+    Attributes:
+        sites: all sites that ran, in the order of the model.
+        calls: in the order in which they were made.
+        step_seconds: step -> seconds until the next step began, by the host's clock.
+    """
+
+    sites: tuple[Row, ...]
+    calls: tuple[Call, ...]
+    step_seconds: dict[int, float]
+
+    @property
+    def steps(self) -> list[int]:
+        """The steps, in order."""
+        return sorted({call.step for call in self.calls})
+
+    def share(self, letters: str) -> float:
+        """The share of all runs of sites that have one of these letters."""
+        counted = [letter for call in self.calls for letter in call.states if letter != ABSENT]
+        return sum(counted.count(x) for x in letters) / len(counted) if counted else 0.0
+
+    def strips(self) -> list[str]:
+        """Per site, one letter per step. ``~`` where the calls of the step differ."""
+        by_step: dict[int, list[str]] = {step: [] for step in self.steps}
+        for call in self.calls:
+            by_step[call.step].append(call.states)
+        columns = [_merged(states, len(self.sites)) for states in by_step.values()]
+        return ["".join(letters) for letters in zip(*columns, strict=True)]
+
+    def memory(self) -> list[tuple[int, int]]:
+        """Per step, the most bytes on the device and in the memory of the host."""
+        found: dict[int, tuple[int, int]] = dict.fromkeys(self.steps, (0, 0))
+        for call in self.calls:
+            device, host = found[call.step]
+            found[call.step] = max(device, call.cache_bytes), max(host, call.host_bytes)
+        return list(found.values())
+
+
+def _merged(states: Sequence[str], num_sites: int) -> str:
+    """One letter per site for the calls of one step."""
+    found = []
+    for site in range(num_sites):
+        letters = {state[site] for state in states} - {ABSENT}
+        found.append(MIXED if len(letters) > 1 else next(iter(letters), ABSENT))
+    return "".join(found)
+
+
+def runs(strip: str) -> list[tuple[str, int]]:
+    """A strip as letters with how often each follows itself."""
+    return [(letter, len(list(group))) for letter, group in groupby(strip)]

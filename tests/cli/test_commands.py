@@ -1,0 +1,181 @@
+"""The commands of ``pab``, run in this process with eager pieces."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pab_compile.cli import exits, files, main, report
+
+SOURCE = """
+import torch
+from helpers.captured import SmallDiT
+
+prompts = [1, 2, 3]
+
+def load():
+    torch.manual_seed(0)
+    return SmallDiT(1).requires_grad_(False)
+
+def call(model, prompt, num_steps):
+    latents = torch.randn(2, 4, 3, 2, 5, generator=torch.Generator().manual_seed(prompt))
+    words = torch.ones(2, 7, 4)
+    for timestep in torch.linspace(1, 1 / num_steps, num_steps):
+        latents = latents - model(latents, timestep.expand(2), words) / num_steps
+    return latents
+"""
+INPUTS = """
+def inputs(model):
+    return {"latents": torch.randn(2, 4, 3, 2, 5), "timestep": torch.rand(2),
+            "prompt": torch.randn(2, 7, 4)}
+"""
+EAGER = ("--options", '{"inner": "eager"}')
+
+
+@pytest.fixture
+def source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    path = tmp_path / "source.py"
+    path.write_text(SOURCE)
+    return str(path)
+
+
+def content(capsys: Any, *arguments: str, code: int = exits.OK) -> Any:
+    """What a command prints with ``--json``."""
+    capsys.readouterr()
+    assert main.main([*arguments, "--json"]) == code
+    return json.loads(capsys.readouterr().out)
+
+
+def test_explain_runs_the_model_or_takes_its_inputs(source: str, capsys: Any) -> None:
+    ran = content(capsys, "explain", source, "--plan", "pab246", *EAGER)
+    Path(source).write_text(SOURCE + INPUTS)
+    shown = content(capsys, "explain", source, "--plan", "pab246", *EAGER)
+    for found in (ran, shown):
+        sites = found["model"]["sites"]
+        assert [site["range"] for site in sites if site["kind"] == "spatial"] == [2]
+    assert [site["name"] for site in ran["model"]["sites"]] == [
+        site["name"] for site in shown["model"]["sites"]
+    ]
+
+
+def test_report_writes_a_page_with_speed_and_quality(
+    source: str, tmp_path: Path, capsys: Any
+) -> None:
+    page = tmp_path / "out" / "page.html"
+    found = content(
+        capsys, "report", source, "--steps", "12", "--baseline", "-o", str(page), *EAGER
+    )
+    assert found["pages"] == [str(page)]
+    assert found["speed"] > 0
+    assert f"{found['speed']:.2f}x" in page.read_text()
+    assert found["quality"] in page.read_text()
+    assert "PSNR" in found["quality"]
+    assert found["stats"]["model"]["steps"] == 12
+
+
+def test_compare_measures_every_plan(source: str, capsys: Any) -> None:
+    plans = ("--plan", "linear2", "--plan", "off")
+    found = content(capsys, "compare", source, "--steps", "9", *plans, *EAGER)
+    linear, off = found["plans"]
+    assert linear["reused"] > 0 == off["reused"]
+    assert linear["psnr"] < off["psnr"] == 100
+    assert found["prompts"] == 3
+
+
+def test_tune_writes_a_plan_that_report_takes(source: str, tmp_path: Path, capsys: Any) -> None:
+    plan = str(tmp_path / "plan.json")
+    cost = ("--steps", "6", "--computed", "3", "--rounds", "0")
+    found = content(capsys, "tune", source, *cost, "-o", plan)
+    assert len(found["entries"]) == 6
+    page = str(tmp_path / "page.html")
+    run = content(capsys, "report", source, "--steps", "6", "--plan", plan, "-o", page, *EAGER)
+    assert run["stats"]["model"]["computed_steps"]["output"] in (3, 6)
+
+
+def test_precompile_runs_every_prompt(source: str, tmp_path: Path, capsys: Any) -> None:
+    found = content(capsys, "precompile", source, "-o", str(tmp_path / "saved.bin"), *EAGER)
+    assert found["calls"] == 3
+
+
+def test_doctor_finds_the_backend_and_tests_it(capsys: Any) -> None:
+    found = content(capsys, "doctor", "--inner", "eager")
+    assert found["torch.compile"]["backend pab"] == "found"
+    assert set(found["checks"].values()) == {"ok"}
+    assert len(found["checks"]) == 3
+    assert found["versions"]["torch"]
+
+
+def test_doctor_fails_where_torch_compile_is_switched_off(
+    capsys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TORCH_COMPILE_DISABLE", "1")
+    found = content(capsys, "doctor", "--no-self-test", code=exits.FAILED)
+    assert "TORCH_COMPILE_DISABLE" in found["checks"]["torch.compile is switched on"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        (["explain"], exits.USAGE, "Give a Python file, or --pipeline PATH"),
+        (["explain", "none.py"], exits.USAGE, "none.py: there is no such file"),
+        (["report", "--pipeline", "."], exits.USAGE, "has no model_index.json"),
+        (["report", "SOURCE", "--plan", "fasst"], exits.REFUSED, "Did you mean 'fast'?"),
+        (["tune", "SOURCE", "--computed", "3", "--prompts", "x"], exits.USAGE, "--prompts x"),
+        (
+            ["tune", "SOURCE", "--computed", "3", "--prompt", "a"],
+            exits.USAGE,
+            "needs at least 3 prompts",
+        ),
+    ],
+)
+def test_what_is_wrong_is_said_with_an_exit_code(
+    arguments: list[str], code: int, words: str, source: str, capsys: Any
+) -> None:
+    assert main.main([source if one == "SOURCE" else one for one in arguments]) == code
+    said = capsys.readouterr()
+    assert words in said.err
+    assert said.out == ""
+
+
+def test_a_file_without_what_is_needed_is_refused(source: str, capsys: Any) -> None:
+    cases = {
+        "": (exits.USAGE, "no function load()"),
+        SOURCE.partition("def call")[0]: (exits.USAGE, "no function call(target, prompt"),
+        "load = int": (exits.REFUSED, "Nothing denoises in a int"),
+    }
+    for text, (code, words) in cases.items():
+        Path(source).write_text(text)
+        assert main.main(["report", source]) == code
+        assert words in capsys.readouterr().err
+
+
+def test_ctrl_c_leaves_the_old_file_and_nothing_else(
+    source: str, tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    page = tmp_path / "page.html"
+    page.write_text("old")
+
+    def interrupted(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Path, "write_text", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        files.write_text(page, "new")
+    assert page.read_text() == "old"
+    assert {path.name for path in tmp_path.iterdir()} == {"page.html", "source.py"}
+    monkeypatch.setattr(report, "run", interrupted)
+    assert main.main(["report", source]) == exits.INTERRUPTED
+    assert "interrupted" in capsys.readouterr().err
+
+
+def test_every_command_says_its_exit_codes(capsys: Any) -> None:
+    for command in main.COMMANDS:
+        with pytest.raises(SystemExit) as left:
+            main.main([command, "--help"])
+        assert left.value.code == 0
+        assert "130 interrupted" in " ".join(capsys.readouterr().out.split())

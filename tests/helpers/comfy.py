@@ -1,0 +1,148 @@
+"""A thin fake of ComfyUI: the few calls that ``integrations/comfyui`` makes, and a sampler.
+
+``tests/integrations/test_comfyui.py`` holds it to a real ComfyUI where ``COMFYUI_PATH`` names one.
+"""
+
+from __future__ import annotations
+
+import itertools
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from helpers.captured import SmallDiT
+
+
+class WrappersMP:
+    SAMPLER_SAMPLE = "sampler_sample"
+    APPLY_MODEL = "apply_model"
+
+
+class Executor:
+    """Runs wrappers around a function, the first one outermost."""
+
+    def __init__(self, original: Callable[..., Any], owner: Any, wrappers: list[Any]) -> None:
+        self.original, self.class_obj, self.wrappers = original, owner, wrappers
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        if not self.wrappers:
+            return self.original(*args, **kwargs)
+        rest = Executor(self.original, self.class_obj, self.wrappers[1:])
+        return self.wrappers[0](rest, *args, **kwargs)
+
+
+class BaseModel:
+    """What ComfyUI's patchers hold: the module, and how sigmas become timesteps."""
+
+    def __init__(self) -> None:
+        torch.manual_seed(0)
+        self.diffusion_model = SmallDiT(1).requires_grad_(False)
+        self.model_sampling = SimpleNamespace(timestep=lambda sigma: sigma * 1000)
+
+
+class ModelPatcher:
+    def __init__(self, model: BaseModel) -> None:
+        self.model = model
+        self.model_options: dict[str, Any] = {"transformer_options": {}}
+        self.wrappers: dict[str, dict[str, list[Any]]] = {}
+
+    def clone(self) -> ModelPatcher:
+        made = ModelPatcher(self.model)
+        made.wrappers = {
+            kind: {key: list(all_) for key, all_ in by_key.items()}
+            for kind, by_key in self.wrappers.items()
+        }
+        return made
+
+    def get_model_object(self, name: str) -> Any:
+        return getattr(self.model, name)
+
+    def add_wrapper_with_key(self, wrapper_type: str, key: str, wrapper: Any) -> None:
+        self.wrappers.setdefault(wrapper_type, {}).setdefault(key, []).append(wrapper)
+
+    def remove_wrappers_with_key(self, wrapper_type: str, key: str) -> None:
+        self.wrappers.get(wrapper_type, {}).pop(key, None)
+
+    def all_wrappers(self, wrapper_type: str) -> list[Any]:
+        return [one for all_ in self.wrappers.get(wrapper_type, {}).values() for one in all_]
+
+
+def set_torch_compile_wrapper(
+    model: ModelPatcher,
+    backend: str,
+    options: dict[str, Any] | None = None,
+    keys: tuple[str, ...] | list[str] = ("diffusion_model",),
+) -> None:
+    model.remove_wrappers_with_key(WrappersMP.APPLY_MODEL, "torch.compile")
+    compiled = {
+        key: torch.compile(model=model.get_model_object(key), backend=backend, options=options)
+        for key in keys
+    }
+
+    def wrapper(executor: Executor, *args: Any, **kwargs: Any) -> Any:
+        before = {key: getattr(executor.class_obj, key) for key in compiled}
+        vars(executor.class_obj).update(compiled)
+        try:
+            return executor(*args, **kwargs)
+        finally:
+            vars(executor.class_obj).update(before)
+
+    model.add_wrapper_with_key(WrappersMP.APPLY_MODEL, "torch.compile", wrapper)
+
+
+def sample(patcher: ModelPatcher, sampler: Callable[..., Any], sigmas: torch.Tensor) -> Any:
+    """Sample as ComfyUI does: wrappers around the sampler, and around every call of the model."""
+    model, words = patcher.model, torch.ones(2, 7, 4)
+    guider = SimpleNamespace(inner_model=model)
+
+    def apply(x: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
+        timestep = model.model_sampling.timestep(sigma).expand(len(x))
+        return model.diffusion_model(x, timestep, words)
+
+    def denoise(x: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
+        inside = patcher.all_wrappers(WrappersMP.APPLY_MODEL)
+        return Executor(apply, model, inside)(x, sigma)
+
+    def run(guider: Any, sigmas: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
+        return sampler(denoise, noise, sigmas)
+
+    noise = torch.randn(2, 4, 3, 2, 5, generator=torch.Generator().manual_seed(1))
+    around = patcher.all_wrappers(WrappersMP.SAMPLER_SAMPLE)
+    ksampler = SimpleNamespace(sampler_function=sampler)
+    with torch.inference_mode():
+        return Executor(run, ksampler, around)(guider, sigmas, noise)
+
+
+def sample_euler(model: Any, x: torch.Tensor, sigmas: torch.Tensor) -> torch.Tensor:
+    for now, after in itertools.pairwise(sigmas):
+        x = x + (after - now) * model(x, now)
+    return x
+
+
+def sample_heun(model: Any, x: torch.Tensor, sigmas: torch.Tensor) -> torch.Tensor:
+    for now, after in itertools.pairwise(sigmas):
+        slope = model(x, now)
+        if after > 0:
+            slope = (slope + model(x + (after - now) * slope, after)) / 2
+        x = x + (after - now) * slope
+    return x
+
+
+def install(patch: pytest.MonkeyPatch, outputs: Path) -> None:
+    """Put the fake in the place of ComfyUI's modules."""
+    modules = {
+        "comfy": {},
+        "comfy.patcher_extension": {"WrappersMP": WrappersMP},
+        "comfy_api": {},
+        "comfy_api.torch_helpers": {"set_torch_compile_wrapper": set_torch_compile_wrapper},
+        "folder_paths": {"get_output_directory": lambda: str(outputs)},
+    }
+    for name, content in modules.items():
+        module = ModuleType(name)
+        vars(module).update(content)
+        patch.setitem(sys.modules, name, module)
