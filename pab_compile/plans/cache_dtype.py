@@ -12,6 +12,8 @@ import torch
 from pab_compile.errors import OptionError
 from pab_compile.passes.sites.site import Site
 
+AUTO = "auto"
+NARROWEST = torch.float8_e4m3fn
 CACHE_DTYPES = {
     "bfloat16": torch.bfloat16,
     "float16": torch.float16,
@@ -20,19 +22,24 @@ CACHE_DTYPES = {
 
 
 def dtype_of(given: object) -> torch.dtype | None:
-    """The dtype that the option ``cache_dtype`` names.
+    """The dtype that the option ``cache_dtype`` names; None for ``auto``, which decides later.
 
     Raises:
         OptionError: it is none of ``CACHE_DTYPES``.
     """
-    if given is None or (isinstance(given, torch.dtype) and given in CACHE_DTYPES.values()):
-        return given
+    if (
+        given is None
+        or given == AUTO
+        or (isinstance(given, torch.dtype) and given in CACHE_DTYPES.values())
+    ):
+        return None if given == AUTO else given
     name = given.removeprefix("torch.") if isinstance(given, str) else ""
     name = "float8_e4m3" if name == "float8_e4m3fn" else name
     if name in CACHE_DTYPES:
         return CACHE_DTYPES[name]
     raise OptionError(
         f"cache_dtype={given!r} is no dtype for what is cached. Known: {', '.join(CACHE_DTYPES)}; "
+        f"{AUTO!r} takes the narrowest where memory is short, "
         "None keeps everything as it was computed."
     )
 
