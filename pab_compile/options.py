@@ -26,6 +26,7 @@ from .plans.presets import DEFAULT_RANGES, DEFAULT_WINDOW, PRESETS, Window
 from .plans.step_plan import StepPlan
 
 SHARDED_AXES = ("t", "h", "w", "s")
+_ADDED = ("gated", "branch")  # cuts at what is added to the stream, so that sums can take its place
 ON_UNSUPPORTED = ("raise", "passthrough")
 
 
@@ -46,7 +47,8 @@ class Options:
             caches all that is added to the stream, also where an MLP runs beside the attention.
             ``output`` caches what the model returns: nothing but its latents and timestep must be
             known, so it fits any model. The only kind is then ``output``.
-        coalesce: sites that the plan always reuses together cache the sum of their outputs.
+        coalesce: sites that the plan always reuses together cache the sum of their outputs. If it
+            is not given, ranges with a ``cache_budget`` and the cut ``gated`` or ``branch`` do so.
         plan: a function, the path of a plan file, or what ``tune`` returned. It replaces ranges,
             window and predict.
             ``enable`` puts a plan here that can be exchanged.
@@ -222,6 +224,8 @@ def parse_options(options: GivenOptions, mode: str | None = None) -> Options:
         )
     _check_plan(parsed, given)
     parsed = _as_preset(_as_calibrated(parsed, given), given)
+    if parsed.cache_budget is not None and parsed.plan is None and parsed.cut in _ADDED:
+        parsed = replace(parsed, coalesce=given.get("coalesce", True))
     _check_parallel(parsed)
     if parsed.cut == OUTPUT:
         _check_output(parsed)

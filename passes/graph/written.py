@@ -78,16 +78,17 @@ def read(text: str) -> fx.GraphModule:
     root = torch.nn.Module()
     for name, constant in found["constants"].items():
         root.register_buffer(name, _read_constant(constant), persistent=False)
-    graph, mode = fx.Graph(), fake_mode()
+    graph = fx.Graph()
     nodes: list[fx.Node] = []
-    with mode:
+    with fake_mode():
+        values = [_read_layout(layout) for layout in found["layouts"]]
         for op, name, target, args, kwargs, facts in found["nodes"]:
             if op not in ("placeholder", "get_attr", "call_function", "output"):
                 raise ValueError(f"a node {op}")
             called = _op_of(target) if op == "call_function" else target
-            given = _decoded(args, nodes), _decoded(kwargs, nodes)
+            given = _decoded(args, nodes, ()), _decoded(kwargs, nodes, ())
             node = graph.create_node(op, called, *given, name=name)
-            node.meta = _facts(facts, found["stacks"], found["lines"])
+            node.meta = _facts(facts, values, found["stacks"], found["lines"])
             nodes.append(node)
     graph.lint()
     result = fx.GraphModule(root, graph)
@@ -97,13 +98,14 @@ def read(text: str) -> fx.GraphModule:
 
 
 class _Writer:
-    """Writes one graph. Places in the model and in its source are many, so each is written once."""
+    """Writes one graph. Layouts and places, of which many are equal, are written once each."""
 
     def __init__(self, graph_module: fx.GraphModule, name_of: Callable[[Any], str]) -> None:
         self._root = graph_module
         self._name_of = name_of
         self._stacks: dict[str, int] = {}
         self._lines: dict[str, int] = {}
+        self._layouts: dict[str, int] = {}
         self._index: dict[fx.Node, int] = {}
         self._constants: dict[str, Any] = {}
 
@@ -114,6 +116,7 @@ class _Writer:
             "nodes": nodes,
             "stacks": [json.loads(stack) for stack in self._stacks],
             "lines": list(self._lines),
+            "layouts": [json.loads(layout) for layout in self._layouts],
             "constants": self._constants,
             "mutated": list(ir.mutated_inputs(self._root)) or None,
         }
@@ -154,7 +157,7 @@ class _Writer:
 
     def _value(self, value: Any) -> Any:
         if isinstance(value, torch.Tensor):
-            return {"v": _layout_of(value)}
+            return {"v": self._layouts.setdefault(_text(_layout_of(value)), len(self._layouts))}
         if isinstance(value, (tuple, list)):
             return {"l" if isinstance(value, list) else "t": [self._value(each) for each in value]}
         return self._encoded(value)
@@ -181,7 +184,7 @@ class _Writer:
         raise NotWritableError(f"an argument of the type {type(value).__name__}")
 
 
-def _decoded(value: Any, nodes: Sequence[fx.Node]) -> Any:
+def _decoded(value: Any, nodes: Sequence[fx.Node], values: Sequence[torch.Tensor]) -> Any:
     if not isinstance(value, dict):
         if type(value) in _PLAIN:
             return value
@@ -196,16 +199,21 @@ def _decoded(value: Any, nodes: Sequence[fx.Node]) -> Any:
     if kind == "c":
         return _CONSTANTS[held]
     if kind == "d":
-        return {_decoded(k, nodes): _decoded(each, nodes) for k, each in held}
+        return {_decoded(k, nodes, ()): _decoded(each, nodes, ()) for k, each in held}
     if kind == "v":
-        return _read_layout(held)
-    inside = [_decoded(each, nodes) for each in held]
+        return values[held]
+    inside = [_decoded(each, nodes, values) for each in held]
     return {"l": list, "t": tuple, "s": lambda parts: slice(*parts)}[kind](inside)
 
 
-def _facts(written: Sequence[Any], stacks: Sequence[Any], lines: Sequence[str]) -> dict[str, Any]:
+def _facts(
+    written: Sequence[Any],
+    values: Sequence[torch.Tensor],
+    stacks: Sequence[Any],
+    lines: Sequence[str],
+) -> dict[str, Any]:
     value, stack, line, volatile = written
-    facts: dict[str, Any] = {"val": _decoded(value, ())}
+    facts: dict[str, Any] = {"val": _decoded(value, (), values)}
     if stacks[stack]:
         entries = enumerate(stacks[stack])
         facts["nn_module_stack"] = {str(n): (path, what) for n, (path, what) in entries}
