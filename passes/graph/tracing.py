@@ -226,7 +226,8 @@ def function_name(target: Any) -> str | None:
         name = target.__name__
         found = (space for space in spaces if getattr(space, name, None) is target)
         return next((f"{space.__name__}.{name}" for space in found), None)
-    if isinstance(target, FunctionType) and _is_torchs(target):
+    is_named = "<" not in str(name)  # else several functions have this name
+    if isinstance(target, FunctionType) and is_named and _is_torchs(target):
         return f"{module}.{name}"
     return None
 
