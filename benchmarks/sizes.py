@@ -31,6 +31,7 @@ from diffusers import FluxTransformer2DModel, WanTransformer3DModel
 from rich.console import Console
 from rich.progress import track
 
+import pab_compile
 from pab_compile.compile import build as compile_build
 
 RESULTS = Path(__file__).parent / "results" / "sizes.md"
@@ -178,16 +179,19 @@ def table(name: str, blocks: int, inner: str, console: Console) -> list[str]:
 
 def only_steady(name: str, blocks: int, inner: str, console: Console) -> list[str]:
     """The lines of one model that compare pieces for all sizes with those for one."""
-    sized, size = MODELS[name], SIZES[-1]
+    sized, examples = MODELS[name], [MODELS[name].inputs(*size) for size in (SIZES[0], SIZES[-1])]
     torch.compiler.reset()
     torch.manual_seed(0)
     model = sized.build(blocks).eval().requires_grad_(False)
     options: dict[str, Any] = {"inner": inner, "ranges": f"linear{RANGE}"}
     opened, alone = (
         torch.compile(model, backend="pab", options=dict(options), dynamic=dynamic)
-        for dynamic in (True, False)
+        for dynamic in (None, False)
     )
-    return steady(opened, alone, sized.inputs(*size), console)
+    more = {"timestep": torch.ones(1), "return_dict": False}
+    with torch.no_grad():
+        pab_compile.precompile(opened, [{**each, **more} for each in examples])
+    return steady(opened, alone, examples[-1], console)
 
 
 def _counted_captures() -> list[None]:

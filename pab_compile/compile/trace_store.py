@@ -98,7 +98,10 @@ def _versions() -> str:
     """The versions of Python and torch, and of what captures graphs in this library."""
     sources = hashlib.sha256()
     folder = Path(str(pab_compile.passes.__file__)).parent
-    for file in sorted(folder.rglob("*.py")):
+    files = sorted(folder.rglob("*.py"))
+    if not files:
+        raise NotWritableError("passes whose source is not known")
+    for file in files:
         sources.update(file.read_bytes())
     torchs = (torch.__version__, torch.version.git_version)
     return json.dumps([platform.python_version(), *torchs, sources.hexdigest()])
