@@ -27,12 +27,10 @@ def dtype_of(given: object) -> torch.dtype | None:
     Raises:
         OptionError: it is none of ``CACHE_DTYPES``.
     """
-    if (
-        given is None
-        or given == AUTO
-        or (isinstance(given, torch.dtype) and given in CACHE_DTYPES.values())
-    ):
-        return None if given == AUTO else given
+    if given is None or given == AUTO:
+        return None
+    if isinstance(given, torch.dtype) and given in CACHE_DTYPES.values():
+        return given
     name = given.removeprefix("torch.") if isinstance(given, str) else ""
     name = "float8_e4m3" if name == "float8_e4m3fn" else name
     if name in CACHE_DTYPES:

@@ -11,7 +11,7 @@ import base64
 import json
 import operator
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from torch import fx
@@ -22,7 +22,7 @@ from .tracing import fake_mode, function_name
 
 _NAMESPACES = ("aten", "prims")
 _MOST_CONSTANT_BYTES = 2**20
-_CONSTANTS = {
+_CONSTANTS: dict[str, Any] = {
     str(value): value
     for value in (
         *(each for each in vars(torch).values() if isinstance(each, torch.dtype)),
@@ -147,7 +147,7 @@ class _Writer:
             held = getattr(held, part)
         if isinstance(held, fx.GraphModule) and self._name_of is _called_name:
             self._constants[name] = _Writer(held, self._name_of).whole()
-        elif type(held) in (torch.Tensor, torch.nn.Parameter) and "." not in name:
+        elif _is_plain(held) and "." not in name:
             if held.nbytes > _MOST_CONSTANT_BYTES or held.layout != torch.strided:
                 raise NotWritableError(f"a large constant {name}")
             raw = held.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
@@ -182,6 +182,10 @@ class _Writer:
         if _CONSTANTS.get(str(value)) is value:
             return {"c": str(value)}
         raise NotWritableError(f"an argument of the type {type(value).__name__}")
+
+
+def _is_plain(held: Any) -> TypeGuard[torch.Tensor]:
+    return type(held) in (torch.Tensor, torch.nn.Parameter)
 
 
 def _decoded(value: Any, nodes: Sequence[fx.Node], values: Sequence[torch.Tensor]) -> Any:

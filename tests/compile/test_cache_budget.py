@@ -153,7 +153,8 @@ def test_without_a_budget_half_of_the_free_memory_is_the_budget(
 
 
 def test_explain_says_what_the_default_budget_leaves_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    model, loop = tiny_latte(depth=1), Loop(calls_of(None), ddim_timesteps(NUM_STEPS))
+    model = tiny_latte(depth=1)
+    loop = Loop(calls_of(model), ddim_timesteps(NUM_STEPS))
 
     def notes(free: int | None) -> list[str]:
         for place in ("plans.budget", "inspect.explain"):
