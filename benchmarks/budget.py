@@ -4,9 +4,11 @@
     python -m benchmarks.budget --write          # and writes benchmarks/results/budget.md and .png
 
 Latte-1 and Open-Sora 1.2 at their real sizes, in bfloat16, with one prompt. The models are
-described only: no weights, no run. A budget of 100 % holds all that the plan would cache.
-The saving is counted in operations of the sites: what their reuse saves over a generation, relative
-to all that the plan would save without a limit.
+described only: no weights, no run. A budget of 100 % holds the output of every site as it was
+computed. The saving is counted in operations of the sites: what their reuse saves over a
+generation, relative to all that the plan would save without a limit. *auto* is
+`cache_dtype="auto"`: float8_e4m3 where not everything fits. *sums* is what `linear3` does by
+itself (`coalesce`).
 """
 
 from __future__ import annotations
@@ -23,7 +25,7 @@ from rich.progress import track
 
 import pab_compile
 from pab_compile import Explanation
-from pab_compile.plans.budget import Claim, chosen
+from pab_compile.plans.budget import Claim, chosen_or_narrowed
 
 from . import examples  # noqa: F401  (it puts the examples on the path)
 from .real_models import REAL_MODELS
@@ -32,7 +34,7 @@ RESULTS = Path(__file__).parent / "results"
 SHARES = (1.0, 0.75, 0.5, 0.25, 0.1)
 PLANS: dict[str, dict[str, Any]] = {
     "PAB246": {"ranges": "pab246"},
-    "linear3, every site alone": {"ranges": "linear3", "coalesce": False},
+    "linear3": {"ranges": "linear3", "coalesce": False},
 }
 HEAD = [
     "| model | plan | all caches, GiB | " + " | ".join(f"{share:.0%}" for share in SHARES) + " |",
@@ -66,19 +68,23 @@ def open_sora() -> tuple[torch.nn.Module, dict[str, Any]]:
 MODELS = {"Latte-1, 512x512, 16 frames": latte, "Open-Sora 1.2, 1280x720, 51 frames": open_sora}
 
 
-def left_savings(found: Explanation) -> tuple[int, list[float]]:
-    """Bytes of all caches, and for every budget the share of the saving that is left."""
-    claims = [
-        Claim(site.name, site.cache_bytes, site.flops * (1 - 1 / site.range))
-        for site in found.sites
+def claims_in(found: Explanation, narrow: Explanation) -> list[Claim]:
+    """What every site that is reused would cache, as computed and narrowed."""
+    return [
+        Claim(site.name, site.cache_bytes, site.flops * (1 - 1 / site.range), other.cache_bytes)
+        for site, other in zip(found.sites, narrow.sites, strict=True)
         if site.range is not None and site.range > 1
     ]
+
+
+def left_savings(claims: list[Claim], narrows: bool) -> list[float]:
+    """For every budget the share of the saving that is left."""
     whole, saving = sum(c.num_bytes for c in claims), sum(c.saved for c in claims)
     left = []
     for share in SHARES:
-        kept = chosen(claims, int(share * whole), num_lanes=1)
+        kept, _ = chosen_or_narrowed(claims, int(share * whole), 1, narrows)
         left.append(sum(claims[n].saved for n in kept) / saving)
-    return whole, left
+    return left
 
 
 def draw(curves: dict[str, list[float]]) -> None:
@@ -108,12 +114,24 @@ def main() -> None:
     for model, plan in track(cases, description="plans", console=console):
         torch.compiler.reset()
         module, inputs = MODELS[model]()
-        found = pab_compile.explain(module, options=PLANS[plan], **inputs)
-        whole, left = left_savings(found)
-        curves[f"{model.split(',')[0]}, {plan}"] = left
-        cells = " | ".join(f"{share:.0%}" for share in left)
-        lines.append(f"| {model} | {plan} | {whole / 2**30:.2f} | {cells} |")
-        console.print(lines[-1], markup=False, highlight=False, soft_wrap=True)
+        found, narrow = (
+            pab_compile.explain(module, options={**PLANS[plan], "cache_dtype": dtype}, **inputs)
+            for dtype in (None, "float8_e4m3")
+        )
+        claims = claims_in(found, narrow)
+        whole = sum(claim.num_bytes for claim in claims)
+        rows = {
+            plan: (whole, left_savings(claims, narrows=False)),
+            f"{plan}, auto": (whole, left_savings(claims, narrows=True)),
+        }
+        if plan == "linear3":
+            one = pab_compile.explain(module, options={"ranges": plan}, **inputs).cache_bytes
+            rows[f"{plan}, sums"] = (one, [float(share * whole >= one) for share in SHARES])
+        for name, (needed, left) in rows.items():
+            curves[f"{model.split(',')[0]}, {name}"] = left
+            cells = " | ".join(f"{share:.0%}" for share in left)
+            lines.append(f"| {model} | {name} | {needed / 2**30:.2f} | {cells} |")
+            console.print(lines[-1], markup=False, highlight=False, soft_wrap=True)
     if args.write:
         text = f"# What a budget for the caches costs\n\n{__doc__}\n![curves](budget.png)\n\n"
         (RESULTS / "budget.md").write_text(text + "\n".join([*HEAD, *lines]) + "\n")

@@ -38,15 +38,19 @@ def run(result: Result, quick: bool, progress: Progress) -> None:
                 calls.setdefault(name, []).append(first_call(deepest, backend, Path(cache)))
                 progress.advance(task)
     progress.remove_task(task)
-    for above, below, target in (
+    compared: tuple[tuple[str, str, Target | None], ...] = (
         (COLD, STOCK_COLD, Target("<=", 0.6)),
         (WARM, COLD, Target("<=", 0.25)),
         (WARM, STOCK_WARM, None),
         (STOCK_WARM, STOCK_COLD, None),
-    ):
+    )
+    for above, below, target in compared:
         seen = [a.seconds / b.seconds for a, b in zip(calls[above], calls[below], strict=True)]
         name = f"first call at {deepest} layers: {above} / {below}"
         result.add(name, median(seen), target=target, samples=seen)
+        pairs = zip(calls[above], calls[below], strict=True)
+        used = [a.processor_seconds / b.processor_seconds for a, b in pairs]
+        result.add(f"processor time of the same: {above} / {below}", median(used), samples=used)
     for name in (COLD, WARM):
         for part, field in (
             ("the inner compiler", "inner_seconds"),

@@ -31,6 +31,7 @@ class FirstCall:
         num_pieces: number of distinct pieces (`pab` only).
         capture_seconds: of the seconds, in the capture (`pab` only).
         pass_seconds: of the seconds, in the passes (`pab` only).
+        processor_seconds: processor time of the process and of what it started.
     """
 
     seconds: float
@@ -38,6 +39,7 @@ class FirstCall:
     num_pieces: int
     capture_seconds: float = 0.0
     pass_seconds: float = 0.0
+    processor_seconds: float = 0.0
 
 
 def first_call(num_layers: int, backend: str, cache_dir: Path, inner: str = "") -> FirstCall:
@@ -78,18 +80,24 @@ def _run(job: dict[str, Any]) -> FirstCall:
     logger = logging.getLogger("pab_compile.compile.compile_log")
     logger.setLevel(logging.INFO)
     logger.addHandler(lines)
-    start = time.perf_counter()
+    start, used = time.perf_counter(), _processor_seconds()
     compiled = torch.compile(model, backend=job["backend"], options=options)
     with torch.no_grad():
         compiled(**inputs)
-    seconds = time.perf_counter() - start
+    seconds, used = time.perf_counter() - start, _processor_seconds() - used
     if job["backend"] != "pab":
-        return FirstCall(seconds, 0.0, 0)
+        return FirstCall(seconds, 0.0, 0, processor_seconds=used)
     import pab_compile
 
     stats = pab_compile.stats(compiled)
     spent = [lines.seconds(part) for part in ("capture", "passes")]
-    return FirstCall(seconds, stats.compile_seconds, stats.num_pieces, *spent)
+    return FirstCall(seconds, stats.compile_seconds, stats.num_pieces, *spent, used)
+
+
+def _processor_seconds() -> float:
+    """Processor time of this process and of the compilers that it waited for."""
+    times = os.times()
+    return times.user + times.system + times.children_user + times.children_system
 
 
 class _Lines(logging.Handler):

@@ -3,6 +3,7 @@
     python -m benchmarks.sizes                  # prints a table per model
     python -m benchmarks.sizes Wan --blocks 8   # of this model only, with fewer blocks
     python -m benchmarks.sizes --write          # and writes benchmarks/results/sizes.md
+    python -m benchmarks.sizes --steady         # only how fast pieces for all sizes are
 
 The models are narrow, with random weights. Prompt lengths and aspect ratios come in turn. *stock*
 is `torch.compile(model)` with the same inner compiler, and *pab* is `linear3`. Every first
@@ -30,9 +31,11 @@ from diffusers import FluxTransformer2DModel, WanTransformer3DModel
 from rich.console import Console
 from rich.progress import track
 
+import pab_compile
 from pab_compile.compile import build as compile_build
 
 RESULTS = Path(__file__).parent / "results" / "sizes.md"
+STEADY = RESULTS.with_name("steady_sizes.md")
 STEPS = 8
 RANGE, ROUNDS = 3, 40
 # (words, height, width): a second length, a third, a second shape, and then any.
@@ -174,6 +177,23 @@ def table(name: str, blocks: int, inner: str, console: Console) -> list[str]:
     return [*lines, "", *steady(pab, alone, sized.inputs(*SIZES[-1]), console)]
 
 
+def only_steady(name: str, blocks: int, inner: str, console: Console) -> list[str]:
+    """The lines of one model that compare pieces for all sizes with those for one."""
+    sized, examples = MODELS[name], [MODELS[name].inputs(*size) for size in (SIZES[0], SIZES[-1])]
+    torch.compiler.reset()
+    torch.manual_seed(0)
+    model = sized.build(blocks).eval().requires_grad_(False)
+    options: dict[str, Any] = {"inner": inner, "ranges": f"linear{RANGE}"}
+    opened, alone = (
+        torch.compile(model, backend="pab", options=dict(options), dynamic=dynamic)
+        for dynamic in (None, False)
+    )
+    more = {"timestep": torch.ones(1), "return_dict": False}
+    with torch.no_grad():
+        pab_compile.precompile(opened, [{**each, **more} for each in examples])
+    return steady(opened, alone, examples[-1], console)
+
+
 def _counted_captures() -> list[None]:
     """A list that gets an element whenever a graph is captured."""
     found: list[None] = []
@@ -193,6 +213,7 @@ def main() -> None:
     parser.add_argument("names", nargs="*", metavar="NAME", help="models; all unless given")
     parser.add_argument("--blocks", type=int, default=40, help="number of blocks")
     parser.add_argument("--inner", default="inductor", help="the inner compiler: or eager")
+    parser.add_argument("--steady", action="store_true", help="only the speed afterwards")
     parser.add_argument("--write", action="store_true", help=f"write {RESULTS.name}")
     args = parser.parse_args()
     console = Console()
@@ -201,7 +222,15 @@ def main() -> None:
     torch.compiler.config.recompile_limit = 64
     lines: list[str] = []
     for name in args.names or MODELS:
-        lines += [f"## {name}, {args.blocks} blocks, {args.inner}", "", *HEAD]
+        lines += [f"## {name}, {args.blocks} blocks, {args.inner}", ""]
+        if args.steady:
+            lines += [*only_steady(name, args.blocks, args.inner, console), ""]
+            if args.write:
+                text = "# Pieces for all sizes, beside pieces for one\n\n"
+                command = "`python -m benchmarks.sizes --steady --write` prints this.\n\n"
+                STEADY.write_text(text + command + "\n".join(lines))
+            continue
+        lines += HEAD
         lines += [*table(name, args.blocks, args.inner, console), ""]
         if args.write:  # after every model: a run that is broken off leaves what it found
             RESULTS.write_text(f"# Another size\n\n{__doc__}\n" + "\n".join(lines))

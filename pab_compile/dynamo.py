@@ -128,6 +128,7 @@ class ModelCall:
         function: the function, or the method of a module, that was called.
         is_root: whether the running graph belongs to the model's own ``forward``. If not, it
             belongs to a function that ``forward`` calls.
+        compilation: Dynamo's object for the ``torch.compile`` whose result was called.
     """
 
     token: object
@@ -135,6 +136,7 @@ class ModelCall:
     keywords: dict[str, Any]
     function: Any
     is_root: bool
+    compilation: object = None
 
     @property
     def module(self) -> torch.nn.Module | None:
@@ -218,7 +220,8 @@ def _model_call(variables: Mapping[str, Any], num_frames: int) -> list[ModelCall
     args, keywords = variables.get("args"), variables.get("kwargs")
     if not isinstance(args, tuple) or not isinstance(keywords, dict):
         return []
-    return [ModelCall(keywords, args, keywords, variables.get("fn"), num_frames <= 1)]
+    function, compilation = variables.get("fn"), variables.get("self")
+    return [ModelCall(keywords, args, keywords, function, num_frames <= 1, compilation)]
 
 
 @dataclass(frozen=True)
@@ -228,10 +231,12 @@ class Compilation:
     Attributes:
         options: the ``options`` object of the ``torch.compile`` call.
         dynamic: its ``dynamic``.
+        context: Dynamo's object for the call.
     """
 
     options: dict[str, Any] | None
     dynamic: bool | None = None
+    context: object = None
 
 
 def compilation_of(model: Any) -> Compilation | None:
@@ -242,7 +247,7 @@ def compilation_of(model: Any) -> Compilation | None:
             backend = getattr(backend, "_torchdynamo_orig_backend", None)
         if backend is not None:
             dynamic = getattr(candidate, "_dynamic", None)
-            return Compilation(backend.kwargs.get("options"), dynamic)
+            return Compilation(backend.kwargs.get("options"), dynamic, candidate)
     return None
 
 
@@ -294,3 +299,13 @@ def why_uncompiled() -> str:
     if stance in ("force_eager", "eager_on_recompile", "fail_on_recompile"):
         return f"torch.compiler.set_stance({stance!r}) is in force"
     return ""
+
+
+def inductor_cache() -> str | None:
+    """The folder of Inductor's caches on disk; None if they are switched off."""
+    from torch._inductor import config
+    from torch._inductor.runtime.cache_dir_utils import cache_dir
+
+    if config.force_disable_caches or not config.fx_graph_cache:
+        return None
+    return cache_dir()

@@ -17,8 +17,8 @@ from pab_compile.passes.axes.words import wrong_word
 from pab_compile.passes.sites.site import CUTS, KINDS, OUTPUT
 
 from .dynamo import known_backends, known_modes
-from .plans.budget import Budget, check_budget
-from .plans.cache_dtype import dtype_of
+from .plans.budget import DEFAULT_BUDGET, Budget, check_budget
+from .plans.cache_dtype import AUTO, dtype_of
 from .plans.hints import near_miss, option_meant, options_meant, preset_meant
 from .plans.keeping import Keeping
 from .plans.live import LivePlan
@@ -28,6 +28,7 @@ from .plans.presets import DEFAULT_RANGES, DEFAULT_WINDOW, PRESETS, Window
 from .plans.step_plan import StepPlan
 
 SHARDED_AXES = ("t", "h", "w", "s")
+_ADDED = ("gated", "branch")  # cuts at what is added to the stream, so that sums can take its place
 ON_UNSUPPORTED = ("raise", "passthrough")
 
 
@@ -48,17 +49,20 @@ class Options:
             caches all that is added to the stream, also where an MLP runs beside the attention.
             ``output`` caches what the model returns: nothing but its latents and timestep must be
             known, so it fits any model. The only kind is then ``output``.
-        coalesce: sites that the plan always reuses together cache the sum of their outputs.
+        coalesce: sites that the plan always reuses together cache the sum of their outputs. If it
+            is not given, ranges with a ``cache_budget`` and the cut ``gated`` or ``branch`` do so.
         plan: a function, the path of a plan file, or what ``tune`` returned. It replaces ranges,
             window and predict.
             ``enable`` puts a plan here that can be exchanged.
         cache_budget: memory for the caches of one generation: bytes, a text such as ``"8GiB"``, or
             a float, the fraction of what is free on the device. All calls of a step share it. The
             sites that save the most operations per byte are cached, and the others compute at
-            every step. None: any amount.
+            every step. None: 0.5; any amount if ranks share a generation, or with
+            ``cache_offload``.
         cache_dtype: what is cached is kept in this dtype: ``bfloat16``, ``float16`` or
             ``float8_e4m3``, as a name or a torch dtype. Only wider tensors of floating point are
-            converted, and converted back where they are reused. None: as computed.
+            converted, and converted back where they are reused. None: as computed. ``auto``: as
+            computed while the budget holds all sites, else ``float8_e4m3``.
         cache_offload: what is cached waits in the memory of the host and is copied back before it
             is reused. With ``cache_budget``, only what the budget does not hold. It changes nothing
             on a CPU.
@@ -109,7 +113,12 @@ class Options:
     @property
     def keeping(self) -> Keeping:
         """How the outputs of sites are kept."""
-        return Keeping(dtype_of(self.cache_dtype), self.cache_budget, self.cache_offload)
+        budget, is_given = self.cache_budget, self.cache_budget is not None
+        if not is_given and not self.cache_offload and self.num_ranks * self.num_batch_ranks == 1:
+            budget = DEFAULT_BUDGET
+        narrows = self.cache_dtype == AUTO
+        dtype = dtype_of(self.cache_dtype)
+        return Keeping(dtype, budget, self.cache_offload, is_given, narrows)
 
     @property
     def num_ranks(self) -> int:
@@ -212,8 +221,15 @@ def parse_options(options: GivenOptions, mode: str | None = None) -> Options:
     if parsed.cache_budget is not None:
         check_budget(parsed.cache_budget)
     dtype_of(parsed.cache_dtype)
+    if parsed.cache_dtype == AUTO and parsed.cache_offload:
+        raise OptionError(
+            "cache_dtype='auto' and cache_offload were given together. Both are for a device that "
+            "is too small for the caches: give one of them, or a dtype instead of 'auto'."
+        )
     _check_plan(parsed, given)
     parsed = _as_preset(_as_calibrated(parsed, given), given)
+    if parsed.cache_budget is not None and parsed.plan is None and parsed.cut in _ADDED:
+        parsed = replace(parsed, coalesce=given.get("coalesce", True))
     _check_parallel(parsed)
     if parsed.cut == OUTPUT:
         _check_output(parsed)

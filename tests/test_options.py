@@ -225,3 +225,33 @@ def test_ranks_without_a_process_group_are_an_error_that_says_how_to_start_them(
     with pytest.raises(RanksError, match="batch_parallel=3 needs as many processes"):
         peers_of(batch_parallel=3)
     assert peers_of(None, 1) is None and peers_of() is None
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({"cut": "branch"}, False),
+        ({"cut": "branch", "cache_budget": "1GiB"}, True),
+        ({"cut": "gated", "cache_budget": "1GiB", "coalesce": False}, False),
+        ({"cut": "attention", "cache_budget": "1GiB"}, False),
+        ({"ranges": "pab246", "cache_budget": "1GiB"}, False),
+        ({"ranges": "linear3", "cache_budget": "1GiB"}, True),
+    ],
+)
+def test_with_a_budget_sums_take_the_place_of_single_sites(
+    given: dict[str, Any], expected: bool
+) -> None:
+    assert parse_options(given).coalesce is expected
+
+
+def test_auto_is_a_dtype_only_where_the_budget_is_short() -> None:
+    assert parse_options({"cache_dtype": "auto"}).keeping.dtype is None
+    assert parse_options({"cache_dtype": "auto"}).keeping.narrows
+    with pytest.raises(OptionError, match="cache_dtype='auto' and cache_offload"):
+        parse_options({"cache_dtype": "auto", "cache_offload": True})
+
+
+def test_the_default_budget_is_half_of_what_is_free_on_one_rank() -> None:
+    assert parse_options({}).keeping.budget == 0.5
+    assert parse_options({"cache_offload": True}).keeping.budget is None
+    assert parse_options({"sequence_parallel": 2}).keeping.budget is None

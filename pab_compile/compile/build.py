@@ -24,6 +24,7 @@ from pab_compile.passes.graph.open_sizes import NotOpenError, OpenSizes, resize
 from pab_compile.passes.graph.opening import Opener
 from pab_compile.passes.graph.outline import copy_graph
 from pab_compile.passes.graph.structure import structure_key
+from pab_compile.passes.graph.tracing import trace
 from pab_compile.passes.parallel.overlap import Overlap
 from pab_compile.passes.parallel.shard import Grid
 from pab_compile.passes.parallel.shard_tokens import ShardTokens, refuse_own_exchanges
@@ -60,6 +61,7 @@ from .learn_sizes import learn_sizes
 from .program import CompiledProgram, InputRoles, PlainProgram, Runnable
 from .request import Request
 from .settings import Settings
+from .trace_store import stored_trace
 from .untraced import untraced
 
 _log = logging.getLogger(__name__)
@@ -78,7 +80,7 @@ def compile_program(request: Request, settings: Settings) -> Runnable:
     _check(request)
     settings = settings.for_form(request.form).with_stepping(request.clock, request.stepping)
     try:
-        part = _captured(request)
+        part = _captured(request, settings)
     except UnsupportedModelError as error:
         found = _untraced(request, settings) if isinstance(error, NotTracedError) else None
         if found is not None:
@@ -91,7 +93,7 @@ def compile_program(request: Request, settings: Settings) -> Runnable:
             return _compiled(part, request, settings)
         except NotOpenError as error:
             _log.info("compiled for these sizes alone: %s", error)
-            part = _captured(request)
+            part = _captured(request, settings)
     return _compiled(part, request, settings)
 
 
@@ -223,10 +225,11 @@ def _check(request: Request) -> None:
         )
 
 
-def _captured(request: Request) -> Part:
+def _captured(request: Request, settings: Settings) -> Part:
     """Capture the graph and give it an identity, by which later graphs refer to it."""
     with timed("capture"):
-        captured = capture(request.graph, request.args)
+        tracer = stored_trace if settings.compiler.caches_on_disk else trace
+        captured = capture(request.graph, request.args, tracer)
     # A graph that is alone has no later graphs.
     identity = "" if request.alone else f"{structure_key(captured)} {_place_of(request.origins)}"
     digest = hashlib.sha256(identity.encode()).hexdigest()

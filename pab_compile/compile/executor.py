@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import logging
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -19,7 +20,8 @@ from pab_compile.passes.graph.size import at_size, plain
 from pab_compile.passes.rewrite.broadcast import StepBranch
 from pab_compile.passes.rewrite.pieces import DEMANDED, PRELUDE, WATCHED, Piece
 from pab_compile.passes.sites.site import Site
-from pab_compile.plans.budget import Claim, claims_of, in_bytes
+from pab_compile.plans.budget import DEFAULT_BUDGET, Claim, claims_of, free_bytes, in_bytes
+from pab_compile.plans.cache_dtype import NARROWEST
 from pab_compile.plans.decisions import Decisions
 from pab_compile.plans.form import check_together
 from pab_compile.plans.keeping import AS_COMPUTED, Keeping
@@ -36,6 +38,8 @@ from .lower import PieceCompiler
 from .lowering import Lowering
 from .merged_branch import at_sizes
 from .op import Op, Start
+
+_log = logging.getLogger(__name__)
 
 
 class Executor:
@@ -274,15 +278,22 @@ class Executor:
         """A tensor that outlives the step: itself, or a copy if others may write to it."""
         return copy_of(tensor) if self._must_copy or is_returned else tensor
 
-    def kept(self, tensor: torch.Tensor, is_returned: bool = False, is_new: bool = False) -> Held:
+    def kept(
+        self,
+        tensor: torch.Tensor,
+        is_returned: bool = False,
+        is_new: bool = False,
+        is_narrow: bool = False,
+    ) -> Held:
         """What is kept of a tensor for later steps.
 
         Args:
             tensor: the tensor.
             is_returned: whether Python code may write to it.
             is_new: whether nobody else has it.
+            is_narrow: whether the budget asks for the narrowest dtype.
         """
-        found = converted(tensor, self._keeping.dtype)
+        found = converted(tensor, NARROWEST if is_narrow else self._keeping.dtype)
         if found is not None:
             return found
         return tensor if is_new else self.cacheable(tensor, is_returned)
@@ -302,14 +313,25 @@ class Executor:
         if budget is None:
             return None
         if generation.allowance.limit is None:
-            generation.allowance.begin(in_bytes(budget, device))
+            if not self._keeping.is_given and free_bytes(device) is None:
+                return None
+            generation.allowance.begin(in_bytes(budget, device), self._keeping.narrows)
+            self._tell(generation.allowance.limit or 0, device)
         claims = self._claims_under(self._plan_in(generation))
         found = generation.allowance.sites_of(
             self.identity, claims, generation.lanes, self.transfers(device)
         )
-        if len(found) < len(claims) and generation.step > 0:  # by then all lanes are known
+        is_short = len(found) < len(claims) or generation.allowance.is_narrow
+        if is_short and generation.step > 0:  # by then all lanes are known
             generation.note(generation.allowance.note(self.transfers(device) is not None))
         return found
+
+    def _tell(self, limit: int, device: torch.device) -> None:
+        """Say in the log, once per program, how much memory the caches have by default."""
+        if self._claimed is None and not self._keeping.is_given:
+            share = f"{DEFAULT_BUDGET:.0%} of what is free on {device}"
+            words = "the caches of a generation take at most %.2f GiB, %s; cache_budget changes it"
+            _log.info(words, limit / 2**30, share)
 
     def _claims_under(self, plan: Plan) -> tuple[Claim, ...]:
         last = self._claimed

@@ -228,13 +228,14 @@ class LaneStep:
         self, op: Op, length: int, tensors: Tensors, registers: list[torch.Tensor | None]
     ) -> None:
         kept: list[Held] = []
+        is_narrow = self._generation.allowance.is_narrow
         for number, tensor in enumerate(tensors):
             start = op.starts[number] if op.starts else None
             if start is None:
-                kept.append(self._executor.kept(tensor, op.is_returned))
+                kept.append(self._executor.kept(tensor, op.is_returned, is_narrow=is_narrow))
             else:
                 change = difference(tensor, self._at(start, registers), start.kept)
-                kept.append(self._executor.kept(change, is_new=True))
+                kept.append(self._executor.kept(change, is_new=True, is_narrow=is_narrow))
         key = (self._executor.identity, op.site)
         cached = self._lane.cache.setdefault(key, CacheEntry())
         if (transfers := self._transfers_for(op)) is not None:

@@ -64,6 +64,11 @@ class PieceCompiler:
         return self._inner in ("eager", "inductor")
 
     @property
+    def caches_on_disk(self) -> bool:
+        """Whether the inner compiler keeps what it made for other processes."""
+        return self._inner == "inductor"
+
+    @property
     def num_pieces(self) -> int:
         """Number of distinct pieces so far."""
         return self._num_pieces

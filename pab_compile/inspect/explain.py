@@ -39,7 +39,16 @@ from pab_compile.passes.program import Program
 from pab_compile.passes.rewrite.broadcast import branches
 from pab_compile.passes.rewrite.coalesce import coalesce
 from pab_compile.passes.sites.site import OUTPUT, Site
-from pab_compile.plans.budget import Claim, budget_line, chosen, claims_of, in_bytes
+from pab_compile.plans.budget import (
+    DEFAULT_BUDGET,
+    Claim,
+    budget_line,
+    chosen,
+    chosen_or_narrowed,
+    claims_of,
+    free_bytes,
+    in_bytes,
+)
 from pab_compile.plans.plan import Plan
 from pab_compile.plans.share import computed_share
 from pab_compile.report.dump import Dumper
@@ -48,6 +57,9 @@ from pab_compile.runtime.forward import Forward, Forwards
 from pab_compile.runtime.last_runs import last_generation, last_runs
 from pab_compile.runtime.layer_hooks import with_cause
 from pab_compile.runtime.misplaced import not_a_denoiser
+
+_MUCH = 2**30  # bytes that matter on a device of which nothing is known
+_FEW = 10  # caches below this part of what is free do not matter
 
 
 def explain(
@@ -229,7 +241,7 @@ class _Survey:
             cut = replace(program, graph_module=merged.graph_module, sites=merged.sites)
             found = with_flops(found, cut, self._plan, alone)
             sites = merged.sites
-        if self._options.cache_budget is not None:
+        if self._options.keeping.budget is not None:
             self._claims += claims_of(sites, self._plan, self._options.keeping.dtype)
         return found
 
@@ -244,15 +256,34 @@ class _Survey:
 
     def _about_budget(self) -> list[str]:
         """Which sites the budget leaves out, for one and for two calls per step."""
-        budget = self._options.cache_budget
-        if budget is None:
+        keeping, claims = self._options.keeping, self._claims
+        if keeping.budget is None:
             return []
-        limit, lines = in_bytes(budget, self._device), []
+        lines: list[str] = []
+        if not keeping.is_given:
+            free, needed = free_bytes(self._device), sum(claim.num_bytes for claim in claims)
+            if needed < (_MUCH if free is None else free / _FEW):
+                return []  # it matters on no device that holds the model
+            lines.append(
+                f"no cache_budget was given, so it is {DEFAULT_BUDGET:.0%} of what is free on the "
+                "device at the first step"
+            )
+            if free is None:
+                return lines
+        limit, is_short = in_bytes(keeping.budget, self._device), False
         for num_lanes in (1, 2):
-            kept = chosen(self._claims, limit, num_lanes)
-            left = [claim.name for n, claim in enumerate(self._claims) if n not in kept]
-            is_sent = self._options.cache_offload
-            lines.append(budget_line(limit, num_lanes, len(self._claims), left, is_sent))
+            kept, is_narrow = chosen_or_narrowed(claims, limit, num_lanes, keeping.narrows)
+            left = [claim.name for n, claim in enumerate(claims) if n not in kept]
+            is_short |= bool(left) and not is_narrow
+            line = (limit, num_lanes, len(claims), left, keeping.offload, is_narrow)
+            lines.append(budget_line(*line))
+        if is_short:
+            narrow = [claim.narrowed() for claim in claims]
+            held = [len(chosen(narrow, limit, num_lanes)) for num_lanes in (1, 2)]
+            lines.append(
+                f"cache_dtype 'auto' or 'float8_e4m3' would hold {held[0]} of {len(claims)} sites "
+                f"for 1 call per step, and {held[1]} for 2"
+            )
         return lines
 
 

@@ -2,7 +2,7 @@
 
 Sites are chosen in order of the operations that one byte of their caches saves. What is not chosen
 computes at every step. Each branch of guidance has caches of its own, so every site counts once per
-lane.
+lane. Without a budget of the user, ``DEFAULT_BUDGET`` holds.
 """
 
 from __future__ import annotations
@@ -10,18 +10,20 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Hashable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 import torch
 
 from pab_compile.errors import OptionError
 from pab_compile.passes.sites.site import Site
 
-from .cache_dtype import kept_bytes
+from .cache_dtype import NARROWEST, kept_bytes
 from .plan import Plan
 from .share import computed_share
 
 Budget = int | float | str
+DEFAULT_BUDGET = 0.5  # of what is free; the other half is left to the model
 _MANY = 3  # names in a message
 _UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
 _UNITS |= {"ki": 2**10, "mi": 2**20, "gi": 2**30, "ti": 2**40}
@@ -35,11 +37,18 @@ class Claim:
         name: of the site.
         num_bytes: most bytes of its cache in one lane.
         saved: operations that its reuse saves per step, on average.
+        narrow_bytes: most bytes of its cache in the narrowest dtype; None as ``num_bytes``.
     """
 
     name: str
     num_bytes: int
     saved: float
+    narrow_bytes: int | None = None
+
+    def narrowed(self) -> Claim:
+        """The same claim in the narrowest dtype."""
+        is_known = self.narrow_bytes is not None
+        return replace(self, num_bytes=self.narrow_bytes) if is_known else self
 
 
 def claims_of(
@@ -64,8 +73,9 @@ def claims_of(
             shares[pattern] = computed_share(plan, first)
         reused = 1 - shares[pattern] if shares[pattern] < 1 else 1.0
         saved = reused * sum(single.flops for single in site.singles)
-        num_bytes = kept_bytes(site, kept_in) * (1 + plan.max_order(first))
-        found.append(Claim(site.name, num_bytes, saved))
+        length = 1 + plan.max_order(first)
+        num_bytes, narrow = (length * kept_bytes(site, dtype) for dtype in (kept_in, NARROWEST))
+        found.append(Claim(site.name, num_bytes, saved, min(narrow, num_bytes)))
     return tuple(found)
 
 
@@ -87,12 +97,34 @@ def chosen(claims: Sequence[Claim], limit: int, num_lanes: int) -> frozenset[int
     return frozenset(found)
 
 
+def chosen_or_narrowed(
+    claims: Sequence[Claim], limit: int, num_lanes: int, narrows: bool
+) -> tuple[frozenset[int], bool]:
+    """The positions of the sites that are cached, and whether in the narrowest dtype.
+
+    Args:
+        claims: one per site.
+        limit: bytes for the caches of all lanes.
+        num_lanes: number of lanes.
+        narrows: whether the narrowest dtype is taken if not everything fits.
+    """
+    kept = chosen(claims, limit, num_lanes)
+    if not narrows or len(kept) == len(claims):
+        return kept, False
+    return chosen([claim.narrowed() for claim in claims], limit, num_lanes), True
+
+
 def _density(claim: Claim) -> float:
     return claim.saved / claim.num_bytes if claim.num_bytes else float("inf")
 
 
 def budget_line(
-    limit: int, num_lanes: int, total: int, left: Sequence[str], is_sent: bool = False
+    limit: int,
+    num_lanes: int,
+    total: int,
+    left: Sequence[str],
+    is_sent: bool = False,
+    is_narrow: bool = False,
 ) -> str:
     """What a budget leaves out, for people.
 
@@ -102,17 +134,19 @@ def budget_line(
         total: number of sites.
         left: names of the sites that are not cached on the device.
         is_sent: whether these are cached in the memory of the host.
+        is_narrow: whether what is cached is in the narrowest dtype.
     """
+    how = " in float8_e4m3" if is_narrow else ""
     if not left:
         return (
-            f"the cache budget of {limit / 2**20:.1f} MiB holds all {total} sites for {num_lanes} "
-            "call(s) per step"
+            f"the cache budget of {limit / 2**20:.1f} MiB holds all {total} sites{how} for "
+            f"{num_lanes} call(s) per step"
         )
     rest = "go to the memory of the host" if is_sent else "compute at every step"
     named = ", ".join(left[:_MANY]) + (", ..." if len(left) > _MANY else "")
     return (
-        f"the cache budget of {limit / 2**20:.1f} MiB holds {total - len(left)} of {total} sites "
-        f"for {num_lanes} call(s) per step; {len(left)} {rest}: {named}"
+        f"the cache budget of {limit / 2**20:.1f} MiB holds {total - len(left)} of {total} sites"
+        f"{how} for {num_lanes} call(s) per step; {len(left)} {rest}: {named}"
     )
 
 
@@ -140,7 +174,15 @@ def in_bytes(budget: Budget, device: torch.device) -> int:
         found = _bytes_in(budget)
         assert found is not None, budget
         return found
-    return budget if isinstance(budget, int) else int(budget * _free_bytes(device))
+    if isinstance(budget, int):
+        return budget
+    free = free_bytes(device)
+    if free is None:
+        raise OptionError(
+            f"cache_budget={budget!r} is a fraction of the free memory, which torch does not know "
+            f'of {device.type!r}. Give bytes, or a text such as "8GiB".'
+        )
+    return int(budget * free)
 
 
 def _bytes_in(text: str) -> int | None:
@@ -150,7 +192,20 @@ def _bytes_in(text: str) -> int | None:
     return int(float(match[1]) * _UNITS[match[2]])
 
 
-def _free_bytes(device: torch.device) -> int:
+def free_bytes(device: torch.device) -> int | None:
+    """Memory that is free on a device now; None if that is not known.
+
+    What torch's allocator reserved and does not use is free. So are the host's caches of files.
+    """
     if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
-    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        reserved = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + reserved
+    if device.type != "cpu":
+        return None
+    try:
+        available = re.search(r"MemAvailable:\s+(\d+) kB", Path("/proc/meminfo").read_text())
+        if available is not None:
+            return 1024 * int(available[1])
+        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (OSError, ValueError, AttributeError):  # no such files, names or functions here
+        return None

@@ -12,6 +12,8 @@ import torch
 from pab_compile.errors import OptionError
 from pab_compile.passes.sites.site import Site
 
+AUTO = "auto"
+NARROWEST = torch.float8_e4m3fn
 CACHE_DTYPES = {
     "bfloat16": torch.bfloat16,
     "float16": torch.float16,
@@ -20,12 +22,14 @@ CACHE_DTYPES = {
 
 
 def dtype_of(given: object) -> torch.dtype | None:
-    """The dtype that the option ``cache_dtype`` names.
+    """The dtype that the option ``cache_dtype`` names; None for ``auto``, which decides later.
 
     Raises:
         OptionError: it is none of ``CACHE_DTYPES``.
     """
-    if given is None or (isinstance(given, torch.dtype) and given in CACHE_DTYPES.values()):
+    if given is None or given == AUTO:
+        return None
+    if isinstance(given, torch.dtype) and given in CACHE_DTYPES.values():
         return given
     name = given.removeprefix("torch.") if isinstance(given, str) else ""
     name = "float8_e4m3" if name == "float8_e4m3fn" else name
@@ -33,6 +37,7 @@ def dtype_of(given: object) -> torch.dtype | None:
         return CACHE_DTYPES[name]
     raise OptionError(
         f"cache_dtype={given!r} is no dtype for what is cached. Known: {', '.join(CACHE_DTYPES)}; "
+        f"{AUTO!r} takes the narrowest where memory is short, "
         "None keeps everything as it was computed."
     )
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from pab_compile.plans.budget import Claim, budget_line, chosen
+from pab_compile.plans.budget import Claim, budget_line, chosen_or_narrowed
+from pab_compile.plans.cache_dtype import NARROWEST
 
 from .lane import Lanes
 from .transfers import Transfers
@@ -15,6 +16,9 @@ class Allowance:
 
     It is made anew when a graph or a lane is added, since both take memory of the others. What is
     not chosen any more is freed at once, or sent to the host.
+
+    Attributes:
+        is_narrow: whether what is cached is in the narrowest dtype.
     """
 
     def __init__(self) -> None:
@@ -22,15 +26,22 @@ class Allowance:
         self._claims: dict[str, Sequence[Claim]] = {}
         self._num_lanes = 0
         self._kept: dict[str, frozenset[int]] = {}
+        self._narrows = False
+        self.is_narrow = False
 
     @property
     def limit(self) -> int | None:
         """Bytes for all lanes; None until the first graph ran."""
         return self._limit
 
-    def begin(self, limit: int) -> None:
-        """Set the limit, in bytes."""
-        self._limit = limit
+    def begin(self, limit: int, narrows: bool = False) -> None:
+        """Set the limit.
+
+        Args:
+            limit: in bytes.
+            narrows: whether the narrowest dtype is taken if not everything fits.
+        """
+        self._limit, self._narrows = limit, narrows
 
     def sites_of(
         self,
@@ -55,24 +66,26 @@ class Allowance:
         return self._kept[graph]
 
     def note(self, is_sent: bool = False) -> str:
-        """What is not cached on the device; ``""`` if everything is.
+        """What is not cached on the device, or not as computed; ``""`` if everything is.
 
         Args:
             is_sent: whether the rest is cached in the memory of the host.
         """
         places = [(graph, n) for graph, each in self._claims.items() for n in range(len(each))]
         left = [self._claims[graph][n].name for graph, n in places if n not in self._kept[graph]]
-        return (
-            budget_line(self._limit or 0, self._num_lanes, len(places), left, is_sent)
-            if left
-            else ""
-        )
+        if not left and not self.is_narrow:
+            return ""
+        limit, is_narrow = self._limit or 0, self.is_narrow
+        return budget_line(limit, self._num_lanes, len(places), left, is_sent, is_narrow)
 
     def _choose(self, lanes: Lanes, transfers: Transfers | None) -> None:
         assert self._limit is not None, "the budget has not begun"
         places = [(graph, n) for graph, each in self._claims.items() for n in range(len(each))]
         claims = [self._claims[graph][n] for graph, n in places]
-        found = {places[n] for n in chosen(claims, self._limit, self._num_lanes)}
+        kept, self.is_narrow = chosen_or_narrowed(
+            claims, self._limit, self._num_lanes, self._narrows
+        )
+        found = {places[n] for n in kept}
         self._kept = {
             graph: frozenset(n for n in range(len(each)) if (graph, n) in found)
             for graph, each in self._claims.items()
@@ -83,3 +96,5 @@ class Allowance:
                     del lane.cache[key]
                 else:
                     lane.cache[key].send(transfers)
+            for entry in lane.cache.values() if self.is_narrow else ():
+                entry.narrow(NARROWEST)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import torch
 
-from .kept import Held, Kept, Size, sent, value_of, without_repeats
+from .kept import Held, Kept, Size, converted, sent, value_of, without_repeats
 from .transfers import Transfers
 
 Tensors = tuple[torch.Tensor, ...]
@@ -83,6 +83,16 @@ class CacheEntry:
         for _ in range(len(self._history)):
             output = self._history.popleft()
             kept = tuple(sent(held, transfers) for held in output.kept)
+            self._history.append(Output(output.step, kept, output.timestep))
+
+    def narrow(self, dtype: torch.dtype) -> None:
+        """Convert all outputs that are as they were computed."""
+        for _ in range(len(self._history)):
+            output = self._history.popleft()
+            kept = tuple(
+                held if isinstance(held, Kept) else converted(held, dtype) or held
+                for held in output.kept
+            )
             self._history.append(Output(output.step, kept, output.timestep))
 
     def request(self, order: int, first_step: int = 0) -> None:

@@ -17,7 +17,7 @@ from pab_compile.denoisers import (
     parts_of,
     what_it_is,
 )
-from pab_compile.dynamo import Compilation, compilation_of, why_uncompiled
+from pab_compile.dynamo import Compilation, compilation_of, model_calls, why_uncompiled
 from pab_compile.errors import PabError
 from pab_compile.options import Options
 from pab_compile.report.explanation import Explanation, Finding
@@ -35,7 +35,8 @@ class LastRun:
     Attributes:
         anchor: a weight of the model, or what was called. It is alive as long as the model is.
         whose: identifies the model.
-        options: the options of the compilation, which identify it.
+        options: the options of the compilation.
+        context: Dynamo's object for the compilation; None if it is unknown.
         running: the generation.
         findings: what was found in the graphs of its first call, which may still be running.
         breaks: why Dynamo broke the forward after each graph.
@@ -44,6 +45,7 @@ class LastRun:
     anchor: weakref.ref[Any]
     whose: Whose
     options: object
+    context: weakref.ref[Any] | None
     running: Generation
     findings: Sequence[Finding]
     breaks: Sequence[str]
@@ -52,12 +54,26 @@ class LastRun:
         """What was found in all graphs."""
         return Explanation.of(self.findings, self.breaks, self.running.lanes.num_opened)
 
+    def is_replaced_by(self, other: LastRun) -> bool:
+        """Whether another generation is a later one of the same compilation and model."""
+        if self.running is not other.running and self.whose.weights != other.whose.weights:
+            return False
+        if self.options != other.options:
+            return self.running is other.running
+        return self.context == other.context or self.context is None or self.context() is None
+
+    def is_of(self, compilation: Compilation) -> bool:
+        """Whether it ran in a compilation, whichever one its code was made for."""
+        if self.context is None:
+            return self.options == compilation.options
+        return self.context() is compilation.context
+
 
 class LastRuns:
     """The last generation of every compiled model, as long as the model is alive.
 
-    A compiled model is identified by what was called, its weights, and the options of its
-    compilation. So several compilations of one model have their own entries, and so have models
+    A compiled model is identified by what was called, its weights, and its compilation. So several
+    compilations of one model have their own entries, also with equal options, and so have models
     that share some weights.
     """
 
@@ -81,30 +97,32 @@ class LastRuns:
             forward: the forward that is running.
         """
         with self._lock:
-            if self._entries and self._entries[-1].running is run:
+            calls = model_calls()
+            running_in = calls[0].compilation if calls else None
+            context = None if running_in is None else weakref.ref(running_in)
+            last = self._entries[-1] if self._entries else None
+            if last is not None and last.running is run and last.context == context:
                 return
-            whose = Whose.running(identity)
-            kept = [e for e in self._entries if e.anchor() is not None and e.running is not run]
-            kept = [e for e in kept if e.whose.weights != whose.weights or e.options != options]
             # The forward itself would keep tensors and compiled code alive.
             found = (forward.findings, forward.breaks)
-            anchor = weakref.ref(identity[0])
-            self._entries = [*kept, LastRun(anchor, whose, options, run, *found)]
+            anchor, whose = weakref.ref(identity[0]), Whose.running(identity)
+            last = LastRun(anchor, whose, options, context, run, *found)
+            kept = [e for e in self._entries if e.anchor() is not None]
+            self._entries = [*(e for e in kept if not e.is_replaced_by(last)), last]
 
     def find(self, model: Any, compilation: Compilation | None) -> LastRun | None:
         """The last generation of a compiled model.
 
         Args:
             model: the model, a compiled function, or a pipeline.
-            compilation: how it was compiled; None for any. Compilations with equal options count as
-                one, as in Dynamo.
+            compilation: how it was compiled; None for any.
         """
         named = Named.of(model)
         with self._lock:
             entries = [e for e in reversed(self._entries) if e.anchor() is not None]
             mine = [entry for entry in entries if entry.whose.is_of(named)]
             if compilation is not None:
-                mine = [entry for entry in mine if entry.options == compilation.options]
+                mine = [entry for entry in mine if entry.is_of(compilation)]
             return mine[0] if mine else None
 
 
@@ -170,7 +188,7 @@ def _why_none(compiled: Any, compilation: Compilation | None) -> str:
             "use module.compile(...)."
         )
     ran = last_runs.find(compiled, None) is not None
-    other = "It ran with other options: pass the result of that torch.compile. " if ran else ""
+    other = "Another compilation of it ran: pass the result of that torch.compile. " if ran else ""
     return (
         f"{other}Call it at least once. If you called the module that was given to torch.compile, "
         "the result of torch.compile was not used. If torch warned of recompile_limit, the model "

@@ -6,9 +6,10 @@ order. The graph is the same on every device.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
+import torch
 from torch import fx
 
 from pab_compile.passes.errors import UnsupportedModelError
@@ -29,6 +30,7 @@ from .unscatter import unscatter
 from .whole_sums import whole_sums
 from .wrapped import take_plain
 
+Tracer = Callable[[fx.GraphModule, Sequence[torch.Tensor]], fx.GraphModule]
 _DYNAMIC_SHAPE = "Dynamic shape operator"
 _HOW_TO_KEEP = (
     "torch.compiler.config.capture_dynamic_output_shape_ops = True, set before the model is "
@@ -36,7 +38,9 @@ _HOW_TO_KEEP = (
 )
 
 
-def capture(dynamo_graph: fx.GraphModule, args: Sequence[Any]) -> fx.GraphModule:
+def capture(
+    dynamo_graph: fx.GraphModule, args: Sequence[Any], tracer: Tracer = trace
+) -> fx.GraphModule:
     """Trace a Dynamo graph into a functional, pre-dispatch ATen graph.
 
     Args:
@@ -44,6 +48,7 @@ def capture(dynamo_graph: fx.GraphModule, args: Sequence[Any]) -> fx.GraphModule
         args: one value per placeholder: tensors (real, meta or fake) and numbers. Numbers, such as
             dynamic sizes, become constants. So the result has static shapes. Its placeholders are
             the other inputs in order (see ``Inputs``).
+        tracer: does what ``trace`` does.
 
     Returns:
         A graph module without dropout, metadata assertions and dead code. Every placeholder has
@@ -65,7 +70,7 @@ def capture(dynamo_graph: fx.GraphModule, args: Sequence[Any]) -> fx.GraphModule
     try:
         if has_autocast(static_graph.graph):
             static_graph = cast_explicitly(static_graph, fake(inputs.tensors(args)))
-        captured = trace(static_graph, inputs.tensors(args))
+        captured = tracer(static_graph, inputs.tensors(args))
     except (RuntimeError, NotImplementedError) as error:
         raise UnsupportedModelError(
             f"The graph could not be captured: {str(error).splitlines()[0]}. "

@@ -298,6 +298,11 @@ def set_volatile(node: fx.Node, volatile: bool) -> None:
     node.meta[_VOLATILE] = volatile
 
 
+def volatile_fact(volatile: bool) -> dict[str, Any]:
+    """The fact ``set_volatile``, for a node that is made from a text."""
+    return {_VOLATILE: True} if volatile else {}
+
+
 def is_made(node: fx.Node) -> bool:
     """Whether a value changes only if Python makes another tensor (``passes.sites.binding``)."""
     return bool(node.meta.get(_MADE, False))

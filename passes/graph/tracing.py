@@ -7,8 +7,11 @@ and ``pab_compile/compile/lower.py``. They import these APIs only on use, so tha
 
 from __future__ import annotations
 
+import os
+import sys
 import warnings
 from collections.abc import Callable, Sequence
+from types import BuiltinFunctionType, FunctionType
 from typing import TYPE_CHECKING, Any
 
 import sympy
@@ -21,6 +24,8 @@ from . import ir
 
 if TYPE_CHECKING:
     from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+
+_FOLDERS = os.path.join(os.path.dirname(torch.__file__), "")
 
 Decompositions = dict[torch._ops.OpOverload, Callable[..., Any]]
 
@@ -200,3 +205,42 @@ def _bind_lifted_tensors(captured: fx.GraphModule, origin: fx.GraphModule, signa
         constant.meta.update(node.meta)
         node.replace_all_uses_with(constant)
         captured.graph.erase_node(node)
+
+
+def fake_mode() -> FakeTensorMode:
+    """What makes the fake tensors of a graph that was not traced."""
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    return FakeTensorMode(allow_non_fake_inputs=True)
+
+
+def function_name(target: Any) -> str | None:
+    """The name of a function of torch or Python, as they come; None for any other one."""
+    module, name = getattr(target, "__module__", None), getattr(target, "__qualname__", None)
+    if module in ("_operator", "math", "builtins") or isinstance(target, type):
+        found = getattr(sys.modules.get(str(module)), str(name), None)
+        is_known = str(module).split(".")[0] in ("_operator", "math", "builtins", "torch")
+        return f"{module}.{name}" if found is target and is_known else None
+    if isinstance(target, BuiltinFunctionType):
+        spaces = (torch, torch._C._nn, torch._C._linalg, torch._C._fft, torch._C._special)  # pyright: ignore
+        name = target.__name__
+        found = (space for space in spaces if getattr(space, name, None) is target)
+        return next((f"{space.__name__}.{name}" for space in found), None)
+    is_named = "<" not in str(name)  # else several functions have this name
+    if isinstance(target, FunctionType) and is_named and _is_torchs(target):
+        return f"{module}.{name}"
+    return None
+
+
+def changes_torch() -> bool:
+    """Whether somebody replaced functions of torch, or watches each of its calls."""
+    from torch._C import _len_torch_dispatch_stack, _len_torch_function_stack
+
+    spaces = (torch.nn.functional, torch.Tensor)
+    found = (each for space in spaces for each in vars(space).values())
+    watched = _len_torch_dispatch_stack() + _len_torch_function_stack() > 0
+    return watched or not all(_is_torchs(x) for x in found if isinstance(x, FunctionType))
+
+
+def _is_torchs(function: FunctionType) -> bool:
+    return function.__code__.co_filename.startswith(_FOLDERS)

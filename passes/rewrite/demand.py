@@ -92,7 +92,11 @@ def _needed(
 
 
 def _union(one: _Names, other: _Names) -> _Names:
-    return None if one is None or other is None else one | other
+    if one is None or other is None:
+        return None
+    if one >= other:  # nearly always, and the sets are many
+        return one
+    return other if other >= one else one | other
 
 
 def sites_of_calls(graph: fx.Graph, sites: Sequence[Site]) -> Needed:

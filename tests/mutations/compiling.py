@@ -6,6 +6,34 @@ from .mutation import Mutation
 
 COMPILING = (
     Mutation(
+        "passes/graph/written.py",
+        "a graph with other constants is read in the place of this one",
+        "args = self._encoded(tuple(node.args)), self._encoded(dict(node.kwargs))",
+        "args = self._encoded(tuple(node.all_input_nodes)), self._encoded(dict(node.kwargs))",
+        ("tests/compile/test_trace_store.py",),
+    ),
+    Mutation(
+        "passes/graph/written.py",
+        "a graph of inputs that share memory is read for others",
+        "alias = first.setdefault(",
+        "alias = {}.setdefault(",
+        ("tests/passes/graph/test_written.py",),
+    ),
+    Mutation(
+        "pab_compile/compile/trace_store.py",
+        "a file of another version of torch is read",
+        "torchs = (torch.__version__, torch.version.git_version)",
+        "torchs = ()",
+        ("tests/compile/test_trace_store.py",),
+    ),
+    Mutation(
+        "pab_compile/compile/trace_store.py",
+        "a file of another graph is read",
+        "if of != key or checksum",
+        "if checksum",
+        ("tests/compile/test_trace_store.py",),
+    ),
+    Mutation(
         "pab_compile/compile/lane_step.py",
         "after an exchange, outputs that only the other plan names are reused",
         "return is_sure and cached.steps[-len(sources) :] == sources",
@@ -57,7 +85,7 @@ COMPILING = (
     Mutation(
         "pab_compile/compile/lane_step.py",
         "the end of a stretch is cached in the place of the difference",
-        "kept.append(self._executor.kept(change, is_new=True))",
+        "kept.append(self._executor.kept(change, is_new=True, is_narrow=is_narrow))",
         "kept.append(self._executor.kept(tensor, is_new=True))",
         ("tests/compile/test_reuse_cost.py",),
     ),

@@ -13,6 +13,27 @@ MEMORY = (
         ("tests/runtime/test_weights.py",),
     ),
     Mutation(
+        "pab_compile/runtime/allowance.py",
+        "what was cached before the budget became short stays wide",
+        "entry.narrow(NARROWEST)",
+        "pass",
+        ("tests/compile/test_cache_budget.py",),
+    ),
+    Mutation(
+        "pab_compile/plans/budget.py",
+        "what is narrowed for a short budget counts as wide",
+        "chosen([claim.narrowed() for claim in claims], limit, num_lanes), True",
+        "kept, True",
+        ("tests/compile/test_cache_budget.py",),
+    ),
+    Mutation(
+        "pab_compile/runtime/last_runs.py",
+        "a compilation has the statistics of another one with equal options",
+        "return self.context() is compilation.context",
+        "return self.options == compilation.options",
+        ("tests/runtime/test_several_models.py",),
+    ),
+    Mutation(
         "pab_compile/live/bring_weights.py",
         "a hook still runs around a layer that brings its weights",
         "    _ignore(reference, undo)\n    forward",

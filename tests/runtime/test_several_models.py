@@ -23,6 +23,7 @@ from helpers.latte import (
     tiny_latte,
 )
 from helpers.oracle import Oracle, Rule
+from pab_compile import PabError
 
 NUM_STEPS = 12
 
@@ -79,15 +80,17 @@ def test_compilations_of_one_model_share_nothing(model: LatteTransformer3DModel)
     check_alternating([model] * 2, compiled, rules)
 
 
-@pytest.mark.long
-def test_a_model_compiled_twice_alike_has_statistics_under_both_names(
+def test_a_model_compiled_twice_alike_has_statistics_of_its_own_under_both_names(
     model: LatteTransformer3DModel,
 ) -> None:
+    one, other = (torch.compile(model, backend="pab", options={"inner": "eager"}) for _ in range(2))
     expected = Loop(Oracle(model), ddim_timesteps(NUM_STEPS)).run()
-    for compiled in (compiled_pab(model), compiled_pab(model)):
-        actual = Loop(calls_of(compiled), ddim_timesteps(NUM_STEPS)).run()
-        assert_same(actual, expected)
-        assert pab_compile.stats(compiled).steps == NUM_STEPS  # type: ignore[arg-type]
+    assert_same(Loop(calls_of(one), ddim_timesteps(NUM_STEPS)).run(), expected)
+    with pytest.raises(PabError, match="Another compilation of it ran"):
+        pab_compile.stats(other)
+    Loop(calls_of(other), ddim_timesteps(NUM_STEPS // 2)).run()  # it runs the code of the first
+    assert [pab_compile.stats(each).steps for each in (one, other)] == [NUM_STEPS, NUM_STEPS // 2]
+    assert pab_compile.stats(model).steps == NUM_STEPS // 2  # the last one of any
 
 
 @pytest.mark.long
