@@ -27,7 +27,12 @@ def check_no_pipeline(calls: list[ModelCall]) -> None:
         UnsupportedModelError: says which part of it to compile.
     """
     for call in calls:
-        if is_pipeline(call.owner):
+        # A method of a pipeline may be compiled. ``torch.compile(pipe)`` makes a function with the
+        # attributes of the pipeline.
+        is_whole = (
+            call.owner is call.function or getattr(call.function, "__name__", "") == "__call__"
+        )
+        if is_whole and is_pipeline(call.owner):
             raise UnsupportedModelError(
                 f"torch.compile was given a whole {name_of(call.owner)}: it would trace the "
                 f"loop over the steps too. {how_to_compile(call.owner)}"
