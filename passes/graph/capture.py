@@ -24,6 +24,7 @@ from .inputs import Inputs, with_constant_numbers
 from .noise import remove_noise
 from .refusals import refuse_other_memory
 from .rejoin import rejoin
+from .round_trips import round_trips
 from .sizes_only import read_sizes_only
 from .tracing import fake, trace
 from .unscatter import unscatter
@@ -83,6 +84,7 @@ def capture(
         ir.set_constant_input(node, constant)
     read_sizes_only(captured.graph)
     remove_noise(captured)
+    round_trips(captured)
     unscatter(captured)
     rejoin(captured)
     whole_sums(captured)

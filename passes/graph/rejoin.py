@@ -53,7 +53,7 @@ def rejoin(graph_module: fx.GraphModule) -> int:
     count = 0
     for node in list(ir.calls(graph_module.graph)):
         whole = _whole(node) if ir.is_call(node, "cat", "concat") else None
-        if whole is not None and not _is_returned(node):
+        if whole is not None and not is_returned(node):
             node.replace_all_uses_with(whole)
             count += 1
     if count:
@@ -123,7 +123,7 @@ def _split_off(node: fx.Node) -> Part | None:
     return Part(whole, dim, start, start + sizes[number][dim])
 
 
-def _is_returned(node: fx.Node) -> bool:
+def is_returned(node: fx.Node) -> bool:
     """Whether the graph returns a value, or a view of it."""
 
     def views(node: fx.Node) -> list[fx.Node]:

@@ -38,12 +38,23 @@ def twice(x: torch.Tensor) -> torch.Tensor:
     return y * 2
 
 
+def through_views(x: torch.Tensor) -> torch.Tensor:
+    """The stream is a grid, and its parts are written through a view of it as a row."""
+    grid = x.sin().unflatten(0, (1, -1)).squeeze(0)
+    row = grid.unflatten(1, (5, 1)).flatten(1, 2)
+    for start, stop in ((1, 5), (0, 1)):
+        part = row[:, start:stop].mul_(2)
+        row[:, start:stop].copy_(part)
+    return row * 2
+
+
 REPLACED: dict[str, Function] = {
     "in order": written((0, 2), (2, 5)),
     "the end first": written((2, 5), (0, 2)),
     "three": written((1, 3), (0, 1), (3, 5)),
     "the last dimension": last,
     "each part twice": twice,
+    "through views": through_views,
 }
 
 
