@@ -101,6 +101,7 @@ class Lane:
         prelude: (graph, piece) -> values that are computed once for this lane.
         watched: (graph, piece) -> values that are computed again if Python made other tensors.
         weights: graph -> the weights that it ran with, as they were.
+        differs_from: a lane that was found to have other prompts.
     """
 
     name: str | None
@@ -116,6 +117,7 @@ class Lane:
     watched: dict[tuple[str, int], Watched] = field(default_factory=dict)
     weights: dict[str, WeightMarks] = field(default_factory=dict)
     is_repeated: bool = False
+    differs_from: Lane | None = None
     _last_called: int | None = None
 
     def called(self, call: Call, step: int, loop: Run | None = None) -> None:
