@@ -1,15 +1,19 @@
-"""Runs benchmarks: `python -m benchmarks [NAME ...] [--quick]`; `--help` lists the names."""
+"""Runs benchmarks: `python -m benchmarks [NAME ...] [--quick]`; `--help` lists the names.
+
+`python -m benchmarks frontier` has options of its own, which `frontier --help` lists.
+"""
 
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from . import compile_time, few_steps, generation, gpu, live, parallel, prediction, steady
+from . import compile_time, few_steps, frontier, generation, gpu, live, parallel, prediction, steady
 from .results import RESULTS_DIR, Result, footer, make_table, write
 
 BENCHMARKS: dict[str, Callable[[Result, bool, Progress], None]] = {
@@ -35,6 +39,9 @@ def parse_args() -> argparse.Namespace:
 
 
 def main() -> None:
+    if sys.argv[1:2] == ["frontier"]:
+        frontier.main(sys.argv[2:])
+        return
     args, console = parse_args(), Console()
     asked = [args.names] if isinstance(args.names, str) else args.names
     names = list(BENCHMARKS) if "all" in asked else asked

@@ -59,7 +59,10 @@ class WeightMark:
 
 
 def _read(sample: torch.Tensor | bytes) -> bytes:
-    return sample if isinstance(sample, bytes) else bytes(sample.untyped_storage().tolist())
+    if isinstance(sample, bytes):
+        return sample
+    with torchs_own_functions():
+        return bytes(sample.tolist())
 
 
 def _sample(weight: torch.Tensor) -> torch.Tensor | bytes:
