@@ -1,8 +1,12 @@
-"""Runs benchmarks: `python -m benchmarks [NAME ...] [--quick]`; `--help` lists the names."""
+"""Runs benchmarks: `python -m benchmarks [NAME ...] [--quick]`; `--help` lists the names.
+
+`python -m benchmarks frontier` has options of its own, which `frontier --help` lists.
+"""
 
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,6 +17,7 @@ from . import (
     compile_time,
     efficiency,
     few_steps,
+    frontier,
     generation,
     gpu,
     live,
@@ -46,6 +51,9 @@ def parse_args() -> argparse.Namespace:
 
 
 def main() -> None:
+    if sys.argv[1:2] == ["frontier"]:
+        frontier.main(sys.argv[2:])
+        return
     args, console = parse_args(), Console()
     asked = [args.names] if isinstance(args.names, str) else args.names
     names = list(BENCHMARKS) if "all" in asked else asked

@@ -1,8 +1,8 @@
 """What is best at equal cost: tuned plans, presets, or fewer steps with any solver.
 
-    python -m benchmarks.frontier                          # both of the demo's models
-    python -m benchmarks.frontier --models joint --computed 10
-    python -m benchmarks.frontier --quick                  # one model, one cost; writes no files
+    python -m benchmarks frontier                          # both of the demo's models
+    python -m benchmarks frontier --models joint --computed 10
+    python -m benchmarks frontier --quick                  # one model, one cost; writes no files
 
 The models are the demo's (moving digits). Their own sampler is Euler with 30 steps and guidance 2.
 Every row costs the same number of model calls. The PSNR is that of held-out videos with noise of
@@ -13,7 +13,7 @@ noise, Adams-Bashforth 2 with 120 steps). A tuned plan runs as users run it, by 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -174,8 +174,10 @@ def lines_of(family: str, computed: int, rows: list[Row]) -> list[str]:
     return [*lines, ""]
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+def main(given: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks frontier", description=(__doc__ or "").split("\n")[0]
+    )
     parser.add_argument(
         "--models", nargs="+", choices=list(digits.FAMILIES), default=["joint", "latte"]
     )
@@ -183,7 +185,7 @@ def main() -> None:
     parser.add_argument("--held-out", type=int, default=32)
     parser.add_argument("--prompts", type=int, default=8, help="videos to fit on")
     parser.add_argument("--quick", action="store_true", help="one cost, few videos; no files")
-    args, console = parser.parse_args(), Console()
+    args, console = parser.parse_args(given), Console()
     if args.quick:
         args.models, args.computed, args.held_out, args.prompts = ["joint"], [10], 8, 3
     lines: list[str] = []
@@ -201,7 +203,7 @@ def write(lines: list[str], args: argparse.Namespace) -> None:
     """What was measured so far."""
     used = ", ".join(f"{name} {number}" for name, number in versions().items())
     command = (
-        f"python -m benchmarks.frontier --models {' '.join(args.models)} --computed "
+        f"python -m benchmarks frontier --models {' '.join(args.models)} --computed "
         f"{' '.join(map(str, args.computed))} --held-out {args.held_out} --prompts {args.prompts}"
     )
     head = ["# Tuned plans, presets and fewer steps at equal cost", ""]

@@ -251,7 +251,7 @@ class Executor:
     def decisions_of(self, generation: Generation) -> Decisions:
         """The decisions for this graph in a generation, made once."""
         if self.identity not in generation.decisions:
-            schedule, plan = generation.schedule, self._plan_in(generation)
+            schedule, plan = generation.schedule, self.plan_in(generation)
             check_together(plan, self.sites)
             generation.decisions[self.identity] = Decisions(
                 plan, self.sites, schedule, generation.first_timestep
@@ -267,7 +267,7 @@ class Executor:
             return self._in_timesteps
         return generation.choice.predict_in == "timestep"
 
-    def _plan_in(self, generation: Generation) -> Plan:
+    def plan_in(self, generation: Generation) -> Plan:
         """The plan that holds at this step of a generation."""
         if self._plan is not None:
             return self._plan
@@ -304,7 +304,7 @@ class Executor:
 
     def history_of(self, site: int, generation: Generation) -> int:
         """Number of outputs to cache of a site if the later steps are unknown."""
-        plan = self._plan_in(generation)
+        plan = self.plan_in(generation)
         return plan.max_order(self.sites[site]) + 1 if plan.may_reuse(self.sites[site]) else 0
 
     def cached_sites(self, generation: Generation, device: torch.device) -> frozenset[int] | None:
@@ -317,7 +317,7 @@ class Executor:
                 return None
             generation.allowance.begin(in_bytes(budget, device), self._keeping.narrows)
             self._tell(generation.allowance.limit or 0, device)
-        claims = self._claims_under(self._plan_in(generation))
+        claims = self._claims_under(self.plan_in(generation))
         found = generation.allowance.sites_of(
             self.identity, claims, generation.lanes, self.transfers(device)
         )

@@ -19,6 +19,7 @@ from pab_compile.runtime.kept import Held, Size, sent
 from pab_compile.runtime.transfers import Transfers
 from pab_compile.runtime.watched import Watched
 
+from .guidance import Guidance
 from .op import Op, Start
 
 if TYPE_CHECKING:
@@ -50,11 +51,18 @@ class LaneStep:
         self._cached = [
             self._lane.cache.get((executor.identity, site)) for site in range(len(executor.sites))
         ]
-        self.reused = tuple(map(self._may_reuse, self._decisions, self._cached))
+        self._guidance = Guidance.of(executor, place, self._kept is not None)
+        self._answers = [self._answer(site) for site in range(len(executor.sites))]
+        self.reused = tuple(
+            answer is not None or self._may_reuse(decision, cached)
+            for answer, decision, cached in zip(
+                self._answers, self._decisions, self._cached, strict=True
+            )
+        )
         self._timestep = generation.timestep_now
         self._in_timesteps = executor.in_timesteps_of(generation)
         self._transfers = executor.transfers(device)
-        self._held = functools.reduce(Size.plus, (x.cache_size() for x in generation.lanes), Size())
+        self._held = self._held_by_lanes()
         self._ahead: deque[int] = deque()
         self._start = time.perf_counter()
 
@@ -70,7 +78,8 @@ class LaneStep:
         """
         decision = self._decisions[op.site]
         cached = self._cached[op.site]
-        if self.reused[op.site] and cached is not None:
+        answer = self._answers[op.site]
+        if answer is None and self.reused[op.site] and cached is not None:
             loaded: Sequence[torch.Tensor] = ()
             if is_needed:
                 loaded = self._load(op, cached, decision, registers)
@@ -81,10 +90,26 @@ class LaneStep:
         length = None if decision.reuses else self._length_to_keep(op, decision)
         if length is not None:
             self._make_room(op, max(length - 1, 0))
-        results = op.function(*[registers[i] for i in op.inputs])
+        computed = answer is None
+        results = op.function(*[registers[i] for i in op.inputs]) if computed else answer
         if length:
             self._store(op, length, tuple(results), registers)
+        if computed and self._guidance is not None and not decision.reuses:
+            self._guidance.learn(op.site, tuple(results))
+            self._held = self._held_by_lanes()
+            self._generation.record.hold(self._held)
         return results
+
+    def _held_by_lanes(self) -> Size:
+        return functools.reduce(
+            Size.plus, (lane.cache_size() for lane in self._generation.lanes), Size()
+        )
+
+    def _answer(self, site: int) -> Tensors | None:
+        """The output of an unconditional call that the plan leaves out; None if it computes."""
+        if self._guidance is None or self._decisions[site].reuses:
+            return None
+        return self._guidance.answer(site)
 
     def visit_prelude(
         self, op: Op, registers: list[torch.Tensor | None]

@@ -88,7 +88,9 @@ class Decisions:
     def _table(self, num_steps: int) -> dict[int, tuple[Decision, ...]]:
         timesteps = self._schedule.timesteps or (None,) * num_steps
         entries = [self._entries(step, timesteps[step]) for step in range(num_steps)]
-        columns = [_column([step[i] for step in entries]) for i in range(len(self._sites))]
+        left_out = self._plan.guidance if isinstance(self._plan, StepPlan) else None
+        until = left_out.steps[-1] if left_out is not None and left_out.steps else -1
+        columns = [_column([step[i] for step in entries], until) for i in range(len(self._sites))]
         return {step: tuple(column[step] for column in columns) for step in range(num_steps)}
 
 
@@ -112,8 +114,13 @@ def _decision(entry: Entry, computed: tuple[int, ...]) -> Decision:
     return Decision(order, computed[-1], sources=computed[-order - 1 :], weights=weights)
 
 
-def _column(entries: Sequence[Entry]) -> list[Decision]:
-    """Decisions of one site over a whole generation."""
+def _column(entries: Sequence[Entry], until: int = -1) -> list[Decision]:
+    """Decisions of one site over a whole generation.
+
+    Args:
+        entries: one per step.
+        until: up to this step, what is computed stays at least until the other call of the step.
+    """
     decided: list[Decision] = []
     computed: tuple[int, ...] = ()
     for step, entry in enumerate(entries):
@@ -122,6 +129,7 @@ def _column(entries: Sequence[Entry]) -> list[Decision]:
             computed = (*computed[-MAX_ORDER:], step)
     needed = 0
     for step in range(len(decided) - 1, -1, -1):
-        decided[step] = decision = replace(decided[step], history=needed)
+        is_read = step <= until and not decided[step].reuses
+        decided[step] = decision = replace(decided[step], history=max(needed, int(is_read)))
         needed = max(needed, decision.entry + 1) if decision.reuses else max(needed - 1, 0)
     return decided

@@ -20,7 +20,8 @@ from typing import Any
 from pab_compile.errors import PlanError
 from pab_compile.passes.sites.site import CUTS, Site
 
-from .plan import COMPUTE, Entry, checked_entry, order_of
+from .guidance import GuidancePlan, guidance_from_json, guidance_to_json
+from .plan import COMPUTE, Entry, Weights, checked_entry, order_of
 from .schedule import Moment, Schedule
 
 STEP_PLAN_FORMAT = "pab_compile.plan/2"
@@ -39,6 +40,7 @@ class StepPlan:
         cut: the option ``cut``.
         timesteps: of the schedule that it is made for; None for any.
         coalesce: the option ``coalesce``.
+        guidance: which steps compute the conditional call only; None if none does.
     """
 
     entries: tuple[Entry, ...]
@@ -46,6 +48,7 @@ class StepPlan:
     cut: str
     timesteps: tuple[float, ...] | None = None
     coalesce: bool = False
+    guidance: GuidancePlan | None = None
 
     @property
     def num_steps(self) -> int:
@@ -57,6 +60,18 @@ class StepPlan:
         """Number of steps that compute."""
         return sum(order_of(entry) == COMPUTE for entry in self.entries)
 
+    @property
+    def cost(self) -> float:
+        """Number of steps that compute. A step that computes the conditional call only is half."""
+        left_out = len(self.guidance.steps) if self.guidance is not None else 0
+        return self.num_computed - left_out / 2
+
+    def guidance_at(self, step: int, schedule: Schedule) -> Weights | None:
+        """Weights of the guidance differences; None if the step computes both calls, or reuses."""
+        if self.guidance is None or schedule.num_steps is None or self.misfit(schedule):
+            return None
+        return self.guidance.weights[step]
+
     def entry(self, site: Site, moment: Moment) -> Entry:
         """The entry of the step; ``COMPUTE`` if the generation has another schedule."""
         is_known = moment.schedule.num_steps is not None
@@ -66,7 +81,7 @@ class StepPlan:
 
     def may_reuse(self, site: Site) -> bool:
         """Whether any step reuses."""
-        return self.num_computed < self.num_steps
+        return self.cost < self.num_steps
 
     def range_of(self, site: Site) -> None:
         """A row of entries has no range."""
@@ -127,7 +142,9 @@ def step_plan_from_json(content: Mapping[str, Any], origin: str) -> StepPlan:
             f"cut={cut!r}, coalesce={coalesce!r}."
         )
     _check_history(entries, origin)
-    return StepPlan(entries, origin, cut, _timesteps(content, len(entries), origin), coalesce)
+    guidance = guidance_from_json(content.get("guidance"), entries, cut, origin)
+    timesteps = _timesteps(content, len(entries), origin)
+    return StepPlan(entries, origin, cut, timesteps, coalesce, guidance)
 
 
 def step_plan_to_json(plan: StepPlan) -> dict[str, Any]:
@@ -140,6 +157,8 @@ def step_plan_to_json(plan: StepPlan) -> dict[str, Any]:
     content |= {"cut": plan.cut, "coalesce": plan.coalesce}
     if plan.timesteps is not None:
         content["timesteps"] = list(plan.timesteps)
+    if plan.guidance is not None:
+        content["guidance"] = guidance_to_json(plan.guidance)
     return {**content, "entries": entries}
 
 

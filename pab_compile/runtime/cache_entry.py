@@ -78,6 +78,14 @@ class CacheEntry:
             return combine(outputs, weights)
         return extrapolate(outputs, _positions([*used, now]))
 
+    def newest(self, count: int) -> list[Tensors]:
+        """The newest outputs, the oldest first."""
+        return [tuple(map(value_of, output.kept)) for output in list(self._history)[-count:]]
+
+    def combined(self, weights: Sequence[float]) -> Tensors:
+        """The weighted sum of the newest outputs, one weight per output, the oldest first."""
+        return combine(self.newest(len(weights)), weights)
+
     def send(self, transfers: Transfers) -> None:
         """Send all outputs to the host."""
         for _ in range(len(self._history)):
@@ -202,6 +210,18 @@ def difference(end: torch.Tensor, start: torch.Tensor, dtype: torch.dtype) -> to
     """What is cached of a stretch: its end minus its start, with the strides of the end."""
     kept = torch.empty_strided(end.shape, end.stride(), dtype=dtype, device=end.device)
     return torch.sub(end, start, out=kept)
+
+
+def minus(outputs: Tensors, others: Tensors) -> Tensors:
+    """Outputs minus others, with their strides. Tensors that are not of floating point stay."""
+    return tuple(map(_less, outputs, others))
+
+
+def _less(one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
+    if not one.is_floating_point():
+        return one
+    single, result = without_repeats(one), _empty_as(without_repeats(one))
+    return torch.sub(single, without_repeats(other), out=result).expand(one.shape)
 
 
 def end_of(start: torch.Tensor, difference: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:

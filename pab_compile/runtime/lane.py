@@ -102,6 +102,7 @@ class Lane:
         watched: (graph, piece) -> values that are computed again if Python made other tensors.
         weights: graph -> the weights that it ran with, as they were.
         number: which lane of its generation it is, from 0.
+        differs_from: a lane that was found to have other prompts.
     """
 
     name: str | None
@@ -118,6 +119,7 @@ class Lane:
     weights: dict[str, WeightMarks] = field(default_factory=dict)
     is_repeated: bool = False
     number: int = 0
+    differs_from: Lane | None = None
     _last_called: int | None = None
 
     def called(self, call: Call, step: int, loop: Run | None = None) -> None:

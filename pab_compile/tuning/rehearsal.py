@@ -18,6 +18,7 @@ from torch.utils import _pytree as pytree
 
 from pab_compile.compile.call_roles import roles_of_call
 from pab_compile.errors import CalibrationError
+from pab_compile.passes.graph.number_inputs import sounds_like_time
 from pab_compile.plans.plan import COMPUTE, Entry
 from pab_compile.runtime.cache_entry import combine
 
@@ -146,6 +147,13 @@ class Rehearsal:
         tensors = dict(_tensors(given))
         roles = roles_of_call(tensors, self._axes)
         if roles is None:
+            for name, tensor in tensors.items():
+                if sounds_like_time(name) and tensor.ndim > 1:
+                    raise CalibrationError(
+                        f"The timestep {name} has the shape {list(tensor.shape)}, one number per "
+                        "token or frame. tune needs one per call, so it cannot tune this model. "
+                        "Presets and pab_compile.calibrate can be used with it."
+                    )
             raise CalibrationError(
                 "It is unknown which input of the model is the timestep, and which one are the "
                 f"latents. Its tensors are: {', '.join(tensors) or 'none'}. State both, such as "

@@ -161,6 +161,12 @@ class _Seen:
     def full(self, prompt: Any) -> Target:
         """The generation with every step computed."""
         run = self._run(prompt, self.num_steps)
+        if len(set(run.timesteps)) == self.num_steps < len(run.timesteps):
+            raise CalibrationError(
+                f"A generation went through its {self.num_steps} timesteps several times: it "
+                f"has {len(run.timesteps)} steps. tune needs one pass, so let generate make one "
+                "part of the video, with one call of its sampler."
+            )
         if len(run.timesteps) != self.num_steps:
             raise CalibrationError(
                 f"A generation of {self.num_steps} steps called the model at "

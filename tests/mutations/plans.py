@@ -6,6 +6,27 @@ from .mutation import Mutation
 
 PLANS = (
     Mutation(
+        "pab_compile/compile/guidance.py",
+        "guidance is left out of a step of three calls",
+        "if len(lanes) != 2:",
+        "if len(lanes) < 2:",
+        ("tests/compile/test_guidance.py",),
+    ),
+    Mutation(
+        "pab_compile/compile/guidance.py",
+        "a call is answered from the conditional output of an earlier step",
+        """        if self._conditional.step != step:
+            generation.note(_ORDER)
+            return None
+        is_repeated = self._lane.is_repeated or self._conditional.is_repeated
+        has_all = kept is not None and kept.steps[-len(sources) :] == sources
+        if is_repeated or not has_all or given is None or given.last_step != step:""",
+        """        is_repeated = self._lane.is_repeated or self._conditional.is_repeated
+        has_all = kept is not None and kept.steps[-len(sources) :] == sources
+        if is_repeated or not has_all or given is None:""",
+        ("tests/compile/test_guidance.py",),
+    ),
+    Mutation(
         "pab_compile/plans/decisions.py",
         "weights are taken for fewer outputs than they are",
         "if order == COMPUTE or (weights is not None and len(computed) < len(weights)):",

@@ -138,3 +138,35 @@ def test_a_weighted_sum_is_rounded_once(dtype: torch.dtype) -> None:
     torch.testing.assert_close(loaded.double(), exact.t(), atol=1e-6, rtol=rounding)
     assert loaded.stride() == outputs[0].t().stride()
     assert int(number) == 2, "the newest of what is no floating point number"
+
+
+GUIDANCE = {"conditional": "first", "weights": {"2": [-0.5, 1.5]}}
+
+
+def test_guidance_is_read_and_written_alike() -> None:
+    plan = read(entries=["C", "C", "C", 0], guidance=GUIDANCE)
+    assert plan_from_json(step_plan_to_json(plan), "The plan file 'p.json'") == plan
+    assert plan.cost == 2.5
+    assert plan.guidance_at(2, Schedule(4)) == (-0.5, 1.5)
+    assert plan.guidance_at(1, Schedule(4)) is None
+    assert plan.guidance_at(2, Schedule(5)) is None
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"guidance": 1}, '"guidance" needs "conditional"'),
+        ({"guidance": {**GUIDANCE, "conditional": "none"}}, "'none'"),
+        ({"guidance": GUIDANCE, "cut": "attention"}, '"cut" must be "output"; found \'attention\''),
+        ({"guidance": {**GUIDANCE, "weights": {"3": [1.0]}}}, "left out at step '3'"),
+        ({"guidance": {**GUIDANCE, "weights": {"1.0": [1.0]}}}, "left out at step '1.0'"),
+        ({"guidance": {**GUIDANCE, "weights": {"2": 0}}}, "guidance at step 2 needs weights"),
+        ({"guidance": {**GUIDANCE, "weights": {"2": [1e999]}}}, "found [inf]"),
+        ({"guidance": {**GUIDANCE, "weights": {"0": [1.0]}}}, "only 0 steps before it"),
+    ],
+    ids=str,
+)
+def test_guidance_that_is_no_plan_is_refused(changes: dict[str, Any], words: str) -> None:
+    with pytest.raises(PlanError) as caught:
+        read(**{"entries": ["C", "C", "C", "C" if "3" in str(changes) else 0], **changes})
+    assert words in str(caught.value)

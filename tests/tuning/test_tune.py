@@ -315,6 +315,42 @@ def test_a_compiled_module_is_refused() -> None:
         pab_compile.tune(generate, range(3), model=model, num_steps=NUM_STEPS, computed=3)
 
 
+def test_a_module_under_enable_is_refused(dit: SmallDiT) -> None:
+    handle = pab_compile.enable(dit, inner="eager")
+    try:
+        with pytest.raises(CalibrationError, match="disable the handle of"):
+            pab_compile.tune(generate, range(3), model=dit, num_steps=NUM_STEPS, computed=3)
+    finally:
+        handle.disable()
+
+
+class PerToken(Curve):
+    """Its timestep has a number per token."""
+
+    def forward(self, latents: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
+        return super().forward(latents, timestep[0])
+
+
+def test_timesteps_per_token_are_refused() -> None:
+    model = PerToken()
+
+    def generate(seed: int, num_steps: int) -> torch.Tensor:
+        return euler(lambda x, t: model(x, t.expand(1, 7)), seed, num_steps)
+
+    with pytest.raises(CalibrationError, match=r"\[1, 7\], one number per token or frame"):
+        pab_compile.tune(generate, range(3), model=model, num_steps=NUM_STEPS, computed=3)
+
+
+def test_several_passes_through_the_schedule_are_refused() -> None:
+    model = Curve()
+
+    def generate(seed: int, num_steps: int) -> torch.Tensor:
+        return euler(model, seed, num_steps) + euler(model, seed + 100, num_steps)
+
+    with pytest.raises(CalibrationError, match="12 timesteps several times: it has 24 steps"):
+        pab_compile.tune(generate, range(3), model=model, num_steps=NUM_STEPS, computed=3)
+
+
 def test_a_result_that_is_not_finite_names_its_prompt() -> None:
     model = Curve()
 
