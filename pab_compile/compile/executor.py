@@ -27,8 +27,8 @@ from pab_compile.plans.form import check_together
 from pab_compile.plans.keeping import AS_COMPUTED, Keeping
 from pab_compile.plans.nothing import why_nothing
 from pab_compile.plans.plan import Plan
-from pab_compile.report.timeline import Row
 from pab_compile.ranks.together import Together
+from pab_compile.report.timeline import Row
 from pab_compile.runtime.cache_entry import copy_of
 from pab_compile.runtime.generation import Generation, Place
 from pab_compile.runtime.kept import Held, converted
