@@ -19,7 +19,6 @@ from pab_compile.passes.graph.measured import measure
 from pab_compile.passes.graph.number_inputs import take_numbers
 from pab_compile.passes.graph.open_sizes import SizeInputs
 from pab_compile.passes.graph.printer import format_graph
-from pab_compile.passes.parallel.shard import Grid
 from pab_compile.passes.sites.site import OUTPUT
 
 from .calibration.observe import current_observer
@@ -41,6 +40,7 @@ from .plans.form import Form
 from .plans.live import LivePlan
 from .ranks.agreement import Agreement
 from .ranks.mesh import fingerprint, peers_of
+from .ranks.team import Team
 from .runtime.forward import Forward
 from .runtime.layer_hooks import with_cause
 from .runtime.misplaced import check_no_pipeline, with_place
@@ -106,7 +106,15 @@ class CompiledGraph:
         forwards = current_scope().forwards
         forward = forwards.current()
         request = self._request(forward, args)
-        self._agreement.begin()
+        try:
+            self._agreement.begin()
+            return self._called(forward, request)
+        finally:
+            self._agreement.end()
+
+    def _called(self, forward: Forward, request: Request) -> Any:
+        """Run the graph in a forward."""
+        forwards = current_scope().forwards
         program = self._program(request)
         if not forward.visited and not request.alone:
             before, plan = forwards.before(forward), self._settings.plan_now
@@ -184,7 +192,9 @@ class CompiledGraph:
                 program = self._programs.find(key)
                 if program is None:
                     program = self._agreement.compiled(
-                        functools.partial(self._logged, request), self._fingerprint
+                        functools.partial(self._logged, request),
+                        self._fingerprint,
+                        request.given(),
                     )
                     self._programs.add(key, program, may_drop=self._agreement.is_alone)
         return program
@@ -224,13 +234,13 @@ class CompiledGraph:
         except UnsupportedModelError:
             return self._programs.add(self._key(request), program, self._agreement.is_alone)
 
-    def _logged(self, request: Request, grid: Grid | None) -> Runnable:
+    def _logged(self, request: Request, team: Team | None) -> Runnable:
         """Compile the program on this rank, and prepare its line in the log."""
         with self._log.compiling(request, self._settings.compiler) as entry:
-            entry.program = self._compile(request, grid)
+            entry.program = self._compile(request, team)
             return entry.program
 
-    def _compile(self, request: Request, grid: Grid | None) -> Runnable:
+    def _compile(self, request: Request, team: Team | None) -> Runnable:
         """Compile the program on this rank."""
         settings, options = self._settings, self._settings.options
         peers_of(  # raises if they are not there
@@ -243,7 +253,7 @@ class CompiledGraph:
         try:
             check_no_pipeline(model_calls())
             _check_other_caches()
-            program = self._for_sizes(replace(request, grid=grid))
+            program = self._for_sizes(replace(request, team=team))
             if self._numbers.positions and (calls := model_calls()):
                 number_clocks.forget(calls[0])
             return program

@@ -29,6 +29,8 @@ from .plans.step_plan import StepPlan
 
 SHARDED_AXES = ("t", "h", "w", "s")
 _ADDED = ("gated", "branch")  # cuts at what is added to the stream, so that sums can take its place
+FIRST_RANK = "first rank"
+INPUTS = ("checked", FIRST_RANK)
 ON_UNSUPPORTED = ("raise", "passthrough")
 
 
@@ -84,6 +86,9 @@ class Options:
             batch_mesh. With ``sequence_parallel``, successive ranks share tokens.
         shard: the axis of the tokens to shard: ``t``, ``h``, ``w``, or ``s`` for all in one. None:
             the axis for which the ranks exchange the fewest bytes.
+        inputs: what ranks that share a generation do with their inputs. ``checked``: they compare
+            prints of them and raise an error if they differ. ``first rank``: those of the first
+            rank are sent to all. Every rank still needs the same schedule.
         dump: directory for dumps of every pass. If it is not given, the environment variable
             ``PAB_DUMP`` names the directory.
         on_unsupported: ``raise``, or ``passthrough`` to compile without reuse after one warning.
@@ -107,6 +112,7 @@ class Options:
     batch_mesh: Any = None
     batch_parallel: int | None = None
     shard: str | None = None
+    inputs: str = "checked"
     dump: str | Path | None = None
     on_unsupported: str = "raise"
 
@@ -212,6 +218,7 @@ def parse_options(options: GivenOptions, mode: str | None = None) -> Options:
     given.setdefault("dump", os.environ.get("PAB_DUMP") or None)
     parsed = Options(**given)
     _check_choice("cut", parsed.cut, CUTS)
+    _check_choice("inputs", parsed.inputs, INPUTS)
     _check_choice("on_unsupported", parsed.on_unsupported, ON_UNSUPPORTED)
     _check_ranges(parsed.ranges)
     _check_window(parsed.window)

@@ -13,13 +13,13 @@ from functools import partial
 
 from pab_compile.calibration.observe import Probed
 from pab_compile.errors import ObservationError, ShardingError, UnsupportedModelError
-from pab_compile.options import Options
+from pab_compile.options import FIRST_RANK, Options
 from pab_compile.passes.errors import NotTracedError
 from pab_compile.passes.graph import ir
 from pab_compile.passes.graph.capture import capture
 from pab_compile.passes.graph.flops import count_flops
 from pab_compile.passes.graph.fused import put_together
-from pab_compile.passes.graph.join import Eager, Made, Origin, Part
+from pab_compile.passes.graph.join import Eager, Given, Made, Origin, Part
 from pab_compile.passes.graph.open_sizes import NotOpenError, OpenSizes, resize
 from pab_compile.passes.graph.opening import Opener
 from pab_compile.passes.graph.outline import copy_graph
@@ -38,6 +38,7 @@ from pab_compile.plans.cache_dtype import kept_bytes
 from pab_compile.plans.live import NOTHING
 from pab_compile.plans.plan import Plan
 from pab_compile.plans.share import computed_share
+from pab_compile.ranks.together import Together
 from pab_compile.report.dump import Dumper
 from pab_compile.report.explanation import Finding, site_boxes
 
@@ -120,7 +121,8 @@ def _compiled(part: Part, request: Request, settings: Settings) -> Runnable:
     found = _sharded_and_coalesced(found, program, request, settings, dumper)
     merged, opened = replace(program), ir.open_sizes(part.graph_module)
     _rewrite(program, request, settings, reuses, dumper)
-    executor = _lowered(program, request, settings, reuses, opened)
+    together = _together(part, roles, request, settings)
+    executor = _lowered(program, request, settings, reuses, opened, together)
     probed = _probed(program, part, executor, kept_bytes, settings.options)
     found = replace(found, notes=(*found.notes, *program.sharding, *program.coalesced))
     is_exact = program.num_apart == 0
@@ -375,6 +377,7 @@ def _lowered(
     settings: Settings,
     reuses: bool,
     opened: OpenSizes | None,
+    together: Together | None,
 ) -> Executor:
     """Hand the pieces to the inner compiler."""
     uncut: Sequence[Site] = ()
@@ -389,7 +392,26 @@ def _lowered(
         settings.options.predict_in == "timestep",
         settings.options.keeping,
         Opener(opened) if opened is not None else None,
+        together,
     )
+
+
+def _together(
+    part: Part, roles: InputRoles, request: Request, settings: Settings
+) -> Together | None:
+    """The ranks that run the graph; None for one rank."""
+    if request.team is None:
+        return None
+    names = [ir.source(node) for node in ir.placeholders(part.graph_module.graph)]
+    inputs = {
+        number: names[number]
+        for number, origin in enumerate(request.origins)
+        if isinstance(origin, Given)
+    }
+    weights = {number: names[number] for number in roles.weights}
+    sends = settings.options.inputs == FIRST_RANK
+    known = (roles.latents, roles.clock, roles.prompt_inputs)
+    return Together(request.team, inputs, *known, weights, sends)
 
 
 def _probed(

@@ -27,6 +27,7 @@ from pab_compile.plans.form import check_together
 from pab_compile.plans.keeping import AS_COMPUTED, Keeping
 from pab_compile.plans.nothing import why_nothing
 from pab_compile.plans.plan import Plan
+from pab_compile.ranks.together import Together
 from pab_compile.report.timeline import Row
 from pab_compile.runtime.cache_entry import copy_of
 from pab_compile.runtime.generation import Generation, Place
@@ -55,6 +56,7 @@ class Executor:
             a generation says so itself.
         keeping: how outputs are kept for later steps.
         opener: opens the pieces, if the graph has open sizes.
+        together: the ranks that run the graph together; None on one rank.
 
     Attributes:
         uncut: as given.
@@ -75,7 +77,9 @@ class Executor:
         in_timesteps: bool = False,
         keeping: Keeping = AS_COMPUTED,
         opener: Opener | None = None,
+        together: Together | None = None,
     ) -> None:
+        self._together = together
         self._keeping = keeping
         self._claimed: tuple[Plan, tuple[Claim, ...]] | None = None
         self._in_timesteps = in_timesteps
@@ -193,6 +197,11 @@ class Executor:
     def _run(
         self, inputs: Sequence[torch.Tensor], place: Place | None
     ) -> tuple[torch.Tensor | None, ...]:
+        step = None if place is None else LaneStep(self, place, _device_of(inputs))
+        if self._together is not None:
+            decisions = None if place is None else self.decisions_of(place.generation)
+            reused = () if step is None else step.reused
+            inputs = self._together.before(inputs, place, self.identity, decisions, reused)
         registers: list[torch.Tensor | None] = [None] * self._num_registers
         for register, tensor in zip(self._inputs, inputs, strict=True):
             registers[register] = tensor
@@ -200,7 +209,6 @@ class Executor:
             registers[register] = tensor
         if self._must_copy:
             torch.compiler.cudagraph_mark_step_begin()
-        step = None if place is None else LaneStep(self, place, _device_of(inputs))
         needed = self.needed_ops(step.reused) if step is not None else self._all_ops
         if step is not None:
             step.read_ahead(

@@ -9,9 +9,10 @@ from typing import Any
 import torch
 from torch import fx
 
-from pab_compile.passes.graph.join import Origin
+from pab_compile.passes.graph.join import Given, Origin
 from pab_compile.passes.parallel.shard import Grid
 from pab_compile.plans.form import Form
+from pab_compile.ranks.team import Team
 
 from .analysis import Known
 from .program import InputRoles
@@ -28,7 +29,7 @@ class Request:
         origins: per tensor, where it comes from; None for weights.
         volatile: numbers of the tensors that may change between graphs without notice.
         alone: whether the graph is the whole forward.
-        grid: the ranks that share the tokens and the batch, or None for one rank.
+        team: the ranks that share the tokens and the batch, or None for one rank.
         stepping: names of inputs that turned out to change at every step, as if the user had stated
             so.
         clock: name of the timestep, if any of them did.
@@ -49,7 +50,7 @@ class Request:
     origins: tuple[Origin | None, ...]
     volatile: frozenset[int]
     alone: bool
-    grid: Grid | None = None
+    team: Team | None = None
     stepping: frozenset[str] = frozenset()
     clock: str = ""
     placed: InputRoles | None = None
@@ -63,6 +64,16 @@ class Request:
         """Latents and clock of an earlier graph of the forward, or those that names show."""
         roles = self.shown()
         return Known(roles.latents, roles.clock, roles.stepping) if roles else None
+
+    def given(self) -> list[tuple[str, torch.Tensor]]:
+        """What the caller gives, by name."""
+        pairs = zip(self.origins, self.tensors, strict=True)
+        return [(origin.name, tensor) for origin, tensor in pairs if isinstance(origin, Given)]
+
+    @property
+    def grid(self) -> Grid | None:
+        """The place of this rank among those that share the tokens and the batch."""
+        return self.team.grid if self.team is not None else None
 
     @property
     def is_observed(self) -> bool:

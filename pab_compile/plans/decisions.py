@@ -6,6 +6,7 @@ cached only if a later step reuses it, and freed after its last use.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -65,6 +66,7 @@ class Decisions:
         is_misfit = isinstance(plan, StepPlan) and plan.misfit(schedule) != ""
         if schedule.num_steps is not None and _timesteps_known(schedule) and not is_misfit:
             self._decided = self._table(schedule.num_steps)
+        self._is_ahead = bool(self._decided)
 
     def at(self, step: int, timestep: float | None) -> tuple[Decision, ...]:
         """The decisions of all sites at a step. They never change."""
@@ -80,6 +82,19 @@ class Decisions:
             ]
             self._decided[step] = tuple(decided)
         return self._decided[step]
+
+    @property
+    def is_ahead(self) -> bool:
+        """Whether the decisions of all steps were made before the first one."""
+        return self._is_ahead
+
+    def digest(self) -> str:
+        """Short text that differs if the decisions that were made so far differ."""
+        rows = [
+            (step, [(each.entry, each.source, each.weights) for each in decided])
+            for step, decided in sorted(self._decided.items())
+        ]
+        return hashlib.sha256(repr(rows).encode()).hexdigest()[:8]
 
     def _entries(self, step: int, timestep: float | None) -> list[Entry]:
         moment = Moment(step, timestep, self._first_timestep, self._schedule)

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TypeVar
 
+import torch
 from torch import fx
 
 from pab_compile.options import GivenOptions
-from pab_compile.passes.parallel.shard import Grid
 
 from .mesh import named_peers, own_peers
 from .team import Team, team_of
+from .watch import Doing
+from .words import CALL, PROGRAM
 
 P = TypeVar("P")
 
@@ -39,10 +41,15 @@ class Agreement:
         """Begin a call of the graph.
 
         Raises:
-            RanksError: a rank failed in an earlier call.
+            RanksError: a rank failed in an earlier call, and the ranks cannot begin anew.
         """
         if self._team is not None:
             self._team.begin()
+
+    def end(self) -> None:
+        """Note that a call of the graph is over."""
+        if self._team is not None:
+            self._team.leave()
 
     def fail(self, error: BaseException) -> None:
         """Tell the other ranks that a call failed on this one.
@@ -54,7 +61,10 @@ class Agreement:
             self._team.fail(error)
 
     def compiled(
-        self, compile_here: Callable[[Grid | None], P], fingerprint_of: Callable[[P, bool], str]
+        self,
+        compile_here: Callable[[Team | None], P],
+        fingerprint_of: Callable[[P, bool], str],
+        inputs: Sequence[tuple[str, torch.Tensor]],
     ) -> P:
         """Compile a program on this rank, and compare it with those of the other ranks.
 
@@ -62,6 +72,7 @@ class Agreement:
             compile_here: compiles the program. It gets the ranks that share tokens and batch.
             fingerprint_of: what must be the same on all ranks, of a program. It also gets whether
                 this compiler makes the ranks exchange.
+            inputs: what the caller gives, by name.
 
         Raises:
             RanksError: the programs differ, or another rank failed.
@@ -70,16 +81,23 @@ class Agreement:
             self._team = team_of(named_peers(self._options)) or team_of(
                 own_peers(self._graph_module), exchanges=False
             )
+            if self._team is not None:
+                self._team.begin()
         team = self._team
         if team is None:
             return compile_here(None)
-        grid = team.grid if team.exchanges else None
         if not team.exchanges and not team.is_first(self._options):
-            return compile_here(grid)
+            return compile_here(None)
+        sizes = ", ".join(f"{name} {list(tensor.shape)}" for name, tensor in inputs)
+        if team.exchanges:  # a rank that computes another step should not wait until it is compiled
+            team.agree({CALL: f"compiles the model for {sizes}"}, may_begin=True)
+        team.here.now(Doing.COMPILING)
         try:
-            program = compile_here(grid)
+            program = compile_here(team if team.exchanges else None)
         except Exception as error:
-            team.agree("", error)
+            team.agree({}, error)
             raise
-        team.agree(fingerprint_of(program, team.exchanges))
+        finally:
+            team.leave()
+        team.agree({PROGRAM: fingerprint_of(program, team.exchanges)})
         return program

@@ -145,7 +145,8 @@ def fingerprint(options: Options, plan: Plan, graph: str) -> str:
         plan: the plan that the options describe.
         graph: the captured graph, or its sites, as a text that is the same in every process.
     """
-    decider = _described(plan.function) if isinstance(plan, CallablePlan) else plan
+    # What a function decides is compared in every generation: its closure is not in its code.
+    decider = "a function" if isinstance(plan, CallablePlan) else plan
     inner = options.inner if isinstance(options.inner, str) else _described(options.inner)
     chosen = (
         options.cut,
@@ -155,6 +156,7 @@ def fingerprint(options: Options, plan: Plan, graph: str) -> str:
         options.shard,
         options.mode,
         options.axes,
+        options.inputs,
     )
     words = (graph, decider, *chosen, inner)
     return hashlib.sha256(repr(words).encode()).hexdigest()[:16]

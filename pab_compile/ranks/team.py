@@ -1,9 +1,9 @@
 """The team: the ranks that run one model together. They agree, and none waits for a failed one.
 
-A team of all processes has its own process groups, so that it can close them without closing the
-caller's. A rank that fails closes its connections. That wakes the ranks that wait for it, and they
-close theirs. A team of some processes is woken by the timeout of the group. The ranks read what
-happened in the store of the processes. This costs nothing unless a rank fails.
+A team of all processes has its own process groups, so that it can leave them without closing the
+caller's. A rank that fails leaves them. That wakes the ranks that wait for it, and they leave
+theirs. At the next call all ranks meet and make the groups anew. A team of some processes is woken
+by the timeout of the group. The ranks read what happened in the store of the processes.
 """
 
 from __future__ import annotations
@@ -11,21 +11,30 @@ from __future__ import annotations
 import json
 import time
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass
 
+import torch
 import torch.distributed as dist
 
 from pab_compile.errors import RanksError
 from pab_compile.passes.parallel.shard import Grid, Ranks
 
+from .course import Course
+from .groups import OwnGroups, timeout_of
+from .meet import Mesh, meet, shared
 from .mesh import Peers
+from .watch import Doing, Question, Watcher, Whereabouts
+from .words import Words, difference
 
 PATIENCE = 5.0
 """Seconds for which a failed rank waits for the others to fail in the same call too."""
+_ASK_EVERY = 1.0
+_SILENCE = 3.0
+_LONG_SILENCE = 10.0
 _PAUSE = 0.05
 _CLOSED = "closed"
-Mesh = Mapping[int, tuple[tuple[int, ...], ...]]
-"""Rank -> the ranks with which it shares tokens, and those with which it shares the batch."""
 _teams: weakref.WeakKeyDictionary[dist.ProcessGroup, dict[tuple[Peers, bool], Team]]
 _teams = weakref.WeakKeyDictionary()
 
@@ -44,12 +53,28 @@ def team_of(peers: Peers | None, exchanges: bool = True) -> Team | None:
         return None
     world = dist.group.WORLD
     assert world is not None
-    store = world.get_group_store()
-    mesh = _meet(peers, store)
     teams = _teams.setdefault(world, {})
     if (peers, exchanges) not in teams:
-        teams[peers, exchanges] = Team(peers, mesh, store, exchanges)
+        mesh = meet(peers, world.get_group_store(), timeout_of(world))
+        teams[peers, exchanges] = Team(peers, mesh, world, exchanges)
     return teams[peers, exchanges]
+
+
+@dataclass(frozen=True)
+class _End:
+    """Why a team left its groups.
+
+    Attributes:
+        rank: the rank that found the reason.
+        words: the reason.
+        is_own: whether that rank raises an error of its own.
+        gone: ranks that did not answer.
+    """
+
+    rank: int
+    words: str
+    is_own: bool = False
+    gone: tuple[int, ...] = ()
 
 
 class Team:
@@ -58,68 +83,104 @@ class Team:
     Args:
         peers: the ranks with which this one shares tokens and batch.
         mesh: the same for every rank.
-        store: store of the default group.
+        world: the default group.
         exchanges: whether this compiler makes the ranks exchange. A model that is parallel by
             itself exchanges in its own groups, and its ranks only agree here.
 
     Attributes:
         exchanges: as given.
         grid: the ranks, for the graphs.
-        closed: why the team cannot continue; ``""`` while it can.
+        here: what this rank is doing.
+        course: what the ranks agreed on.
     """
 
-    def __init__(self, peers: Peers, mesh: Mesh, store: dist.Store, exchanges: bool = True) -> None:
+    def __init__(
+        self, peers: Peers, mesh: Mesh, world: dist.ProcessGroup, exchanges: bool = True
+    ) -> None:
         me, members = dist.get_rank(), list(mesh)
         self._rank, self._size = members.index(me), len(members)
-        self._store = _shared(store, members, "teams")
-        self._agreements = self._calls = 0
+        self._shared = shared(world.get_group_store(), members, "teams")
+        self._timeout = timeout_of(world)
         self._compared: list[object] = []
         self.exchanges = exchanges
-        self.closed = ""
-        self._groups: list[dist.ProcessGroup] = []
+        self.here = Whereabouts()
+        self.course = Course()
+        self._epoch = 0
+        self._begin_epoch()
+        self._own: OwnGroups | None = None
         names = list(peers.groups)
         mine = [list(peers.tokens), list(peers.batch)]
         if exchanges and self._size == dist.get_world_size():  # new_group must be called by all
             mine = [sorted(axis) for axis in mine]
-            for number in range(2):
-                for axis in dict.fromkeys(tuple(sorted(axes[number])) for axes in mesh.values()):
-                    own = dist.new_group(list(axis)) if len(axis) > 1 else None
-                    if list(axis) == mine[number] and isinstance(own, dist.ProcessGroup):
-                        names[number] = own.group_name
-                        self._groups.append(own)
+            self._own = OwnGroups(mesh, self._timeout)
+            names = self._own.names
         tokens, batch = (
             Ranks(len(axis), axis.index(me), name) for axis, name in zip(mine, names, strict=True)
         )
         self.grid = Grid(tokens, batch)
+        self._watcher = Watcher(self._shared, self._rank, self._size, self.here)
+        weakref.finalize(self, self._watcher.stop)
 
-    def agree(self, found: str, error: BaseException | None = None) -> None:
-        """Compare the fingerprints of all ranks. Returns if they are equal.
+    def _begin_epoch(self) -> None:
+        """Count calls and agreements anew, since ranks may have failed at different ones."""
+        self._store = dist.PrefixStore(f"epoch {self._epoch}", self._shared)
+        self._agreements = self._calls = self.here.runs = 0
+        self._end: _End | None = None
+
+    def can_send(self, tensor: torch.Tensor) -> bool:
+        """Whether the groups of the team take such a tensor."""
+        return tensor.is_cuda or dist.get_backend() != "nccl"
+
+    def agree(
+        self, words: Words, error: BaseException | None = None, may_begin: bool = False
+    ) -> None:
+        """Compare what all ranks say of a call. Returns if it is the same.
 
         Args:
-            found: this rank's fingerprint.
+            words: what this rank says.
             error: the error with which this rank failed, if it did.
+            may_begin: as in ``compare``.
 
         Raises:
-            RanksError: a rank failed, has another fingerprint, or does not answer. Every rank
-                raises it, and the message names the rank. A rank that failed raises its own error.
+            RanksError: a rank failed, says something else, or does not answer. Every rank raises
+                it, and the message names the rank. A rank that failed raises its own error.
         """
+        said = self.compare(words, error, may_begin)
+        if any(other != said[0] for other in said):
+            raise RanksError(difference(said))
+
+    def compare(
+        self, words: Words, error: BaseException | None = None, may_begin: bool = False
+    ) -> list[Words]:
+        """What all ranks say of a call.
+
+        Args:
+            words: what this rank says.
+            error: the error with which this rank failed, if it did.
+            may_begin: whether the call begins a generation. Then it may follow a failure that this
+                rank has not noticed, since it was outside of the model.
+
+        Raises:
+            RanksError: as ``agree``, unless only the words differ.
+        """
+        if may_begin and self._end is None and self._store_has([_CLOSED]):
+            self._learn_end()
+            self.begin()
         self._agreements += 1
         reason = None if error is None else _in_words(error)
-        what = f"agreement/{self._agreements}"
-        said = _tell(self._store, what, self._rank, self._size, json.dumps([found, reason]))
+        before, self.here.last = self.here.doing, words.get("call", self.here.last)
+        self.here.now(Doing.AGREEING)
+        try:
+            said = self._tell(f"agreement/{self._agreements}", json.dumps([words, reason]))
+        finally:
+            self.here.now(before)
+        self._forget(f"agreement/{self._agreements - 1}")
         if error is not None:
             raise error
-        prints, reasons = zip(*map(json.loads, said), strict=True)
-        for rank, reason in enumerate(reasons):
+        for rank, (_, reason) in enumerate(map(json.loads, said)):
             if reason is not None:
                 raise RanksError(f"Rank {rank} of the mesh could not compile the model: {reason}")
-        if len(set(prints)) > 1:
-            raise RanksError(
-                "The ranks of the mesh do not run the same program, so they would wait for one "
-                "another for ever. Options, plan, model or sizes of the inputs differ. "
-                f"Fingerprints by rank: {', '.join(prints)}. Compile and call the model in the "
-                "same way on every rank."
-            )
+        return [json.loads(each)[0] for each in said]
 
     def is_first(self, compilation: object) -> bool:
         """Whether a compilation is new.
@@ -133,107 +194,185 @@ class Team:
         return True
 
     def begin(self) -> None:
-        """Begin a call of the model."""
-        if self.closed:
-            raise RanksError(
-                f"{self.closed}. Start the processes anew, or make another process group."
-            )
+        """Begin a call of the model. After a failure, meet the other ranks and begin anew.
+
+        Raises:
+            RanksError: the ranks cannot begin anew, or one of them does not come.
+        """
+        if self._end is not None:
+            if self._own is None:
+                raise RanksError(
+                    f"{self._end.words}. Only ranks that are all processes of the default group "
+                    "can go on after that: start the processes anew."
+                )
+            self._meet_again(self._end)
         self._calls += 1
+
+    def run(self) -> None:
+        """Note that a run of a program begins, in which the ranks exchange."""
+        self.here.runs += 1
+        self.here.now(Doing.RUNNING)
+
+    def leave(self) -> None:
+        """Note that the call is over."""
+        self.here.now(Doing.OUTSIDE)
 
     def fail(self, error: BaseException) -> None:
         """Report a call that failed. Returns if the error is this rank's own.
 
         If all ranks fail in the same call, the team continues. Otherwise the others would wait for
-        this rank for ever, so the groups are closed.
+        this rank for ever, so it leaves the groups.
 
         Raises:
             RanksError: another rank failed, and this one failed only because it waited for it.
         """
-        if self.closed:
+        if self._end is not None or isinstance(error, RanksError):  # every rank raises that
             return
-        store, key = self._store, f"failed/{self._calls}"
-        keys = [f"{key}/{rank}" for rank in range(self._size)]
+        keys = [f"failed/{self._calls}/{rank}" for rank in range(self._size)]
         try:
-            store.set(keys[self._rank], "")
-            end = time.monotonic() + PATIENCE
-            while not store.check([_CLOSED]):
-                if store.check(keys):
+            self._store.set(keys[self._rank], "")
+            end, question = time.monotonic() + PATIENCE, self._watcher.ask()
+            while not self._store.check([_CLOSED]):
+                failed = [rank for rank, key in enumerate(keys) if self._store.check([key])]
+                if len(failed) == self._size:
                     return
-                if time.monotonic() > end:
-                    mine = f"Rank {self._rank} of the mesh failed in a call of the model: "
-                    store.compare_set(_CLOSED, "", mine + _in_words(error))
+                question.answers()
+                gone = set(question.silent()) - set(failed) if question.age > _SILENCE else set()
+                if time.monotonic() > end or len(gone) + len(failed) == self._size:
+                    self._announce(error, question, failed)
                 time.sleep(_PAUSE)
-            self.closed = store.get(_CLOSED).decode()
-        except dist.DistError:  # the rank that runs the store has stopped
-            self.closed = (
-                f"The other ranks of the mesh cannot be reached any more: {_in_words(error)}"
-            )
-        self._close()
-        if not self.closed.startswith(f"Rank {self._rank} "):
-            raise RanksError(self.closed) from error
+        except RuntimeError:
+            self._end = _End(-1, _unreachable(error))
+        self._learn_end()
+        assert self._end is not None
+        if self._end.rank != self._rank or not self._end.is_own:
+            raise RanksError(self._end.words) from error
 
-    def _close(self) -> None:
-        """Leave the groups. That wakes the ranks that wait in them for this rank."""
-        groups, self._groups = self._groups, []
-        for group in groups:
-            if dist.is_initialized():
-                dist.destroy_process_group(group)
+    def _announce(self, error: BaseException, question: Question, failed: Sequence[int]) -> None:
+        """Tell the others that this rank failed, and what the others did meanwhile."""
+        answers = question.answers()
+        gone = [rank for rank in question.silent() if rank not in failed]
+        away = [
+            f"rank {rank} {answer.words}"
+            for rank, answer in answers.items()
+            if rank not in failed and answer.doing in (Doing.OUTSIDE, Doing.COMPILING)
+        ]
+        missing = [f"rank {rank} does not answer: its process ended or hangs" for rank in gone]
+        words = f"Rank {self._rank} of the mesh failed in a call of the model: {_in_words(error)}"
+        if away or missing:
+            words = f"{words}. Meanwhile {', '.join((*missing, *away))}"
+        self._close(words, gone=gone, is_own=not (away or missing))
 
+    def _close(self, words: str, gone: Sequence[int] = (), is_own: bool = False) -> None:
+        """Say why the team ends, unless another rank has said why."""
+        found = _End(self._rank, words, is_own, tuple(gone))
+        self._store.compare_set(_CLOSED, "", json.dumps(asdict(found)))
 
-def _meet(peers: Peers, store: dist.Store) -> Mesh:
-    """Compare with all ranks of a mesh which ranks share tokens and batch."""
-    members = _members(peers, store)
-    me = members.index(dist.get_rank())
-    place = _shared(store, members, "meetings")
-    said = _tell(place, "here", me, len(members), json.dumps([peers.tokens, peers.batch]))
-    axes = [tuple(tuple(axis) for axis in json.loads(each)) for each in said]
-    mesh = dict(zip(members, axes, strict=True))
-    for both in axes:
-        for number, axis in enumerate(both):
-            if any(rank not in mesh or mesh[rank][number] != axis for rank in axis):
-                words = "; ".join(
-                    f"rank {rank} shares tokens with {list(tokens)}, the batch with {list(batch)}"
-                    for rank, (tokens, batch) in mesh.items()
-                )
-                raise RanksError(
-                    f"The ranks do not form one mesh, so they would wait for one another: {words}. "
-                    "Give every rank the same options."
-                )
-    return mesh
+    def _learn_end(self) -> None:
+        """Read why the team ended, and leave the groups."""
+        if self._end is None:
+            try:
+                self._end = _End(**json.loads(self._store.get(_CLOSED)))
+            except RuntimeError as error:
+                self._end = _End(-1, _unreachable(error))
+        if self._own is not None:
+            self._own.leave()
 
-
-def _members(peers: Peers, store: dist.Store) -> list[int]:
-    """All ranks of the mesh. A rank knows only its own row and column."""
-    if peers.num_ranks == dist.get_world_size():
-        return list(range(peers.num_ranks))
-    if len(peers.batch) == 1:
-        return list(peers.tokens)
-    place, me = _shared(store, peers.batch, "columns"), peers.batch.index(dist.get_rank())
-    rows = _tell(place, "row", me, len(peers.batch), json.dumps(peers.tokens))
-    return sorted({rank for row in rows for rank in json.loads(row)})
-
-
-def _shared(store: dist.Store, ranks: Sequence[int], what: str) -> dist.Store:
-    """A part of a store for some ranks. They must ask for it the same number of times."""
-    place = f"pab/{what}/{'-'.join(map(str, ranks))}"
-    number = store.add(f"{place}/{dist.get_rank()}", 1)
-    return dist.PrefixStore(f"{place}/number {number}", store)
-
-
-def _tell(store: dist.Store, what: str, index: int, num: int, mine: str) -> list[str]:
-    """Tell all ranks of a shared store something. Returns what each of them tells."""
-    store.set(f"{what}/{index}", mine)
-    said = []
-    for rank in range(num):
+    def _meet_again(self, before: _End) -> None:
+        """Make the groups anew, with all ranks."""
+        assert self._own is not None
+        self._epoch += 1
+        self._begin_epoch()
         try:
-            said.append(store.get(f"{what}/{rank}").decode())
-        except dist.DistError as error:
+            self._tell("again", "")
+        except RanksError as error:
+            self._end = self._end or before
             raise RanksError(
-                f"Rank {rank} of the mesh did not tell the others what it compiled, within the "
-                "timeout of the processes' store. It may have failed before, or compiled the model "
-                "with another mesh, or not at all. Look at its log."
+                f"{before.words}. The ranks cannot begin anew: {error} Start the processes anew."
             ) from error
-    return said
+        self._own.make()
+
+    def _tell(self, what: str, mine: str) -> list[str]:
+        """Tell all ranks something. Returns what each of them tells.
+
+        Raises:
+            RanksError: a rank does not come.
+        """
+        try:
+            return self._told(what, mine)
+        except RanksError:
+            self._learn_end()
+            raise
+        except RuntimeError as error:
+            self._end = _End(-1, _unreachable(error))
+            self._learn_end()
+            raise RanksError(self._end.words) from error
+
+    def _told(self, what: str, mine: str) -> list[str]:
+        keys = [f"{what}/{rank}" for rank in range(self._size)]
+        self._store.set(keys[self._rank], mine)
+        now = time.monotonic()
+        late, ask = now + self._timeout.total_seconds(), now + _ASK_EVERY
+        question: Question | None = None
+        pause = 0.001
+        while True:
+            if self._store.check([_CLOSED]):
+                raise RanksError(_End(**json.loads(self._store.get(_CLOSED))).words)
+            if self._store.check(keys):
+                return [each.decode() for each in self._store.multi_get(keys)]
+            now = time.monotonic()
+            if question is not None and self._is_coming(question, keys, now > late):
+                late = now + self._timeout.total_seconds()
+            if now > ask:
+                if question is None or not question.silent() or question.age > _LONG_SILENCE:
+                    question = self._watcher.ask()
+                ask = now + _ASK_EVERY
+            time.sleep(pause)
+            pause = min(2 * pause, _PAUSE)
+
+    def _is_coming(self, question: Question, keys: Sequence[str], is_late: bool) -> bool:
+        """Whether a missing rank is compiling. Ends the team if one cannot come."""
+        answers = question.answers()
+        missing = [rank for rank, key in enumerate(keys) if not self._store.check([key])]
+        for rank in missing:
+            answer = answers.get(rank)
+            if answer is None:
+                if question.age > min(_LONG_SILENCE, self._timeout.total_seconds()):
+                    words = f"Rank {rank} of the mesh does not answer: its process ended or hangs."
+                    self._close(words, gone=[rank])
+            elif answer.doing is Doing.RUNNING and answer.runs > self.here.runs:
+                self._close(
+                    "The ranks of the mesh are at different calls, so they would wait for one "
+                    f"another for ever: rank {self._rank}: {self.here.last}; rank {rank} "
+                    f"{answer.words}. Every rank must make the same calls of the model in the same "
+                    "order, with the same inputs and number of steps."
+                )
+            elif is_late and answer.doing is not Doing.COMPILING:
+                waited = f"{self._timeout.total_seconds():.0f} s"
+                self._close(
+                    f"Rank {rank} of the mesh did not come within the timeout of {waited}: it "
+                    f"{answer.words}. Rank {self._rank} waited at: {self.here.last}."
+                )
+        coming = [answers[rank].doing for rank in missing if rank in answers]
+        return Doing.COMPILING in coming
+
+    def _forget(self, what: str) -> None:
+        """Delete what this rank told before, which all have read. Not every store can."""
+        with suppress(RuntimeError):
+            self._store.delete_key(f"{what}/{self._rank}")
+
+    def _store_has(self, keys: list[str]) -> bool:
+        try:
+            return self._store.check(keys)
+        except RuntimeError:
+            return False
+
+
+def _unreachable(error: BaseException) -> str:
+    return (
+        "The other ranks of the mesh cannot be reached any more, since the process that has the "
+        f"store of the processes, usually rank 0, has ended: {_in_words(error)}"
+    )
 
 
 def _in_words(error: BaseException) -> str:

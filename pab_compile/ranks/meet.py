@@ -1,0 +1,89 @@
+"""Meet: all ranks of a mesh learn who shares what with whom, through the store of the processes."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping, Sequence
+from datetime import timedelta
+
+import torch.distributed as dist
+
+from pab_compile.errors import RanksError
+
+from .mesh import Peers
+
+_PAUSE = 0.02
+Mesh = Mapping[int, tuple[tuple[int, ...], ...]]
+"""Rank -> the ranks with which it shares tokens, and those with which it shares the batch."""
+
+
+def meet(peers: Peers, store: dist.Store, timeout: timedelta) -> Mesh:
+    """Compare with all ranks of a mesh which ranks share tokens and batch.
+
+    Args:
+        peers: the ranks with which this one shares tokens and batch.
+        store: store of the default group.
+        timeout: how long to wait for the others.
+
+    Raises:
+        RanksError: the ranks do not form a mesh, or one of them does not come.
+    """
+    members = _members(peers, store, timeout)
+    me = members.index(dist.get_rank())
+    place = shared(store, members, "meetings")
+    said = _tell(place, "here", me, len(members), json.dumps([peers.tokens, peers.batch]), timeout)
+    axes = [tuple(tuple(axis) for axis in json.loads(each)) for each in said]
+    mesh = dict(zip(members, axes, strict=True))
+    for both in axes:
+        for number, axis in enumerate(both):
+            if any(rank not in mesh or mesh[rank][number] != axis for rank in axis):
+                words = "; ".join(
+                    f"rank {rank} shares tokens with {list(tokens)}, the batch with {list(batch)}"
+                    for rank, (tokens, batch) in mesh.items()
+                )
+                raise RanksError(
+                    f"The ranks do not form one mesh, so they would wait for one another: {words}. "
+                    "Give every rank the same options."
+                )
+    return mesh
+
+
+def _members(peers: Peers, store: dist.Store, timeout: timedelta) -> list[int]:
+    """All ranks of the mesh. A rank knows only its own row and column."""
+    if peers.num_ranks == dist.get_world_size():
+        return list(range(peers.num_ranks))
+    if len(peers.batch) == 1:
+        return list(peers.tokens)
+    place, me = shared(store, peers.batch, "columns"), peers.batch.index(dist.get_rank())
+    rows = _tell(place, "row", me, len(peers.batch), json.dumps(peers.tokens), timeout)
+    return sorted({rank for row in rows for rank in json.loads(row)})
+
+
+def shared(store: dist.Store, ranks: Sequence[int], what: str) -> dist.Store:
+    """A part of a store for some ranks. They must ask for it the same number of times."""
+    place = f"pab/{what}/{'-'.join(map(str, ranks))}"
+    number = store.add(f"{place}/{dist.get_rank()}", 1)
+    return dist.PrefixStore(f"{place}/number {number}", store)
+
+
+def _tell(
+    store: dist.Store, what: str, index: int, num: int, mine: str, timeout: timedelta
+) -> list[str]:
+    """Tell all ranks of a shared store something. Returns what each of them tells.
+
+    It does not block in the store, since threads of this process use it too.
+    """
+    keys = [f"{what}/{rank}" for rank in range(num)]
+    store.set(keys[index], mine)
+    end = time.monotonic() + timeout.total_seconds()
+    while not store.check(keys):
+        if time.monotonic() > end:
+            missing = [rank for rank, key in enumerate(keys) if not store.check([key])]
+            raise RanksError(
+                f"Rank {', '.join(map(str, missing))} of the mesh did not call the model within "
+                f"the timeout of {timeout.total_seconds():.0f} s, or called it with another mesh. "
+                "It may have failed before. Look at its log."
+            )
+        time.sleep(_PAUSE)
+    return [each.decode() for each in store.multi_get(keys)]

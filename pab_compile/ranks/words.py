@@ -1,0 +1,60 @@
+"""Words: what a rank says of a call, and what it means if the ranks say different things."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+Words = dict[str, str]
+"""Fact about a call -> what a rank says of it. All ranks must say the same."""
+
+CALL = "call"
+INPUT = "input "
+WEIGHT = "weight "
+WEIGHTS = "weights"
+PROGRAM = "program"
+_SHOWN = 3
+
+_ADVICE = {
+    CALL: "Every rank must make the same calls of the model in the same order, with the same "
+    "number of steps.",
+    INPUT: "Every rank needs the same inputs: give the pipeline a generator with one seed, and "
+    'the same prompt. Or set options={"inputs": "first rank"}.',
+    WEIGHT: "Load the same weights and adapters on every rank.",
+    PROGRAM: "Compile and call the model in the same way on every rank.",
+}
+
+
+def differing(said: Sequence[Words]) -> list[str]:
+    """The facts that not all ranks state alike, in the order in which the ranks state them."""
+    names = dict.fromkeys(name for words in said for name in words)
+    return [name for name in names if len({words.get(name) for words in said}) > 1]
+
+
+def difference(said: Sequence[Words]) -> str:
+    """The message for ranks that say different things.
+
+    Args:
+        said: what each rank says.
+    """
+    names = differing(said)
+    if CALL in names:  # all else follows from it
+        return f"The ranks of the mesh are at different calls: {_both(said, CALL)}. {_ADVICE[CALL]}"
+    if PROGRAM in names:
+        return (
+            "The ranks of the mesh do not run the same program, so they would wait for one another "
+            f"for ever. Options, plan, model or sizes of the inputs differ: {_both(said, PROGRAM)}."
+            f" {_ADVICE[PROGRAM]}"
+        )
+    found = "; ".join(f"{name} ({_both(said, name)})" for name in names[:_SHOWN])
+    more = f"; and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    sort = next((sort for sort in (INPUT, WEIGHT) if names[0].startswith(sort)), CALL)
+    return (
+        f"The ranks of the mesh differ, so their videos would mix. {found}{more}. {_ADVICE[sort]}"
+    )
+
+
+def _both(said: Sequence[Words], name: str) -> str:
+    """What the first rank says, and what the first rank says that says something else."""
+    values = [words.get(name, "nothing") for words in said]
+    other = next(rank for rank, value in enumerate(values) if value != values[0])
+    return f"rank 0: {values[0]}; rank {other}: {values[other]}"
