@@ -22,7 +22,11 @@ def parts_of(pipeline: Any) -> dict[str, torch.nn.Module]:
     """The modules of a pipeline by their roles: its components, or its attributes."""
     components = getattr(pipeline, "components", None)
     parts = components if isinstance(components, dict) else getattr(pipeline, "__dict__", {})
-    return {str(k): part for k, part in parts.items() if isinstance(part, torch.nn.Module)}
+    return {
+        str(role): part
+        for role, part in parts.items()
+        if isinstance(part, torch.nn.Module) and not str(role).startswith("__")  # what it wraps
+    }
 
 
 def denoisers_of(pipeline: Any, axes: Mapping[str, str] = _NO_AXES) -> dict[str, torch.nn.Module]:

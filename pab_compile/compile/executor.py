@@ -341,6 +341,14 @@ class Executor:
             words = "the caches of a generation take at most %.2f GiB, %s; cache_budget changes it"
             _log.info(words, limit / 2**30, share)
 
+    def is_limited(self, cached: frozenset[int] | None) -> bool:
+        """Whether nothing may be cached besides what the budget counts.
+
+        Args:
+            cached: the positions of the sites that are cached; None if there is no budget.
+        """
+        return cached is not None and (self._keeping.is_given or len(cached) < len(self.sites))
+
     def _claims_under(self, plan: Plan) -> tuple[Claim, ...]:
         last = self._claimed
         if last is None or last[0] != plan:

@@ -51,7 +51,7 @@ class LaneStep:
         self._cached = [
             self._lane.cache.get((executor.identity, site)) for site in range(len(executor.sites))
         ]
-        self._guidance = Guidance.of(executor, place, self._kept is not None)
+        self._guidance = Guidance.of(executor, place, executor.is_limited(self._kept))
         self._answers = [self._answer(site) for site in range(len(executor.sites))]
         self.reused = tuple(
             answer is not None or self._may_reuse(decision, cached)

@@ -110,10 +110,10 @@ def test_a_bad_file_is_not_used(
 
 
 def test_without_inductors_cache_nothing_is_written(
-    traced: list[fx.GraphModule], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    traced: list[fx.GraphModule], tmp_path: Path
 ) -> None:
-    monkeypatch.setattr("torch._inductor.config.fx_graph_cache", False)
-    for _ in range(2):
-        stored_trace(small(), [torch.ones(3)])
+    with torch._inductor.config.patch(fx_graph_cache=False):
+        for _ in range(2):
+            stored_trace(small(), [torch.ones(3)])
     assert len(traced) == 2
     assert not list(tmp_path.glob("pab_compile/*"))
