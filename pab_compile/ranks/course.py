@@ -92,7 +92,7 @@ class Course:
         number = self._number(moment)
         if number is None:
             number = len(self._agreed)
-            lane = weakref.ref(moment.place.lane)
+            lane: weakref.ref[object] = weakref.ref(moment.place.lane)
             self._agreed.append((lane, moment.program, moment.decisions, moment.seen))
         self._now.append(number)
         return number

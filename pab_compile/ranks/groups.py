@@ -7,6 +7,7 @@ is made anew gets the name of the one before.
 from __future__ import annotations
 
 from datetime import timedelta
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -20,7 +21,8 @@ def timeout_of(world: dist.ProcessGroup) -> timedelta:
     try:
         return world._get_backend(torch.device(device)).options._timeout
     except (RuntimeError, AttributeError):  # the backend does not say
-        return world.get_group_store().timeout
+        store: Any = world.get_group_store()
+        return store.timeout
 
 
 class OwnGroups:
@@ -57,7 +59,8 @@ class OwnGroups:
 
     def leave(self) -> None:
         """Leave the groups. That wakes the ranks that wait in them for this rank."""
-        groups, self._groups = self._groups, [None, None]
+        groups = self._groups
+        self._groups = [None, None]
         while groups:
             group, name = groups.pop(), self.names[len(groups)]
             if group is not None and dist.is_initialized():
@@ -66,10 +69,10 @@ class OwnGroups:
                 dist.destroy_process_group(group)
 
 
-def _register(name: str, group: dist.ProcessGroup) -> None:
+def _register(name: Any, group: dist.ProcessGroup) -> None:
     """Give a group another name as well."""
     dist.distributed_c10d._register_process_group(name, group)
 
 
-def _unregister(name: str) -> None:
+def _unregister(name: Any) -> None:
     dist.distributed_c10d._unregister_process_group(name)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.distributed as dist
 
@@ -23,7 +25,8 @@ def from_first_rank(tensor: torch.Tensor, grid: Grid) -> torch.Tensor:
     # First from row to row of the mesh, then within each row.
     for ranks in (grid.batch, grid.tokens):
         if ranks.size > 1:
-            group = dist.distributed_c10d._resolve_process_group(ranks.group)
+            name: Any = ranks.group
+            group = dist.distributed_c10d._resolve_process_group(name)
             dist.broadcast(sent, group=group, group_src=0)
     received = torch.empty_like(once)  # keeps strides
     received.copy_(sent)
