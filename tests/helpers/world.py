@@ -60,13 +60,22 @@ class World:
         for process in self._processes:
             process.start()
 
-    def run(self, case: Callable[..., Any], *args: Any, ranks: int) -> list[Any]:
+    def run(
+        self, case: Callable[..., Any], *args: Any, ranks: int, are_all: bool = False
+    ) -> list[Any]:
         """Run a case on the first ranks; what each of them returned.
+
+        Args:
+            case: the case.
+            args: its arguments after the group.
+            ranks: how many.
+            are_all: whether there must be no other processes. Only all processes of the default
+                group have groups of their own, and can begin anew after a failure.
 
         Raises:
             AssertionError: it raised on some rank; holds that rank's traceback.
         """
-        if ranks > len(self._processes):
+        if ranks > len(self._processes) or (are_all and ranks < len(self._processes)):
             self.close()
             self._start(ranks)
         where = f"{case.__module__}:{case.__qualname__}"

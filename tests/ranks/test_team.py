@@ -17,7 +17,7 @@ PATIENCE = 1.0
 
 def test_a_rank_that_fails_in_a_step_ends_the_others_and_all_can_begin_anew(world: World) -> None:
     expected = rank_cases.generate(None, "computes always", "none", num_steps=4)
-    ranks = world.run(rank_cases.failing, "1", PATIENCE, ranks=2)
+    ranks = world.run(rank_cases.failing, "1", PATIENCE, ranks=2, are_all=True)
     failed = ranks.pop(1)
     assert failed["raised"] == "ValueError: no memory left"
     message = "Rank 1 of the mesh failed in a call of the model: ValueError: no memory left"
