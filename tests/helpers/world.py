@@ -61,7 +61,7 @@ class World:
             process.start()
 
     def run(
-        self, case: Callable[..., Any], *args: Any, ranks: int, are_all: bool = False
+        self, case: Callable[..., Any], *args: Any, ranks: int, anew: bool = False
     ) -> list[Any]:
         """Run a case on the first ranks; what each of them returned.
 
@@ -69,13 +69,13 @@ class World:
             case: the case.
             args: its arguments after the group.
             ranks: how many.
-            are_all: whether there must be no other processes. Only all processes of the default
-                group have groups of their own, and can begin anew after a failure.
+            anew: whether processes are started for this case, as many as there are ranks. Then no
+                team is known yet, and a team of all ranks can begin anew after a failure.
 
         Raises:
             AssertionError: it raised on some rank; holds that rank's traceback.
         """
-        if ranks > len(self._processes) or (are_all and ranks < len(self._processes)):
+        if anew or ranks > len(self._processes):
             self.close()
             self._start(ranks)
         where = f"{case.__module__}:{case.__qualname__}"
