@@ -241,9 +241,8 @@ def failing(
     team.PATIENCE = patience
     if two_axes:
         options = grid_options(group, "mesh")
-    else:  # in a group of their own, since it cannot be used afterwards
-        own = dist.new_group(list(range(group.size())), use_local_synchronization=True)
-        options = {"mesh": Mesh(own), "shard": "t"}
+    else:
+        options = {"mesh": Mesh(group), "shard": "t"}
     fails = {"rank": group.rank() if who == "all" else int(who), "at": 3}
 
     def inner(graph_module: Any, _: Any) -> Any:

@@ -61,7 +61,7 @@ class World:
             process.start()
 
     def run(
-        self, case: Callable[..., Any], *args: Any, ranks: int, anew: bool = False
+        self, case: Callable[..., Any], *args: Any, ranks: int, alone: bool = False
     ) -> list[Any]:
         """Run a case on the first ranks; what each of them returned.
 
@@ -69,15 +69,14 @@ class World:
             case: the case.
             args: its arguments after the group.
             ranks: how many.
-            anew: whether processes are started for this case, as many as there are ranks. Then no
-                team is known yet, and a team of all ranks can begin anew after a failure.
+            alone: whether these must be all processes. Only such ranks can begin anew after a
+                failure.
 
         Raises:
             AssertionError: it raised on some rank; holds that rank's traceback.
         """
-        if anew or ranks > len(self._processes):
-            self.close()
-            self._start(ranks)
+        if ranks > len(self._processes) or (alone and ranks < len(self._processes)):
+            self.begin_anew(ranks)
         where = f"{case.__module__}:{case.__qualname__}"
         for rank in range(ranks):
             self._tasks[rank].put((where, args, ranks))
@@ -86,6 +85,11 @@ class World:
         for rank, ok, result in answers:
             assert ok, f"rank {rank}:\n{result}"
         return [result for _, _, result in answers]
+
+    def begin_anew(self, size: int) -> None:
+        """End the processes and start others, which know nothing of earlier cases."""
+        self.close()
+        self._start(size)
 
     def close(self) -> None:
         """End the processes."""

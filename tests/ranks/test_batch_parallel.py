@@ -91,8 +91,9 @@ def test_four_ranks_share_both_the_batch_and_the_tokens(world: World, plan: str,
 def test_what_cannot_be_shared_is_an_error_on_every_rank(
     world: World, case: str, num_ranks: int, message: str
 ) -> None:
-    anew = case == "other meshes"  # ranks that know their mesh do not meet again
-    results: list[Any] = world.run(rank_cases.refused_rows, case, ranks=num_ranks, anew=anew)
+    if case == "other meshes":  # ranks that know their mesh do not meet again
+        world.begin_anew(num_ranks)
+    results: list[Any] = world.run(rank_cases.refused_rows, case, ranks=num_ranks)
     assert all(re.search(message, found) for found in results), results
 
 

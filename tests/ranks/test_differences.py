@@ -21,7 +21,7 @@ NAMED = {
 
 def test_a_difference_is_named_on_every_rank_and_the_next_generation_works(world: World) -> None:
     names = ["equal", *NAMED, "equal again"]
-    first, second = world.run(cases.differing_ranks, names, ranks=2, anew=True)
+    first, second = world.run(cases.differing_ranks, names, ranks=2, alone=True)
     for name, words in NAMED.items():
         for error, seconds, _ in (first[name], second[name]):
             assert error.startswith("RanksError: ") and words in error, (name, error)

@@ -17,7 +17,7 @@ PATIENCE = 1.0
 
 def test_a_rank_that_fails_in_a_step_ends_the_others_and_all_can_begin_anew(world: World) -> None:
     expected = rank_cases.generate(None, "computes always", "none", num_steps=4)
-    ranks = world.run(rank_cases.failing, "1", PATIENCE, ranks=2, anew=True)
+    ranks = world.run(rank_cases.failing, "1", PATIENCE, ranks=2, alone=True)
     failed = ranks.pop(1)
     assert failed["raised"] == "ValueError: no memory left"
     message = "Rank 1 of the mesh failed in a call of the model: ValueError: no memory left"
@@ -72,7 +72,7 @@ def test_a_model_that_diffusers_made_parallel_exchanges_on_computed_steps_only(
 @pytest.mark.long
 def test_ranks_that_fail_alike_keep_their_own_error_and_go_on(world: World) -> None:
     expected = rank_cases.generate(None, "computes always", "none", num_steps=4)
-    for found in world.run(rank_cases.failing, "all", 60.0, ranks=4, anew=True):
+    for found in world.run(rank_cases.failing, "all", 60.0, ranks=4, alone=True):
         assert found["raised"] == "ValueError: no memory left"
         assert found["seconds"] < 30
         assert found["after"] == ""
