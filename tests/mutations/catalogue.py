@@ -7,8 +7,9 @@ from .graphs import GRAPHS
 from .memory import MEMORY
 from .open_sizes import OPEN_SIZES
 from .plans import PLANS
+from .ranks import RANKS
 from .rewrites import REWRITES
 from .running import RUNNING
 from .sites import SITES
 
-MUTATIONS = (*GRAPHS, *SITES, *REWRITES, *PLANS, *RUNNING, *COMPILING, *MEMORY, *OPEN_SIZES)
+MUTATIONS = (*GRAPHS, *SITES, *REWRITES, *PLANS, *RUNNING, *COMPILING, *MEMORY, *OPEN_SIZES, *RANKS)
