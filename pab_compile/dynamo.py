@@ -304,8 +304,7 @@ def why_uncompiled() -> str:
 def inductor_cache() -> str | None:
     """The folder of Inductor's caches on disk; None if they are switched off."""
     from torch._inductor import config
-    from torch._inductor.runtime.cache_dir_utils import cache_dir
 
     if config.force_disable_caches or not config.fx_graph_cache:
         return None
-    return cache_dir()
+    return inductor_cache_folder()
