@@ -10,10 +10,11 @@ from torch import nn
 from torch.nn import functional as F
 
 from .base import COLUMNS, FRAMES, HEIGHT, TEXT, TOKENS, WIDTH, Foreign
+from .models import ListLatents
 from .packed import LENGTHS
 
 
-class ReadGrids(Foreign):
+class ReadGrids(ListLatents):
     """Lists of videos; the grid of each is a tensor, which every attention reads numbers from.
 
     Videos are padded to one length. The positions of each are made from its own grid.
@@ -24,11 +25,6 @@ class ReadGrids(Foreign):
     def __init__(self) -> None:
         super().__init__()
         self.embedding = nn.Conv3d(4, WIDTH, 1)
-
-    def inputs(self, step: int, num_steps: int) -> dict[str, Any]:
-        given = super().inputs(step, num_steps)
-        videos = given["x"].unflatten(1, (FRAMES, HEIGHT, COLUMNS)).movedim(-1, 1)
-        return {**given, "x": list(videos), "context": list(given["context"])}
 
     def forward(  # type: ignore[override]
         self, x: Sequence[torch.Tensor], timestep: torch.Tensor, context: Sequence[torch.Tensor]
