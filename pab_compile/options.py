@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
@@ -13,16 +12,23 @@ from typing import Any
 import torch
 
 from pab_compile.errors import OptionError
-from pab_compile.passes.axes.words import wrong_word
 from pab_compile.passes.sites.site import CUTS, KINDS, OUTPUT
 
-from .dynamo import known_backends, known_modes
+from .dynamo import known_modes
+from .option_values import (
+    check_axes,
+    check_choice,
+    check_inner,
+    check_predict,
+    check_ranges,
+    check_window,
+)
 from .plans.budget import DEFAULT_BUDGET, Budget, check_budget
 from .plans.cache_dtype import AUTO, dtype_of
-from .plans.hints import near_miss, option_meant, options_meant, preset_meant
+from .plans.hints import option_meant, options_meant
 from .plans.keeping import Keeping
 from .plans.live import LivePlan
-from .plans.plan import MAX_ORDER, CallablePlan, Plan, RangePlan
+from .plans.plan import CallablePlan, Plan, RangePlan
 from .plans.plan_file import PREDICT_IN, load_plan
 from .plans.presets import DEFAULT_RANGES, DEFAULT_WINDOW, PRESETS, Window
 from .plans.step_plan import StepPlan
@@ -217,14 +223,14 @@ def parse_options(options: GivenOptions, mode: str | None = None) -> Options:
         given.setdefault("mode", mode)
     given.setdefault("dump", os.environ.get("PAB_DUMP") or None)
     parsed = Options(**given)
-    _check_choice("cut", parsed.cut, CUTS)
-    _check_choice("inputs", parsed.inputs, INPUTS)
-    _check_choice("on_unsupported", parsed.on_unsupported, ON_UNSUPPORTED)
-    _check_ranges(parsed.ranges)
-    _check_window(parsed.window)
-    _check_predict(parsed.predict)
-    _check_choice("predict_in", parsed.predict_in, PREDICT_IN)
-    _check_axes(parsed.axes)
+    check_choice("cut", parsed.cut, CUTS)
+    check_choice("inputs", parsed.inputs, INPUTS)
+    check_choice("on_unsupported", parsed.on_unsupported, ON_UNSUPPORTED)
+    check_ranges(parsed.ranges)
+    check_window(parsed.window)
+    check_predict(parsed.predict)
+    check_choice("predict_in", parsed.predict_in, PREDICT_IN)
+    check_axes(parsed.axes)
     if parsed.cache_budget is not None:
         check_budget(parsed.cache_budget)
     dtype_of(parsed.cache_dtype)
@@ -249,93 +255,9 @@ def parse_options(options: GivenOptions, mode: str | None = None) -> Options:
         if not isinstance(value := getattr(parsed, name), bool):
             raise OptionError(f"{name} is True or False, got {value!r}.")
     if parsed.mode is not None:
-        _check_choice("mode", parsed.mode, known_modes())
-    _check_inner(parsed.inner)
+        check_choice("mode", parsed.mode, known_modes())
+    check_inner(parsed.inner)
     return parsed
-
-
-def _check_choice(option: str, value: Any, choices: Iterable[str]) -> None:
-    if value not in tuple(choices):
-        raise OptionError(f"{option}={value!r} is not a choice.{near_miss(value, choices)}")
-
-
-def _check_inner(inner: Any) -> None:
-    if not isinstance(inner, str) and not callable(inner):
-        raise OptionError(f"inner is the name of a backend or a callable, got {inner!r}.")
-    if isinstance(inner, str) and inner not in (known := known_backends()):
-        near = difflib.get_close_matches(inner, known, n=1)
-        hint = f" Did you mean {near[0]!r}?" if near else ""
-        raise OptionError(
-            f"inner={inner!r} is no registered backend of torch.compile.{hint} "
-            "torch.compiler.list_backends() lists them."
-        )
-
-
-def _check_kind(option: str, kind: Any) -> None:
-    if kind not in KINDS:
-        raise OptionError(f"{option}: unknown kind {kind!r}.{near_miss(kind, KINDS)}")
-
-
-def _check_ranges(ranges: Any) -> None:
-    if isinstance(ranges, str):
-        if ranges not in PRESETS:
-            raise OptionError(f"Unknown preset {ranges!r}.{preset_meant(ranges)}")
-        return
-    if not isinstance(ranges, Mapping):
-        raise OptionError(f"ranges maps kinds to integers or names a preset, got {ranges!r}.")
-    for kind, value in ranges.items():
-        _check_kind("ranges", kind)
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise OptionError(
-                f"ranges[{kind!r}]={value!r}: a range is an integer of at least 1 "
-                "(1 computes at every step, n at every n-th)."
-            )
-
-
-def _check_window(window: Any) -> None:
-    if window is None:
-        return
-    if not isinstance(window, (tuple, list)) or len(window) != 2:
-        raise OptionError(f"window is a pair (low, high), got {window!r}.")
-    low, high = window
-    if type(low) is not type(high) or not isinstance(low, (int, float)) or isinstance(low, bool):
-        raise OptionError(
-            f"window={window!r}: both bounds are floats (fractions of the steps) or both are "
-            "integers (timestep values)."
-        )
-    if low >= high:
-        raise OptionError(f"window={window!r} is reversed or empty: low must be below high.")
-    if isinstance(low, float) and not 0 <= low < high <= 1:
-        raise OptionError(
-            f"window={window!r}: fractions of the steps lie in [0, 1]; use integers for timesteps."
-        )
-    if isinstance(low, int) and low < -1:
-        raise OptionError(f"window={window!r}: timestep values are not negative.")
-
-
-def _check_predict(predict: Any) -> None:
-    orders = predict if isinstance(predict, Mapping) else {None: predict}
-    for kind, order in orders.items():
-        if kind is not None:
-            _check_kind("predict", kind)
-        name = "predict" if kind is None else f"predict[{kind!r}]"
-        if isinstance(order, bool) or not isinstance(order, int) or not 0 <= order <= MAX_ORDER:
-            raise OptionError(
-                f"{name}={order!r}: an order of prediction is 0 (repeat), 1 (linear) or "
-                f"{MAX_ORDER} (quadratic)."
-            )
-
-
-def _check_axes(axes: Any) -> None:
-    if not isinstance(axes, Mapping) or not all(
-        isinstance(name, str) and isinstance(value, str) for name, value in axes.items()
-    ):
-        raise OptionError(
-            f'axes maps input names to axes, such as {{"x": "b c t h w"}}, got {axes!r}.'
-        )
-    for name, value in axes.items():
-        if wrong := wrong_word(value):
-            raise OptionError(f"axes[{name!r}]={value!r}: {wrong}")
 
 
 def _check_parallel(parsed: Options) -> None:
@@ -362,7 +284,7 @@ def _check_parallel(parsed: Options) -> None:
                 'torch.distributed.device_mesh.init_device_mesh("cuda", (N,)).'
             )
     if parsed.shard is not None:
-        _check_choice("shard", parsed.shard, SHARDED_AXES)
+        check_choice("shard", parsed.shard, SHARDED_AXES)
         if "mesh" not in given and "sequence_parallel" not in given:
             raise OptionError(
                 f"shard={parsed.shard!r} names an axis of the tokens, but no option says "

@@ -32,6 +32,7 @@ LAYERS: dict[str, tuple[tuple[str, ...], ...]] = {
         ("passes",),
         ("errors", "dynamo"),
         ("plans", "denoisers"),
+        ("option_values",),
         ("options", "report"),
         ("runtime",),
         ("calibration", "ranks"),

@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 
 from pab_compile.errors import OptionError, PabError, RanksError
-from pab_compile.options import Options, near_miss, parse_options
+from pab_compile.options import Options, parse_options
 from pab_compile.passes.sites.site import KINDS, Site
+from pab_compile.plans.hints import near_miss
 from pab_compile.plans.plan import COMPUTE, CallablePlan, RangePlan
 from pab_compile.plans.plan_file import TablePlan
 from pab_compile.plans.presets import DEFAULT_RANGES, DEFAULT_WINDOW, PRESETS, Preset

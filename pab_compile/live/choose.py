@@ -10,9 +10,10 @@ from typing import Any
 
 from pab_compile.calibration.calibrate import Calibration
 from pab_compile.errors import OptionError
-from pab_compile.options import near_miss, parse_options
+from pab_compile.options import parse_options
 from pab_compile.passes.sites.site import OUTPUT
 from pab_compile.plans.form import Form
+from pab_compile.plans.hints import near_miss
 from pab_compile.plans.levels import DEFAULT, LEVELS, MIN_STEPS, OFF
 from pab_compile.plans.live import NOTHING, Choice
 from pab_compile.plans.plan import RangePlan
