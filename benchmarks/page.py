@@ -20,11 +20,13 @@ HEAD = """# Performance
 
 `python -m benchmarks.page` writes this page from [benchmarks/results](../benchmarks/results).
 Each table names the command that measures it, the versions and the day.
-Ratios compare runs that alternate in one sitting. A figure is the median of the ratios within a round, with the smallest
-and the largest beside it. [benchmarks/README.md](../benchmarks/README.md) says how they are taken.
-No figure here is from a GPU. `python -m benchmarks gpu` is written for one and has not run on one.
-Speed is worth nothing without quality. [Measurements](measurements.md#quality-and-speed-of-many-plans) has both for many
-plans, beside fewer steps without reuse at the same cost. [Tuning](tuning.md) does so for tuned plans and better solvers.
+Ratios compare runs that alternate in one sitting. A figure is the median of the ratios within a
+round, with the smallest and the largest beside it. [benchmarks/README.md](../benchmarks/README.md)
+says how they are taken. No figure here is from a GPU. `python -m benchmarks gpu` is written for
+one and has not run on one. Speed is worth nothing without quality.
+[Measurements](measurements.md#quality-and-speed-of-many-plans) has both for many plans, beside
+fewer steps without reuse at the same cost. [Tuning](tuning.md) does so for tuned plans and better
+solvers.
 """
 
 
@@ -47,44 +49,48 @@ SECTIONS = (
     Section(
         "How near to the limit",
         "efficiency",
-        """A plan leaves blocks out, so it can gain no more than their time. The limit of a step that computes is the whole
-model under stock `torch.compile`. The limit of a step that reuses everything is the model without its blocks, compiled
-likewise. A ratio of 1.00 is the limit. `linear3` computes 12 of 30 steps, and `linear5` 8 of 30: with a bare model that
-took no time, they could be 2.5 and 3.75 times as fast as stock `torch.compile`.
-The models are small. Steps that reuse are so short here that the Python that finds the generation, the step and the
-plan takes most of their time. It takes no longer in a large model.""",
+        """A plan leaves blocks out, so it can gain no more than their time. The limit of a step
+that computes is the whole model under stock `torch.compile`. The limit of a step that reuses
+everything is the model without its blocks, compiled likewise. A ratio of 1.00 is the limit.
+`linear3` computes 12 of 30 steps, and `linear5` 8 of 30: with a bare model that took no time, they
+could be 2.5 and 3.75 times as fast as stock `torch.compile`. The models are small. Steps that
+reuse are so short here that the Python that finds the generation, the step and the plan takes most
+of their time. It takes no longer in a large model.""",
     ),
     Section(
         "Whole generations",
         "generation",
-        """All variants of PAB246 follow the same schedule, so they give the same latents. PAB246 reuses attention only: a step
-saves no more time than attention takes. Against diffusers' hooks under `torch.compile` it hardly wins. What wins is to
-reuse all branches (`linear3` and the levels of [`enable`](enable.md)).""",
+        """All variants of PAB246 follow the same schedule, so they give the same latents. PAB246
+reuses attention only: a step saves no more time than attention takes. Against diffusers' hooks
+under `torch.compile` it hardly wins. What wins is to reuse all branches (`linear3` and the levels
+of [`enable`](enable.md)).""",
     ),
     Section(
         "First call",
         "compile",
         """Equal blocks share their compiled pieces, so a deeper model has no more of them.
-A second process reads what the first one traced ([architecture](architecture.md#capture)). The rest of its time is the
-trace by Dynamo, the start of Inductor, the passes and the run. `precompile` moves the time before the first request.""",
+A second process reads what the first one traced ([architecture](architecture.md#capture)). The
+rest of its time is the trace by Dynamo, the start of Inductor, the passes and the run.
+`precompile` moves the time before the first request.""",
     ),
     Section(
         "Time of a step",
         "steady",
-        """The limit of a pattern of PAB246 is one whole graph that is compiled for this pattern alone. A plan that reuses
-little pays for the borders between its pieces.""",
+        """The limit of a pattern of PAB246 is one whole graph that is compiled for this pattern
+alone. A plan that reuses little pays for the borders between its pieces.""",
     ),
 )
 KERNELS = """## Kernels and operations
 
 These do not depend on the machine, so tests hold them:
 
-- `tests/dits/test_kernels.py`: a step of `linear3` that computes launches as many of Inductor's kernels as the whole model
-  under stock `torch.compile`, and a step that reuses as many as the model without its blocks. A few more are allowed.
-- `tests/compile/test_reuse_cost.py`: a step that reuses runs the operations of what is outside of the blocks, and no
-  more with coalescing than without.
-- `tests/compile/test_costs.py`: nothing is read from the device, nothing is compiled after the first generation, and
-  every kept tensor is freed at its last use.
+- `tests/dits/test_kernels.py`: a step of `linear3` that computes launches as many of Inductor's
+  kernels as the whole model under stock `torch.compile`, and a step that reuses as many as the
+  model without its blocks. A few more are allowed.
+- `tests/compile/test_reuse_cost.py`: a step that reuses runs the operations of what is outside of
+  the blocks, and no more with coalescing than without.
+- `tests/compile/test_costs.py`: nothing is read from the device, nothing is compiled after the
+  first generation, and every kept tensor is freed at its last use.
 - `tests/compile/test_trace_store.py`, `tests/live`: captures and compilations are counted.
 """
 
