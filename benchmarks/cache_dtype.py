@@ -139,7 +139,7 @@ def sums_of(name: str, num_videos: int, num_steps: int, console: Console) -> Ite
     for plan in track(SUM_PLANS, description=name, console=console):
         cells = []
         for dtype in (None, torch.float32):
-            options = {"ranges": plan, "inner": "eager"}
+            options: dict[str, Any] = {"ranges": plan, "inner": "eager"}
             model = torch.compile(narrow, backend="pab", options=options)
             if dtype is not None:
                 lane_step.difference = lambda end, start, _: as_library(end, start, torch.float32)
