@@ -10,6 +10,11 @@ MiB is what one generation of all videos caches at most.
 
 The second table says how far what attentions and MLPs return is off after float8_e4m3, relative to
 its norm: with a scale per token, as the library has it, and with other scales.
+
+The third table is of models in bfloat16. The sum of a stretch is the difference of two bfloat16
+streams. It is kept in bfloat16, as the library does it, and in float32 for comparison; predictions
+are then made in that type. PSNR compares with the same model in bfloat16 without reuse. `--sums`
+prints this table only.
 """
 
 from __future__ import annotations
@@ -26,6 +31,7 @@ from rich.console import Console
 from rich.progress import track
 
 import pab_compile
+from pab_compile.compile import lane_step
 from pab_compile.runtime.kept import converted, value_of
 
 from .examples import digits
@@ -43,6 +49,8 @@ HEAD = (
     "| model | plan | `cache_dtype` | against no reuse | against caches as computed | MiB |",
     "|---|---|---|---:|---:|---:|",
 )
+SUMS_HEAD = ("| model | plan | kept in bfloat16 | kept in float32 |", "|---|---|---:|---:|")
+SUM_PLANS = ("linear2", "linear3", "linear5")
 SCALES_HEAD = ("| model | a scale per token | per channel | per tensor |", "|---|---:|---:|---:|")
 
 
@@ -112,24 +120,64 @@ def scales_of(name: str) -> str:
     return f"| {name} | " + " | ".join(f"{statistics.fmean(e):.2%}" for e in errors) + " |"
 
 
+def sums_of(name: str, num_videos: int, num_steps: int, console: Console) -> Iterable[str]:
+    """The rows of a model in bfloat16."""
+    trained = digits.load(digits.find_folder(name))
+    prompts, noise = torch.arange(num_videos) % digits.NUM_DIGITS, digits.make_noise(num_videos, 1)
+    narrow = trained.model.to(torch.bfloat16)
+
+    def generate(model: Any) -> torch.Tensor:
+        def call(**inputs: Any) -> tuple[torch.Tensor, ...]:
+            given = {key: _narrow(key, value) for key, value in inputs.items()}
+            return tuple(output.float() for output in model(**given))
+
+        pab_compile.reset()
+        return digits.generate(trained, prompts, noise, model=call, num_steps=num_steps)
+
+    reference = generate(narrow)
+    as_library = lane_step.difference
+    for plan in track(SUM_PLANS, description=name, console=console):
+        cells = []
+        for dtype in (None, torch.float32):
+            options: dict[str, Any] = {"ranges": plan, "inner": "eager"}
+            model = torch.compile(narrow, backend="pab", options=options)
+            if dtype is not None:
+                lane_step.difference = lambda end, start, _: as_library(end, start, torch.float32)
+            try:
+                cells.append(psnr(generate(model), reference))
+            finally:
+                lane_step.difference = as_library
+        yield f"| {name} | `{plan}` | {' | '.join(cells)} |"
+
+
+def _narrow(name: str, value: Any) -> Any:
+    is_wide = isinstance(value, torch.Tensor) and value.is_floating_point() and name != "timestep"
+    return value.to(torch.bfloat16) if is_wide else value
+
+
 def main() -> None:
     """Print the tables."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.cache_dtype", description=__doc__)
     parser.add_argument("--write", action="store_true", help="write cache_dtype.md")
+    parser.add_argument("--sums", action="store_true", help="the third table only")
     parser.add_argument("--quick", action="store_true", help="2 videos, 10 steps")
     args, console = parser.parse_args(), Console()
-    if args.write and args.quick:
-        parser.error("--quick measures nothing that could be written")
+    if args.write and (args.quick or args.sums):
+        parser.error("--quick and --sums do not measure all that is written")
     torch.compiler.config.recompile_limit = 2 * len(PLANS) * len(DTYPES)
     num_videos, num_steps = (2, 10) if args.quick else (16, 30)
-    tables: list[list[str]] = [[*HEAD], [*SCALES_HEAD]]
-    for name in MODELS:
+    tables: list[list[str]] = [[*HEAD], [*SCALES_HEAD], [*SUMS_HEAD]]
+    for name in () if args.sums else MODELS:
         for line in rows_of(name, num_videos, num_steps, console):
             tables[0].append(line)
             console.print(line, markup=False, highlight=False, soft_wrap=True)
-    for name in MODELS:
+    for name in () if args.sums else MODELS:
         tables[1].append(scales_of(name))
         console.print(tables[1][-1], markup=False, highlight=False, soft_wrap=True)
+    for name in MODELS:
+        for line in sums_of(name, num_videos, num_steps, console):
+            tables[2].append(line)
+            console.print(line, markup=False, highlight=False, soft_wrap=True)
     settings = f"{num_videos} videos, {num_steps} steps, guidance 2, seed 1, float32."
     if args.write:
         text = "\n\n".join("\n".join(table) for table in tables)

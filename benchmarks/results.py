@@ -6,6 +6,7 @@ reported from a GPU only.
 
 from __future__ import annotations
 
+import datetime
 import json
 import platform
 from collections.abc import Iterable
@@ -113,6 +114,7 @@ class Result:
             "benchmark": self.benchmark,
             "command": self.command,
             "versions": versions(),
+            "date": str(datetime.date.today()),
             "settings": self.settings,
             "measures": [measure.to_json() for measure in self.measures],
             "notes": self.notes,

@@ -35,7 +35,7 @@ from .compile.settings import Settings
 from .compile.whole_forward import WholeForward
 from .dynamo import compiling, model_calls
 from .errors import GradModeError
-from .options import GivenOptions, parse_options
+from .options import BACKGROUND, GivenOptions, parse_options
 from .plans.form import Form
 from .plans.live import LivePlan
 from .ranks.agreement import Agreement
@@ -327,7 +327,9 @@ class CompiledGraph:
     def _settings(self) -> Settings:
         """The options, validated at the first call."""
         options = parse_options(*self._given)
-        compiler = PieceCompiler(options.inner, options.mode, self._progress)
+        compiler = PieceCompiler(
+            options.inner, options.mode, self._progress, options.warm == BACKGROUND
+        )
         live = options.plan if isinstance(options.plan, LivePlan) else None
         return Settings(options, options.make_plan(), compiler, self._given[0], live)
 

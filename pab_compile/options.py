@@ -38,6 +38,9 @@ _ADDED = ("gated", "branch")  # cuts at what is added to the stream, so that sum
 FIRST_RANK = "first rank"
 INPUTS = ("checked", FIRST_RANK)
 ON_UNSUPPORTED = ("raise", "passthrough")
+BACKGROUND = "background"
+WARM = (BACKGROUND,)
+GRAPH_MODES = ("reduce-overhead", "max-autotune")
 
 
 @dataclass(frozen=True)
@@ -79,6 +82,8 @@ class Options:
         mode: the ``mode`` of ``torch.compile``, for Inductor: ``default``, ``reduce-overhead``,
             ``max-autotune`` or ``max-autotune-no-cudagraphs``. The installed Inductor may have
             more. None: as ``default``.
+        warm: ``background`` lets pieces run uncompiled until a thread has compiled them, so that
+            the first generation need not wait. None: a piece is compiled at its first call.
         axes: input name -> its axes, such as ``"b c t h w"``, if they cannot be inferred.
             ``"step"`` marks the timestep, or another input that changes at every step.
             ``"prompt"`` marks an input that stays the same for a whole generation. The name of a
@@ -112,6 +117,7 @@ class Options:
     cache_offload: bool = False
     inner: str | Callable[..., Any] = "inductor"
     mode: str | None = None
+    warm: str | None = None
     axes: Mapping[str, str] = field(default_factory=dict)
     mesh: Any = None
     sequence_parallel: int | None = None
@@ -257,7 +263,30 @@ def parse_options(options: GivenOptions, mode: str | None = None) -> Options:
     if parsed.mode is not None:
         check_choice("mode", parsed.mode, known_modes())
     check_inner(parsed.inner)
+    if parsed.warm is not None:
+        _check_warm(parsed)
     return parsed
+
+
+def _check_warm(parsed: Options) -> None:
+    """Refuse what cannot be compiled in the background."""
+    check_choice("warm", parsed.warm, WARM)
+    if parsed.inner != "inductor":
+        raise OptionError(
+            f"warm={parsed.warm!r} lets Inductor compile in the background, and inner="
+            f"{parsed.inner!r} is another compiler. Leave one of them out."
+        )
+    if parsed.mode in GRAPH_MODES:
+        raise OptionError(
+            f"warm={parsed.warm!r} and mode={parsed.mode!r} were given together. CUDA graphs "
+            "belong to the thread that makes them: leave one out, or take "
+            "'max-autotune-no-cudagraphs'."
+        )
+    if parsed.num_ranks * parsed.num_batch_ranks > 1:
+        raise OptionError(
+            f"warm={parsed.warm!r} was given, and ranks share a generation. They compile "
+            "together: leave warm out."
+        )
 
 
 def _check_parallel(parsed: Options) -> None:

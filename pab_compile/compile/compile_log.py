@@ -180,6 +180,8 @@ def _line(entry: _Entry, compiler: PieceCompiler) -> str:
         words.append(f"{entry.num_new + shared} pieces ({entry.num_new} new, {shared} shared)")
     elif program is not None:
         words.append("the pieces of other sizes serve")
+    if compiler.num_waiting:
+        words.append(f"{compiler.num_waiting} pieces are compiled in the background")
     inner = compiler.compile_seconds - entry.inner_seconds
     passes = _pass_seconds(program) if "capture" in entry.parts else 0.0
     parts = {**entry.parts, "passes": passes, "inner compiler": inner}

@@ -41,6 +41,7 @@ from .merged_branch import at_sizes
 from .op import Op, Start
 
 _log = logging.getLogger(__name__)
+_WARMING = "pieces ran uncompiled at some steps, since they were still compiled in the background"
 
 
 class Executor:
@@ -359,6 +360,8 @@ class Executor:
         """Tell a generation's statistics what was compiled for it so far."""
         compiled = (self._compiler.num_pieces, self._compiler.compile_seconds)
         generation.record.compilers[id(self._compiler)] = compiled
+        if self._compiler.num_waiting:
+            generation.note(_WARMING)
 
 
 def _device_of(tensors: Sequence[torch.Tensor]) -> torch.device:

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch.utils import _pytree as pytree
 
+from pab_compile.compile.background import wait_for_background
 from pab_compile.compile.progress import bar
 from pab_compile.dynamo import compilation_of, leave_open
 from pab_compile.errors import OptionError, PabError
@@ -64,6 +65,7 @@ def precompile(target: Any, examples: Iterable[Example]) -> None:
         for run in _runs(modules, given):
             with generation():
                 run()
+            wait_for_background()
             advance()
 
 

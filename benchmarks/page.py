@@ -1,0 +1,144 @@
+"""Writes `docs/performance.md` from the results that are in `benchmarks/results/`.
+
+python -m benchmarks.page          # writes the page
+python -m benchmarks.page --check  # fails if the page is not what the results say
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from .results import RESULTS_DIR, Measure, Target
+
+PAGE = Path(__file__).parents[1] / "docs" / "performance.md"
+HEAD = """# Performance
+
+`python -m benchmarks.page` writes this page from [benchmarks/results](../benchmarks/results).
+Each table names the command that measures it, the versions and the day.
+Ratios compare runs that alternate in one sitting. A figure is the median of the ratios within a
+round, with the smallest and the largest beside it. [benchmarks/README.md](../benchmarks/README.md)
+says how they are taken. No figure here is from a GPU. `python -m benchmarks gpu` is written for
+one and has not run on one. Speed is worth nothing without quality.
+[Measurements](measurements.md#quality-and-speed-of-many-plans) has both for many plans, beside
+fewer steps without reuse at the same cost. [Tuning](tuning.md) does so for tuned plans and better
+solvers.
+"""
+
+
+@dataclass(frozen=True)
+class Section:
+    """A part of the page.
+
+    Attributes:
+        title: its heading.
+        benchmark: the benchmark whose result it shows.
+        words: what stands above the table.
+    """
+
+    title: str
+    benchmark: str
+    words: str
+
+
+SECTIONS = (
+    Section(
+        "How near to the limit",
+        "efficiency",
+        """A plan leaves blocks out, so it can gain no more than their time. The limit of a step
+that computes is the whole model under stock `torch.compile`. The limit of a step that reuses
+everything is the model without its blocks, compiled likewise. A ratio of 1.00 is the limit.
+`linear3` computes 12 of 30 steps, and `linear5` 8 of 30: with a bare model that took no time, they
+could be 2.5 and 3.75 times as fast as stock `torch.compile`. The models are small. Steps that
+reuse are so short here that the Python that finds the generation, the step and the plan takes most
+of their time. It takes no longer in a large model.""",
+    ),
+    Section(
+        "Whole generations",
+        "generation",
+        """All variants of PAB246 follow the same schedule, so they give the same latents. PAB246
+reuses attention only: a step saves no more time than attention takes. Against diffusers' hooks
+under `torch.compile` it hardly wins. What wins is to reuse all branches (`linear3` and the levels
+of [`enable`](enable.md)).""",
+    ),
+    Section(
+        "First call",
+        "compile",
+        """Equal blocks share their compiled pieces, so a deeper model has no more of them.
+A second process reads what the first one traced ([architecture](architecture.md#capture)). The
+rest of its time is the trace by Dynamo, the start of Inductor, the passes and the run.
+`precompile` moves the time before the first request.""",
+    ),
+    Section(
+        "Time of a step",
+        "steady",
+        """The limit of a pattern of PAB246 is one whole graph that is compiled for this pattern
+alone. A plan that reuses little pays for the borders between its pieces.""",
+    ),
+)
+KERNELS = """## Kernels and operations
+
+These do not depend on the machine, so tests hold them:
+
+- `tests/dits/test_kernels.py`: a step of `linear3` that computes launches as many of Inductor's
+  kernels as the whole model under stock `torch.compile`, and a step that reuses as many as the
+  model without its blocks. A few more are allowed.
+- `tests/compile/test_reuse_cost.py`: a step that reuses runs the operations of what is outside of
+  the blocks, and no more with coalescing than without.
+- `tests/compile/test_costs.py`: nothing is read from the device, nothing is compiled after the
+  first generation, and every kept tensor is freed at its last use.
+- `tests/compile/test_trace_store.py`, `tests/live`: captures and compilations are counted.
+"""
+
+
+def page() -> str:
+    """The text of the page."""
+    parts = [HEAD]
+    for section in SECTIONS:
+        path = RESULTS_DIR / f"{section.benchmark}.json"
+        if path.exists():
+            parts.append(f"## {section.title}\n\n{section.words}\n\n{table(_read(path))}")
+    return "\n".join([*parts, KERNELS])
+
+
+def table(result: dict[str, Any]) -> str:
+    """A result of a file as a markdown table with its footer."""
+    lines = ["| | median | from .. to | target | |", "|---|---:|---:|---:|---|"]
+    for raw in result["measures"]:
+        fields = {key: value for key, value in raw.items() if key != "verdict"}
+        target = fields.pop("target")
+        measure = Measure(
+            **{**fields, "samples": tuple(fields["samples"])},
+            target=Target(**target) if target else None,
+        )
+        target_text = str(measure.target or "")
+        cells = (measure.name, measure.text, measure.spread, target_text, measure.verdict)
+        lines.append(f"| {' | '.join(cells)} |")
+    versions = ", ".join(f"{name} {number}" for name, number in result["versions"].items())
+    settings = ", ".join(f"{name} {value}" for name, value in result["settings"].items())
+    lines += ["", *result["notes"], f"Command: `{result['command']}`. {result.get('date', '')}"]
+    lines += [f"Versions: {versions}. Settings: {settings}.", ""]
+    return "\n".join(line.rstrip() for line in lines)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    return json.loads(path.read_text())
+
+
+def main() -> None:
+    """Write the page, or compare it."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.page", description=__doc__)
+    parser.add_argument("--check", action="store_true", help="compare only")
+    if not parser.parse_args().check:
+        PAGE.write_text(page())
+        print(f"wrote {PAGE}")
+    elif PAGE.read_text() != page():
+        sys.exit(f"{PAGE} is not what the results say: run python -m benchmarks.page")
+
+
+if __name__ == "__main__":
+    main()
