@@ -24,6 +24,7 @@ from pab_compile.passes.sites.site import OUTPUT
 from .calibration.observe import current_observer
 from .compile.build import compile_program, plain_program
 from .compile.call_roles import roles_of_call
+from .compile.collecting import collector_paused
 from .compile.compile_log import CompileLog
 from .compile.lower import PieceCompiler
 from .compile.number_clocks import NUMBER_WAS_NEW, number_clocks
@@ -236,7 +237,7 @@ class CompiledGraph:
 
     def _logged(self, request: Request, team: Team | None) -> Runnable:
         """Compile the program on this rank, and prepare its line in the log."""
-        with self._log.compiling(request, self._settings.compiler) as entry:
+        with self._log.compiling(request, self._settings.compiler) as entry, collector_paused():
             entry.program = self._compile(request, team)
             return entry.program
 
