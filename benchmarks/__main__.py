@@ -1,19 +1,21 @@
 """Runs benchmarks: `python -m benchmarks [NAME ...] [--quick]`; `--help` lists the names.
 
-`python -m benchmarks frontier` has options of its own, which `frontier --help` lists.
+`budget`, `frontier` and `sizes` have options of their own, which `python -m benchmarks NAME --help`
+lists.
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from . import (
+    budget,
     compile_time,
     efficiency,
     few_steps,
@@ -23,6 +25,7 @@ from . import (
     live,
     parallel,
     prediction,
+    sizes,
     steady,
 )
 from .results import RESULTS_DIR, Result, footer, make_table, write
@@ -39,6 +42,12 @@ BENCHMARKS: dict[str, Callable[[Result, bool, Progress], None]] = {
     "parallel": parallel.run,
 }
 """Name -> function that fills a result; what each measures is in README.md."""
+COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
+    "budget": budget.main,
+    "frontier": frontier.main,
+    "sizes": sizes.main,
+}
+"""Name -> a benchmark with options of its own."""
 
 
 def parse_args() -> argparse.Namespace:
@@ -51,8 +60,8 @@ def parse_args() -> argparse.Namespace:
 
 
 def main() -> None:
-    if sys.argv[1:2] == ["frontier"]:
-        frontier.main(sys.argv[2:])
+    if (own := COMMANDS.get("".join(sys.argv[1:2]))) is not None:
+        own(sys.argv[2:])
         return
     args, console = parse_args(), Console()
     asked = [args.names] if isinstance(args.names, str) else args.names

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -101,11 +102,11 @@ def draw(curves: dict[str, list[float]]) -> None:
     figure.savefig(RESULTS / "budget.png", dpi=110)
 
 
-def main() -> None:
+def main(given: Sequence[str] | None = None) -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.budget", description=__doc__)
     parser.add_argument("--write", action="store_true", help="write budget.md and budget.png")
-    args = parser.parse_args()
+    args = parser.parse_args(given)
     console = Console()
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)

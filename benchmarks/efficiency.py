@@ -24,6 +24,7 @@ STEPS = 30
 PLANS = ("linear3", "linear5")
 SIZES = {4: (64, 16), 28: (32, 16)}
 """Layers -> channels per head, side of the latents."""
+WORDS = 16
 TARGET = Target(">=", 0.97)
 
 
@@ -70,7 +71,7 @@ def _measure(
 ) -> None:
     layers, head_dim, side = size
     model = make(family, layers, head_dim)
-    inputs = family.inputs(side)
+    inputs = family.inputs(WORDS, side, side)
     timesteps = torch.linspace(999, 0, STEPS).split(1)
     torch.compiler.reset()
     whole = torch.compile(model)

@@ -22,11 +22,12 @@ class Family:
 
     Attributes:
         build: layers, channels per head -> the model.
-        inputs: side of the latents -> arguments of the forward. The latents come first.
+        inputs: words of the prompt, height and width of the latents (of a picture: in tokens) ->
+            arguments of the forward without the timestep. The latents come first.
     """
 
     build: Callable[[int, int], torch.nn.Module]
-    inputs: Callable[[int], dict[str, torch.Tensor]]
+    inputs: Callable[[int, int, int], dict[str, torch.Tensor]]
 
 
 def make(family: Family, layers: int, head_dim: int) -> torch.nn.Module:
@@ -98,23 +99,23 @@ def _flux(layers: int, head_dim: int) -> torch.nn.Module:
     )
 
 
-def _video(side: int) -> dict[str, torch.Tensor]:
+def _video(words: int, height: int, width: int) -> dict[str, torch.Tensor]:
     """Four channels and four frames, so their order does not matter."""
     return {
-        "hidden_states": _noise(1, 4, 4, side, side),
-        "encoder_hidden_states": _noise(1, 16, 64),
+        "hidden_states": _noise(1, 4, 4, height, width),
+        "encoder_hidden_states": _noise(1, words, 64),
     }
 
 
-def _picture(side: int) -> dict[str, torch.Tensor]:
-    rows = torch.arange(side * side)
-    ids = torch.stack([torch.zeros_like(rows), rows // side, rows % side], dim=1)
+def _picture(words: int, height: int, width: int) -> dict[str, torch.Tensor]:
+    places = torch.zeros(height, width, 3)
+    places[..., 1], places[..., 2] = torch.arange(height)[:, None], torch.arange(width)[None]
     return {
-        "hidden_states": _noise(1, side * side, 16),
-        "encoder_hidden_states": _noise(1, 16, 64),
+        "hidden_states": _noise(1, height * width, 16),
+        "encoder_hidden_states": _noise(1, words, 64),
         "pooled_projections": _noise(1, 32),
-        "img_ids": ids.float(),
-        "txt_ids": torch.zeros(16, 3),
+        "img_ids": places.flatten(0, 1),
+        "txt_ids": torch.zeros(words, 3),
     }
 
 

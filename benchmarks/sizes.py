@@ -22,17 +22,18 @@ import argparse
 import statistics
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
-from diffusers import FluxTransformer2DModel, WanTransformer3DModel
 from rich.console import Console
 from rich.progress import track
 
 import pab_compile
-from pab_compile.compile import build as compile_build
+from pab_compile.compile import parts
+
+from .families import FAMILIES, make
 
 RESULTS = Path(__file__).parent / "results" / "sizes.md"
 STEADY = RESULTS.with_name("steady_sizes.md")
@@ -46,68 +47,8 @@ HEAD = [
 ]
 
 
-class Sized(NamedTuple):
-    """A model, and its inputs at a size.
-
-    Attributes:
-        build: makes the model with a number of blocks.
-        inputs: words, height, width -> arguments without the timestep; the latents come first.
-    """
-
-    build: Callable[[int], torch.nn.Module]
-    inputs: Callable[[int, int, int], dict[str, torch.Tensor]]
-
-
-def _wan(blocks: int) -> torch.nn.Module:
-    return WanTransformer3DModel(
-        patch_size=(1, 2, 2),
-        num_attention_heads=2,
-        attention_head_dim=12,
-        in_channels=4,
-        out_channels=4,
-        text_dim=16,
-        freq_dim=32,
-        ffn_dim=48,
-        num_layers=blocks,
-        rope_max_seq_len=64,
-    )
-
-
-def _wan_inputs(words: int, height: int, width: int) -> dict[str, torch.Tensor]:
-    return {
-        "hidden_states": torch.randn(1, 4, 3, height, width),
-        "encoder_hidden_states": torch.randn(1, words, 16),
-    }
-
-
-def _flux(blocks: int) -> torch.nn.Module:
-    return FluxTransformer2DModel(
-        patch_size=1,
-        in_channels=16,
-        num_layers=blocks // 3,
-        num_single_layers=blocks - blocks // 3,
-        attention_head_dim=16,
-        num_attention_heads=2,
-        joint_attention_dim=32,
-        pooled_projection_dim=32,
-        axes_dims_rope=(4, 6, 6),
-    )
-
-
-def _flux_inputs(words: int, height: int, width: int) -> dict[str, torch.Tensor]:
-    rows, columns = torch.arange(height // 2)[:, None], torch.arange(width // 2)[None]
-    places = torch.zeros(height // 2, width // 2, 3)
-    places[..., 1], places[..., 2] = rows, columns
-    return {
-        "hidden_states": torch.randn(1, height * width // 4, 16),
-        "encoder_hidden_states": torch.randn(1, words, 32),
-        "pooled_projections": torch.randn(1, 32),
-        "txt_ids": torch.zeros(words, 3),
-        "img_ids": places.flatten(0, 1),
-    }
-
-
-MODELS = {"Wan": Sized(_wan, _wan_inputs), "Flux": Sized(_flux, _flux_inputs)}
+NAMES = ("Wan", "Flux")
+HEAD_DIM = 16
 
 
 def step_seconds(model: Any, inputs: dict[str, torch.Tensor]) -> list[float]:
@@ -157,16 +98,15 @@ def steady(opened: Any, alone: Any, inputs: dict[str, torch.Tensor], console: Co
 
 def table(name: str, blocks: int, inner: str, console: Console) -> list[str]:
     """The lines of one model."""
-    sized, captured = MODELS[name], _counted_captures()
+    family, captured = FAMILIES[name], _counted_captures()
     torch.compiler.reset()
-    torch.manual_seed(0)
-    model = sized.build(blocks).eval().requires_grad_(False)
+    model = make(family, blocks, HEAD_DIM)
     options: dict[str, Any] = {"inner": inner, "ranges": f"linear{RANGE}"}
     pab = torch.compile(model, backend="pab", options=options)
     stock = torch.compile(model, backend=inner)
     lines = []
     for size in track(SIZES, description=name, console=console):
-        inputs = sized.inputs(*size)
+        inputs = family.inputs(*size)
         first, again = (seconds(stock, inputs) for _ in range(2))
         captured.clear()
         ours, ours_again = (seconds(pab, inputs) for _ in range(2))
@@ -174,15 +114,14 @@ def table(name: str, blocks: int, inner: str, console: Console) -> list[str]:
         lines.append(f"| {', '.join(map(str, size))} | {times} | {len(captured)} |")
         console.print(lines[-1], highlight=False)
     alone = torch.compile(model, backend="pab", options=dict(options), dynamic=False)
-    return [*lines, "", *steady(pab, alone, sized.inputs(*SIZES[-1]), console)]
+    return [*lines, "", *steady(pab, alone, family.inputs(*SIZES[-1]), console)]
 
 
 def only_steady(name: str, blocks: int, inner: str, console: Console) -> list[str]:
     """The lines of one model that compare pieces for all sizes with those for one."""
-    sized, examples = MODELS[name], [MODELS[name].inputs(*size) for size in (SIZES[0], SIZES[-1])]
+    examples = [FAMILIES[name].inputs(*size) for size in (SIZES[0], SIZES[-1])]
     torch.compiler.reset()
-    torch.manual_seed(0)
-    model = sized.build(blocks).eval().requires_grad_(False)
+    model = make(FAMILIES[name], blocks, HEAD_DIM)
     options: dict[str, Any] = {"inner": inner, "ranges": f"linear{RANGE}"}
     opened, alone = (
         torch.compile(model, backend="pab", options=dict(options), dynamic=dynamic)
@@ -197,17 +136,17 @@ def only_steady(name: str, blocks: int, inner: str, console: Console) -> list[st
 def _counted_captures() -> list[None]:
     """A list that gets an element whenever a graph is captured."""
     found: list[None] = []
-    capture = compile_build.capture
+    capture = parts.capture
 
     def counting(*args: Any) -> Any:
         found.append(None)
         return capture(*args)
 
-    compile_build.capture = counting
+    parts.capture = counting
     return found
 
 
-def main() -> None:
+def main(given: Sequence[str] | None = None) -> None:
     """Print the tables."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.sizes", description=__doc__)
     parser.add_argument("names", nargs="*", metavar="NAME", help="models; all unless given")
@@ -215,13 +154,13 @@ def main() -> None:
     parser.add_argument("--inner", default="inductor", help="the inner compiler: or eager")
     parser.add_argument("--steady", action="store_true", help="only the speed afterwards")
     parser.add_argument("--write", action="store_true", help=f"write {RESULTS.name}")
-    args = parser.parse_args()
+    args = parser.parse_args(given)
     console = Console()
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
     torch.compiler.config.recompile_limit = 64
     lines: list[str] = []
-    for name in args.names or MODELS:
+    for name in args.names or NAMES:
         lines += [f"## {name}, {args.blocks} blocks, {args.inner}", ""]
         if args.steady:
             lines += [*only_steady(name, args.blocks, args.inner, console), ""]

@@ -15,6 +15,7 @@ from pab_compile.errors import InvariantError, PabError, UnsupportedModelError
 from pab_compile.passes.errors import NoTimestepError
 from pab_compile.passes.graph.capture import break_reason
 from pab_compile.passes.graph.inputs import Inputs, callers_name_of
+from pab_compile.passes.graph.join import at_all_sizes, earlier_sizes
 from pab_compile.passes.graph.measured import measure
 from pab_compile.passes.graph.number_inputs import take_numbers
 from pab_compile.passes.graph.open_sizes import SizeInputs
@@ -24,6 +25,7 @@ from pab_compile.passes.sites.site import OUTPUT
 from .calibration.observe import current_observer
 from .compile.build import compile_program, plain_program
 from .compile.call_roles import roles_of_call
+from .compile.collecting import collector_paused
 from .compile.compile_log import CompileLog
 from .compile.lower import PieceCompiler
 from .compile.number_clocks import NUMBER_WAS_NEW, number_clocks
@@ -62,8 +64,8 @@ def pab(
     Args:
         graph_module: Dynamo's graph.
         example_inputs: show which inputs are numbers. The graph is captured at its first call.
-        options: see ``pab_compile.Options``. A mapping, an ``Options`` object, JSON text or a JSON
-            file.
+        options: see ``pab_compile.Options``. A mapping, an ``Options`` object, JSON or YAML
+            text, or a file.
         mode: the ``mode`` of ``torch.compile``, for Inductor.
 
     Returns:
@@ -95,7 +97,7 @@ class CompiledGraph:
         self._given = (options, mode)
         self._programs = ProgramStore()
         self._sizes = SizeInputs.of(self._graph_module)
-        self._open: dict[tuple[Any, ...], list[CompiledProgram]] = {}
+        self._open: dict[tuple[Any, ...], list[Runnable]] = {}
         self._progress = CompileProgress()
         self._agreement = Agreement(self._graph_module, options)
         self._whole_forward = WholeForward()
@@ -151,7 +153,7 @@ class CompiledGraph:
             placed=self._placed(forward, form),
             num_samples=None if observer is None else observer.num_samples,
             form=form,
-            has_open_sizes=bool(self._sizes.places),
+            has_open_sizes=bool(self._sizes.places or earlier_sizes(origins)),
             shown=functools.partial(self._shown, forward),
             number=len(forward.visited),
         )
@@ -200,13 +202,17 @@ class CompiledGraph:
         return program
 
     def _key(self, request: Request) -> tuple[Any, ...]:
-        return (*self._open_key(request), self._inputs.specialisation(request.args))
+        inputs = request.origins, self._inputs.specialisation(request.args)
+        return (*self._other_facts(request), *inputs)
 
     def _open_key(self, request: Request) -> tuple[Any, ...]:
         """What a program depends on besides the open sizes."""
+        return (*self._other_facts(request), at_all_sizes(request.origins))
+
+    def _other_facts(self, request: Request) -> tuple[Any, ...]:
+        """What a program depends on besides its inputs."""
         return (
             request.alone,
-            request.origins,
             request.volatile,
             request.stepping,
             request.num_samples,
@@ -236,7 +242,7 @@ class CompiledGraph:
 
     def _logged(self, request: Request, team: Team | None) -> Runnable:
         """Compile the program on this rank, and prepare its line in the log."""
-        with self._log.compiling(request, self._settings.compiler) as entry:
+        with self._log.compiling(request, self._settings.compiler) as entry, collector_paused():
             entry.program = self._compile(request, team)
             return entry.program
 
@@ -275,13 +281,14 @@ class CompiledGraph:
     def _for_sizes(self, request: Request) -> Runnable:
         """A program for the sizes of a request: of one for other sizes, if there is one."""
         others = self._open.setdefault(self._open_key(request), [])
-        sizes = self._sizes.values(request.args)
+        sizes = (*self._sizes.values(request.args), *earlier_sizes(request.origins))
         for other in others:
-            if other.at_sizes is not None and (found := other.at_sizes(sizes)) is not None:
+            found = other.at_sizes(sizes, request.origins) if other.at_sizes else None
+            if found is not None:
                 return found
         may_open = request.has_open_sizes and len(others) < _MAX_OPEN
         program = compile_program(replace(request, has_open_sizes=may_open), self._settings)
-        if isinstance(program, CompiledProgram) and program.at_sizes is not None:
+        if program.at_sizes is not None:
             others.append(program)
         return program
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, replace
@@ -15,6 +14,7 @@ from pab_compile.errors import OptionError
 from pab_compile.passes.sites.site import CUTS, KINDS, OUTPUT
 
 from .dynamo import known_modes
+from .option_text import read_text
 from .option_values import (
     check_axes,
     check_choice,
@@ -25,7 +25,7 @@ from .option_values import (
 )
 from .plans.budget import DEFAULT_BUDGET, Budget, check_budget
 from .plans.cache_dtype import AUTO, dtype_of
-from .plans.hints import option_meant, options_meant
+from .plans.hints import option_meant
 from .plans.keeping import Keeping
 from .plans.live import LivePlan
 from .plans.plan import CallablePlan, Plan, RangePlan
@@ -168,7 +168,7 @@ class Options:
 
 
 GivenOptions = Options | Mapping[str, Any] | str | Path | None
-"""Options as a user may give them: as an object, a mapping, JSON text, or a JSON file."""
+"""Options as a user may give them: as an object, a mapping, JSON or YAML text, or a file."""
 
 
 def read_options(options: GivenOptions) -> dict[str, Any]:
@@ -176,10 +176,10 @@ def read_options(options: GivenOptions) -> dict[str, Any]:
 
     Args:
         options: a mapping; an ``Options`` object, in which a field with its default value counts as
-            not given; JSON text, which begins with ``{``; or the path of a JSON file.
+            not given; JSON or YAML text, or the path of a file (``option_text.read_text``).
 
     Raises:
-        OptionError: they are none of these, or the JSON is malformed.
+        OptionError: they are none of these, or the text is malformed.
     """
     if options is None:
         return {}
@@ -195,19 +195,7 @@ def read_options(options: GivenOptions) -> dict[str, Any]:
         raise OptionError(
             f"options are a mapping, an Options object, JSON text or a JSON file, got {options!r}."
         )
-    text, where = str(options), "The text of options"
-    if meant := options_meant(text):
-        raise OptionError(f"options={text!r} is no mapping, no JSON text and no file. {meant}")
-    try:
-        if isinstance(options, Path) or not text.lstrip().startswith("{"):
-            where = f"The options file {text!r}"
-            text = Path(options).read_text(encoding="utf-8")
-        content = json.loads(text)
-    except (OSError, ValueError, RecursionError) as error:
-        raise OptionError(f"{where} cannot be read as JSON: {error}") from error
-    if not isinstance(content, dict):
-        raise OptionError(f"{where} is no JSON object with options: {content!r}.")
-    return content
+    return read_text(options)
 
 
 def parse_options(options: GivenOptions, mode: str | None = None) -> Options:

@@ -32,7 +32,7 @@ LAYERS: dict[str, tuple[tuple[str, ...], ...]] = {
         ("passes",),
         ("errors", "dynamo"),
         ("plans", "denoisers"),
-        ("option_values",),
+        ("option_values", "option_text"),
         ("options", "report"),
         ("runtime",),
         ("calibration", "ranks"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import pytest
 
 from pab_compile.errors import OptionError, PabError, RanksError
-from pab_compile.options import Options, parse_options
+from pab_compile.options import Options, parse_options, read_options
 from pab_compile.passes.sites.site import KINDS, Site
 from pab_compile.plans.hints import near_miss
 from pab_compile.plans.plan import COMPUTE, CallablePlan, RangePlan
@@ -103,6 +104,34 @@ def test_a_file_is_a_plan(tmp_path: Path) -> None:
         plan = parse_options({"plan": given}).make_plan()
         assert isinstance(plan, TablePlan)
         assert plan.entries == {"a": (COMPUTE, 0)}
+
+
+def test_options_may_be_yaml(tmp_path: Path) -> None:
+    text = "ranges: {spatial: 2}\nwindow: [0, 9]\ncoalesce: true\n"
+    (tmp_path / "pab.yaml").write_text(text)
+    for given in (text, tmp_path / "pab.yaml", str(tmp_path / "pab.yaml")):
+        parsed = parse_options(given)
+        assert (parsed.ranges, parsed.coalesce) == ({"spatial": 2}, True), given
+    assert read_options("level: off") == {"level": "off"}, "a level, no truth value"
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("ranges: {spatial: 2", "cannot be read as YAML"),
+        ("- ranges\n- latte\n", "no YAML object"),
+        ("ranges: !!python/object/apply:os.getcwd []", "cannot be read as YAML"),
+    ],
+)
+def test_yaml_that_states_no_options_is_refused(text: str, words: str) -> None:
+    with pytest.raises(OptionError, match=words):
+        parse_options(text)
+
+
+def test_yaml_without_pyyaml_says_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "yaml", None)
+    with pytest.raises(OptionError, match="pip install pyyaml"):
+        parse_options("ranges: linear3")
 
 
 def test_what_was_given_is_not_changed_and_changes_nothing_later() -> None:

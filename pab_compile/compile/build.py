@@ -5,7 +5,6 @@ The steps are: capture, analyse, rewrite, lower. ``program`` holds what runs aft
 
 from __future__ import annotations
 
-import hashlib
 import logging
 from collections.abc import Sequence
 from dataclasses import replace
@@ -16,15 +15,10 @@ from pab_compile.errors import ObservationError, ShardingError, UnsupportedModel
 from pab_compile.options import FIRST_RANK, Options
 from pab_compile.passes.errors import NotTracedError
 from pab_compile.passes.graph import ir
-from pab_compile.passes.graph.capture import capture
 from pab_compile.passes.graph.flops import count_flops
-from pab_compile.passes.graph.fused import put_together
-from pab_compile.passes.graph.join import Eager, Given, Made, Origin, Part
+from pab_compile.passes.graph.join import Eager, Given, Origin, Part
 from pab_compile.passes.graph.open_sizes import NotOpenError, OpenSizes, resize
 from pab_compile.passes.graph.opening import Opener
-from pab_compile.passes.graph.outline import copy_graph
-from pab_compile.passes.graph.structure import structure_key
-from pab_compile.passes.graph.tracing import trace
 from pab_compile.passes.parallel.overlap import Overlap
 from pab_compile.passes.parallel.shard import Grid
 from pab_compile.passes.parallel.shard_tokens import ShardTokens, refuse_own_exchanges
@@ -56,13 +50,13 @@ from .analysis import (
     untraced_finding,
     with_flops,
 )
-from .compile_log import timed
 from .executor import Executor
 from .learn_sizes import learn_sizes
+from .open_whole import plain_part
+from .parts import captured_part, place_of, placed_at
 from .program import CompiledProgram, InputRoles, PlainProgram, Runnable
 from .request import Request
 from .settings import Settings
-from .trace_store import stored_trace
 from .untraced import untraced
 
 _log = logging.getLogger(__name__)
@@ -81,7 +75,7 @@ def compile_program(request: Request, settings: Settings) -> Runnable:
     _check(request)
     settings = settings.for_form(request.form).with_stepping(request.clock, request.stepping)
     try:
-        part = _captured(request, settings)
+        part = captured_part(request, settings)
     except UnsupportedModelError as error:
         found = _untraced(request, settings) if isinstance(error, NotTracedError) else None
         if found is not None:
@@ -91,10 +85,11 @@ def compile_program(request: Request, settings: Settings) -> Runnable:
         return plain_program(request, settings, str(error))
     if learn_sizes(part.graph_module, request, settings):
         try:
-            return _compiled(part, request, settings)
+            sizes = ir.open_sizes(part.graph_module).given
+            return _compiled(replace(part, sizes=sizes), request, settings)
         except NotOpenError as error:
             _log.info("compiled for these sizes alone: %s", error)
-            part = _captured(request, settings)
+            part = captured_part(request, settings)
     return _compiled(part, request, settings)
 
 
@@ -108,9 +103,7 @@ def _compiled(part: Part, request: Request, settings: Settings) -> Runnable:
     program, found = _analysed(part, request, settings, dumper)
     once = program is not None and not request.is_observed and only_hoists(program, settings.plan)
     if program is None or not (once or has_sites(program, settings.plan)):
-        whole = copy_graph(part.graph_module)  # inner compilers rewrite what they are given
-        put_together(whole)
-        return PlainProgram(part, settings.compiler.compile(whole, structure_key(whole)), found)
+        return plain_part(part, request, settings, found)
     if request.is_observed:
         settings = replace(settings, plan=NOTHING, live=None)
     reusable = (site for site in program.sites if site.can_broadcast)
@@ -132,7 +125,9 @@ def _compiled(part: Part, request: Request, settings: Settings) -> Runnable:
     if opened is None:
         return compiled
 
-    def at_sizes(sizes: tuple[int, ...]) -> CompiledProgram | None:
+    def at_sizes(
+        sizes: tuple[int, ...], origins: tuple[Origin | None, ...]
+    ) -> CompiledProgram | None:
         if not opened.admits(sizes):
             return None
         resize(part.graph_module, sizes)
@@ -146,8 +141,9 @@ def _compiled(part: Part, request: Request, settings: Settings) -> Runnable:
         said = {merged_line(site): merged_line(resized) for site, resized in pairs if site.parts}
         shown = replace(shown, notes=tuple(said.get(note, note) for note in found.notes))
         adopting = _adopting(request, settings, shown, now, then, is_exact)
-        resized = executor.at(sizes, then.sites)
-        return CompiledProgram(part, shown, resized, roles, compilation, None, adopting)
+        resized = executor.at(sizes, then.sites, place_of(origins))
+        placed = placed_at(part, sizes, origins, request.alone)
+        return CompiledProgram(placed, shown, resized, roles, compilation, None, adopting)
 
     compiled.at_sizes = at_sizes
     return compiled
@@ -177,7 +173,7 @@ def _untraced(request: Request, settings: Settings) -> CompiledProgram | None:
     graph = None if roles is None or request.is_observed else untraced(request.graph, request.args)
     if roles is None or graph is None:
         return None
-    place, in_timesteps = _place_of(request.origins), settings.options.predict_in == "timestep"
+    place, in_timesteps = place_of(request.origins), settings.options.predict_in == "timestep"
     decides = None if settings.live else plan
     keeping = settings.options.keeping
     executor = Executor(graph, settings.compiler, decides, place, (), in_timesteps, keeping)
@@ -225,27 +221,6 @@ def _check(request: Request) -> None:
             "Sizes in this model depend on values (nonzero, item), so they could differ between "
             "the ranks that share its tokens. Compute them before the call, or run on one rank."
         )
-
-
-def _captured(request: Request, settings: Settings) -> Part:
-    """Capture the graph and give it an identity, by which later graphs refer to it."""
-    with timed("capture"):
-        tracer = stored_trace if settings.compiler.caches_on_disk else trace
-        captured = capture(request.graph, request.args, tracer)
-    # A graph that is alone has no later graphs.
-    identity = "" if request.alone else f"{structure_key(captured)} {_place_of(request.origins)}"
-    digest = hashlib.sha256(identity.encode()).hexdigest()
-    return Part(captured, request.origins, request.volatile, digest)
-
-
-def _place_of(origins: Sequence[Origin | None]) -> str:
-    """What distinguishes a graph from equal graphs at other places of a forward: its inputs."""
-    words = [
-        f"{origin.part.identity}.{origin.position}" if isinstance(origin, Made) else str(origin)
-        for origin in origins
-        if origin is not None
-    ]
-    return " ".join(words)
 
 
 def _analysed(
@@ -387,7 +362,7 @@ def _lowered(
         program.graph_module,
         settings.compiler,
         None if settings.live else settings.plan,
-        _place_of(request.origins),
+        place_of(request.origins),
         uncut,
         settings.options.predict_in == "timestep",
         settings.options.keeping,

@@ -93,12 +93,13 @@ class Executor:
         self._constants = dict(cut_graph.named_buffers(recurse=False))
         self._lower(cut_graph, place, Lowering(cut_graph, compiler, opener))
 
-    def at(self, sizes: tuple[int, ...], sites: Sequence[Site]) -> Executor:
+    def at(self, sizes: tuple[int, ...], sites: Sequence[Site], place: str) -> Executor:
         """What runs the same pieces at other sizes.
 
         Args:
             sizes: the open sizes.
             sites: all sites of the graph at these sizes.
+            place: as for the executor, at these sizes.
         """
         named = {site.name: site for site in sites}
         other = copy.copy(self)
@@ -106,6 +107,7 @@ class Executor:
         other.sites = [named[site.name] for site in self.sites]
         other.uncut = [named[site.name] for site in self.uncut]
         other._claimed = None
+        other._place = place
         other._returns = [(place, at_size(always, sizes)) for place, always in self._open_returns]
         other.identity = other._identified()
         return other

@@ -12,9 +12,10 @@ from functools import partial
 
 from torch import fx
 
+from pab_compile.passes.graph import ir
 from pab_compile.passes.graph.capture import capture
-from pab_compile.passes.graph.join import Eager
-from pab_compile.passes.graph.open_sizes import NotOpenError, SizeInputs
+from pab_compile.passes.graph.join import earlier_sizes
+from pab_compile.passes.graph.open_sizes import NotOpenError, OpenSizes, SizeInputs
 from pab_compile.passes.graph.other_sizes import at_sizes
 from pab_compile.passes.graph.unify import Known, KnownCaptures, unify
 
@@ -37,15 +38,17 @@ def learn_sizes(captured: fx.GraphModule, request: Request, settings: Settings) 
     Returns:
         Whether the graph has open sizes now.
     """
-    if not request.alone:
-        return False
     where = SizeInputs.of(request.graph)
     given = where.values(request.args)
     others = _captures.add(Known(captured, dict(zip(where.sources, given, strict=True))))
     if not _may_open(request, settings):
         return False
     try:
-        unify(captured, others, request.graph, given, partial(_captured_at, request))
+        if given:
+            unify(captured, others, request.graph, given, partial(_captured_at, request))
+        else:
+            ir.set_open_sizes(captured, OpenSizes.begin((), ()))
+        ir.open_sizes(captured).extend(earlier_sizes(request.origins))
     except NotOpenError as error:
         _in_vain.add(request.graph)
         _log.info("compiled for these sizes alone: %s", error)
@@ -70,5 +73,5 @@ def _may_open(request: Request, settings: Settings) -> bool:
     """Whether a graph may be compiled for all sizes that Dynamo leaves open."""
     if request.is_observed or request.grid is not None:
         return False
-    is_made = any(isinstance(origin, Eager) for origin in request.origins)
-    return request.has_open_sizes and settings.compiler.opens_sizes and not is_made
+    is_measured = any(map(ir.is_eager, ir.placeholders(request.graph.graph)))
+    return request.has_open_sizes and settings.compiler.opens_sizes and not is_measured

@@ -21,6 +21,7 @@ import torch
 from torch import fx
 
 from pab_compile.passes.graph.opening import OpenPiece
+from pab_compile.passes.graph.tracing import with_code
 
 from .background import WarmingFunction
 from .lazy_function import Function, LazyFunction
@@ -148,7 +149,7 @@ class PieceCompiler:
 
         def compiled(args: Sequence[Any]) -> Function:
             start = time.perf_counter()
-            function = self._run_inner(graph_module, args, piece)
+            function = self._run_inner(with_code(graph_module), args, piece)
             self.compile_seconds += time.perf_counter() - start
             self._progress.finish_piece()
             return function

@@ -13,7 +13,7 @@ from pab_compile.calibration.observe import Probed, current_observer
 from pab_compile.calibration.stopwatch import now
 from pab_compile.passes.axes.stated import is_named
 from pab_compile.passes.graph import ir
-from pab_compile.passes.graph.join import Part
+from pab_compile.passes.graph.join import Origin, Part
 from pab_compile.passes.sites.site import Site
 from pab_compile.plans.form import Form
 from pab_compile.plans.schedule import Schedule
@@ -45,6 +45,21 @@ _REPEATED = (
 )
 
 
+class AtSizes(Protocol):
+    """Makes a program of one for other sizes."""
+
+    def __call__(
+        self, sizes: tuple[int, ...], origins: tuple[Origin | None, ...]
+    ) -> Runnable | None:
+        """The program for these sizes; None if the one for other sizes does not show it.
+
+        Args:
+            sizes: the open sizes of the graph, then those of the graphs that feed it.
+            origins: where its inputs come from.
+        """
+        ...
+
+
 class Restate(Protocol):
     """Compiles a graph again."""
 
@@ -55,6 +70,8 @@ class Restate(Protocol):
 
 class Runnable(Ran, Protocol):
     """A graph of a forward, ready to run."""
+
+    at_sizes: AtSizes | None
 
     def __call__(
         self,
@@ -82,12 +99,17 @@ class PlainProgram:
             then ``function`` takes Dynamo's inputs.
         function: computes the graph.
         finding: what was found in the graph, with the reason why nothing is reused.
+
+    Attributes:
+        at_sizes: makes the program for other open sizes, and for inputs of these origins; gives
+            None where this one shows nothing.
     """
 
     def __init__(self, part: Part | None, function: Callable[..., Any], finding: Finding) -> None:
         self.part = part
         self.sites: Sequence[Site] = ()
         self.finding = finding
+        self.at_sizes: AtSizes | None = None
         self._function = function
 
     def __call__(
@@ -159,7 +181,7 @@ class CompiledProgram:
 
     Attributes:
         roles: as given.
-        at_sizes: makes the program for other open sizes; gives None where this one shows nothing.
+        at_sizes: as for a plain program.
     """
 
     def __init__(
@@ -177,7 +199,7 @@ class CompiledProgram:
         branches = [single for site in executor.sites for single in site.singles]
         self.sites: Sequence[Site] = branches or executor.uncut
         self.roles = roles
-        self.at_sizes: Callable[[tuple[int, ...]], CompiledProgram | None] | None = None
+        self.at_sizes: AtSizes | None = None
         self._executor = executor
         self._compilation = compilation
         self._probed = probed

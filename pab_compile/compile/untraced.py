@@ -16,6 +16,7 @@ from torch import fx
 
 from pab_compile.errors import UnsupportedModelError
 from pab_compile.passes.graph.inputs import Inputs, with_constant_numbers
+from pab_compile.passes.graph.tracing import module_of
 from pab_compile.passes.rewrite.broadcast import StepBranch
 from pab_compile.passes.sites.site import OUTPUT, Site
 from pab_compile.runtime.clock import version_of
@@ -93,4 +94,4 @@ def untraced(dynamo_graph: fx.GraphModule, args: Sequence[Any]) -> fx.GraphModul
     call = graph.call_module(OUTPUT, tuple(given))
     values = [graph.call_function(operator.getitem, (call, i)) for i in range(len(returned))]
     graph.output(tuple(values))
-    return fx.GraphModule({OUTPUT: UntracedBranch(site, whole, len(returned))}, graph)
+    return module_of({OUTPUT: UntracedBranch(site, whole, len(returned))}, graph)

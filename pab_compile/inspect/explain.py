@@ -21,6 +21,7 @@ from pab_compile.compile.analysis import (
     with_flops,
 )
 from pab_compile.compile.call_roles import roles_of_call
+from pab_compile.compile.collecting import collector_paused
 from pab_compile.compile.number_clocks import number_error
 from pab_compile.compile.untraced import untraced
 from pab_compile.denoisers import denoisers_of, is_pipeline, what_it_is
@@ -108,7 +109,7 @@ def explain(
     if owner is not None and "forward" in vars(owner):  # a hook is around it
         forward = owner._call_impl
     try:
-        with torch.no_grad():
+        with torch.no_grad(), collector_paused():
             trace_once(forward, *arguments, survey.run)
         return survey.explanation()
     except NoTimestepError as error:

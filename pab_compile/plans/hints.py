@@ -12,6 +12,9 @@ from pab_compile.passes.sites.site import KINDS
 from .levels import LEVELS
 from .presets import PRESETS
 
+YAML_ENDS = (".yaml", ".yml")
+"""How the name of a YAML file ends."""
+
 
 def near_miss(name: str, known: Iterable[str]) -> str:
     """A hint for a misspelt name, and the list of the known names."""
@@ -28,7 +31,7 @@ def options_meant(text: str) -> str:
         return f'It is a preset: options={{"ranges": "{name.lower()}"}}.'
     if name.lower() in LEVELS:
         return f'It is a level: pab_compile.enable(pipe, "{name.lower()}").'
-    if name.startswith("{") or name.endswith(".json") or os.path.exists(name):
+    if name.startswith("{") or name.endswith((".json", *YAML_ENDS)) or os.path.exists(name):
         return ""
     return 'Give a dict such as options={"ranges": "linear3"}, the same as JSON text, or a file.'
 

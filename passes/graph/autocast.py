@@ -29,6 +29,7 @@ from pab_compile.passes.errors import OR_OUTPUT, NotTracedError
 
 from . import ir
 from .ops import PARTS, SPLITS, VIEWS
+from .tracing import module_of
 
 _ENTER, _EXIT = "_enter_autocast", "_exit_autocast"
 _CAST = torch.ops.aten._to_copy.default
@@ -65,7 +66,7 @@ def cast_explicitly(
     values: dict[fx.Node, fx.Node] = {}
     for node in static_graph.graph.nodes:
         values[node] = graph.node_copy(node, values.__getitem__)
-    result = fx.GraphModule(static_graph, graph)
+    result = module_of(static_graph, graph)
     for node in graph.nodes:
         if ir.op_name(node) == _ENTER and torch.is_autocast_enabled(str(node.args[0])):
             raise _refused(node, "the model is called under autocast already")

@@ -11,6 +11,7 @@ import torch
 from torch import fx
 
 from . import ir
+from .tracing import module_of
 from .wrapped import is_wrapped, plain_tensors
 
 _PLACES = re.compile(r"(\[\d+\])+$")
@@ -129,7 +130,7 @@ def with_constant_numbers(
             known[node] = known[node.args[0]]
             continue
         known[node] = graph.node_copy(node, known.__getitem__)
-    return fx.GraphModule(dynamo_graph, graph)
+    return module_of(dynamo_graph, graph)
 
 
 def callers_name_of(node: fx.Node) -> str:

@@ -71,6 +71,7 @@ def set_value(node: fx.Node, val: Any) -> None:
     """Record the fake value of a node that a pass created."""
     node.meta["val"] = val
     node.meta.pop(_LAYOUTS, None)
+    node.meta.pop(_COUNTED, None)
 
 
 def open_sizes(graph_module: fx.GraphModule) -> Any:
@@ -411,6 +412,8 @@ def calls(graph: fx.Graph) -> Iterator[fx.Node]:
 
 def unknown_sizes(example: Any) -> set[Any]:
     """Symbols of sizes that depend on values, in the example of a node."""
+    if isinstance(example, torch.Tensor) and all(type(size) is int for size in example.shape):
+        return set()
     from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
 
     return set(free_unbacked_symbols(example))

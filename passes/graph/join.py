@@ -12,13 +12,16 @@ Only facts are transferred to the graph itself. That graph alone is rewritten an
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import fx
 
 from . import ir
+from .open_sizes import OpenSizes, renumber
+from .size import Size
+from .tracing import module_of
 
 _NAMELESS = ("___stack", "l___stack")  # a value on Python's stack when the graph broke
 
@@ -57,12 +60,20 @@ class Part:
         origins: one per placeholder; None for parameters and buffers.
         volatile: placeholders that may change between the graphs, unseen by this library.
         identity: distinguishes it from equal graphs at other places of the forward.
+        sizes: the open sizes that it runs at, its own ones first; none if it has no open sizes.
     """
 
     graph_module: fx.GraphModule
     origins: tuple[Origin | None, ...]
     volatile: frozenset[int] = frozenset()
     identity: str = ""
+    sizes: tuple[int, ...] = ()
+
+    @property
+    def own_sizes(self) -> tuple[int, ...]:
+        """Those of the sizes that are no earlier graph's."""
+        opened: OpenSizes | None = ir.open_sizes(self.graph_module)
+        return self.sizes[: opened.num_own] if opened is not None else ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,9 +100,10 @@ def join(last: Part) -> Joined:
         for node, origin in zip(ir.placeholders(graph), last.origins, strict=True):
             _describe(node, origin)
         return Joined(last.graph_module, {node: node for node in graph.nodes})
-    joiner = _Joiner()
-    for part in _in_order(last):
-        joiner.add(part)
+    joiner = _Joiner(ir.open_sizes(last.graph_module))
+    for part in earlier(last.origins):
+        joiner.add_earlier(part)
+    joiner.add(last)
     nodes = joiner.nodes[last]
     results = ir.output_node(last.graph_module.graph).args[0]
     joiner.graph.output(fx.map_arg(results, nodes.__getitem__))
@@ -100,32 +112,66 @@ def join(last: Part) -> Joined:
     for placeholder in ir.placeholders(joiner.graph):
         if not placeholder.users and placeholder not in own:
             joiner.graph.erase_node(placeholder)
-    return Joined(fx.GraphModule(joiner.root, joiner.graph), nodes)
+    return Joined(module_of(joiner.root, joiner.graph), nodes)
 
 
-def _in_order(last: Part) -> list[Part]:
-    """A graph and all graphs that feed it, in an order of data flow."""
+def earlier(origins: Iterable[Origin | None]) -> list[Part]:
+    """All graphs that feed a graph whose inputs have these origins, in an order of data flow."""
     ordered: list[Part] = []
 
-    def visit(part: Part) -> None:
-        for origin in part.origins:
+    def visit(origins: Iterable[Origin | None]) -> None:
+        for origin in origins:
             if isinstance(origin, Made) and origin.part not in ordered:
-                visit(origin.part)
-        ordered.append(part)
+                visit(origin.part.origins)
+                ordered.append(origin.part)
 
-    visit(last)
+    visit(origins)
     return ordered
 
 
-class _Joiner:
-    """The joined graph so far."""
+def earlier_sizes(origins: Iterable[Origin | None]) -> tuple[int, ...]:
+    """The open sizes of all graphs that feed a graph, in the order of ``earlier``."""
+    return tuple(size for part in earlier(origins) for size in part.own_sizes)
 
-    def __init__(self) -> None:
+
+def at_all_sizes(origins: Sequence[Origin | None]) -> Hashable:
+    """The origins without the open sizes: equal for graphs of one way through a forward."""
+    parts = earlier(origins)
+    number = {part: index for index, part in enumerate(parts)}
+
+    def described(origins: Iterable[Origin | None]) -> tuple[Hashable, ...]:
+        return tuple(
+            (number[each.part], each.position) if isinstance(each, Made) else each
+            for each in origins
+        )
+
+    graphs = tuple((part.graph_module, described(part.origins)) for part in parts)
+    return graphs, described(origins)
+
+
+class _Joiner:
+    """The joined graph so far.
+
+    Args:
+        opened: the open sizes of the last graph. The numbers of earlier ones follow from them too.
+    """
+
+    def __init__(self, opened: OpenSizes | None) -> None:
+        self._opened = opened
+        self._num_sizes = opened.num_own if opened is not None else 0
+        self._number: Callable[[Size], int] | None = None
         self.graph = fx.Graph()
         self.root = torch.nn.Module()
         self._inputs: dict[Origin, fx.Node] = {}
         self.nodes: dict[Part, dict[fx.Node, fx.Node]] = {}
         self._last_input: fx.Node | None = None
+
+    def add_earlier(self, part: Part) -> None:
+        """Append a graph that runs at other sizes than those it was captured at, or at these."""
+        if part.sizes:
+            self._number = self._number_of(part)
+        self.add(part)
+        self._number = None
 
     def add(self, part: Part) -> None:
         """Append a graph."""
@@ -139,14 +185,31 @@ class _Joiner:
             if node.op == "get_attr":
                 self._hold(part, node, nodes)
             elif node.op == "call_function":
-                nodes[node] = self.graph.node_copy(node, nodes.__getitem__)
+                nodes[node] = self._copied(node, nodes)
         self.nodes[part] = nodes
+
+    def _copied(self, node: fx.Node, nodes: Mapping[fx.Node, fx.Node]) -> fx.Node:
+        copy = self.graph.node_copy(node, nodes.__getitem__)
+        if self._number is not None:
+            renumber(copy, self._number)
+        return copy
+
+    def _number_of(self, part: Part) -> Callable[[Size], int]:
+        """What takes the place of a size of an earlier graph."""
+        theirs: OpenSizes = ir.open_sizes(part.graph_module)
+        opened, first = self._opened, self._num_sizes
+        if opened is None:
+            return lambda size: theirs.at(size.expression, part.sizes)
+        self._num_sizes += theirs.num_own
+        own = opened.symbols[first : self._num_sizes]
+        same = dict(zip(theirs.symbols, own, strict=False))
+        return lambda size: opened.size(size.expression.xreplace(same))
 
     def _input(self, node: fx.Node, origin: Origin | None) -> fx.Node:
         if isinstance(origin, Made):
             results = ir.output_node(origin.part.graph_module.graph).args[0]
             made = self.nodes[origin.part][results[origin.position]]  # type: ignore[index]
-            if _looks_like(made, node):
+            if self._looks_like(made, node):
                 return made
         if origin is None or isinstance(origin, Made):
             return self._placeholder(node, origin)
@@ -154,12 +217,23 @@ class _Joiner:
             self._inputs[origin] = self._placeholder(node, origin)
         return self._inputs[origin]
 
+    def _looks_like(self, made: fx.Node, node: fx.Node) -> bool:
+        before, now = ir.tensor(made), ir.tensor(node)
+        if before is None or now is None or before.dtype != now.dtype:
+            return False
+        sizes = ir.layouts(node)[0].sizes
+        return tuple(before.shape) == tuple(int(self._renumbered(size)) for size in sizes)
+
+    def _renumbered(self, number: int) -> int:
+        is_other = self._number is not None and isinstance(number, Size)
+        return self._number(number) if is_other else number
+
     def _placeholder(self, node: fx.Node, origin: Origin | None) -> fx.Node:
         """A new input. All inputs come before all calls."""
         after = self._last_input
         point = self.graph.inserting_after(after) if after else self.graph.inserting_before(None)
         with point:
-            copy = self._last_input = self.graph.node_copy(node)
+            copy = self._last_input = self._copied(node, {})
         copy.target = copy.name
         _describe(copy, origin)
         return copy
@@ -181,13 +255,3 @@ def _describe(placeholder: fx.Node, origin: Origin | None) -> None:
     if isinstance(origin, Eager) and ir.source(placeholder).startswith(_NAMELESS):
         ir.set_source(placeholder, f"eager{origin.number}")
     ir.set_eager(placeholder, isinstance(origin, (Made, Eager)))
-
-
-def _looks_like(made: fx.Node, node: fx.Node) -> bool:
-    before, now = ir.tensor(made), ir.tensor(node)
-    return (
-        before is not None
-        and now is not None
-        and before.shape == now.shape
-        and before.dtype == now.dtype
-    )

@@ -27,6 +27,7 @@ from torch import fx
 from pab_compile.passes.errors import UnsupportedModelError
 
 from . import ir
+from .tracing import module_of
 from .walk import feeding, in_order, picks
 
 
@@ -73,8 +74,8 @@ def measure(dynamo_graph: fx.GraphModule) -> Measured:
     same = {node: firsts.setdefault(results[node], node) for node in found}
     rest = _graph_of_rest(graph, same, needed)
     return Measured(
-        fx.GraphModule(dynamo_graph, rest),
-        fx.GraphModule(dynamo_graph, values),
+        module_of(dynamo_graph, rest),
+        module_of(dynamo_graph, values),
         tuple(ir.example(node) for node in firsts.values()),
     )
 

@@ -23,6 +23,7 @@ import torch
 from torch import fx
 
 from . import ir
+from .tracing import module_of
 
 _CLOCK_WORDS = (
     "timestep",
@@ -111,7 +112,7 @@ def take_numbers(dynamo_graph: fx.GraphModule, name_of: Callable[[fx.Node], str]
         else:
             copies[node] = _converted(graph, node, copies, numbers)
     positions = frozenset(position for position, _ in taken)
-    return NumberInputs(fx.GraphModule(dynamo_graph, graph), positions)
+    return NumberInputs(module_of(dynamo_graph, graph), positions)
 
 
 def _is_number(placeholder: fx.Node) -> bool:

@@ -13,7 +13,7 @@ itself checks what the model and torch's own functions decide by sizes: it compu
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -25,7 +25,7 @@ from torch.utils import _pytree as pytree
 from . import ir
 from .inputs import dynamo_name
 from .size import Conditions, Size
-from .tracing import symbolic_mode
+from .tracing import fake_mode, module_of, more_symbols, symbolic_mode
 
 if TYPE_CHECKING:
     from torch._subclasses.fake_tensor import FakeTensorMode
@@ -98,6 +98,8 @@ class OpenSizes(Conditions):
 
     Attributes:
         mode: as given.
+        num_own: how many of the symbols are of the graph itself. The others are of earlier graphs
+            of the same forward, which the graph is analysed with.
     """
 
     def __init__(
@@ -105,6 +107,7 @@ class OpenSizes(Conditions):
     ) -> None:
         super().__init__(symbols, given)
         self.mode = mode
+        self.num_own = len(self.symbols)
         self._known: dict[tuple[int, ...], tuple[tuple[int, int], bool]] = {}
 
     @staticmethod
@@ -118,6 +121,12 @@ class OpenSizes(Conditions):
             raise NotOpenError("an open size is below 2")
         mode, symbols = symbolic_mode(names, given)
         return OpenSizes(mode, symbols, given)
+
+    def extend(self, given: Sequence[int]) -> None:
+        """Add the open sizes of the earlier graphs of a forward, before anything is compared."""
+        names = [f"earlier_{number}" for number in range(len(given))]
+        self.symbols += more_symbols(self.mode, names, given)
+        self.given += tuple(given)
 
     @property
     def _env(self) -> ShapeEnv:
@@ -233,6 +242,46 @@ def resize(captured: fx.GraphModule, sizes: Sequence[int]) -> None:
     for node in captured.graph.nodes:
         counted = [tuple(map(resized, layout.sizes)) for layout in ir.layouts(node)]
         ir.set_counted_sizes(node, counted)
+
+
+def renumber(node: fx.Node, number: Callable[[Size], int]) -> None:
+    """Give a node other numbers in the place of its sizes.
+
+    Args:
+        node: a copy of a node of a closed graph with open sizes; changed in place.
+        number: what takes the place of a size.
+    """
+
+    def other(leaf: Any) -> Any:
+        return number(leaf) if isinstance(leaf, Size) else leaf
+
+    node.args, node.kwargs = pytree.tree_map(other, (node.args, node.kwargs))
+    known = ir.layouts(node)
+    if not any(isinstance(n, Size) for layout in known for row in layout for n in row):
+        return
+    found = [ir.Layout(*(tuple(map(other, row)) for row in layout)) for layout in known]
+    rows = iter(found)
+
+    def sized(leaf: Any) -> Any:
+        if not isinstance(leaf, torch.Tensor):
+            return leaf
+        sizes, strides = (tuple(map(int, row)) for row in next(rows))
+        return torch.empty_strided(sizes, strides, dtype=leaf.dtype, device=leaf.device)
+
+    with fake_mode():
+        value = pytree.tree_map(sized, ir.value(node))
+    ir.set_value(node, value)
+    ir.set_layouts(node, found)
+
+
+def closed_at(captured: fx.GraphModule, sizes: Sequence[int]) -> fx.GraphModule:
+    """A captured graph with open sizes, as if it were captured at other sizes alone."""
+    graph = fx.Graph()
+    copies: dict[fx.Node, fx.Node] = {}
+    for node in captured.graph.nodes:
+        copies[node] = graph.node_copy(node, copies.__getitem__)
+        renumber(copies[node], lambda size: size.conditions.at(size.expression, sizes))
+    return module_of(captured, graph)
 
 
 def compute_value(node: fx.Node) -> None:

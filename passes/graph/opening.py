@@ -25,6 +25,7 @@ from . import ir
 from .open_sizes import NotOpenError, OpenSizes
 from .size import Size
 from .structure import structure_key
+from .tracing import module_of
 
 Origins = Mapping[fx.Node, fx.Node]
 
@@ -72,7 +73,7 @@ class OpenPiece:
             copies[node] = graph.create_node(node.op, node.target, tuple(args), kwargs, node.name)
             if node.op == "placeholder":
                 ir.set_value(copies[node], self.opened.example_at(next(given), sizes))
-        return fx.GraphModule(self.closed, graph)
+        return module_of(self.closed, graph)
 
 
 class Opener:
@@ -146,7 +147,7 @@ class Opener:
             copies[node] = graph.create_node(node.op, node.target, tuple(args), kwargs, node.name)
             if node.op == "placeholder":
                 ir.set_value(copies[node], next(given))
-        return fx.GraphModule(closed, graph), {copy: node for node, copy in copies.items()}
+        return module_of(closed, graph), {copy: node for node, copy in copies.items()}
 
     def _run(
         self, graph_module: fx.GraphModule, inputs: Sequence[Any], origins: Origins

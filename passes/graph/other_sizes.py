@@ -37,14 +37,38 @@ def other_sizes(dynamo_graph: fx.GraphModule, given: Sequence[int]) -> tuple[int
 
     ranges = {str(symbol): (symbol, span) for symbol, span in env.var_to_range.items()}
     fixed = {symbol: span.lower for symbol, span in ranges.values() if span.is_singleton()}
+    # Of two sizes that must be equal, Dynamo replaces one by what it equals.
+    guards = [guard.expr.xreplace(env.replacements) for guard in env.guards]
 
     def are_right(sizes: Sequence[int]) -> bool:
         given = [(*ranges[name], size) for name, size in zip(names, sizes, strict=True)]
         known = fixed | {symbol: sympy.Integer(size) for symbol, _, size in given}
         in_range = all(span.lower <= size <= span.upper for _, span, size in given)
-        return in_range and all(g.expr.xreplace(known) == sympy.true for g in env.guards)
+        return in_range and all(guard.xreplace(known) == sympy.true for guard in guards)
 
-    return next(filter(are_right, _proposed(given)), None)
+    equal = _equal_to(guards, [ranges[name][0] for name in names])
+
+    def made_equal(sizes: Sequence[int]) -> tuple[int, ...]:
+        known = {ranges[name][0]: sympy.Integer(n) for name, n in zip(names, sizes, strict=True)}
+        known |= {symbol: other.xreplace(known) for symbol, other in equal.items()}
+        return tuple(int(known[ranges[name][0]]) for name in names)
+
+    return next(filter(are_right, map(made_equal, _proposed(given))), None)
+
+
+def _equal_to(guards: Sequence[Any], symbols: Sequence[Any]) -> dict[Any, Any]:
+    """Symbol -> what it must be equal to, of others of the symbols."""
+    found: dict[Any, Any] = {}
+    free = set(symbols)  # those that may still be chosen
+    for guard in guards:
+        sides = guard.args if isinstance(guard, sympy.Eq) else ()
+        for one, other in zip(sides, reversed(sides), strict=True):
+            if one in free and other.free_symbols and other.free_symbols <= free - {one}:
+                if not any(one in each.free_symbols for each in found.values()):
+                    found[one] = other
+                    free.remove(one)
+                break
+    return found
 
 
 def _proposed(given: Sequence[int]) -> Iterator[tuple[int, ...]]:

@@ -12,6 +12,7 @@ import torch
 from torch import fx
 
 from . import ir
+from .tracing import module_of
 from .walk import operands, results
 
 
@@ -44,7 +45,7 @@ def extract(
         copies[node] = graph.node_copy(node, copies.__getitem__)
         copies[node].meta = dict(node.meta)
     graph.output(tuple(copies[node] for node in outputs))
-    return Outlined(fx.GraphModule(root, graph), tuple(inputs), tuple(outputs))
+    return Outlined(module_of(root, graph), tuple(inputs), tuple(outputs))
 
 
 def copy_graph(graph_module: fx.GraphModule) -> fx.GraphModule:
@@ -59,7 +60,7 @@ def copy_with_nodes(
     graph = fx.Graph()
     copies: dict[fx.Node, fx.Node] = {}
     graph.output(graph.graph_copy(graph_module.graph, copies))
-    return fx.GraphModule(graph_module, graph), copies
+    return module_of(graph_module, graph), copies
 
 
 def outline(
@@ -116,7 +117,7 @@ def outline(
         if ir.is_subgraph(node) and not node.users:
             new_graph.erase_node(node)
     new_graph.lint()
-    return fx.GraphModule(root, new_graph)
+    return module_of(root, new_graph)
 
 
 def _ordered_units(

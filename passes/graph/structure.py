@@ -12,8 +12,13 @@ from . import ir
 from .walk import positions, results
 
 
-def structure_key(graph_module: fx.GraphModule) -> str:
-    """Hash of all that a compiled function depends on: ops, arguments, layouts of the inputs."""
+def structure_key(graph_module: fx.GraphModule, returned_numbers: bool = True) -> str:
+    """Hash of all that a compiled function depends on: ops, arguments, layouts of the inputs.
+
+    Args:
+        graph_module: the graph.
+        returned_numbers: whether numbers among its outputs count, besides tensors.
+    """
     index = positions(graph_module.graph)
 
     def reference(node: fx.Node) -> str:
@@ -23,6 +28,9 @@ def structure_key(graph_module: fx.GraphModule) -> str:
     for node in graph_module.graph.nodes:
         if node.op == "placeholder":
             lines.append(f"input {ir.layout(node)}")
+            continue
+        if node.op == "output" and not returned_numbers:
+            lines.append(f"output {[index[returned] for returned in ir.outputs(node.graph)]}")
             continue
         target = node.target
         if node.op == "get_attr":

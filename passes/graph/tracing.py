@@ -57,10 +57,32 @@ def trace(static_graph: fx.GraphModule, tensors: Sequence[torch.Tensor]) -> fx.G
     return captured
 
 
+def module_of(root: torch.nn.Module | dict[str, Any], graph: fx.Graph) -> fx.GraphModule:
+    """Like ``fx.GraphModule``, but its Python code is written at its first call.
+
+    Most graphs of the passes never run, and equal pieces are compiled once. Writing the code took a
+    quarter of their time.
+    """
+    from torch.fx._lazy_graph_module import _LazyGraphModule
+
+    return _LazyGraphModule(root, graph)
+
+
+def with_code(graph_module: fx.GraphModule) -> fx.GraphModule:
+    """A graph module with its Python code, as an inner compiler expects it."""
+    from torch.fx._lazy_graph_module import _LazyGraphModule
+
+    if not isinstance(graph_module, _LazyGraphModule):
+        return graph_module
+    return fx.GraphModule(graph_module, graph_module.graph)
+
+
 def _trace(
     static_graph: fx.GraphModule, fake_args: Sequence[FakeTensor], decompositions: Decompositions
 ) -> fx.GraphModule:
-    with warnings.catch_warnings():
+    from torch.fx._lazy_graph_module import _use_lazy_graph_module
+
+    with warnings.catch_warnings(), _use_lazy_graph_module(True):
         # A second trace decomposes foreign ops that consist of plain ops.
         warnings.filterwarnings("ignore", "At pre-dispatch tracing, we assume")
         captured = trace_pure(static_graph, fake_args, decompositions)
@@ -167,18 +189,27 @@ def symbolic_mode(
         names: names of the sizes.
         hints: a value of each, at least 2. Conditions are met as these values meet them.
     """
-    from torch._dynamo.source import ConstantSource
     from torch._subclasses.fake_tensor import FakeTensorMode
-    from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv
+    from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
-    env = ShapeEnv()
+    mode = FakeTensorMode(shape_env=ShapeEnv(), allow_non_fake_inputs=True)
+    return mode, more_symbols(mode, names, hints)
+
+
+def more_symbols(
+    mode: FakeTensorMode, names: Sequence[str], hints: Sequence[int]
+) -> tuple[sympy.Symbol, ...]:
+    """Further symbols for a mode of ``symbolic_mode``. Their names must be new."""
+    from torch._dynamo.source import ConstantSource
+    from torch.fx.experimental.symbolic_shapes import DimDynamic
+
+    assert mode.shape_env is not None
     symbols = [
-        env.create_symbol(hint, ConstantSource(name), dynamic_dim=DimDynamic.DYNAMIC)
+        mode.shape_env.create_symbol(hint, ConstantSource(name), dynamic_dim=DimDynamic.DYNAMIC)
         for name, hint in zip(names, hints, strict=True)
     ]
     assert all(isinstance(symbol, sympy.Symbol) for symbol in symbols), symbols
-    mode = FakeTensorMode(shape_env=env, allow_non_fake_inputs=True)
-    return mode, tuple(symbols)  # type: ignore[arg-type]
+    return tuple(symbols)  # type: ignore[arg-type]
 
 
 def _mutated_inputs(captured: fx.GraphModule, signature: Any) -> list[fx.Node]:

@@ -36,18 +36,28 @@ def skeleton(captured: fx.GraphModule) -> str:
     index = positions(captured.graph)
     lines: list[str] = []
     for node in captured.graph.nodes:
-        names = pytree.tree_map(lambda leaf: _without_number(leaf, index), (node.args, node.kwargs))
+        names = _without_numbers((node.args, node.kwargs), index)
         known = node.op == "placeholder" and ir.is_constant_input(node)
         named = ir.source(node) if node.op == "placeholder" else node.target
         lines.append(f"{node.op} {named} {names} {ir.layout(node) if known else ''}")
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
-def _without_number(leaf: Any, index: dict[fx.Node, int]) -> str:
-    if isinstance(leaf, fx.Node):
-        return f"%{index[leaf]}"
-    is_number = isinstance(leaf, int) and not isinstance(leaf, bool)
-    return "#" if is_number else f"{leaf!r}"
+def _without_numbers(value: Any, index: dict[fx.Node, int]) -> str:
+    """Arguments as text, with ``#`` in the place of every number."""
+    if isinstance(value, fx.Node):
+        return f"%{index[value]}"
+    if isinstance(value, int) and not isinstance(value, bool):
+        return "#"
+    if isinstance(value, (tuple, list)):
+        kind = "list" if isinstance(value, list) else "tuple"
+        return f"{kind}({', '.join([_without_numbers(each, index) for each in value])})"
+    if isinstance(value, dict):
+        pairs = [f"{key}: {_without_numbers(each, index)}" for key, each in value.items()]
+        return f"dict({', '.join(pairs)})"
+    if isinstance(value, slice):
+        return f"slice{_without_numbers((value.start, value.stop, value.step), index)}"
+    return repr(value)
 
 
 _MAX_KNOWN = 8

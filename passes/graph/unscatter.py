@@ -32,10 +32,13 @@ def unscatter(graph_module: fx.GraphModule) -> int:
         The number of chains that were replaced.
     """
     graph = graph_module.graph
+    any_repeated = False
     for node in list(ir.calls(graph)):
         if _is_repeated(node):
             node.replace_all_uses_with(node.args[0])  # type: ignore[arg-type]
-    graph.eliminate_dead_code(ir.must_stay)
+            any_repeated = True
+    if any_repeated:
+        graph.eliminate_dead_code(ir.must_stay)
     count = 0
     for node in list(ir.calls(graph)):  # so a later chain stands on the concatenation
         if ir.is_call(node, "slice", "narrow"):

@@ -18,7 +18,7 @@ the walks give::
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Container, Iterable, Iterator, Mapping
 
 from torch import fx
 
@@ -66,6 +66,40 @@ def feeding(nodes: Iterable[fx.Node], within: Collection[fx.Node] | None = None)
         return [n for n in node.all_input_nodes if within is None or n in within]
 
     return set(reached(nodes, sources))
+
+
+class Feeding:
+    """What each of several groups of nodes is computed from, found in one walk for all of them.
+
+    Args:
+        graph: the graph.
+        groups: nodes of it.
+    """
+
+    def __init__(self, graph: fx.Graph, groups: Iterable[Iterable[fx.Node]]) -> None:
+        member: dict[fx.Node, int] = {}  # node -> its groups, one bit each
+        for number, group in enumerate(groups):
+            for node in group:
+                member[node] = member.get(node, 0) | 1 << number
+        self._feeds: dict[fx.Node, int] = {}
+        for node in reversed(graph.nodes):
+            feeds = 0
+            for user in node.users:
+                feeds |= self._feeds[user] | member.get(user, 0)
+            self._feeds[node] = feeds
+
+    def of(self, number: int) -> Container[fx.Node]:
+        """What ``feeding`` gives for a group, to ask whether a node is in it."""
+        return _Feeding(self._feeds, 1 << number)
+
+
+class _Feeding(Container[fx.Node]):
+    def __init__(self, feeds: Mapping[fx.Node, int], bit: int) -> None:
+        self._feeds = feeds
+        self._bit = bit
+
+    def __contains__(self, node: object) -> bool:
+        return bool(self._feeds.get(node, 0) & self._bit)  # type: ignore[call-overload]
 
 
 def fed_by(nodes: Iterable[fx.Node]) -> set[fx.Node]:

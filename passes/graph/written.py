@@ -18,7 +18,7 @@ from torch import fx
 
 from . import ir
 from .constants import is_fake
-from .tracing import fake_mode, function_name
+from .tracing import fake_mode, function_name, module_of
 
 _NAMESPACES = ("aten", "prims")
 _MOST_CONSTANT_BYTES = 2**20
@@ -91,7 +91,7 @@ def read(text: str) -> fx.GraphModule:
             node.meta = _facts(facts, values, found["stacks"], found["lines"])
             nodes.append(node)
     graph.lint()
-    result = fx.GraphModule(root, graph)
+    result = module_of(root, graph)
     if found["mutated"] is not None:
         ir.set_mutated_inputs(result, tuple(map(int, found["mutated"])))
     return result

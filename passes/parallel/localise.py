@@ -16,6 +16,7 @@ from torch import fx
 from pab_compile.passes.errors import InvariantError
 from pab_compile.passes.graph import ir
 from pab_compile.passes.graph.ops import is_communication
+from pab_compile.passes.graph.tracing import module_of
 
 from .detour import Crossing, Detour
 from .emit import Emitter, Exchange
@@ -61,7 +62,7 @@ def localise(graph_module: fx.GraphModule, layout: Layout, ranks: Ranks) -> Loca
     graph = builder.graph
     _remove_dead(graph)
     graph.lint()
-    found = fx.GraphModule(root, graph)
+    found = module_of(root, graph)
     ir.set_mutated_inputs(found, ir.mutated_inputs(graph_module))
     return Localised(found, builder.main, builder.exchanges, builder.purposes)
 

@@ -29,7 +29,15 @@ from pab_compile.passes.graph import ir
 from pab_compile.passes.graph.groups import Groups
 from pab_compile.passes.graph.minimum_cut import minimum_cut
 from pab_compile.passes.graph.ops import is_communication
-from pab_compile.passes.graph.walk import chain, fed_by, feeding, operands, positions, results
+from pab_compile.passes.graph.walk import (
+    Feeding,
+    chain,
+    fed_by,
+    feeding,
+    operands,
+    positions,
+    results,
+)
 
 from .adds import same, stream_of, to_cache
 from .beside import Streams, cone, may_join, why_not
@@ -69,7 +77,7 @@ class RegionFinder:
         self._joined: set[int] = set()
         self._apart: set[int] = set()
         self._mixer_nodes = {node for seed in seeds for node in seed}
-        self._ancestors = [feeding(seed) for seed in seeds]
+        self._ancestors = Feeding(graph, seeds)
 
     def grow(self) -> tuple[Growth, ...]:
         """Grow every region to its frontier. The result has one ``Growth`` per merged group."""
@@ -175,7 +183,7 @@ class RegionFinder:
         return [mixer for group in groups for mixer in self._groups.members(group)]
 
     def _streams(self, mixers: Sequence[int]) -> Streams:
-        return Streams([self._ancestors[mixer] for mixer in mixers], self._owner)
+        return Streams([self._ancestors.of(mixer) for mixer in mixers], self._owner)
 
     def _notice(self, groups: Sequence[int], why: str) -> None:
         """Keep the first reason why a region cannot go on."""
@@ -197,7 +205,7 @@ class RegionFinder:
         if not ir.is_call(product, *_FACTOR_OPS):
             return False
         owner = next(n for n in product.all_input_nodes if n in self._owner)
-        read = self._ancestors[self._groups.leader(self._owner[owner])]
+        read = self._ancestors.of(self._groups.leader(self._owner[owner]))
         cone, pending = {product}, [factor]
         while pending:
             pending.sort(key=self._order.__getitem__)
@@ -235,7 +243,7 @@ class RegionFinder:
     def _is_residual_add(self, node: fx.Node, groups: Sequence[int]) -> bool:
         mixers = self._members(groups)
         if not self._is_whole(groups):
-            return any(stream_of(node, self._ancestors[mixer]) is not None for mixer in mixers)
+            return any(stream_of(node, self._ancestors.of(mixer)) is not None for mixer in mixers)
         streams = self._streams(mixers)
         if not streams.of(node):
             return False

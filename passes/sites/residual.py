@@ -16,7 +16,7 @@ frames that are denoised: ``cat([x[:a] + g * f(x)[:a], x[a:] + h * f(x)[a:]])``.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Container, Iterable
+from collections.abc import Container, Iterable, Set
 from dataclasses import dataclass
 
 from torch import fx
@@ -26,6 +26,7 @@ from pab_compile.passes.graph.contractions import contraction
 from pab_compile.passes.graph.walk import feeding, positions, reached
 
 from .adds import (
+    Addition,
     constant_factor,
     is_choice,
     origin,
@@ -68,7 +69,7 @@ def find_branches(graph: fx.Graph, mixer_nodes: frozenset[fx.Node]) -> tuple[Bra
     branches: dict[fx.Node, Branch] = {}
     left: list[fx.Node] = []
     for node in graph.nodes:
-        if not (both := readings(node)):
+        if not (both := walks.readings(node)):
             continue
         found = [_branch(end, stream, walks) for stream, end in both]
         found = [b for b in found if b is not None and _is_mlp(b, mixer_nodes)]
@@ -175,8 +176,10 @@ def _is_product(node: fx.Node) -> bool:
 def _branch(end: fx.Node, stream: fx.Node, walks: _Walks) -> Branch | None:
     """The nodes between a stream and what is added to it; None where a path avoids the stream."""
     whole = part_of(origin(stream))
-    stops = {*terms(stream), *(terms(whole) if whole is not None else ())}
-    if not stops.isdisjoint(terms(end)):  # the stream itself is added, and something to it
+    stops = walks.terms(stream)
+    if whole is not None:
+        stops |= walks.terms(whole)
+    if not stops.isdisjoint(walks.terms(end)):  # the stream itself is added, and something to it
         return None
     walked = walks.walk(end, stops)
     return Branch((end,), walked[0]) if walked is not None and walked[1] else None
@@ -187,8 +190,10 @@ def _shared_branch(
 ) -> Branch | None:
     """The branch that two sums add to their two streams."""
     found = []
-    for (stream, end), (stream_2, end_2) in itertools.product(readings(one), readings(other)):
-        stops, stops_2 = set(terms(stream)), set(terms(stream_2))
+    for (stream, end), (stream_2, end_2) in itertools.product(
+        walks.readings(one), walks.readings(other)
+    ):
+        stops, stops_2 = walks.terms(stream), walks.terms(stream_2)
         if not stops.isdisjoint(stops_2):
             continue
         both = [walks.walk(node, stops | stops_2) for node in (end, end_2)]
@@ -218,8 +223,8 @@ def _ending_branch(
         walks: the walks of this graph.
     """
     found = []
-    for (stream, end), other in itertools.product(readings(add), others):
-        stops = set(terms(stream))
+    for (stream, end), other in itertools.product(walks.readings(add), others):
+        stops = walks.terms(stream)
         walked = walks.walk(end, {*stops, other}) if other not in stops else None
         if walked is None or other not in walked[1] or walked[1].isdisjoint(stops):
             continue
@@ -242,14 +247,28 @@ def _readers(node: fx.Node) -> set[fx.Node]:
 
 
 class _Walks:
-    """Walks from ends to streams. What a node reads is looked up once for all of them."""
+    """Walks from ends to streams. What is found of a node is found once for all of them."""
 
     def __init__(self, graph: fx.Graph) -> None:
         self._order = positions(graph)
         self._sources: dict[fx.Node, tuple[tuple[fx.Node, fx.Node], ...]] = {}
+        self._readings: dict[fx.Node, tuple[Addition, ...]] = {}
+        self._terms: dict[fx.Node, frozenset[fx.Node]] = {}
+
+    def readings(self, node: fx.Node) -> tuple[Addition, ...]:
+        """The readings of a sum (``adds.readings``)."""
+        if node not in self._readings:
+            self._readings[node] = readings(node)
+        return self._readings[node]
+
+    def terms(self, node: fx.Node) -> frozenset[fx.Node]:
+        """What was added up to a value (``adds.terms``)."""
+        if node not in self._terms:
+            self._terms[node] = frozenset(terms(node))
+        return self._terms[node]
 
     def walk(
-        self, end: fx.Node, stops: set[fx.Node]
+        self, end: fx.Node, stops: Set[fx.Node]
     ) -> tuple[tuple[fx.Node, ...], set[fx.Node]] | None:
         """The latent-dependent nodes that feed one, up to some stops, and the stops that were met.
 

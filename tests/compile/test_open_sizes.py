@@ -12,7 +12,7 @@ from torch.nn.functional import layer_norm, scaled_dot_product_attention
 
 import pab_compile
 from helpers.latte import assert_same
-from pab_compile.compile import build
+from pab_compile.compile import parts
 from pab_compile.live.enable import enable
 
 WIDTH, STEPS = 16, 9
@@ -86,6 +86,42 @@ class Spliced(Picture):
         return super().forward(latents, timestep, words)
 
 
+class Broken(Picture):
+    """Two breaks. The graphs between them know the picture's size only through earlier ones."""
+
+    def prepared(self, x: torch.Tensor, prompt: torch.Tensor) -> torch.Tensor:
+        torch._dynamo.graph_break()
+        return x + x.mean(1, keepdim=True)
+
+    def forward(
+        self, latents: torch.Tensor, timestep: torch.Tensor, prompt: torch.Tensor
+    ) -> torch.Tensor:
+        found = super().forward(latents, timestep, prompt)
+        torch._dynamo.graph_break()
+        return found * found.abs().amax((2, 3), keepdim=True).sigmoid()
+
+
+class BrokenSpliced(Spliced):
+    """The graph that splices the prompt is another one than that of the attention."""
+
+    def prepared(self, x: torch.Tensor, prompt: torch.Tensor) -> torch.Tensor:
+        torch._dynamo.graph_break()
+        return x
+
+
+class Counted(Picture):
+    """Python makes a tensor between two graphs, of the picture's size."""
+
+    def prepared(self, x: torch.Tensor, prompt: torch.Tensor) -> torch.Tensor:
+        return x + torch.tensor([float(n % 3) for n in ordinals(x.shape[1])])[:, None]
+
+
+@torch._dynamo.disable
+def ordinals(number: int) -> list[int]:
+    """Something that Dynamo does not trace."""
+    return list(range(number))
+
+
 class Thirds(Picture):
     """The last third of the tokens is scaled: Dynamo does not know where it starts."""
 
@@ -127,13 +163,13 @@ def said(model: Any) -> tuple[Any, ...]:
 @pytest.fixture
 def captures(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
     """The number of graphs that were captured."""
-    count, capture = [0], build.capture
+    count, capture = [0], parts.capture
 
     def counting(*args: Any) -> Any:
         count[0] += 1
         return capture(*args)
 
-    monkeypatch.setattr(build, "capture", counting)
+    monkeypatch.setattr(parts, "capture", counting)
     before = torch._dynamo.config.recompile_limit
     torch._dynamo.config.recompile_limit = 64
     yield count
@@ -195,6 +231,50 @@ def test_with_nothing_reused_all_sizes_are_eager(captures: list[int]) -> None:
     for size in SIZES:
         assert torch.equal(generate(compiled, *size), generate(model, *size)), size
     assert captures == [3]
+
+
+BROKEN_SIZES = ((4, 6, 7), (6, 6, 9), (12, 4, 8), (8, 6, 11), (6, 8, 11))
+
+
+@pytest.mark.sample("PAB")
+@pytest.mark.parametrize("options", [LINEAR, PAB], ids=["linear3", "PAB"])
+def test_further_sizes_of_several_graphs_are_not_captured(
+    options: dict[str, Any], captures: list[int]
+) -> None:
+    # The last three pictures have equally many tokens: only the first graph tells them apart.
+    found = check_sizes(Broken(), BROKEN_SIZES, captures, options)
+    assert found == [4, 4, 4, 0, 0], "each graph as often as Dynamo traces"
+
+
+@pytest.mark.long
+def test_what_was_decided_by_sizes_of_earlier_graphs_is_not_taken_over(
+    captures: list[int],
+) -> None:
+    sizes = ((4, 5, 20), (6, 5, 20), (8, 5, 20), (10, 5, 20))
+    # At a height of six, the analysis takes the parts of the prompt for the prompt itself.
+    found = check_sizes(BrokenSpliced(), sizes, captures, LINEAR)
+    assert found[2] > 0
+    assert found[3] == 0
+
+
+@pytest.mark.long
+def test_sizes_of_tensors_that_python_made_are_open_too(captures: list[int]) -> None:
+    assert check_sizes(Counted(), BROKEN_SIZES, captures, LINEAR)[3:] == [0, 0]
+
+
+def test_a_generation_of_several_graphs_goes_on_in_those_of_all_sizes(captures: list[int]) -> None:
+    first, *others = BROKEN_SIZES[:3]
+    compiled = torch.compile(Broken(), backend="pab", options=LINEAR)
+    alone = torch.compile(Broken(), backend="pab", options=dict(LINEAR), dynamic=False)
+    steps = latents_of(compiled, *first)
+    for _ in range(STEPS // 2):
+        next(steps)
+    for size in others:
+        generate(compiled, *size)
+    *_, actual = steps
+    of_all = said(compiled)
+    assert torch.equal(actual, generate(alone, *first))
+    assert of_all == said(alone)
 
 
 @pytest.mark.long

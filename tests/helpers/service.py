@@ -21,7 +21,7 @@ from diffusers import WanTransformer3DModel
 
 import pab_compile
 from pab_compile.backend import CompiledGraph
-from pab_compile.compile import build, learn_sizes
+from pab_compile.compile import learn_sizes, parts
 from pab_compile.compile.lower import PieceCompiler
 from pab_compile.compile.open_function import OpenFunction
 
@@ -253,7 +253,7 @@ class Compilations:
 @contextmanager
 def watched() -> Iterator[Compilations]:
     """Count compilations inside a block."""
-    found, capture, fixed = Compilations(), build.capture, OpenFunction.fixed
+    found, capture, fixed = Compilations(), parts.capture, OpenFunction.fixed
     for_sizes, run_inner = CompiledGraph._for_sizes, PieceCompiler._run_inner
     running: list[Analysed] = []
 
@@ -288,7 +288,7 @@ def watched() -> Iterator[Compilations]:
     with (
         mock.patch.object(OpenFunction, "fixed", counted_fixed),
         mock.patch.object(CompiledGraph, "_for_sizes", counted_sizes),
-        mock.patch.object(build, "capture", counted_capture),
+        mock.patch.object(parts, "capture", counted_capture),
         mock.patch.object(learn_sizes, "capture", counted_other),
         mock.patch.object(PieceCompiler, "_run_inner", counted_inner),
     ):

@@ -43,7 +43,7 @@ OPEN_SIZES = (
     Mutation(
         "passes/graph/other_sizes.py",
         "a graph is captured at sizes that it is not right for",
-        "return in_range and all(g.expr.xreplace(known) == sympy.true for g in env.guards)",
+        "return in_range and all(guard.xreplace(known) == sympy.true for guard in guards)",
         "return in_range",
         ("tests/passes/graph/test_other_sizes.py",),
     ),
@@ -81,5 +81,29 @@ OPEN_SIZES = (
         "if held is not twin and not (",
         "if False and not (",
         ("tests/passes/graph/test_unify.py",),
+    ),
+    Mutation(
+        "passes/graph/join.py",
+        "an earlier graph of a forward is seen at the sizes that it was captured at",
+        "if part.sizes:",
+        "if False:",
+        ("tests/compile/test_open_sizes.py",),
+    ),
+    Mutation(
+        "passes/graph/join.py",
+        "what was compared with a size of an earlier graph need not hold for other sizes",
+        "return lambda size: opened.size(size.expression.xreplace(same))",
+        "return lambda size: opened.at(size.expression.xreplace(same), opened.given)",
+        (
+            "tests/compile/test_open_sizes.py"
+            "::test_what_was_decided_by_sizes_of_earlier_graphs_is_not_taken_over",
+        ),
+    ),
+    Mutation(
+        "pab_compile/compile/parts.py",
+        "graphs of a forward have other cache entries behind a graph of all sizes",
+        "_identity_of(closed_at(part.graph_module, sizes), origins)",
+        "_identity_of(part.graph_module, origins)",
+        ("tests/compile/test_open_sizes.py",),
     ),
 )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -33,6 +35,31 @@ def test_they_fulfil_what_dynamo_requires() -> None:
     (made,) = [arg for arg in at_sizes(graph, args, found) or () if isinstance(arg, torch.Tensor)]
     assert made.shape[1] == rows
     assert made.stride() == (3 * rows, 3, 1)
+
+
+def test_sizes_that_dynamo_requires_to_be_equal_are() -> None:
+    def add(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        product = x.shape[0] * x.shape[1]
+        return x.flatten(0, 1) + y if product == y.shape[0] else x
+
+    found: list[tuple[int, ...]] = []
+
+    def backend(graph: torch.fx.GraphModule, _: Any) -> Any:
+        def run(*args: Any) -> Any:
+            given = SizeInputs.of(graph).values(args)
+            sizes = other_sizes(graph, given)
+            assert sizes is not None
+            found.append(sizes)
+            shapes = [a.shape for a in at_sizes(graph, args, sizes) or () if hasattr(a, "shape")]
+            rows, columns, channels = next(shape for shape in shapes if len(shape) == 3)
+            assert (rows * columns, channels) in shapes
+            assert (rows, columns) != (4, 6)
+            return graph.forward(*args)
+
+        return run
+
+    torch.compile(add, backend=backend, dynamic=True)(torch.ones(4, 6, 3), torch.ones(24, 3))
+    assert len(found) == 1
 
 
 def test_with_them_one_capture_is_enough() -> None:

@@ -47,6 +47,14 @@ def test_what_feeds_a_node_and_what_it_feeds(graph: fx.Graph) -> None:
     assert find(graph, "output") not in walk.feeding(graph.nodes)
 
 
+def test_what_feeds_several_groups_is_found_in_one_walk(graph: fx.Graph) -> None:
+    nodes = list(graph.nodes)
+    groups = [[node] for node in nodes] + [[find(graph, "cos"), find(graph, "split")], []]
+    found = walk.Feeding(graph, groups)
+    for number, group in enumerate(groups):
+        assert {node for node in nodes if node in found.of(number)} == walk.feeding(group), group
+
+
 def test_a_walk_can_stay_within_some_nodes(graph: fx.Graph) -> None:
     calls = set(ir.calls(graph))
     found = walk.feeding([find(graph, "sin")], within=calls)

@@ -1,0 +1,64 @@
+"""Parts: captured graphs with their place in the forward, by which later graphs refer to them."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+from torch import fx
+
+from pab_compile.passes.graph import ir
+from pab_compile.passes.graph.capture import capture
+from pab_compile.passes.graph.join import Made, Origin, Part
+from pab_compile.passes.graph.open_sizes import closed_at
+from pab_compile.passes.graph.structure import structure_key
+from pab_compile.passes.graph.tracing import trace
+
+from .compile_log import timed
+from .request import Request
+from .settings import Settings
+from .trace_store import stored_trace
+
+
+def captured_part(request: Request, settings: Settings) -> Part:
+    """Capture the graph and give it an identity, by which later graphs refer to it."""
+    with timed("capture"):
+        tracer = stored_trace if settings.compiler.caches_on_disk else trace
+        captured = capture(request.graph, request.args, tracer)
+    # A graph that is alone has no later graphs.
+    identity = "" if request.alone else _identity_of(captured, request.origins)
+    return Part(captured, request.origins, request.volatile, identity)
+
+
+def _identity_of(captured: fx.GraphModule, origins: Sequence[Origin | None]) -> str:
+    """The identity of a graph. Numbers that it returns do not count: some are open sizes."""
+    key = structure_key(captured, returned_numbers=False)
+    return hashlib.sha256(f"{key} {place_of(origins)}".encode()).hexdigest()
+
+
+def place_of(origins: Sequence[Origin | None]) -> str:
+    """What distinguishes a graph from equal graphs at other places of a forward: its inputs."""
+    words = [
+        f"{origin.part.identity}.{_position_of(origin)}"
+        if isinstance(origin, Made)
+        else str(origin)
+        for origin in origins
+        if origin is not None
+    ]
+    return " ".join(words)
+
+
+def _position_of(origin: Made) -> int:
+    """The position of an output among the tensors that its graph returns."""
+    returned: Sequence[Any] = ir.output_node(origin.part.graph_module.graph).args[0]  # type: ignore[assignment]
+    return sum(isinstance(each, fx.Node) for each in returned[: origin.position])
+
+
+def placed_at(
+    part: Part, sizes: tuple[int, ...], origins: tuple[Origin | None, ...], alone: bool
+) -> Part:
+    """A captured graph with open sizes as it runs at other sizes, for the graphs behind it."""
+    identity = "" if alone else _identity_of(closed_at(part.graph_module, sizes), origins)
+    return replace(part, origins=origins, sizes=sizes, identity=identity)
