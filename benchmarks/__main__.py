@@ -17,7 +17,6 @@ from . import (
     compile_time,
     efficiency,
     few_steps,
-    frontier,
     generation,
     gpu,
     live,
@@ -25,6 +24,7 @@ from . import (
     prediction,
     steady,
 )
+from .frontier import main as frontier
 from .results import RESULTS_DIR, Result, footer, make_table, write
 
 BENCHMARKS: dict[str, Callable[[Result, bool, Progress], None]] = {
