@@ -30,6 +30,7 @@ from pab_compile.tuning.score import Score
 
 from .examples import digits
 from .frontier.solvers import levels_of
+from .frontier.table import signed
 from .frontier.videos import REFERENCES, STEPS, Function, Reuse, Videos
 from .frontier.weights import FIRST, after_the_first, taylor
 from .results import RESULTS_DIR, versions
@@ -305,7 +306,7 @@ def _cells(label: str, whole: int, share: float, found: Psnr, other: Psnr | None
             cells.append("-")
         else:
             gain = Score.of([a - b for a, b in zip(found[name], other[name], strict=True)])
-            cells.append(f"{gain.mean:+.1f} ± {gain.half_width:.1f}")
+            cells.append(signed(gain))
     return f"| {' | '.join(cells)} |"
 
 

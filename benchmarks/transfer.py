@@ -26,6 +26,7 @@ from pab_compile.plans.plan import Entry
 from pab_compile.tuning.score import Score, psnr
 
 from .frontier.solvers import Velocity, adams_bashforth, levels_of
+from .frontier.table import signed
 from .frontier.videos import REFERENCES, STEPS, Reuse, Videos
 from .frontier.weights import adams, computed_of, gaps_of, taylor
 from .results import RESULTS_DIR, versions
@@ -153,7 +154,7 @@ def lines_of(place: Place, found: dict[str, list[float]]) -> Iterator[str]:
     for values in found.values():
         if values is not ours:
             gain = Score.of([a - b for a, b in zip(ours, values, strict=True)])
-            cells.append(f"{Score.of(values)} | {gain.mean:+.1f} ± {gain.half_width:.1f}")
+            cells.append(f"{Score.of(values)} | {signed(gain)}")
     yield f"| {' | '.join(cells)} |"
 
 

@@ -12,7 +12,8 @@ computes is taken as it is, so the steps that reuse make up for it.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+import itertools
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -24,6 +25,7 @@ from pab_compile.tuning.score import Score
 
 from .examples import digits
 from .frontier.solvers import levels_of
+from .frontier.table import signed
 from .frontier.videos import REFERENCES, STEPS, Reuse, Videos
 from .frontier.weights import adams, polynomial
 from .results import RESULTS_DIR, versions
@@ -51,6 +53,38 @@ def ways_of(range_: int, shift: float) -> dict[str, list[Entry]]:
     }
 
 
+def tables(args: argparse.Namespace, advance: Callable[[str], None]) -> Iterator[str]:
+    """One table per model and schedule."""
+    for model, shift in itertools.product(args.models, args.shifts):
+        torch.compiler.reset()
+        videos = Videos(model, args.held_out, solver_steps=(STEPS, shift))
+        reuse = Reuse(videos.model, "branch")
+        heads = " | ".join(f"to {name}, dB | minus today" for name in REFERENCES)
+        yield from (f"### {model}, shift {shift:g}", "", f"| | {heads} |")
+        yield "|---|---:|---:|---:|---:|"
+        for range_ in args.ranges:
+            found: dict[str, dict[str, list[float]]] = {}
+            for name, entries in ways_of(range_, shift).items():
+                videos_ = videos.sample(reuse.with_entries(entries), videos.seeds)
+                found[name] = videos.score(videos_)
+                advance(f"{model}, shift {shift:g}, linear{range_}: {name}")
+            yield from lines_of(range_, found)
+        yield ""
+
+
+def lines_of(range_: int, found: dict[str, dict[str, list[float]]]) -> Iterator[str]:
+    """The lines of one preset; the first way is today's."""
+    today = next(iter(found.values()))
+    for name, scores in found.items():
+        cells = [f"linear{range_}: {name}"]
+        for reference in REFERENCES:
+            pairs = zip(scores[reference], today[reference], strict=True)
+            gain = Score.of([new - old for new, old in pairs])
+            cells.append(str(Score.of(scores[reference])))
+            cells.append("-" if scores is today else signed(gain))
+        yield f"| {' | '.join(cells)} |"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--models", nargs="+", choices=digits.FAMILIES, default=["joint", "latte"])
@@ -66,39 +100,11 @@ def main() -> None:
     total = len(args.models) * len(args.shifts) * len(args.ranges) * len(ways_of(2, 1.0))
     with Progress(*columns, TimeElapsedColumn(), console=console) as bar:
         task = bar.add_task("references", total=total)
-        for model in args.models:
-            torch.compiler.reset()
-            reuse: Reuse | None = None
-            for shift in args.shifts:
-                videos = Videos(model, args.held_out, solver_steps=(STEPS, shift))
-                reuse = Reuse(videos.model, "branch")
-                heads = " | ".join(f"to {name}, dB | minus today" for name in REFERENCES)
-                lines += [f"### {model}, shift {shift:g}", "", f"| | {heads} |"]
-                lines.append("|---|---:|---:|---:|---:|")
-                for range_ in args.ranges:
-                    today: dict[str, list[float]] = {}
-                    for name, entries in ways_of(range_, shift).items():
-                        bar.update(task, description=f"{model}, shift {shift:g}, {name}")
-                        found = videos.score(
-                            videos.sample(reuse.with_entries(entries), videos.seeds)
-                        )
-                        today = today or found
-                        cells = [f"linear{range_}: {name}"]
-                        for reference in REFERENCES:
-                            values, old = found[reference], today[reference]
-                            gain = Score.of([a - b for a, b in zip(values, old, strict=True)])
-                            cells.append(str(Score.of(values)))
-                            is_old = values is old
-                            cells.append(
-                                "-" if is_old else f"{gain.mean:+.1f} ± {gain.half_width:.1f}"
-                            )
-                        lines.append(f"| {' | '.join(cells)} |")
-                        bar.advance(task)
-                lines.append("")
-    for line in lines:
-        console.print(line, markup=False, highlight=False, soft_wrap=True)
-    if not args.quick:
-        write(RESULTS_DIR / "untuned.md", lines, args)
+        for line in tables(args, lambda text: bar.update(task, description=text, advance=1)):
+            lines.append(line)
+            console.print(line, markup=False, highlight=False, soft_wrap=True)
+            if not args.quick:
+                write(RESULTS_DIR / "untuned.md", lines, args)
 
 
 def write(path: Path, lines: Sequence[str], args: argparse.Namespace) -> None:

@@ -1,9 +1,9 @@
 """What is best at equal cost: tuned plans, reuse as published, or fewer steps with any solver.
 
-    python -m benchmarks frontier                             # all models: hours on 2 cores
+    python -m benchmarks frontier                              # all models
     python -m benchmarks frontier --models joint --computed 10
-    python -m benchmarks frontier --models joint --only tuned # adds rows to those of the last run
-    python -m benchmarks frontier --quick                     # one model; writes no files
+    python -m benchmarks frontier --models joint --only tuned  # replaces these rows of earlier runs
+    python -m benchmarks frontier --quick                      # 4 videos; writes no files
 
 The models are those of the examples (moving digits). Their own sampler is Euler with 30 steps and
 guidance 2. Every row costs the same number of model calls. The PSNR is that of the latents of
@@ -75,7 +75,8 @@ def published_rows(videos: Videos, computed: int, moves: int) -> Iterator[Row]:
     }
     for name, entries in plans.items():
         found = videos.sample(reuse.with_entries(entries), videos.seeds)
-        yield Row(PUBLISHED, name, videos.score(found))
+        note = f"{moves} moves, {ANNEALED_ON} other videos" if "annealed" in name else ""
+        yield Row(PUBLISHED, name, videos.score(found), note)
 
 
 def tuned_rows(videos: Videos, computed: int, prompts: int) -> Iterator[Row]:
@@ -95,12 +96,12 @@ def tuned_rows(videos: Videos, computed: int, prompts: int) -> Iterator[Row]:
         options = {"plan": tuned, "inner": "eager"}
         model = torch.compile(videos.model, backend="pab", options=options)
         found = videos.sample(model, videos.seeds)
-        note = f"{tuned.full_generations:.0f} generations"
+        note = f"{prompts} other videos, {tuned.full_generations:.0f} generations"
         yield Row(OURS, f"to {SAME if teacher == 'same' else teacher}", videos.score(found), note)
 
 
 def measure(args: argparse.Namespace, book: Book, console: Console) -> None:
-    """Fill the book."""
+    """Fill the book, and write it after every table."""
     columns = (TextColumn("{task.description}"), BarColumn(bar_width=30), MofNCompleteColumn())
     sizes = {"fewer": len(SOLVERS), "published": 4, "tuned": 2}
     total = len(args.models) * len(args.computed) * sum(sizes[group] for group in args.only)
@@ -108,7 +109,7 @@ def measure(args: argparse.Namespace, book: Book, console: Console) -> None:
         task = bar.add_task("references", total=total)
         for model in args.models:
             videos = Videos(model, args.held_out)
-            about = f"{args.held_out} videos, {args.prompts} others to fit on."
+            about = f"{args.held_out} held-out videos."
             for computed in args.computed:
                 ways = {
                     "fewer": fewer_rows(videos, computed),
@@ -123,22 +124,25 @@ def measure(args: argparse.Namespace, book: Book, console: Console) -> None:
                         said = f"{model}, {computed} of {STEPS}, {row.label}: {scores}"
                         console.print(said, markup=False, highlight=False, soft_wrap=True)
                         bar.advance(task)
+                write(book, args)
 
 
-def write(book: Book, command: str) -> None:
+def write(book: Book, args: argparse.Namespace) -> None:
     """All tables and the picture."""
+    if book.path is None:
+        return
+    command = (
+        f"python -m benchmarks frontier --models {' '.join(args.models)} --computed "
+        f"{' '.join(map(str, args.computed))} --only {' '.join(args.only)} --held-out "
+        f"{args.held_out} --prompts {args.prompts} --moves {args.moves}"
+    )
     used = ", ".join(f"{name} {number}" for name, number in versions().items())
     head = ["# Tuned plans, reuse as published, and fewer steps at equal cost", ""]
-    head += [
-        "Mean PSNR of the latents of held-out videos, with the half-width of its 95 % interval."
-    ]
-    head += ["Differences are taken video by video. The best of each column is bold.", ""]
-    head += [
-        f"The last run was `{command}`. {used}.",
-        "",
-        "![The same as a plot](frontier.png)",
-        "",
-    ]
+    head.append("Mean PSNR of the latents of held-out videos, with the half-width of its 95 %")
+    head.append("interval. Differences are taken video by video. The best of each column is bold.")
+    head += ["", "Printed by `python -m benchmarks frontier`, in parts (`--models`, `--only`). The"]
+    head.append(f"last part was `{command}`. {used}.")
+    head += ["", "![The same as a plot](frontier.png)", ""]
     lines = [line for table in book.tables() for line in lines_of(*table)]
     (RESULTS_DIR / "frontier.md").write_text("\n".join([*head, *lines]).rstrip() + "\n")
     plot(book, RESULTS_DIR / "frontier.png")
@@ -156,10 +160,10 @@ def parse(given: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--held-out", type=int, default=32, help="videos that are measured")
     parser.add_argument("--prompts", type=int, default=8, help="videos to fit on")
     parser.add_argument("--moves", type=int, default=60, help="of annealed steps")
-    parser.add_argument("--quick", action="store_true", help="one model, few videos; no files")
+    parser.add_argument("--quick", action="store_true", help="few videos; writes no files")
     args = parser.parse_args(given)
     if args.quick:
-        args.models, args.held_out, args.prompts, args.moves = ["deep"], 8, 3, 10
+        args.held_out, args.prompts, args.moves = 4, 2, 5
     return args
 
 
@@ -171,10 +175,3 @@ def main(given: Sequence[str] | None = None) -> None:
     for table in book.tables():
         for line in lines_of(*table):
             console.print(line, markup=False, highlight=False, soft_wrap=True)
-    if not args.quick:
-        command = (
-            f"python -m benchmarks frontier --models {' '.join(args.models)} --computed "
-            f"{' '.join(map(str, args.computed))} --only {' '.join(args.only)} --held-out "
-            f"{args.held_out} --prompts {args.prompts} --moves {args.moves}"
-        )
-        write(book, command)
