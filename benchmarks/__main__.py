@@ -19,7 +19,6 @@ from . import (
     compile_time,
     efficiency,
     few_steps,
-    frontier,
     generation,
     gpu,
     live,
@@ -28,6 +27,7 @@ from . import (
     sizes,
     steady,
 )
+from .frontier import main as frontier
 from .results import RESULTS_DIR, Result, footer, make_table, write
 
 BENCHMARKS: dict[str, Callable[[Result, bool, Progress], None]] = {

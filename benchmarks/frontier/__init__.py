@@ -1,0 +1,1 @@
+"""Benchmark `frontier`: what is best at equal cost."""
