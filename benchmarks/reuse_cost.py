@@ -25,13 +25,13 @@ from typing import Any
 import torch
 from rich.console import Console
 from rich.progress import track
-from torch.utils import _pytree as pytree
 from torch.utils.flop_counter import FlopCounterMode
 
 import pab_compile
 from pab_compile import PabError
 from tests.dits.build import Denoising, build, run
 from tests.dits.catalogue import CATALOGUE
+from tests.dits.in_types import TYPES, first_loop
 from tests.dits.spec import Dit
 from tests.dits.truth import attention_modules
 
@@ -39,7 +39,6 @@ from .blocks import Blocks, Counted
 from .flex import counting_flex_attention
 
 RESULTS = Path(__file__).parent / "results" / "reuse_cost.md"
-TYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 DEPTHS = ("num_layers", "num_single_layers", "num_refiner_layers", "depth", "n_layers")
 REUSES = 2  # a step of ten; with `linear3` the second and the third one reuse
 
@@ -90,45 +89,16 @@ def measure(dit: Dit, dtype: torch.dtype, cut: str | None) -> Cost:
 def _eager(
     dit: Dit, model: torch.nn.Module, dtype: torch.dtype
 ) -> tuple[FlopCounterMode, Denoising]:
-    """What eager computes, and the inputs.
+    """What eager computes, and the inputs."""
 
-    Where the model needs it, the timestep is cast too, or what the model keeps in float32 is.
-    """
-    for in_float32, cast_clock in ((False, False), (False, True), (True, False), (True, True)):
-        if in_float32:
-            _keep_in_float32(model)
-        given = replace(dit, inputs=_inputs_in(dit, dtype, cast_clock))
-        loop, whole = Denoising(given, num_steps=10), FlopCounterMode(display=False)
-        try:
-            with torch.compiler.set_stance("force_eager"), counting_flex_attention(), whole:
-                run(model, **loop.at(0))
-            return whole, loop
-        except RuntimeError as error:
-            failed = error
-    raise failed
+    def count(loop: Denoising) -> FlopCounterMode:
+        whole = FlopCounterMode(display=False)
+        with torch.compiler.set_stance("force_eager"), counting_flex_attention(), whole:
+            run(model, **loop.at(0))
+        return whole
 
-
-def _keep_in_float32(model: torch.nn.Module) -> None:
-    """Cast back the modules that diffusers leaves in float32 when it loads a model."""
-    kept = getattr(model, "_keep_in_fp32_modules", None) or ()
-    for name, module in model.named_modules():
-        if not set(kept).isdisjoint(name.split(".")):
-            module.float()
-
-
-def _inputs_in(dit: Dit, dtype: torch.dtype, cast_clock: bool) -> Any:
-    """The inputs of a model, of another floating type."""
-
-    def cast(value: Any) -> Any:
-        is_floating = isinstance(value, torch.Tensor) and value.is_floating_point()
-        return value.to(dtype) if is_floating else value
-
-    def inputs(**sizes: Any) -> dict[str, Any]:
-        made = dit.inputs(**sizes)
-        inputs = pytree.tree_map(cast, made)
-        return inputs if cast_clock else {**inputs, dit.clock: made[dit.clock]}
-
-    return inputs
+    loop, whole = first_loop(dit, model, dtype, 10, count)
+    return whole, loop
 
 
 def deeper(dit: Dit, depth: int) -> Dit | None:

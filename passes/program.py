@@ -48,6 +48,8 @@ class Program:
         coalesced: which sites cache one sum, and why others do not, one line each (after
             ``Coalesce``).
         sharding: the axis that is sharded over ranks, and why, in lines (after ``ShardTokens``).
+        shares_calls: whether each half of the ranks computes one of two calls (after
+            ``SplitBatch``).
         seconds: pass name -> seconds it took.
     """
 
@@ -66,6 +68,7 @@ class Program:
     num_apart: int = 0
     coalesced: tuple[str, ...] = ()
     sharding: tuple[str, ...] = ()
+    shares_calls: bool = False
     seconds: dict[str, float] = field(default_factory=dict)
 
     @property

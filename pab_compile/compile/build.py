@@ -114,7 +114,7 @@ def _compiled(part: Part, request: Request, settings: Settings) -> Runnable:
     found = _sharded_and_coalesced(found, program, request, settings, dumper)
     merged, opened = replace(program), ir.open_sizes(part.graph_module)
     _rewrite(program, request, settings, reuses, dumper)
-    together = _together(part, roles, request, settings)
+    together = _together(part, roles, request, settings, program.shares_calls)
     executor = _lowered(program, request, settings, reuses, opened, together)
     probed = _probed(program, part, executor, kept_bytes, settings.options)
     found = replace(found, notes=(*found.notes, *program.sharding, *program.coalesced))
@@ -372,11 +372,16 @@ def _lowered(
 
 
 def _together(
-    part: Part, roles: InputRoles, request: Request, settings: Settings
+    part: Part, roles: InputRoles, request: Request, settings: Settings, shares_calls: bool
 ) -> Together | None:
     """The ranks that run the graph; None for one rank."""
     if request.team is None:
         return None
+    if shares_calls and ir.mutated_inputs(part.graph_module):
+        raise ShardingError(
+            "The model writes to its inputs, so halves of the ranks cannot share the two calls of "
+            "a step. Leave batch_mesh and batch_parallel out."
+        )
     names = [ir.source(node) for node in ir.placeholders(part.graph_module.graph)]
     inputs = {
         number: names[number]
@@ -386,7 +391,7 @@ def _together(
     weights = {number: names[number] for number in roles.weights}
     sends = settings.options.inputs == FIRST_RANK
     known = (roles.latents, roles.clock, roles.prompt_inputs)
-    return Together(request.team, inputs, *known, weights, sends)
+    return Together(request.team, inputs, *known, weights, sends, shares_calls)
 
 
 def _probed(

@@ -185,23 +185,37 @@ class Executor:
         singles = (single for site in self.sites for single in site.singles)
         self.rows = tuple(Row(site.name, site.kind) for site in (*self.uncut, *singles))
 
+    @property
+    def together(self) -> Together | None:
+        """The ranks that run the graph together; None on one rank."""
+        return self._together
+
+    def agree(self, inputs: Sequence[torch.Tensor], place: Place) -> Sequence[torch.Tensor]:
+        """Let all ranks agree on a call that not all of them run. Returns the inputs to run on."""
+        assert self._together is not None
+        decisions, generation = self.decisions_of(place.generation), place.generation
+        decided = decisions.at(generation.step, generation.timestep)
+        reused = tuple(decision.reuses for decision in decided)
+        return self._together.before(inputs, place, self.identity, decisions, reused)
+
     def run(
-        self, inputs: Sequence[torch.Tensor], place: Place | None
+        self, inputs: Sequence[torch.Tensor], place: Place | None, is_agreed: bool = False
     ) -> tuple[torch.Tensor | None, ...]:
         """Run one step.
 
         Args:
             inputs: one tensor per placeholder.
             place: where this call belongs; None computes everything and caches nothing.
+            is_agreed: whether the ranks agreed on it already.
         """
         with torchs_own_functions():
-            return self._run(inputs, place)
+            return self._run(inputs, place, is_agreed)
 
     def _run(
-        self, inputs: Sequence[torch.Tensor], place: Place | None
+        self, inputs: Sequence[torch.Tensor], place: Place | None, is_agreed: bool
     ) -> tuple[torch.Tensor | None, ...]:
         step = None if place is None else LaneStep(self, place, _device_of(inputs))
-        if self._together is not None:
+        if self._together is not None and not is_agreed:
             decisions = None if place is None else self.decisions_of(place.generation)
             reused = () if step is None else step.reused
             inputs = self._together.before(inputs, place, self.identity, decisions, reused)

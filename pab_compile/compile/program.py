@@ -34,6 +34,7 @@ from pab_compile.runtime.weights import WeightMarks
 
 from .adopting import Adopting
 from .executor import Executor
+from .shared_calls import run_call
 
 _OTHER_WEIGHTS = (
     "weights or buffers changed during the generation, so what was computed from them before was "
@@ -227,7 +228,8 @@ class CompiledProgram:
             executor.identity, weights, self._marks_of
         ):
             place.generation.note(_OTHER_WEIGHTS)
-        outputs = executor.run(tensors, place)
+        prompts, positions = self.roles.prompt_inputs, self.roles.weights
+        outputs = run_call(executor, tensors, place, self.part, prompts, positions, self._marks_of)
         outputs = self._without_samples(outputs, place, identity)
         outputs = _written_back(self.part, tensors, outputs)
         if place is not None:

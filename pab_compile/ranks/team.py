@@ -23,6 +23,7 @@ from pab_compile.passes.parallel.shard import Grid, Ranks
 
 from .course import Course
 from .groups import OwnGroups, timeout_of
+from .halves import Halves
 from .meet import Mesh, meet, shared
 from .mesh import Peers
 from .watch import Doing, Question, Watcher, Whereabouts
@@ -90,6 +91,7 @@ class Team:
     Attributes:
         exchanges: as given.
         grid: the ranks, for the graphs.
+        halves: the ranks of its column, if they share the calls of a step.
         here: what this rank is doing.
         course: what the ranks agreed on.
     """
@@ -118,6 +120,7 @@ class Team:
             Ranks(len(axis), axis.index(me), name) for axis, name in zip(mine, names, strict=True)
         )
         self.grid = Grid(tokens, batch)
+        self.halves = Halves(batch)
         self._watcher = Watcher(self._shared, self._rank, self._size, self.here)
         weakref.finalize(self, self._watcher.stop)
 

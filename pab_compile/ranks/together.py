@@ -39,6 +39,11 @@ class Together:
         prompts: names of the inputs that stay the same during a generation.
         weights: position of a weight -> its name.
         sends: whether the inputs of the first rank are sent to all.
+        shares_calls: whether two halves of the ranks share the calls of a step.
+
+    Attributes:
+        halves: what shares the calls; None if all ranks make each call together.
+        inputs: as given.
     """
 
     def __init__(
@@ -50,9 +55,11 @@ class Together:
         prompts: Sequence[str],
         weights: Mapping[int, str],
         sends: bool,
+        shares_calls: bool = False,
     ) -> None:
         self._team = team
-        self._inputs = inputs
+        self.halves = team.halves if shares_calls else None
+        self.inputs = self._inputs = inputs
         self._latents, self._clock, self._prompts = latents, clock, frozenset(prompts)
         self._weights = weights
         self._sends = sends

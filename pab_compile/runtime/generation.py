@@ -89,6 +89,7 @@ class Generation:
         lanes: the calls per step.
         allowance: which sites are cached, if the memory for caches is limited.
         record: what is noted for the statistics.
+        keeps_lanes: whether lanes stay open after their last step, until ranks answered both calls.
         closed: whether the generation is over.
     """
 
@@ -115,6 +116,7 @@ class Generation:
         self.lanes = Lanes()
         self.allowance = Allowance()
         self.record = GenerationRecord()
+        self.keeps_lanes = False
         self.closed = False
         self._clock_dtype = call.clock_dtype
         self._is_told = call.index is not None
@@ -348,7 +350,7 @@ class Generation:
         record.lane = lane.number
         self.record.add(record)
         self.record.measure(self.lanes)
-        if self.seems_done:
+        if self.seems_done and not self.keeps_lanes:
             self.lanes.close(lane, graph)
 
     def stats(self) -> RunStats:

@@ -4,29 +4,25 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import fx
 
 from pab_compile.compile.analysis import analyse, has_branch
 from pab_compile.dynamo import compiling, trace_once
-from pab_compile.errors import OptionError, UnsupportedModelError
+from pab_compile.errors import OptionError, ShardingError, UnsupportedModelError
 from pab_compile.inspect.explain import by_name
 from pab_compile.options import Options, parse_options
-from pab_compile.passes.axes.atoms import leaves
 from pab_compile.passes.axes.names import BATCH
 from pab_compile.passes.graph import ir
 from pab_compile.passes.graph.capture import capture
 from pab_compile.passes.graph.flops import node_flops
 from pab_compile.passes.graph.inputs import Inputs
 from pab_compile.passes.graph.join import Part
-from pab_compile.passes.parallel.choose import Choice, choose, site_of
-from pab_compile.passes.parallel.detour import Detour
-from pab_compile.passes.parallel.layout import Layout
+from pab_compile.passes.parallel.choose import Choice, choose
 from pab_compile.passes.parallel.shard import Ranks
-from pab_compile.passes.parallel.split_batch import first_part, lay_out_batch
-from pab_compile.passes.parallel.traffic import convention_bytes, gathered_bytes, sent_bytes
+from pab_compile.passes.parallel.split_batch import first_part, lay_out_batch, shares_calls
 from pab_compile.passes.program import Program
 from pab_compile.passes.rewrite.coalesce import coalesce
 from pab_compile.passes.rewrite.demand import sites_of_calls
@@ -39,11 +35,7 @@ from pab_compile.report.dump import Dumper
 from pab_compile.runtime.forward import Forwards
 
 from .comm_report import CommReport, CommRow, Work
-
-if TYPE_CHECKING:
-    import sympy
-
-_TOKENS = ("t", "h", "w", "s")
+from .comm_rows import Often, at_the_end, exchange_of_calls, rows_of
 
 
 def comm(
@@ -160,18 +152,25 @@ def predict(program: Program, options: Options, num_ranks: int, schedule: Schedu
     num_steps = schedule.num_steps or 0
     num_batch = options.num_batch_ranks
     last: tuple[CommRow, ...] = ()
-    if num_batch > 1:
+    if num_batch > 1 and shares_calls(program, num_batch):
+        last = exchange_of_calls(program, num_steps)
+        program = first_part(program, num_batch)
+    elif num_batch > 1:
         layout = lay_out_batch(program, num_batch)
-        last = _gathers(layout, Ranks(num_batch), num_steps, "gather of the batch", BATCH)
+        last = at_the_end(layout, Ranks(num_batch), num_steps, "gather of the batch", BATCH)
         program = first_part(program, num_batch)
     ranks = Ranks(num_ranks // num_batch)
-    choice = choose(program, ranks.size, share, options.shard)
+    choice = _choice(program, ranks, share, options.shard)
+    is_shared = choice is not None and (ranks.size > 1 or num_batch == 1)
+    graph = program.graph_module.graph
     runs_for = _runs_for(program, plan, options.coalesce)
-    is_shared = ranks.size > 1 or num_batch == 1
+    reusable = [site for site in program.sites if site.can_broadcast]
+    needed_by = {node.name: names for node, names in sites_of_calls(graph, reusable).items()}
 
-    def rows(share: Callable[[Site], float]) -> tuple[CommRow, ...]:
-        tokens = _rows(program, choice, ranks, num_steps, share) if is_shared else ()
-        return (*tokens, *last)
+    def rows(often: Often) -> tuple[CommRow, ...]:
+        if not is_shared or choice is None:
+            return last
+        return (*rows_of(program, choice, ranks, num_steps, often), *last)
 
     @functools.cache
     def times(names: frozenset[str] | None) -> float:
@@ -179,19 +178,45 @@ def predict(program: Program, options: Options, num_ranks: int, schedule: Schedu
         needed = [site for site in program.sites if names is not None and site.name in names]
         return share_of_any(plan, needed, schedule) if needed else 1.0
 
+    def planned(nodes: Sequence[fx.Node]) -> float:
+        return times(_sites_of(nodes, runs_for))
+
+    def without(nodes: Sequence[fx.Node]) -> float:
+        return float(_sites_of(nodes, needed_by) is None)
+
     return CommReport(
-        axis=choice.option.name if is_shared else "",
+        axis=choice.option.name if is_shared and choice is not None else "",
         num_ranks=ranks.size,
         num_batch_ranks=num_batch,
         num_steps=num_steps,
-        rows=rows(share),
+        rows=rows(planned),
         always=rows(lambda _: 1.0),
-        never=rows(lambda _: 0.0),
+        never=rows(without),
         work=_work(program, choice, ranks, num_steps, lambda n: times(runs_for.get(n.name))),
         work_always=_work(program, choice, ranks, num_steps, lambda _: 1.0),
         computed=round(sum(num_steps * share(site) for site in program.sites), 6),
-        reasons=(*program.sharding, *(choice.lines() if is_shared else ())),
+        reasons=(*program.sharding, *(choice.lines() if is_shared and choice is not None else ())),
     )
+
+
+def _choice(
+    program: Program, ranks: Ranks, share: Callable[[Site], float], wanted: str | None
+) -> Choice | None:
+    """The axis that the ranks share. A single rank needs none."""
+    try:
+        return choose(program, ranks.size, share, wanted)
+    except ShardingError:
+        if ranks.size > 1:
+            raise
+        return None
+
+
+def _sites_of(
+    nodes: Sequence[fx.Node], runs_for: Mapping[str, frozenset[str]]
+) -> frozenset[str] | None:
+    """The sites that some calls run for; None if one of them runs at every step."""
+    found = [runs_for.get(node.name) for node in nodes]
+    return None if None in found else frozenset().union(*filter(None, found))
 
 
 def _runs_for(program: Program, plan: Plan, coalesces: bool) -> dict[str, frozenset[str]]:
@@ -208,104 +233,21 @@ def _runs_for(program: Program, plan: Plan, coalesces: bool) -> dict[str, frozen
 
 def _work(
     program: Program,
-    choice: Choice,
+    choice: Choice | None,
     ranks: Ranks,
     num_steps: int,
     share: Callable[[fx.Node], float],
 ) -> Work:
     """FLOPs of contractions. What is the same at every step counts once."""
-    layout = choice.layout
-    shared = {*layout.verdicts, *(n for detour in layout.detours for n in detour.verdicts)}
-    part = ranks.counts(layout.axis.size)[0] / layout.axis.size
+    shared: set[fx.Node] = set()
+    part = 1.0
+    if choice is not None:
+        layout = choice.layout
+        shared = {*layout.verdicts, *(n for detour in layout.detours for n in detour.verdicts)}
+        part = ranks.counts(layout.axis.size)[0] / layout.axis.size
     found = {True: 0.0, False: 0.0}
     for node in ir.calls(program.graph_module.graph):
         once = ir.binding(node) in (Binding.CONSTANT, Binding.PROMPT)
         times = 1.0 if once else num_steps * share(node)
         found[node in shared] += times * node_flops(node)
     return Work(found[True] * part, found[False])
-
-
-def _rows(
-    program: Program,
-    choice: Choice,
-    ranks: Ranks,
-    num_steps: int,
-    share: Callable[[Any], float],
-) -> tuple[CommRow, ...]:
-    """One row per group of equal detours, then what is gathered at the end."""
-    import sympy
-
-    groups: dict[tuple[Any, ...], list[Detour]] = {}
-    steps_of: dict[Detour, float] = {}
-    for detour in choice.layout.detours:
-        site = site_of(detour, program.sites)
-        steps_of[detour] = round(num_steps * (share(site) if site else 1.0), 6)
-        kind = site.kind if site else "other op"
-        sizes = tuple(c.num_bytes for c in (*detour.entering, *detour.leaving))
-        groups.setdefault((kind, detour.axis.name, sizes, steps_of[detour]), []).append(detour)
-    found = []
-    for (kind, along, sizes, steps), detours in groups.items():
-        crossings = (*detours[0].entering, *detours[0].leaving)
-        often = len(detours) * steps
-        tensors = [
-            _closed_form(program, crossing.node, crossing.num_bytes)
-            * (1 if crossing.target is not None else sympy.Symbol("N") - 1)
-            for crossing in crossings
-        ]
-        found.append(
-            CommRow(
-                what=kind,
-                along=along,
-                num_sites=len(detours),
-                collectives=len(sizes),
-                computed_steps=steps,
-                convention_bytes=float(
-                    sum(convention_bytes(crossing, ranks.size) for crossing in crossings) * often
-                ),
-                wire_bytes=sum(sent_bytes(crossing, ranks) for crossing in crossings) * often,
-                formula=len(detours)
-                * sympy.Symbol(f"steps_{kind}")
-                * sympy.Add(*tensors)
-                / sympy.Symbol("N"),
-            )
-        )
-    last = _gathers(choice.layout, ranks, num_steps, "gather at the end", choice.option.name)
-    return (*found, *last)
-
-
-def _gathers(
-    layout: Layout, ranks: Ranks, num_steps: int, what: str, along: str
-) -> tuple[CommRow, ...]:
-    """What is gathered at every step."""
-    import sympy
-
-    return tuple(
-        CommRow(
-            what=what,
-            along=along,
-            num_sites=1,
-            collectives=1,
-            computed_steps=num_steps,
-            convention_bytes=0.0,
-            wire_bytes=float(gathered_bytes(node, layout.shards[node], ranks) * num_steps),
-            formula=sympy.Integer(0),
-        )
-        for node in layout.gathers
-    )
-
-
-def _closed_form(program: Program, node: fx.Node, num_bytes: int) -> sympy.Expr:
-    """Bytes of a tensor, as a product of the sizes of batch and token axes and a number."""
-    import sympy
-
-    axes = program.inferred_axes
-    symbols: list[sympy.Symbol] = []
-    rest = num_bytes
-    for dim in axes.dims(node):
-        for atom in leaves(dim):
-            (role, *others) = (*axes.roles_of(atom), "")
-            known = (BATCH, *_TOKENS)
-            if role in known and others == [""] and rest % atom.size == 0 and not atom.parts:
-                symbols.append(sympy.Symbol(role))
-                rest //= atom.size
-    return sympy.Integer(rest) * sympy.Mul(*symbols)

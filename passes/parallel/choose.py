@@ -2,23 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import functools
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 
+from torch import fx
+
 from pab_compile.passes.axes.table import AxisTable
 from pab_compile.passes.errors import ShardingError
+from pab_compile.passes.graph import ir
+from pab_compile.passes.graph.flops import node_flops
 from pab_compile.passes.program import Program
+from pab_compile.passes.sites.binding import Binding
 from pab_compile.passes.sites.site import Site
 
 from .detour import Detour
 from .layout import Layout, lay_out
-from .placement import Axis, products, token_axes
+from .placement import Axis, describe, products, token_axes
 from .shard import Ranks
 from .traffic import convention_bytes, gathered_bytes
 
 ALL_TOKENS = "s"
 _AS_GOOD = Fraction(11, 10)
+_LEAST_SHARED = 0.25
+_ONE_RANK = (
+    "Run the model on one rank. Ranks can still share the rows of the batch (batch_parallel) or "
+    "the two calls of guidance (guidance_parallel)."
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,6 +40,7 @@ class Option:
         name: ``t``, ``h``, ``w``, or ``s`` for all tokens in one.
         layout: how the graph is sharded along it, or None.
         step_bytes: expected bytes per rank and step. The plan says how often a site computes.
+        shared: the share of the operations of a step of which each rank computes a part.
         balance: the longest part of a rank divided by the mean part. It is 1 for equal parts.
         reason: what the ranks exchange, or why the axis cannot be sharded.
     """
@@ -38,6 +50,7 @@ class Option:
     step_bytes: Fraction
     balance: Fraction
     reason: str
+    shared: float = 0.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,6 +89,8 @@ def choose(
 ) -> Choice:
     """Choose the axis of least expected bytes. Among similar ones, choose the best balanced.
 
+    Axes along which the ranks would compute more in full than along another one are left out.
+
     Args:
         program: a captured graph with its sites.
         num_ranks: number of ranks.
@@ -92,25 +107,45 @@ def choose(
             f"The latents have no axis {wanted!r} that can be sharded: they have "
             f"{', '.join(names) or 'none'}."
         )
-    looked_at = tuple(
-        _look_at(name, axis, program, num_ranks, share)
+    flops = _step_flops(program.graph_module.graph)
+    every = {
+        name: functools.partial(_look_at, name, axis, program, num_ranks, share, flops)
         for name, axis in found
-        if wanted in (None, name)
-    )
+    }
+    looked_at = tuple(look() for name, look in every.items() if wanted in (None, name))
     possible = [option for option in looked_at if option.layout is not None]
     if not possible:
-        raise ShardingError(
-            f"No axis of the latents can be sharded over {num_ranks} ranks. "
-            + " ".join(f"{option.name}: {option.reason}" for option in looked_at)
-        )
+        others = [look() for name, look in every.items() if wanted not in (None, name)]
+        raise ShardingError(_refusal(looked_at, others, num_ranks))
+    rest = {option: 1 - option.shared * (1 - 1 / num_ranks) for option in possible}
+    possible = [option for option in possible if rest[option] <= min(rest.values()) * _AS_GOOD]
     least = min(option.step_bytes for option in possible)
     as_good = [option for option in possible if option.step_bytes <= least * _AS_GOOD]
     return Choice(min(as_good, key=lambda option: (option.balance, option.step_bytes)), looked_at)
 
 
+def _refusal(looked_at: Sequence[Option], others: Sequence[Option], num_ranks: int) -> str:
+    """Why no axis can be sharded, and what to do, in three lines."""
+    if not looked_at:
+        return f"The latents have no token axis that {num_ranks} ranks could share. {_ONE_RANK}"
+    names = ", ".join(option.name for option in looked_at)
+    reasons = list(dict.fromkeys(option.reason for option in looked_at))
+    more = f" ({len(reasons) - 1} more reasons for other axes)" if len(reasons) > 1 else ""
+    works = [option.name for option in others if option.layout is not None]
+    advice = f"Leave shard out, or set it to {' or '.join(works)}." if works else _ONE_RANK
+    return (
+        f"No axis of the latents ({names}) can be sharded over {num_ranks} ranks.\n"
+        f"{reasons[0]}{more}\n{advice}"
+    )
+
+
 def site_of(detour: Detour, sites: Sequence[Site]) -> Site | None:
     """The site that a detour is a part of."""
-    return next((site for site in sites if detour.core[-1] in site.region), None)
+    return _site_with(detour.core[-1], sites)
+
+
+def _site_with(node: fx.Node, sites: Sequence[Site]) -> Site | None:
+    return next((site for site in sites if node in site.region), None)
 
 
 def _look_at(
@@ -119,6 +154,7 @@ def _look_at(
     program: Program,
     num_ranks: int,
     share: Callable[[Site], float],
+    flops: Mapping[fx.Node, int],
 ) -> Option:
     nothing = Fraction(0)
     try:
@@ -126,13 +162,15 @@ def _look_at(
         layout = lay_out(graph, program.inferred_axes, program.mixers, axis, num_ranks)
     except ShardingError as error:
         return Option(name, None, nothing, nothing, str(error))
-    total = sum(
-        (
-            Fraction(gathered_bytes(node, layout.shards[node], Ranks(num_ranks)))
-            for node in layout.gathers
-        ),
-        nothing,
-    )
+    shared = _shared(layout, flops)
+    if shared < _LEAST_SHARED:
+        return Option(name, None, nothing, nothing, _why_in_full(layout, shared))
+    total = nothing
+    for node in layout.gathers:
+        readers = [_site_with(reader, program.sites) for reader in layout.readers(node)]
+        often = max((share(site) if site is not None else 1.0) for site in readers)
+        sent = gathered_bytes(node, layout.shards[node], Ranks(num_ranks))
+        total += Fraction(often).limit_denominator(1000) * sent
     words: dict[str, int] = {}
     for detour in layout.detours:
         site = site_of(detour, program.sites)
@@ -145,6 +183,9 @@ def _look_at(
         where = "gathers its keys" if detour.kept else f"runs along {detour.axis.name}"
         word = f"{kind} {where}, computed at {float(often):.0%} of the steps"
         words[word] = words.get(word, 0) + 1
+    for node in layout.in_full:
+        word = f"{ir.op_name(node)} computed in full on every rank"
+        words[word] = words.get(word, 0) + 1
     counts = Ranks(num_ranks).counts(axis.size)
     parts = f"{max(counts)} of {axis.size} positions per rank"
     detours = "; ".join(f"{num} x {word}" for word, num in words.items()) or "nothing mixes it"
@@ -154,4 +195,29 @@ def _look_at(
         total,
         Fraction(max(counts) * num_ranks, axis.size),
         f"{float(total) / 1e6:.4g} MB per step and rank, {parts}; {detours}",
+        shared,
+    )
+
+
+def _step_flops(graph: fx.Graph) -> dict[fx.Node, int]:
+    """The operations of what a step computes anew."""
+    found = {node: node_flops(node) for node in ir.calls(graph)}
+    once = (Binding.CONSTANT, Binding.PROMPT)
+    return {node: num for node, num in found.items() if num and ir.binding(node) not in once}
+
+
+def _shared(layout: Layout, flops: Mapping[fx.Node, int]) -> float:
+    """The share of the operations of which each rank computes a part."""
+    parts = [layout.verdicts, *(detour.verdicts for detour in layout.detours)]
+    mine = sum(flops.get(node, 0) for part in parts for node in part)
+    return mine / max(sum(flops.values()), 1)
+
+
+def _why_in_full(layout: Layout, shared: float) -> str:
+    """Why sharing an axis would hardly share any work."""
+    ops = layout.in_full
+    first = f"{describe(ops[0])} mixes it" if ops else "the other operations do not have it"
+    return (
+        f"Along the axis {layout.axis.name!r} the ranks would share {shared:.0%} of the operations "
+        f"and compute all others in full, since {first}."
     )

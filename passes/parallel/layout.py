@@ -2,7 +2,8 @@
 
 The *entry* is the first value of the latents that has the axis in one dimension. From there every
 value is sharded along the axis, op by op. An op that mixes the axis takes a detour along another
-axis. At the outputs, or at a mixing op after the last attention, the shards are gathered (*exit*).
+axis. Where there is none, the shards are gathered, every rank computes the op in full, and its
+result is sharded again. At the outputs, and after the last attention, they stay whole (*exit*).
 """
 
 from __future__ import annotations
@@ -37,7 +38,8 @@ class Layout:
         verdicts: what every op on sharded operands does, outside detours.
         entries: replicated values that are sliced right after they are computed.
         detours: the parts where another axis is sharded instead.
-        gathered: ops whose sharded operands are gathered first, such as the output node.
+        gathered: ops whose sharded operands are gathered first, so that every rank computes them in
+            full; also the output node.
     """
 
     axis: Axis
@@ -47,6 +49,15 @@ class Layout:
     entries: frozenset[fx.Node]
     detours: tuple[Detour, ...]
     gathered: frozenset[fx.Node]
+
+    @property
+    def in_full(self) -> tuple[fx.Node, ...]:
+        """The ops that every rank computes in full, on gathered operands."""
+        return tuple(node for node in self.gathered if node.op != "output")
+
+    def readers(self, node: fx.Node) -> tuple[fx.Node, ...]:
+        """What reads the gathered value of a node."""
+        return tuple(user for user in node.users if user in self.gathered)
 
     @property
     def gathers(self) -> tuple[fx.Node, ...]:
@@ -79,17 +90,18 @@ def lay_out(
         mixers: its token mixers.
         axis: a token axis of the latents, or a product of some.
         num_ranks: number of ranks.
-        detours: whether ops may run along another axis. Otherwise no op before the last attention
-            may mix the axis, and the ranks exchange nothing before they gather.
+        detours: whether ops may run along another axis, or in full on every rank. Otherwise no op
+            before the last attention may mix the axis, and the ranks exchange nothing before they
+            gather.
 
     Raises:
         ShardingError: the axis has fewer positions than there are ranks, or lies in no dimension.
-            Or an op mixes it, and no other axis can be sharded instead.
+            Or an op mixes it, and ranks cannot compute it in full.
     """
     if axis.size < num_ranks:
         raise ShardingError(
             f"The axis {axis.name!r} has {axis.size} positions, fewer than the {num_ranks} ranks "
-            "that share it. Use fewer ranks or another axis."
+            "that share it."
         )
     planner = _Planner(graph, axes, mixers, axis, num_ranks, detours)
     replicated: set[fx.Node] = set()
@@ -111,7 +123,6 @@ class _Planner:
         detours: bool,
     ) -> None:
         self._may_detour = detours
-        self._advice = " Choose another axis, or fewer ranks." if detours else ""
         self._graph = graph
         self._axes = axes
         self._axis = axis
@@ -147,11 +158,11 @@ class _Planner:
             elif not sharded:
                 self._maybe_enter(node, replicated)
             else:
-                done |= self._visit(node, sharded)
+                done |= self._visit(node, sharded, replicated)
         if not self._entries:
             raise ShardingError(
                 f"The axis {self._axis.name!r} lies in no single dimension of what the model makes "
-                f"of its latents before the first attention.{self._advice}"
+                "of its latents before the first attention."
             )
         return Layout(
             self._axis,
@@ -176,7 +187,9 @@ class _Planner:
             self._entries.add(node)
             self._shards[node] = shard
 
-    def _visit(self, node: fx.Node, sharded: Sequence[fx.Node]) -> set[fx.Node]:
+    def _visit(
+        self, node: fx.Node, sharded: Sequence[fx.Node], replicated: set[fx.Node]
+    ) -> set[fx.Node]:
         """Lay out an op on sharded operands. Returns other nodes that are laid out with it."""
         core, answer = self._waiting.pop(node, ()), "it mixes the axis"
         if not core:
@@ -201,13 +214,15 @@ class _Planner:
             self._shards |= found.kept
             self._shards |= {c.node: c.target for c in found.leaving if c.target is not None}
             return set(core)
-        if node not in self._is_before and node not in self._mixer_of:
-            self._gathered.add(node)
-            return set()
+        is_after_all = node not in self._is_before and node not in self._mixer_of
+        if is_after_all or (self._may_detour and not any(map(ir.is_random, core))):
+            self._gathered.update(core)
+            if not is_after_all:
+                self._maybe_enter(core[-1], replicated)
+            return set(core)
         raise ShardingError(
             f"The axis {self._axis.name!r} cannot be sharded over {self._num_ranks} ranks: "
             f"{describe(node)} stands in the way, since {answer}."
-            f"{f' Instead of it: {found}.' if found else ''}{self._advice}"
         )
 
     def _core(self, node: fx.Node) -> tuple[fx.Node, ...]:

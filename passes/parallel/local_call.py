@@ -13,7 +13,7 @@ from pab_compile.passes.graph.ops import RARE_RESHAPES, RARE_SPLITS, RESHAPES, S
 
 from .shard import Ranks, Shard
 from .verdict import Shards, Verdict, first_operand, shape_of, wrap
-from .view_rules import slice_bounds
+from .view_rules import piece_of, slice_bounds, written_bounds
 
 _RESHAPES = RESHAPES | RARE_RESHAPES
 _SPLITS = SPLITS | RARE_SPLITS
@@ -42,6 +42,8 @@ def local_call(
         return node.target, (x, list(_local_shape(node, out, ranks))), {}
     if ir.is_call(node, "repeat_interleave"):
         return node.target, node.args, {k: v for k, v in node.kwargs.items() if k == "dim"}
+    if out is not None and ir.is_call(node, "slice_scatter", "select_scatter"):
+        return _local_write(node, out, ranks)
     if mine is None:
         return node.target, node.args, dict(node.kwargs)
     if ir.is_call(node, *_SPLITS) and _dim(node, 2) == mine.dim:
@@ -60,6 +62,21 @@ def local_call(
         at = wrap(ir.argument(node, 2, "index"), mine.full)
         return node.target, (x, mine.dim, _moved(at, mine, ranks)), {}
     return node.target, node.args, dict(node.kwargs)
+
+
+def _local_write(
+    node: fx.Node, out: Shard, ranks: Ranks
+) -> tuple[Any, Sequence[Any], dict[str, Any]]:
+    """A write, whose positions move if they are those of the sharded dimension."""
+    bounds, dim = written_bounds(node), _dim(node, 2)
+    if bounds is None or dim != out.dim:
+        return node.target, node.args, dict(node.kwargs)
+    start, part = _moved(bounds[0], out, ranks), piece_of(out, *bounds)
+    assert not isinstance(part, str)
+    if ir.is_call(node, "select_scatter"):
+        return node.target, (*node.args[:2], dim, start), {}
+    stop = start + _local_size(bounds[1] - bounds[0], part, ranks)
+    return _aten.slice_scatter.default, (*node.args[:2], dim, start, stop), {}
 
 
 def _dim(node: fx.Node, position: int) -> int:

@@ -59,6 +59,8 @@ def localise(graph_module: fx.GraphModule, layout: Layout, ranks: Ranks) -> Loca
     root = torch.nn.Module()
     for name, buffer in graph_module.named_buffers(recurse=False):
         root.register_buffer(name, buffer, persistent=False)
+    for name, inner in graph_module.named_children():
+        root.add_module(name, inner)
     graph = builder.graph
     _remove_dead(graph)
     graph.lint()

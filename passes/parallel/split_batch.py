@@ -8,6 +8,9 @@ ranks can compute one row, and they exchange nothing before the end::
     return %out                           ...
                                           return all_gather(%out)
 
+Guidance in two calls has one row in each. Then each of two ranks computes one call, on a graph that
+stays as it is.
+
 That rows are kept apart is shown op by op, with the rules of any axis that is sharded.
 """
 
@@ -32,6 +35,7 @@ from .shard import Ranks
 from .shard_tokens import local_sites
 from .traffic import gathered_bytes
 
+_SHARED_CALLS = "batch: each half of the ranks computes one of the two calls of a step"
 _ADVICE = "Leave batch_mesh and batch_parallel out, and let the ranks share the tokens."
 
 
@@ -48,6 +52,10 @@ class SplitBatch:
 
     def __call__(self, program: Program) -> int:
         """Rewrite the graph for one rank. Returns the number of its collectives."""
+        if shares_calls(program, self.ranks.size):
+            program.shares_calls = True
+            program.sharding = (*program.sharding, _SHARED_CALLS)
+            return 0
         layout = lay_out_batch(program, self.ranks.size)
         local = localise(program.graph_module, layout, self.ranks)
         check_exchanges(local.graph_module, local.purposes, self.ranks)
@@ -83,6 +91,11 @@ def first_part(program: Program, num_ranks: int) -> Program:
     return found
 
 
+def shares_calls(program: Program, num_ranks: int) -> bool:
+    """Whether two ranks share the calls of a step, since a call has one row only."""
+    return num_ranks == 2 and _rows_of(program.inferred_axes).size == 1
+
+
 def lay_out_batch(program: Program, num_ranks: int) -> Layout:
     """Decide where the rows of the batch are sharded and gathered.
 
@@ -98,8 +111,7 @@ def lay_out_batch(program: Program, num_ranks: int) -> Layout:
     if rows.size < num_ranks:
         raise ShardingError(
             f"A call has {rows.size} row(s) in its batch, fewer than the {num_ranks} ranks that "
-            "share them. Guidance in two calls of one row each cannot be shared: give the "
-            f"model both prompts in one call. Or: {_ADVICE[0].lower()}{_ADVICE[1:]}"
+            f"share them. Two ranks could share the two calls of guidance instead. {_ADVICE}"
         )
     try:
         graph = program.graph_module.graph

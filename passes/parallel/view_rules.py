@@ -206,23 +206,41 @@ def slice_(node: fx.Node, shards: Shards) -> Answer:
 
 def slice_bounds(node: fx.Node) -> tuple[int, int] | None:
     """First position and end of a ``slice`` or ``narrow`` without gaps, or None."""
+    start = ir.argument(node, 2, "start")
+    if not ir.is_call(node, "narrow"):
+        return _range(node, 1)
+    if not isinstance(start, int):
+        return None
     x = first_operand(node)
     num = shape_of(x)[wrap(ir.argument(node, 1, "dim", 0), len(shape_of(x)))]
-    start = ir.argument(node, 2, "start")
-    if ir.is_call(node, "narrow"):
-        if not isinstance(start, int):
-            return None
-        start = start % num if start < 0 else start
-        return start, start + int(ir.argument(node, 3, "length"))
-    bounds = (start, ir.argument(node, 3, "end"), ir.argument(node, 4, "step", 1))
-    if any(isinstance(bound, fx.Node) for bound in bounds):
+    start = start % num if start < 0 else start
+    return start, start + int(ir.argument(node, 3, "length"))
+
+
+def written_bounds(node: fx.Node) -> tuple[int, int] | None:
+    """First position and end of what a write overwrites, without gaps, or None."""
+    if not ir.is_call(node, "select_scatter"):
+        return _range(node, 2)
+    at = ir.argument(node, 3, "index")
+    dim = wrap(ir.argument(node, 2, "dim"), len(shape_of(node)))
+    return (at := wrap(at, shape_of(node)[dim]), at + 1) if isinstance(at, int) else None
+
+
+def _range(node: fx.Node, place: int) -> tuple[int, int] | None:
+    """The range ``start:end`` of a dimension; the dimension is the argument at this place."""
+    shape = shape_of(first_operand(node))
+    dim = wrap(ir.argument(node, place, "dim", 0), len(shape))
+    names = ("start", "end", "step")
+    usual = (None, None, 1)
+    given = [ir.argument(node, place + 1 + i, names[i], usual[i]) for i in range(3)]
+    if any(isinstance(bound, fx.Node) for bound in given):
         return None
-    first, stop, step = slice(*bounds).indices(num)
+    first, stop, step = slice(*given).indices(shape[dim])
     return (first, max(stop, first)) if step == 1 else None
 
 
 def overwrite(node: fx.Node, shards: Shards) -> Answer:
-    """``slice_scatter`` and ``select_scatter`` along another dimension than the axis."""
+    """``slice_scatter`` and ``select_scatter``."""
     base, written = node.args[:2]
     assert isinstance(base, fx.Node) and isinstance(written, fx.Node)
     rank = len(shape_of(base))
@@ -233,11 +251,42 @@ def overwrite(node: fx.Node, shards: Shards) -> Answer:
         return shard.at(shard.dim + (is_row and shard.dim >= dim))
 
     shard = shards[base] if base in shards else with_dim(shards[written])
+    if shard.dim == dim:
+        return _overwrite_along(node, base, written, shards)
     row = shard.at(shard.dim - (is_row and shard.dim > dim))
-    if shard.dim == dim or shards.get(base, shard) != shard or shards.get(written, row) != row:
-        return "it overwrites positions of the axis"
+    if shards.get(base, shard) != shard or shards.get(written, row) != row:
+        return "what it writes is sharded along another dimension than what it writes to"
     needs = {n: s for n, s in ((base, shard), (written, row)) if n not in shards}
     return Verdict((shard,), needs) if row.fits(shape_of(written)) else "it broadcasts the axis"
+
+
+def _overwrite_along(node: fx.Node, base: fx.Node, written: fx.Node, shards: Shards) -> Answer:
+    """A write along the axis: to all positions that are sharded, or to none of them."""
+    bounds = written_bounds(node)
+    if bounds is None:
+        return "it overwrites positions of the axis with gaps"
+    start, stop = bounds
+    if base in shards:
+        shard = shards[base]
+        part = piece_of(shard, start, stop)
+        if isinstance(part, str):
+            return "it overwrites some positions of the axis and leaves others"
+        if part is None:  # every rank has what is written
+            if written in shards:
+                return "it overwrites positions of the axis by others"
+            return same(shard)
+        if written in shards:
+            is_it = shards[written] == part
+            return same(shard) if is_it else "it writes other positions of the axis to its places"
+        if not part.fits(shape_of(written)):
+            return "it broadcasts the axis"
+        return Verdict((shard,), {written: part})
+    part, full = shards[written], shape_of(base)[shards[written].dim]
+    if part.outer > 1 and (start, stop) != (0, full):
+        return "it overwrites positions of the axis between others"
+    before, after = part.before + start, part.after + full - stop
+    shard = Shard(part.dim, part.size, part.outer, part.inner, before, after)
+    return Verdict((shard,), {base: shard})
 
 
 def pad(node: fx.Node, shards: Shards) -> Answer:

@@ -41,6 +41,7 @@ PLANS: dict[str, dict[str, Any]] = {
         "cut": "gated",
         "coalesce": True,
     },
+    "linear3": {"ranges": "linear3"},
     "with MLPs": {"ranges": {"spatial": 2, "temporal": 4, "mlp": 2}, "window": (0.1, 0.9)},
 }
 NUM_STEPS = 8
@@ -116,7 +117,7 @@ def generate_rows(
 
 def refused_rows(group: dist.ProcessGroup, case: str) -> str:
     """The error that a rank meets when the ranks cannot share a batch."""
-    guidance: Any = "two calls" if case == "two calls" else "batched"
+    guidance: Any = "none" if case == "one call" else "batched"
     model: Any = tiny_latte(depth=1)
     options = grid_options(group, "counted" if case == "other meshes" else "rows")
     if case == "other meshes" and group.rank() == 2:
@@ -127,6 +128,23 @@ def refused_rows(group: dist.ProcessGroup, case: str) -> str:
         model = Mixing(model)
     compiled = compiled_pab(model, **options)
     return error_of(Loop(calls_of(compiled), ddim_timesteps(4), guidance=guidance))
+
+
+def refused_calls(group: dist.ProcessGroup, case: str) -> str:
+    """The error that a rank meets when the two calls of a step cannot be shared."""
+    compiled: Any = compiled_pab(tiny_latte(DEPTH), batch_mesh=Mesh(group))
+    call = calls_of(compiled)
+
+    def changed(x: torch.Tensor, t: torch.Tensor, prompt: torch.Tensor, moment: Any) -> Any:
+        if case == "other latents" and moment.lane == "cond" and moment.step:
+            x = x + 1
+        if case == "other lengths" and moment.lane == "uncond":
+            prompt = prompt[:, :3]
+        if case == "another prompt" and moment.lane == "cond" and moment.step == 2:
+            prompt = prompt + 1
+        return call(x, t, prompt, moment)
+
+    return error_of(Loop(changed, ddim_timesteps(4), guidance="two calls"))
 
 
 class Mixing(torch.nn.Module):

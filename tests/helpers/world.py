@@ -127,13 +127,15 @@ class Counter:
     Attributes:
         calls: all-to-alls that ran.
         sent: bytes that this rank sent to others in them.
-        gathered: bytes that it sent in gathers of equal parts, in all steps.
+        gathers: gathers of equal parts that ran, in all steps.
+        gathered: bytes that it sent in them.
     """
 
     def __init__(self, rank: int) -> None:
         self._rank = rank
         self.calls = 0
         self.sent = 0
+        self.gathers = 0
         self.gathered = 0
 
     def __call__(self, graph_module: fx.GraphModule, _: Sequence[Any]) -> Callable[..., Any]:
@@ -147,6 +149,7 @@ class Counter:
                 self.calls += 1
                 self.sent += (sum(sizes) - sizes[self._rank]) * ir.tensor(node).element_size()
             for node in gathers:
+                self.gathers += 1
                 self.gathered += ir.num_bytes(node.args[0]) * (int(node.args[1]) - 1)
             return graph_module.forward(*args)
 

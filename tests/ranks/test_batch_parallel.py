@@ -82,7 +82,7 @@ def test_four_ranks_share_both_the_batch_and_the_tokens(world: World, plan: str,
 @pytest.mark.parametrize(
     ("case", "num_ranks", "message"),
     [
-        ("two calls", 2, r"1 row\(s\) in its batch.* give the model both prompts in one call"),
+        ("one call", 2, r"But a step makes 1 call\. Leave batch_mesh and batch_parallel out"),
         ("mixed", 2, r"aten.flip.*stands in the way.*Leave batch_mesh and batch_parallel out"),
         ("different plans", 2, "do not run the same program"),
         ("other meshes", 4, "do not form one mesh.*rank 2 shares tokens with .0, 1, 2, 3."),
@@ -95,6 +95,47 @@ def test_what_cannot_be_shared_is_an_error_on_every_rank(
         world.begin_anew(num_ranks)
     results: list[Any] = world.run(rank_cases.refused_rows, case, ranks=num_ranks)
     assert all(re.search(message, found) for found in results), results
+
+
+@pytest.mark.sample("linear3-rows-2")
+@pytest.mark.parametrize(
+    ("plan", "how", "num_ranks"),
+    [
+        ("linear3", "rows", 2),
+        ("before the gate", "rows", 2),
+        ("computes always", "rows", 2),
+        ("behind the gate", "counted", 4),
+        ("linear3", "mesh", 4),
+    ],
+)
+def test_halves_of_the_ranks_compute_one_of_two_calls_each(
+    world: World, plan: str, how: str, num_ranks: int
+) -> None:
+    case = (plan, how, 1, "two calls")
+    expected, always = alone(*case), alone("computes always", *case[1:])
+    for found in world.run(rank_cases.generate_rows, *case, ranks=num_ranks):
+        assert torch.equal(found["predictions"], expected["predictions"])
+        for kind, computed in always["computed"].items():  # both calls at step 0
+            all_of_both = expected["computed"][kind] + computed // NUM_STEPS
+            assert 2 * found["computed"][kind] == all_of_both
+        assert any("computes one of the two calls of a step" in note for note in found["notes"])
+        if num_ranks == 2:
+            assert found["per step"] == [0] * NUM_STEPS
+
+
+UNSHARED = {
+    "other lengths": "the two calls of a step have inputs of other shapes",
+    "other latents": "the two calls of a step have another 'hidden_states'",
+    "another prompt": "the prompts, the size or the number of calls changed",
+}
+
+
+@pytest.mark.sample("other latents")
+@pytest.mark.parametrize("case", UNSHARED)
+def test_calls_that_cannot_be_shared_are_an_error_on_every_rank(world: World, case: str) -> None:
+    results: list[Any] = world.run(rank_cases.refused_calls, case, ranks=2)
+    for found in results:
+        assert found.startswith("ShardingError") and UNSHARED[case] in found, found
 
 
 @pytest.mark.long

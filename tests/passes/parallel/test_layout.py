@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import pytest
 import torch
@@ -128,14 +128,19 @@ def test_with_fewer_heads_than_ranks_queries_stay_and_keys_come_from_everywhere(
     check_ranks(model, layout)
 
 
-def test_attention_that_looks_at_the_places_of_its_queries_is_refused() -> None:
-    with pytest.raises(ShardingError, match="with all keys on every rank, it is causal"):
-        laid_out(full_attention(is_causal=True), "t", 2)
+def test_attention_that_looks_at_the_places_of_its_queries_is_computed_in_full() -> None:
+    model = full_attention(is_causal=True)
+    _, layout = laid_out(model, "t", 2)
+    assert [ir.op_name(node) for node in layout.in_full] == ["scaled_dot_product_attention"]
+    assert len(layout.entries) == 2  # the latents, and what all ranks computed
+    check_ranks(model, layout)
 
 
-def test_one_head_whose_queries_are_its_keys_has_nowhere_to_go() -> None:
-    with pytest.raises(ShardingError, match="its queries are the same"):
-        laid_out(captured(joint_attention), "t", 2)
+def test_one_head_whose_queries_are_its_keys_is_computed_in_full() -> None:
+    model = captured(joint_attention)
+    _, layout = laid_out(model, "t", 2)
+    assert layout.in_full
+    check_ranks(model, layout)
 
 
 def test_too_few_positions_are_refused_before_anything_runs() -> None:
@@ -149,17 +154,40 @@ def test_an_axis_that_is_too_short_gives_way_to_another() -> None:
     assert "3 positions, fewer than the 4 ranks" in "\n".join(found.lines())
 
 
-def test_an_op_without_a_rule_is_named_with_its_line() -> None:
-    def strange(latents, timestep, w_in, w_time, w_out):  # type: ignore[no-untyped-def]
+def strange(op: Callable[[torch.Tensor], torch.Tensor]) -> Captured:
+    """A model with another op between two attentions."""
+
+    def model(latents, timestep, w_in, w_time, w_out):  # type: ignore[no-untyped-def]
         x = tokens_of(latents, w_in) + time_embedding(timestep, w_time)
         x = x.reshape(BATCH * FRAMES, SPACE, CHANNELS)
         x = x + linear(attend(x, x, x), w_out)
-        x = x + torch.cdist(x, x).sum(-1, keepdim=True)
+        x = x + op(x)
         x = x + linear(attend(x, x, x), w_out)
         return latents_of(x)
 
-    with pytest.raises(ShardingError, match=r"cdist.*stands in the way, since no rule says"):
-        laid_out(captured(strange), "t", 2)
+    return captured(model)
+
+
+def test_an_op_without_a_rule_is_computed_in_full_between_attentions() -> None:
+    model = strange(lambda x: torch.cdist(x, x).sum(-1, keepdim=True))
+    _, layout = laid_out(model, "t", 2)
+    assert "cdist" in [ir.op_name(node).strip("_") for node in layout.in_full]
+    check_ranks(model, layout)
+
+
+def test_an_op_that_draws_is_refused_with_its_line() -> None:
+    with pytest.raises(ShardingError, match=r"rand_like.*\n?.*stands in the way, since it draws"):
+        laid_out(strange(torch.rand_like), "t", 2)
+
+
+def test_a_refusal_says_why_and_what_to_do_in_three_lines() -> None:
+    with pytest.raises(ShardingError) as caught:
+        choose(analysed(strange(torch.rand_like)), 2, lambda _: 1.0)
+    why, what, advice = str(caught.value).splitlines()
+    assert why == "No axis of the latents (t, h, w, s) can be sharded over 2 ranks."
+    assert "draws random numbers" in what and advice.startswith("Run the model on one rank.")
+    with pytest.raises(ShardingError, match=r"Leave shard out, or set it to w\.$"):
+        choose(analysed(captured(temporal_block)), 4, lambda _: 1.0, "t")
 
 
 def chosen(shares: Mapping[str, float], num_ranks: int = 2, axis: str | None = None) -> Choice:

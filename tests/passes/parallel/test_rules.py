@@ -104,6 +104,24 @@ RIGHT = {
     "queries with a mask": lambda x, text, mask: F.scaled_dot_product_attention(
         x, text, text, attn_mask=mask
     ),
+    "written behind the prompt": lambda x, text: (
+        torch.slice_scatter(torch.cat([text, x], 1), x * 2, 1, 5, 11) + 1
+    ),
+    "written before what is behind it": lambda x, text: torch.slice_scatter(
+        torch.cat([x, text], 1), torch.cat([x, text[:, :2]], 1) * 2, 1, 0, 8
+    ),
+    "written to rows that all ranks have": lambda x, text: (
+        torch.slice_scatter(text.repeat(1, 3, 1), x * 2, 1, 5, 11) + 1
+    ),
+    "the prompt overwritten behind it": lambda x, text: (
+        torch.slice_scatter(torch.cat([x, text], 1), text[:, 1:3], 1, 8, 10) + 1
+    ),
+    "a table written over it": lambda x, table: (
+        torch.slice_scatter(x, table.expand(2, 6, 4), 1, 0, 6) * x
+    ),
+    "a token of the prompt overwritten": lambda x, text: (
+        torch.select_scatter(torch.cat([x, text], 1), text[:, 0], 1, -2) + 1
+    ),
     "new zeros": lambda x: x + x.new_zeros(2, 6, 4),
 }
 OTHERS = {
@@ -159,6 +177,24 @@ WRONG = {
     "factors": (lambda x: x.reshape(2, 2, 3, 4), "cuts the axis"),
     "shifted": (lambda x: torch.cat([x[:, :1], x], 1), "takes some positions"),
     "twice": (lambda x: torch.cat([x, x], 1), "one after another"),
+    "half overwritten": (
+        lambda x, table: torch.slice_scatter(x, table.expand(2, 6, 4)[:, :3], 1, 0, 3),
+        "overwrites some positions",
+    ),
+    "overwritten by its neighbours": (
+        lambda x, text: torch.slice_scatter(
+            torch.cat([text, x], 1), torch.cat([x, text], 1)[:, :9], 1, 2, 11
+        ),
+        "other positions of the axis",
+    ),
+    "written over the prompt": (
+        lambda x, text: torch.slice_scatter(torch.cat([text, text, x], 1), x, 1, 0, 6),
+        "positions of the axis by others",
+    ),
+    "one overwritten": (
+        lambda x, text: torch.select_scatter(x, text[:, 0], 1, 2),
+        "overwrites some positions",
+    ),
     "looked up": (lambda x, places: x[:, places], "looks up positions"),
     "padded": (lambda x: F.pad(x, (0, 0, 1, 0)), "pads the axis"),
     "cumulated": (lambda x: x.cumsum(1), "mixes positions"),
