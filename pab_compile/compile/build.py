@@ -5,7 +5,6 @@ The steps are: capture, analyse, rewrite, lower. ``program`` holds what runs aft
 
 from __future__ import annotations
 
-import hashlib
 import logging
 from collections.abc import Sequence
 from dataclasses import replace
@@ -14,17 +13,14 @@ from functools import partial
 from pab_compile.calibration.observe import Probed
 from pab_compile.errors import ObservationError, ShardingError, UnsupportedModelError
 from pab_compile.options import FIRST_RANK, Options
-from pab_compile.passes.errors import NotTracedError
 from pab_compile.passes.graph import ir
-from pab_compile.passes.graph.capture import capture
 from pab_compile.passes.graph.flops import count_flops
 from pab_compile.passes.graph.fused import put_together
-from pab_compile.passes.graph.join import Eager, Given, Made, Origin, Part
+from pab_compile.passes.graph.join import Eager, Given, Part
 from pab_compile.passes.graph.open_sizes import NotOpenError, OpenSizes, resize
 from pab_compile.passes.graph.opening import Opener
 from pab_compile.passes.graph.outline import copy_graph
 from pab_compile.passes.graph.structure import structure_key
-from pab_compile.passes.graph.tracing import trace
 from pab_compile.passes.parallel.overlap import Overlap
 from pab_compile.passes.parallel.shard import Grid
 from pab_compile.passes.parallel.shard_tokens import ShardTokens, refuse_own_exchanges
@@ -56,14 +52,14 @@ from .analysis import (
     untraced_finding,
     with_flops,
 )
-from .compile_log import timed
+from .capturing import captured, place_of
 from .executor import Executor
+from .floor import takes_graph, takes_part
 from .learn_sizes import learn_sizes
 from .program import CompiledProgram, InputRoles, PlainProgram, Runnable
 from .request import Request
 from .settings import Settings
-from .trace_store import stored_trace
-from .untraced import untraced
+from .untraced import may_be_whole, untraced
 
 _log = logging.getLogger(__name__)
 
@@ -81,20 +77,22 @@ def compile_program(request: Request, settings: Settings) -> Runnable:
     _check(request)
     settings = settings.for_form(request.form).with_stepping(request.clock, request.stepping)
     try:
-        part = _captured(request, settings)
-    except UnsupportedModelError as error:
-        found = _untraced(request, settings) if isinstance(error, NotTracedError) else None
-        if found is not None:
+        part = captured(request, settings)
+    except Exception as error:
+        if may_be_whole(error) and (found := _untraced(request, settings)) is not None:
+            _log.info("runs as it is: %s", error)
             return found
-        if request.alone:
+        if request.alone or not isinstance(error, UnsupportedModelError):
             raise
-        return plain_program(request, settings, str(error))
+        graph = (request.graph, request.args)
+        is_taken = takes_graph(*graph, error, request.expected(), settings.options)
+        return plain_program(request, settings, str(error), is_taken)
     if learn_sizes(part.graph_module, request, settings):
         try:
             return _compiled(part, request, settings)
         except NotOpenError as error:
             _log.info("compiled for these sizes alone: %s", error)
-            part = _captured(request, settings)
+            part = captured(request, settings)
     return _compiled(part, request, settings)
 
 
@@ -108,6 +106,9 @@ def _compiled(part: Part, request: Request, settings: Settings) -> Runnable:
     program, found = _analysed(part, request, settings, dumper)
     once = program is not None and not request.is_observed and only_hoists(program, settings.plan)
     if program is None or not (once or has_sites(program, settings.plan)):
+        if not found.sites:
+            is_taken = takes_part(part, request.expected(), settings.options, request.alone)
+            found = replace(found, takes_whole=is_taken)
         whole = copy_graph(part.graph_module)  # inner compilers rewrite what they are given
         put_together(whole)
         return PlainProgram(part, settings.compiler.compile(whole, structure_key(whole)), found)
@@ -177,7 +178,7 @@ def _untraced(request: Request, settings: Settings) -> CompiledProgram | None:
     graph = None if roles is None or request.is_observed else untraced(request.graph, request.args)
     if roles is None or graph is None:
         return None
-    place, in_timesteps = _place_of(request.origins), settings.options.predict_in == "timestep"
+    place, in_timesteps = place_of(request.origins), settings.options.predict_in == "timestep"
     decides = None if settings.live else plan
     keeping = settings.options.keeping
     executor = Executor(graph, settings.compiler, decides, place, (), in_timesteps, keeping)
@@ -193,16 +194,19 @@ def _untraced(request: Request, settings: Settings) -> CompiledProgram | None:
     return CompiledProgram(None, found, executor, roles, settings.compilation, adopting=adopting)
 
 
-def plain_program(request: Request, settings: Settings, reason: str) -> PlainProgram:
+def plain_program(
+    request: Request, settings: Settings, reason: str, takes_whole: bool = False
+) -> PlainProgram:
     """A Dynamo graph as it is, compiled by the inner compiler.
 
     Args:
         request: the graph and its inputs.
         settings: how to compile it.
         reason: why nothing of it is reused.
+        takes_whole: whether its output could be reused as a whole.
     """
     whole = settings.compiler.compile_whole(request.graph, request.args)
-    return PlainProgram(None, whole, Finding(reason=reason))
+    return PlainProgram(None, whole, Finding(reason=reason, takes_whole=takes_whole))
 
 
 def _check(request: Request) -> None:
@@ -225,27 +229,6 @@ def _check(request: Request) -> None:
             "Sizes in this model depend on values (nonzero, item), so they could differ between "
             "the ranks that share its tokens. Compute them before the call, or run on one rank."
         )
-
-
-def _captured(request: Request, settings: Settings) -> Part:
-    """Capture the graph and give it an identity, by which later graphs refer to it."""
-    with timed("capture"):
-        tracer = stored_trace if settings.compiler.caches_on_disk else trace
-        captured = capture(request.graph, request.args, tracer)
-    # A graph that is alone has no later graphs.
-    identity = "" if request.alone else f"{structure_key(captured)} {_place_of(request.origins)}"
-    digest = hashlib.sha256(identity.encode()).hexdigest()
-    return Part(captured, request.origins, request.volatile, digest)
-
-
-def _place_of(origins: Sequence[Origin | None]) -> str:
-    """What distinguishes a graph from equal graphs at other places of a forward: its inputs."""
-    words = [
-        f"{origin.part.identity}.{origin.position}" if isinstance(origin, Made) else str(origin)
-        for origin in origins
-        if origin is not None
-    ]
-    return " ".join(words)
 
 
 def _analysed(
@@ -387,7 +370,7 @@ def _lowered(
         program.graph_module,
         settings.compiler,
         None if settings.live else settings.plan,
-        _place_of(request.origins),
+        place_of(request.origins),
         uncut,
         settings.options.predict_in == "timestep",
         settings.options.keeping,
