@@ -27,6 +27,7 @@ from .compile.build import compile_program, plain_program
 from .compile.call_roles import roles_of_call
 from .compile.collecting import collector_paused
 from .compile.compile_log import CompileLog
+from .compile.floor import offered, takes_request
 from .compile.lower import PieceCompiler
 from .compile.number_clocks import NUMBER_WAS_NEW, number_clocks
 from .compile.program import CompiledProgram, InputRoles, Runnable
@@ -259,6 +260,10 @@ class CompiledGraph:
         try:
             check_no_pipeline(model_calls())
             _check_other_caches()
+        except UnsupportedModelError as error:
+            self._refuse(error, stacklevel=7)
+            return plain_program(request, settings, str(error))
+        try:
             program = self._for_sizes(replace(request, team=team))
             if self._numbers.positions and (calls := model_calls()):
                 number_clocks.forget(calls[0])
@@ -275,6 +280,7 @@ class CompiledGraph:
         except Exception as error:
             refused = _defect(error)
             refused.__cause__ = error
+        refused = offered(refused, takes_request(request, settings))
         self._refuse(refused, stacklevel=7)
         return plain_program(request, settings, str(refused))
 

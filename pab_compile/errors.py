@@ -9,6 +9,12 @@ from pab_compile.passes.errors import (
     UnsupportedModelError,
 )
 
+OFFER = (
+    "Or reuse the model's whole output, for which nothing but latents and timestep must be known: "
+    'options={"ranges": "linear3", "cut": "output"}.'
+)
+"""What an error says at its end, where a model that is refused would run so (``compile.floor``)."""
+
 __all__ = [
     "CalibrationError",
     "GradModeError",

@@ -1,10 +1,5 @@
 """Errors of this library. Each says what was found, why that is a problem, and what to do."""
 
-OR_OUTPUT = (
-    "Or reuse the model's whole output, for which nothing but latents and timestep must be known: "
-    'options={"ranges": "linear3", "cut": "output"}.'
-)
-
 
 class PabError(Exception):
     """Base of every error that this library raises on purpose."""

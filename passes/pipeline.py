@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from torch import fx
 
 from pab_compile.passes.axes.infer import infer_axes
-from pab_compile.passes.errors import OR_OUTPUT, UnsupportedModelError
+from pab_compile.passes.errors import UnsupportedModelError
 from pab_compile.passes.graph import ir
 from pab_compile.passes.program import Pass, Program
 from pab_compile.passes.rewrite.broadcast import branches, broadcast
@@ -93,8 +93,7 @@ class Classify:
                 "No attention was found in this graph: no op mixes tokens along a named axis "
                 f"({len(program.graph_module.graph.nodes)} nodes, latents "
                 f"{program.latents!r}). Is this the denoising model? If its "
-                'latents were mistaken, state them: options={"axes": {"<input>": "b c t h w"}}. '
-                + OR_OUTPUT
+                'latents were mistaken, state them: options={"axes": {"<input>": "b c t h w"}}.'
             )
         inputs = ir.placeholders(program.graph_module.graph)
         prompts = [node for node in inputs if ir.source(node) in program.prompt_inputs]
@@ -118,10 +117,7 @@ class FindSites:
             program.sites = find_sites(graph, program.mixers, program.inferred_axes, self.cut)
         if not any(site.can_broadcast for site in program.sites):
             reasons = "; ".join(f"{site.name}: {site.reason}" for site in program.sites[:3])
-            offer = "" if self.cut == OUTPUT else f" {OR_OUTPUT}"
-            raise UnsupportedModelError(
-                f"No site of this graph can be broadcast: {reasons}.{offer}"
-            )
+            raise UnsupportedModelError(f"No site of this graph can be broadcast: {reasons}.")
         return 0
 
 

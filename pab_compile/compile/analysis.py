@@ -10,10 +10,9 @@ from typing import NamedTuple
 import torch
 from torch import fx
 
-from pab_compile.errors import UnsupportedModelError
+from pab_compile.errors import OFFER, InvariantError, PabError, UnsupportedModelError
 from pab_compile.options import Options
 from pab_compile.passes.axes.stated import by_entry, names_of
-from pab_compile.passes.errors import OR_OUTPUT
 from pab_compile.passes.graph import ir
 from pab_compile.passes.graph.flops import count_flops
 from pab_compile.passes.graph.join import Joined, Part, join
@@ -32,6 +31,7 @@ from pab_compile.report.dump import Dumper
 from pab_compile.report.explanation import Finding, cache_bytes, describe_site, site_boxes
 
 _log = logging.getLogger(__name__)
+_REFUSALS = (UnsupportedModelError, InvariantError)
 
 
 class NoAttentionError(UnsupportedModelError):
@@ -158,7 +158,9 @@ def _whole(
     if alone:
         try:
             return analyse(part, options, plan, dumper)  # it shows what to compute only once
-        except UnsupportedModelError as error:
+        except Exception as error:
+            if isinstance(error, PabError) and not isinstance(error, _REFUSALS):
+                raise
             _log.info("%s", error)
     program = Program(part.graph_module, latents=known.latents, clock=known.clock)
     for node in part.graph_module.graph.nodes:
@@ -363,9 +365,10 @@ def nothing_found(findings: Sequence[Finding], breaks: Sequence[str]) -> Unsuppo
     reasons = dict.fromkeys(finding.reason for finding in findings if finding.reason)
     found = "; ".join(reasons) or "none of them holds an attention"
     why = "; ".join(dict.fromkeys(filter(None, breaks)))
+    offer = f" {OFFER}" if any(finding.takes_whole for finding in findings) else ""
     return UnsupportedModelError(
         f"Nothing can be broadcast in this forward of {len(findings)} graph(s): {found}. "
         + (f"Dynamo broke it up because of: {why}. " if why else "")
         + "Remove the breaks between the model's inputs and its attentions, or compile the "
-        f"module that holds both. {OR_OUTPUT}"
+        f"module that holds both.{offer}"
     )

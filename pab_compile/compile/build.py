@@ -13,7 +13,6 @@ from functools import partial
 from pab_compile.calibration.observe import Probed
 from pab_compile.errors import ObservationError, ShardingError, UnsupportedModelError
 from pab_compile.options import FIRST_RANK, Options
-from pab_compile.passes.errors import NotTracedError
 from pab_compile.passes.graph import ir
 from pab_compile.passes.graph.flops import count_flops
 from pab_compile.passes.graph.join import Eager, Given, Origin, Part
@@ -51,13 +50,14 @@ from .analysis import (
     with_flops,
 )
 from .executor import Executor
+from .floor import takes_graph, takes_part
 from .learn_sizes import learn_sizes
 from .open_whole import plain_part
 from .parts import captured_part, place_of, placed_at
 from .program import CompiledProgram, InputRoles, PlainProgram, Runnable
 from .request import Request
 from .settings import Settings
-from .untraced import untraced
+from .untraced import may_be_whole, untraced
 
 _log = logging.getLogger(__name__)
 
@@ -76,13 +76,15 @@ def compile_program(request: Request, settings: Settings) -> Runnable:
     settings = settings.for_form(request.form).with_stepping(request.clock, request.stepping)
     try:
         part = captured_part(request, settings)
-    except UnsupportedModelError as error:
-        found = _untraced(request, settings) if isinstance(error, NotTracedError) else None
-        if found is not None:
+    except Exception as error:
+        if may_be_whole(error) and (found := _untraced(request, settings)) is not None:
+            _log.info("runs as it is: %s", error)
             return found
-        if request.alone:
+        if request.alone or not isinstance(error, UnsupportedModelError):
             raise
-        return plain_program(request, settings, str(error))
+        graph = (request.graph, request.args)
+        is_taken = takes_graph(*graph, error, request.expected(), settings.options)
+        return plain_program(request, settings, str(error), is_taken)
     if learn_sizes(part.graph_module, request, settings):
         try:
             sizes = ir.open_sizes(part.graph_module).given
@@ -103,6 +105,9 @@ def _compiled(part: Part, request: Request, settings: Settings) -> Runnable:
     program, found = _analysed(part, request, settings, dumper)
     once = program is not None and not request.is_observed and only_hoists(program, settings.plan)
     if program is None or not (once or has_sites(program, settings.plan)):
+        if not found.sites:
+            is_taken = takes_part(part, request.expected(), settings.options, request.alone)
+            found = replace(found, takes_whole=is_taken)
         return plain_part(part, request, settings, found)
     if request.is_observed:
         settings = replace(settings, plan=NOTHING, live=None)
@@ -189,16 +194,19 @@ def _untraced(request: Request, settings: Settings) -> CompiledProgram | None:
     return CompiledProgram(None, found, executor, roles, settings.compilation, adopting=adopting)
 
 
-def plain_program(request: Request, settings: Settings, reason: str) -> PlainProgram:
+def plain_program(
+    request: Request, settings: Settings, reason: str, takes_whole: bool = False
+) -> PlainProgram:
     """A Dynamo graph as it is, compiled by the inner compiler.
 
     Args:
         request: the graph and its inputs.
         settings: how to compile it.
         reason: why nothing of it is reused.
+        takes_whole: whether its output could be reused as a whole.
     """
     whole = settings.compiler.compile_whole(request.graph, request.args)
-    return PlainProgram(None, whole, Finding(reason=reason))
+    return PlainProgram(None, whole, Finding(reason=reason, takes_whole=takes_whole))
 
 
 def _check(request: Request) -> None:

@@ -1,8 +1,8 @@
 """Untraced graphs: a Dynamo graph as one branch, where no graph of plain ops expresses it.
 
-Such a graph gives weights other memory as hooks do, or switches autocast in a way that
-``passes.graph.autocast`` refuses. With ``cut="output"`` this is no obstacle: the inner compiler
-gets the graph as Dynamo made it.
+Such a graph gives weights other memory as hooks do, switches autocast in a way that
+``passes.graph.autocast`` refuses, or fails to be captured. With ``cut="output"`` this is no
+obstacle: the inner compiler gets the graph as Dynamo made it.
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ from typing import Any
 import torch
 from torch import fx
 
-from pab_compile.errors import UnsupportedModelError
+from pab_compile.errors import InvariantError, PabError, UnsupportedModelError
+from pab_compile.passes.errors import NotTracedError
 from pab_compile.passes.graph.inputs import Inputs, with_constant_numbers
 from pab_compile.passes.graph.tracing import module_of
 from pab_compile.passes.rewrite.broadcast import StepBranch
@@ -36,18 +37,19 @@ class UntracedBranch(StepBranch):
         self.key = f"untraced {id(compute)}"
 
     def watched(self, function: Function) -> Function:
-        """The compiled graph, which must not write to its inputs: a reuse would not write.
+        """The compiled graph, which must not write to tensors: a reuse would not write.
 
         Weights may get other memory, as hooks give them.
 
         Raises:
             UnsupportedModelError: it did.
         """
+        held = _held(self.compute)
 
         def run(*inputs: torch.Tensor) -> Sequence[torch.Tensor]:
-            before = [version_of(tensor) for tensor in inputs]
+            before = [version_of(tensor) for tensor in (*inputs, *held)]
             outputs = function(*inputs)
-            for tensor, version in zip(inputs, before, strict=True):
+            for tensor, version in zip((*inputs, *held), before, strict=True):
                 if not isinstance(tensor, torch.nn.Parameter) and version_of(tensor) != version:
                     raise UnsupportedModelError(
                         "The model writes to a buffer or an input "
@@ -58,6 +60,26 @@ class UntracedBranch(StepBranch):
             return outputs
 
         return run
+
+
+def _held(graph_module: fx.GraphModule) -> list[torch.Tensor]:
+    """The tensors that a graph holds itself."""
+    modules = [m for m in graph_module.modules() if isinstance(m, fx.GraphModule)]
+    values = [
+        operator.attrgetter(str(node.target))(module)
+        for module in modules
+        for node in module.graph.find_nodes(op="get_attr")
+    ]
+    return [value for value in values if isinstance(value, torch.Tensor)]
+
+
+def may_be_whole(error: Exception) -> bool:
+    """Whether a graph that was not captured for this reason may run as it is.
+
+    If a pass fails, nothing is wrong with the graph.
+    """
+    is_defect = isinstance(error, InvariantError) or not isinstance(error, PabError)
+    return is_defect or isinstance(error, NotTracedError)
 
 
 def untraced(dynamo_graph: fx.GraphModule, args: Sequence[Any]) -> fx.GraphModule | None:

@@ -22,13 +22,14 @@ from pab_compile.compile.analysis import (
 )
 from pab_compile.compile.call_roles import roles_of_call
 from pab_compile.compile.collecting import collector_paused
+from pab_compile.compile.floor import offered, takes_graph, takes_part
 from pab_compile.compile.number_clocks import number_error
-from pab_compile.compile.untraced import untraced
+from pab_compile.compile.untraced import may_be_whole, untraced
 from pab_compile.denoisers import denoisers_of, is_pipeline, what_it_is
 from pab_compile.dynamo import compilation_of, compiling, trace_once
-from pab_compile.errors import PabError, UnsupportedModelError
+from pab_compile.errors import InvariantError, PabError, UnsupportedModelError
 from pab_compile.options import GivenOptions, Options, parse_options
-from pab_compile.passes.errors import NoTimestepError, NotTracedError
+from pab_compile.passes.errors import NoTimestepError
 from pab_compile.passes.graph.capture import break_reason, capture
 from pab_compile.passes.graph.inputs import Inputs
 from pab_compile.passes.graph.join import Part
@@ -178,7 +179,7 @@ class _Survey:
         self._device = next((tensor.device for tensor in tensors), self._device)
         origins = forward.origins(inputs, tensors)
         alone = not forward.visited and forward.starts_at_root and not self._breaks[-1]
-        part = None
+        part = refused = None
         try:
             with compiling():
                 part = Part(capture(graph_module, args), *origins)
@@ -188,12 +189,22 @@ class _Survey:
                 program = analyse(part, *settings, alone, known, expected)
                 found = finding(part, program, self._plan, "", alone, self._options.keeping.dtype)
                 found = self._with_choices(found, program, alone)
-        except UnsupportedModelError as error:
-            is_traced = not isinstance(error, NotTracedError)
-            whole = None if is_traced else self._untraced(forward, graph_module, args)
-            if whole is None and alone:
-                raise
+        except (UnsupportedModelError, InvariantError) as error:
+            may_be = part is None and may_be_whole(error)
+            whole = self._untraced(forward, graph_module, args) if may_be else None
+            refused = error if whole is None else None
             found = whole or finding(part, None, self._plan, reason_of(error, part))
+        if not found.sites:
+            with_known = (self._shown(forward), self._options)
+            if part is not None:
+                is_taken = takes_part(part, *with_known, alone)
+            else:
+                is_taken = refused is not None and takes_graph(
+                    graph_module, args, refused, *with_known
+                )
+            found = replace(found, takes_whole=is_taken)
+        if refused is not None and (alone or isinstance(refused, InvariantError)):
+            raise offered(refused, found.takes_whole)
         self._findings.append(found)
         outputs = graph_module.forward(*args)
         forward.finish(_Seen(part, found), tensors, outputs)

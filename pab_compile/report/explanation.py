@@ -151,6 +151,7 @@ class Finding:
         reuse_flops: floating point operations of a step that reuses all that the plan may reuse.
             None where nothing can be broadcast.
         reason: why the graph is computed at every step; ``""`` if there is nothing to say.
+        takes_whole: whether its output could be reused as a whole, although nothing in it can.
     """
 
     sites: tuple[SiteReport, ...] = ()
@@ -163,6 +164,7 @@ class Finding:
     cache_bytes: int = 0
     reuse_flops: int | None = None
     reason: str = ""
+    takes_whole: bool = False
 
     def with_sums(
         self, merged: Sequence[Site], plan: Plan, kept_in: torch.dtype | None = None

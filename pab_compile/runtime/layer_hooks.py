@@ -26,7 +26,7 @@ _WAY_OUT = (
     "First attach them, then call pab_compile.enable(model): it casts and moves the weights inside "
     "the graph instead. If the model is enabled already, call disable() on its handle first."
 )
-_FROM_DISK = 'Weights that are not in memory are reused with options={"cut": "output"} only.'
+_FROM_DISK = "Weights that are not in memory cannot be brought inside the graph."
 
 
 @dataclass(frozen=True, eq=False)

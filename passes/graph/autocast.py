@@ -25,7 +25,7 @@ from torch import fx
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from pab_compile.passes.errors import OR_OUTPUT, NotTracedError
+from pab_compile.passes.errors import NotTracedError
 
 from . import ir
 from .ops import PARTS, SPLITS, VIEWS
@@ -250,5 +250,5 @@ def _refused(entered: fx.Node, why: str) -> NotTracedError:
         "The model switches torch.autocast on or off inside its forward "
         f"({ir.source_line(entered) or 'source unknown'}), and the casts of this part cannot be "
         f"traced: {why}. Use autocast around the call of the model alone, or cast its weights and "
-        f"inputs. {OR_OUTPUT}"
+        "inputs."
     )

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from pab_compile.passes.errors import UnsupportedModelError
+from pab_compile.passes.errors import NotTracedError
 
 from . import ir
 from .autocast import cast_explicitly, has_autocast
@@ -57,8 +57,9 @@ def capture(
         ``ir.is_constant_input``). Every call keeps its module path and source line.
 
     Raises:
-        UnsupportedModelError: torch cannot trace the graph, or not what it casts under autocast, or
-            it gives a tensor other memory.
+        NotTracedError: torch cannot trace the graph, or not what it casts under autocast, or it
+            gives a tensor other memory.
+        UnsupportedModelError: it writes to a tensor that the graph holds.
         InvariantError: a constant of the captured graph has no numbers.
     """
     refuse_other_memory(dynamo_graph)
@@ -73,7 +74,7 @@ def capture(
             static_graph = cast_explicitly(static_graph, fake(inputs.tensors(args)))
         captured = tracer(static_graph, inputs.tensors(args))
     except (RuntimeError, NotImplementedError) as error:
-        raise UnsupportedModelError(
+        raise NotTracedError(
             f"The graph could not be captured: {str(error).splitlines()[0]}. "
             + _why_not_captured(inputs)
         ) from error

@@ -109,7 +109,7 @@ def _is_number(node: fx.Node) -> bool:
 
 def _can_run_twice(graph: fx.Graph, needed: Sequence[fx.Node]) -> bool:
     """Whether some nodes give the same values alone as inside the graph."""
-    if any(_is_written_to(node) or _is_random(node) for node in needed):
+    if any(is_written_to(node) or _is_random(node) for node in needed):
         return False
     depth, within = 0, set[fx.Node]()
     for node in graph.nodes:
@@ -119,7 +119,7 @@ def _can_run_twice(graph: fx.Graph, needed: Sequence[fx.Node]) -> bool:
     return within.isdisjoint(needed)
 
 
-def _is_written_to(node: fx.Node) -> bool:
+def is_written_to(node: fx.Node) -> bool:
     """Whether an op of the graph changes the value, or other memory of its tensor, in place.
 
     Views share a count of the writes to their memory, and Dynamo runs every op on examples.

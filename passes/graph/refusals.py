@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import fx
 
-from pab_compile.passes.errors import OR_OUTPUT, NotTracedError
+from pab_compile.passes.errors import NotTracedError
 
 from . import ir
 
@@ -22,6 +22,5 @@ def refuse_other_memory(dynamo_graph: fx.GraphModule) -> None:
             raise NotTracedError(
                 "The model gives a tensor other memory inside its forward (tensor.data = ..., "
                 f"{ir.source_line(node) or 'source unknown'}), as hooks do that cast or move the "
-                "weights of every layer. Put such hooks around the whole model, or take them off. "
-                + OR_OUTPUT
+                "weights of every layer. Put such hooks around the whole model, or take them off."
             )

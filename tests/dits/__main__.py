@@ -53,9 +53,10 @@ installed diffusers, with random weights at a tiny size. The columns mean:
   there. `python -m benchmarks.reuse_cost --write` counts the operations. Its page [reuse cost] also
   says what is kept in memory, and what is outside of the blocks.
 
-*refused* means that the model is an error; the notes say why. With `on_unsupported="passthrough"`
-it computes at every step. A dash means that nothing was counted: the model is refused, or it does
-not take this type.
+*refused* means that the model is an error; the notes say why. The error offers `"cut": "output"`,
+with which each of them runs (`tests/dits/test_refused.py`). With `on_unsupported="passthrough"` it
+computes at every step. A dash means that nothing was counted: the model is refused, or it does not
+take this type.
 
 All models are tiny here. [Real sizes] says the same of models at the size that people run.
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 
 import pytest
 import torch
 
 import pab_compile
-from pab_compile.passes.errors import UnsupportedModelError
+from pab_compile.errors import OFFER, UnsupportedModelError
 
 from .build import Denoising, build
 from .catalogue import CATALOGUE
@@ -54,3 +55,22 @@ def test_what_is_passed_through_is_eager_at_every_step(dit: Dit) -> None:
         actual = loop.run(compiled)
     for ours, theirs in zip(actual, eager, strict=True):
         assert all(torch.equal(one, other) for one, other in zip(ours, theirs, strict=True))
+
+
+@pytest.mark.sample("transformer_temporal")
+@pytest.mark.parametrize("dit", REFUSED)
+def test_its_whole_output_is_offered_and_reused(dit: Dit) -> None:
+    model = build(dit)
+    loop = Denoising(dit, NUM_STEPS + 1)
+    eager = loop.run(model)
+    options = {"inner": "eager", "window": WINDOW, **dit.options}
+    with pytest.raises(UnsupportedModelError, match=re.escape(OFFER)):
+        loop.run(torch.compile(model, backend="pab", options=options))
+    torch._dynamo.reset()
+    options |= {"ranges": {"output": 2}, "cut": "output"}
+    actual = loop.run(torch.compile(model, backend="pab", options=options))
+    same = [
+        all(torch.equal(one, other) for one, other in zip(ours, theirs, strict=True))
+        for ours, theirs in zip(actual, eager, strict=True)
+    ]
+    assert same == [True, False, True, False]

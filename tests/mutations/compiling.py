@@ -133,6 +133,20 @@ COMPILING = (
     ),
     Mutation(
         "pab_compile/compile/untraced.py",
+        "a tensor that an untraced graph holds is written to, and a reuse does not write",
+        "held = _held(self.compute)",
+        "held: list[torch.Tensor] = []",
+        ("tests/compile/test_untraced.py",),
+    ),
+    Mutation(
+        "pab_compile/compile/floor.py",
+        "the whole output is offered of a graph that writes",
+        "return False  # a step that reuses would not write",
+        "pass",
+        ("tests/compile/test_floor.py",),
+    ),
+    Mutation(
+        "pab_compile/compile/untraced.py",
         "a graph that cannot be traced may write to a buffer",
         "if not isinstance(tensor, torch.nn.Parameter) and version_of(tensor) != version:",
         "if False:",
