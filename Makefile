@@ -38,11 +38,11 @@ bench: installed-dev
 
 # The site of the pages in docs/, into out/site. Its tools have an environment of their own.
 docs: .venv-docs/.installed
-	.venv-docs/bin/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 .venv-docs/bin/mkdocs build --strict --quiet
 
 .venv-docs/.installed: pyproject.toml
 	$(or $(PYTHON),python3) -m venv .venv-docs
-	.venv-docs/bin/pip install -q --disable-pip-version-check mkdocs-material "mkdocstrings[python]"
+	.venv-docs/bin/pip install -q --disable-pip-version-check mkdocs-material "mkdocstrings[python]" ruff
 	touch $@
 
 format: installed-dev

@@ -1,23 +1,40 @@
-"""``docs/troubleshooting.md`` explains every error and every note, and nothing else."""
+"""``docs/troubleshooting.md`` explains every error, note and warning, and nothing else."""
 
 from __future__ import annotations
 
-import ast
 import dataclasses
+import importlib
+import pkgutil
 import re
 from collections.abc import Iterator
 from pathlib import Path
 
 from diffusers import PyramidAttentionBroadcastConfig
 
-import pab_compile.errors
+import pab_compile.passes
+from helpers.said import given_to, sources, texts_of
+from pab_compile.errors import PabError
 
 ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / "docs" / "troubleshooting.md").read_text(encoding="utf-8")
 ABOUT_REUSE = re.compile(
-    r"(nothing|not|none of \w+ outputs were) (was |were )?reused|generation was computed"
+    r"(nothing|not|none of \w+ outputs were) (was |were )?reused|"
+    r"(generation|guidance) was computed"
 )
-FOLDERS = ("runtime", "compile", "plans")
+FOLDERS = ("pab_compile/runtime", "pab_compile/compile", "pab_compile/plans")
+ASKED_FOR = {
+    "text",  # handed on by the method itself
+    "why",  # likewise
+    "entered.note",  # stepping.py
+    "note",  # stepping.py
+    "self._why_not_earlier",  # generation.py
+    "generation.allowance.note(self.transfers(device) is not None)",  # plans/budget.py
+    "self.transfers(device) is not None",  # its argument
+    "reason",  # UnsupportedModelError of a graph of several
+}
+"""What is noted and made by a function: its texts are found by ``ABOUT_REUSE``."""
+CAUGHT = {"NoTimestepError", "NoAttentionError", "NotTracedError"}
+"""Kinds of UnsupportedModelError that the library tells apart; users see its name, or its texts."""
 
 
 def rows(heading: str) -> list[str]:
@@ -28,43 +45,64 @@ def rows(heading: str) -> list[str]:
 
 def texts() -> Iterator[str]:
     """Every text in the library's runtime that is no docstring; ``{}`` stands for a value."""
-    for folder in FOLDERS:
-        for path in (ROOT / "pab_compile" / folder).glob("*.py"):
-            tree = ast.parse(path.read_text(encoding="utf-8"))
-            inside = {
-                id(part)
-                for n in ast.walk(tree)
-                if isinstance(n, ast.JoinedStr)
-                for part in n.values
-            }
-            docs = {id(n.value) for n in ast.walk(tree) if isinstance(n, ast.Expr)}
-            for node in ast.walk(tree):
-                if isinstance(node, ast.JoinedStr):
-                    yield "".join(
-                        p.value if isinstance(p, ast.Constant) else "{}" for p in node.values
-                    )
-                elif (
-                    isinstance(node, ast.Constant)
-                    and isinstance(node.value, str)
-                    and id(node) not in inside | docs
-                ):
-                    yield node.value
+    for path in sources(*FOLDERS):
+        yield from texts_of(path)
+
+
+def unexplained(said: Iterator[str], heading: str) -> list[str]:
+    """The texts in which no phrase of a table stands."""
+    phrases = rows(heading)
+    return [text for text in said if not any(phrase in text for phrase in phrases)]
+
+
+def errors() -> Iterator[type[PabError]]:
+    """Every class of error of the library."""
+    for package in (pab_compile, pab_compile.passes):
+        for module in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):
+            if not module.name.endswith("__main__"):
+                importlib.import_module(module.name)
+    left = [PabError]
+    while left:
+        left += (found := left.pop()).__subclasses__()
+        if found.__module__.startswith("pab_compile"):
+            yield found
 
 
 def test_every_error_is_explained() -> None:
-    assert set(rows("Errors")) == {*pab_compile.errors.__all__, "StatedAxesError"}
+    assert set(rows("Errors")) == {error.__name__ for error in errors()} - CAUGHT
 
 
-def test_every_note_about_reuse_is_explained() -> None:
-    phrases = rows("Notes")
-    notes = [text for text in texts() if ABOUT_REUSE.search(text) and " " in text]
-    assert len(notes) >= 12
-    assert [note for note in notes if not any(phrase in note for phrase in phrases)] == []
+def test_every_note_is_explained() -> None:
+    found = [
+        found for path in sources("pab_compile") for found in given_to(path, "note", "distrust")
+    ]
+    noted = [text for _, said in found for text in said]
+    assert len(noted) >= 12
+    assert unexplained(iter(noted), "Notes") == []
+    assert {written for written, said in found if not said} == ASKED_FOR
+
+
+def test_every_text_about_reuse_is_explained() -> None:
+    about = [text for text in texts() if ABOUT_REUSE.search(text) and " " in text]
+    assert len(about) >= 12
+    assert unexplained(iter(about), "Notes") == []
+
+
+def test_every_warning_is_explained() -> None:
+    found = [
+        found
+        for path in sources("pab_compile", "passes")
+        for found in given_to(path, "warn", "warning")
+    ]
+    assert len(found) >= 4
+    assert [written for written, said in found if not said] == []
+    assert unexplained((text for _, said in found for text in said), "Warnings") == []
 
 
 def test_every_phrase_of_the_page_is_one_that_is_said() -> None:
-    said = list(texts())
-    assert [p for p in rows("Notes") if not any(p in text for text in said)] == []
+    said = [text for path in sources("pab_compile") for text in texts_of(path)]
+    phrases = [*rows("Notes"), *rows("Warnings")]
+    assert [p for p in phrases if not any(p in text for text in said)] == []
 
 
 def test_the_settings_of_diffusers_exist() -> None:

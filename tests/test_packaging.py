@@ -10,20 +10,17 @@ import subprocess
 import sys
 import tarfile
 import zipfile
-from collections.abc import Iterator
 from email import message_from_bytes
 from pathlib import Path
 
 import pytest
 
+from helpers.pages import anchors, links
+
 ROOT = Path(__file__).parents[1]
 REPOSITORY = "https://github.com/pab-compile/pab_compile"
 PAGES = re.compile(re.escape(REPOSITORY) + r"/(blob|tree)/main/([^#]+)")
 PICTURES = "https://raw.githubusercontent.com/pab-compile/pab_compile/main/"
-PICTURE = re.compile(r"!\[[^\]]*\]\(([^)\s]+)[^)]*\)|<img\b[^>]*src=\"([^\"]*)\"[^>]*>")
-LINK = re.compile(
-    r"\[[^\]]*\]\(([^)\s]+)[^)]*\)|<a\b[^>]*href=\"([^\"]*)\"|^\[[^\]]+\]: (\S+)$", re.M
-)
 IGNORED = (".*", "__pycache__", "*.egg-info", "build", "dist", "out", "outputs")
 KEPT = (".ci", ".github", ".gitignore", ".pre-commit-config.yaml")
 
@@ -148,28 +145,6 @@ def test_issues_ask_for_the_doctor() -> None:
     for name in ("bug", "model"):
         text = (ROOT / ".github" / "ISSUE_TEMPLATE" / f"{name}.yml").read_text(encoding="utf-8")
         assert "pab doctor" in text
-
-
-def anchor(heading: str) -> str:
-    """The anchor that a heading of a page has on GitHub."""
-    return re.sub(r"[^\w\- ]", "", heading.strip().lower()).replace(" ", "-")
-
-
-def anchors(path: Path) -> set[str]:
-    """The anchors of a page."""
-    return {anchor(line.lstrip("#")) for line in prose(path).splitlines() if line.startswith("#")}
-
-
-def prose(path: Path) -> str:
-    """A page without its blocks of code."""
-    return re.sub(r"^```.*?^```$", "", path.read_text(encoding="utf-8"), flags=re.M | re.S)
-
-
-def links(path: Path) -> Iterator[tuple[bool, str]]:
-    """Whether each link of a page is a picture, and where it leads."""
-    text = re.sub(r"`[^`\n]*`", "code", prose(path))
-    yield from ((True, a or b) for a, b in PICTURE.findall(text))
-    yield from ((False, a or b or c) for a, b, c in LINK.findall(PICTURE.sub("picture", text)))
 
 
 def wrong_link(is_picture: bool, target: str) -> str | None:

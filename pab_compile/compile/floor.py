@@ -26,7 +26,7 @@ from pab_compile.passes.sites.site import OUTPUT
 from pab_compile.report.dump import Dumper
 
 from .analysis import Known, analyse
-from .capturing import captured
+from .parts import captured_part
 from .request import Request
 from .settings import Settings
 from .untraced import may_be_whole, untraced
@@ -56,7 +56,7 @@ def takes_request(request: Request, settings: Settings) -> bool:
         return False
     known = request.expected()
     try:
-        part = captured(request, settings)
+        part = captured_part(request, settings)
     except Exception as error:  # whatever it is, the model is refused already
         graph = (request.graph, request.args)
         return not request.is_observed and takes_graph(*graph, error, known, options)

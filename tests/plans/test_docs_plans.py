@@ -20,15 +20,16 @@ DOCS = Path(__file__).parents[2] / "docs"
 PAGE = (DOCS / "plans.md").read_text(encoding="utf-8")
 
 
-def blocks(language: str) -> str:
-    return "\n".join(re.findall(rf"```{language}\n(.*?)```", PAGE, re.DOTALL))
+def plans_of_the_page() -> str:
+    blocks = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
+    return "\n".join(block for block in blocks if "(site, step, num_steps, timestep)" in block)
 
 
 @pytest.fixture
 def names() -> dict[str, Any]:
     """What the page defines."""
     found: dict[str, Any] = {}
-    exec(blocks("python"), found)
+    exec(plans_of_the_page(), found)
     return found
 
 
