@@ -111,7 +111,10 @@ class WarmingFunction(LazyFunction):
         return (self._compiled or self._uncompiled)(*args)
 
     def _submit(self, compile_it: Compile, device: torch.device | None) -> None:
+        num_threads = torch.get_num_threads()  # kernels for a CPU depend on it
+
         def job() -> None:
+            torch.set_num_threads(num_threads)  # of this thread
             try:
                 with torch.no_grad(), _on(device), compiling():
                     self._compiled = compile_it()
