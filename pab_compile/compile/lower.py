@@ -140,7 +140,9 @@ class PieceCompiler:
 
     def _lazily(self, graph_module: fx.GraphModule, piece: OpenPiece | None = None) -> LazyFunction:
         if self._in_background:
-            # The inner compiler changes the graph, but not the method that it had.
+            # The inner compiler changes the graph, but not the method that it had. The code of the
+            # method must be written before.
+            graph_module = with_code(graph_module)
             uncompiled = graph_module.forward
             prepare = functools.partial(self._prepared, graph_module, piece)
             function = WarmingFunction(prepare, uncompiled)
