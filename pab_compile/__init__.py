@@ -7,8 +7,8 @@ The public names fall into three groups:
 
 - **use**: ``enable`` compiles a model or a pipeline with a plan that can be exchanged;
   ``precompile`` compiles it for given sizes ahead; ``explain`` and ``stats`` show what is found and
-  what is reused; ``generation``, ``step`` and ``reset`` say which step a call is; ``Options`` lists
-  the options of the backend.
+  what is reused; ``generation``, ``RequestScope``, ``step`` and ``reset`` say which step a call is;
+  ``Options`` lists the options of the backend.
 - **tune**: ``observe`` measures how outputs change, ``calibrate`` finds a plan from that,
   ``measure_cost`` measures what steps cost.
 - **ranks**: ``comm``, ``scaling`` and ``least_traffic`` predict what several processes exchange.
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from .calibration.cost import Cost, measure_cost
     from .calibration.observation import Observation, load_observation
     from .calibration.observe import observe
+    from .compile.saved import load_compiled, save_compiled
     from .errors import (
         CalibrationError,
         GradModeError,
@@ -47,6 +48,7 @@ if TYPE_CHECKING:
     from .report.explanation import Explanation, SiteReport
     from .report.run_stats import RunStats
     from .runtime.last_runs import stats
+    from .runtime.request_scope import RequestScope
     from .runtime.scope import generation, reset, step
     from .runtime.weights import weights_changed
     from .traffic.comm import comm
@@ -64,9 +66,12 @@ _MODULES = {
     "enable": "live.enable",
     "Handle": "live.handle",
     "precompile": "live.precompile",
+    "save_compiled": "compile.saved",
+    "load_compiled": "compile.saved",
     "explain": "inspect.explain",
     "stats": "runtime.last_runs",
     "generation": "runtime.scope",
+    "RequestScope": "runtime.request_scope",
     "step": "runtime.scope",
     "reset": "runtime.scope",
     "weights_changed": "runtime.weights",
@@ -112,9 +117,12 @@ __all__ = [
     "enable",
     "Handle",
     "precompile",
+    "save_compiled",
+    "load_compiled",
     "explain",
     "stats",
     "generation",
+    "RequestScope",
     "step",
     "reset",
     "weights_changed",

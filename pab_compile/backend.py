@@ -15,7 +15,7 @@ from pab_compile.errors import InvariantError, PabError, UnsupportedModelError
 from pab_compile.passes.errors import NoTimestepError
 from pab_compile.passes.graph.capture import break_reason
 from pab_compile.passes.graph.inputs import Inputs, callers_name_of
-from pab_compile.passes.graph.join import at_all_sizes, earlier_sizes
+from pab_compile.passes.graph.join import are_fixed, at_all_sizes, earlier_sizes
 from pab_compile.passes.graph.measured import measure
 from pab_compile.passes.graph.number_inputs import take_numbers
 from pab_compile.passes.graph.open_sizes import SizeInputs
@@ -154,7 +154,6 @@ class CompiledGraph:
             placed=self._placed(forward, form),
             num_samples=None if observer is None else observer.num_samples,
             form=form,
-            has_open_sizes=bool(self._sizes.places or earlier_sizes(origins)),
             shown=functools.partial(self._shown, forward),
             number=len(forward.visited),
         )
@@ -286,16 +285,19 @@ class CompiledGraph:
 
     def _for_sizes(self, request: Request) -> Runnable:
         """A program for the sizes of a request: of one for other sizes, if there is one."""
-        others = self._open.setdefault(self._open_key(request), [])
-        sizes = (*self._sizes.values(request.args), *earlier_sizes(request.origins))
+        key = self._open_key(request)
+        others = self._open.get(key, ())
+        earlier = earlier_sizes(request.origins)
+        sizes = (*self._sizes.values(request.args), *earlier)
         for other in others:
             found = other.at_sizes(sizes, request.origins) if other.at_sizes else None
             if found is not None:
                 return found
-        may_open = request.has_open_sizes and len(others) < _MAX_OPEN
+        are_open = bool(self._sizes.places or earlier) and not are_fixed(request.origins)
+        may_open = are_open and len(others) < _MAX_OPEN
         program = compile_program(replace(request, has_open_sizes=may_open), self._settings)
         if program.at_sizes is not None:
-            others.append(program)
+            self._open.setdefault(key, []).append(program)
         return program
 
     def _fingerprint(self, program: Runnable, exchanges: bool) -> str:

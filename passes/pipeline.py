@@ -32,16 +32,22 @@ from pab_compile.passes.sites.whole import whole_site
 
 @dataclass(frozen=True)
 class InferAxes:
-    """Name every dimension of every tensor."""
+    """Name every dimension of every tensor.
+
+    Attributes:
+        stated: the user's ``axes`` option.
+        is_printed: whether the graph may be printed with the names.
+    """
 
     stated: Mapping[str, str]
+    is_printed: bool = True
     name: str = "axes"
 
     def __call__(self, program: Program) -> int:
         """Infer the axes of a captured graph."""
         program.axes = infer_axes(program.graph_module, self.stated)
         single = [node for node in program.graph_module.graph.nodes if ir.tensor(node) is not None]
-        for node in single:
+        for node in single if self.is_printed else ():
             ir.set_axis_names(node, program.axes.names(node))
         return len(single)
 
@@ -199,9 +205,11 @@ def analysis(axes: Mapping[str, str], cut: str) -> tuple[Pass, ...]:
     return (*recognition(axes, needs_mixers=cut != OUTPUT), FindSites(cut))
 
 
-def recognition(axes: Mapping[str, str], needs_mixers: bool = True) -> tuple[Pass, ...]:
+def recognition(
+    axes: Mapping[str, str], needs_mixers: bool = True, is_printed: bool = True
+) -> tuple[Pass, ...]:
     """The passes that analyse a graph together with the graphs that feed it."""
-    return (InferAxes(axes), BindTimes(axes), Classify(axes, needs_mixers))
+    return (InferAxes(axes, is_printed), BindTimes(axes), Classify(axes, needs_mixers))
 
 
 def rewriting(

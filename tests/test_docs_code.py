@@ -17,6 +17,7 @@ import pytest
 import torch
 
 import pab_compile
+from helpers import servers
 from helpers.captured import SmallDiT
 from helpers.doc_blocks import Block, blocks_of, missing_names, read_blocks
 from pab_compile.compile.lower import PieceCompiler
@@ -32,12 +33,13 @@ PAGES = [
 BLOCKS = [block for page in PAGES for block in read_blocks(page, ROOT)]
 PYTHON_LINE = re.compile(r"^ {4}.*\b(pab_compile\.\w+\(|torch\.\w+\()", re.M)
 
-GOES_ON = ("print(p.stats())",)
+GOES_ON = ("print(p.stats())", "seen = pab_compile.observe(lambda: pipe(prompt), model")
 """Beginnings of blocks that use what the block before them made."""
 
 COMPILED = "pipe.transformer = torch.compile(pipe.transformer, backend='pab')\n"
 BEFORE = {
     "pab_compile.explain(pipe.transformer)": f"{COMPILED}pipe(prompt)\n",
+    "print(p.explain())": "p = pab_compile.enable(pipe)\npipe(prompt)\n",
     "pab_compile.stats(pipe.transformer).to_html": f"{COMPILED}pipe(prompt)\n",
     "pipe(prompt))  # whole generations": COMPILED,
     'p.set("plan.json")': "pab_compile.tune(generate, texts, model=pipe.transformer, num_steps=4, "
@@ -55,7 +57,7 @@ SMALLER = {
 }
 """What a block says -> what this machine runs instead."""
 
-LONG = ("pab_compile.precompile(",)
+LONG = ("pab_compile.precompile(", "(pipe.transformer, **inputs)", "print(p.explain())")
 
 AFTER = {"def call(pipe, prompt, num_steps)": "assert call(pipe, prompt, 2).isfinite().all()"}
 """Part of a block -> what a reader does with it."""
@@ -130,6 +132,7 @@ def no_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("script", list(scripts()))
 def test_a_block_runs(script: list[Block], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
+    servers.install(monkeypatch, None)
     names = stand_ins()
     with torch.no_grad():
         for block in script:

@@ -124,6 +124,17 @@ class Observation:
         """Mean squared difference to the step before (paper, fig. 2): ``[runs, sites, steps]``."""
         return self._squared_errors((1,), (1.0,))
 
+    def curves(self) -> dict[str, list[float]]:
+        """Kind -> ``difference``, averaged over its sites, runs and lanes, per step.
+
+        ``stats(...).to_html(curves=seen.curves())`` draws them. The first step is NaN.
+        """
+        difference, kinds = self.difference().nanmean(0), [site.kind for site in self.sites]
+        return {
+            kind: difference[[n for n, other in enumerate(kinds) if other == kind]].mean(0).tolist()
+            for kind in dict.fromkeys(kinds)
+        }
+
     def relative_norm(self) -> torch.Tensor:
         """Norm relative to the norm of the step before: ``[runs, sites, steps]``."""
         return (self.mean_square() / self._shifted(self.mean_square(), 1)).sqrt()

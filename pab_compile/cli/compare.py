@@ -5,44 +5,24 @@ from __future__ import annotations
 import argparse
 import statistics
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from pab_compile.live.enable import enable
 from pab_compile.options import read_options
-from pab_compile.report.draw import format_bytes
+from pab_compile.report.compare_page import HEADINGS, Compared, compare_page, without_reuse
 from pab_compile.report.table import table_lines
 from pab_compile.tuning.score import Score, psnr
 
 from . import source
 from .exits import OK
+from .files import write_text
 from .output import progress, say
+from .ssim import ssim_of_shown
 from .timing import timed
-
-
-@dataclass(frozen=True)
-class Compared:
-    """One plan.
-
-    Attributes:
-        plan: its name.
-        seconds: median seconds of a generation, without the first one.
-        speed: seconds without reuse / seconds.
-        psnr: mean over the prompts in dB, relative to no reuse; None if results are no tensors.
-        psnr_half_width: of its 95 % interval; None for one prompt.
-        reused: the share of all runs of sites that reused.
-        cache_bytes: most bytes in caches.
-    """
-
-    plan: str
-    seconds: float
-    speed: float
-    psnr: float | None
-    psnr_half_width: float | None
-    reused: float
-    cache_bytes: int
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -55,6 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--options", default=None, help="other options of the backend, as JSON")
     parser.add_argument("--steps", type=int, default=30, help="of a generation")
+    parser.add_argument("-o", "--output", type=Path, help="also write a page with the results")
 
 
 def run(given: argparse.Namespace) -> int:
@@ -67,13 +48,13 @@ def run(given: argparse.Namespace) -> int:
     with handle.disabled(exact=True):
         progress("without reuse")
         references, without = _results(chosen, given.steps)
-    rows = []
+    rows, videos = [], _videos(chosen, "without reuse", references, given)
     for name in names:
         progress(f"plan {name}")
         handle.set(name)
         results, seconds = _results(chosen, given.steps)
         stats = handle.stats().values()
-        score = _score(results, references)
+        score, similar = _score(chosen, results, references)
         rows.append(
             Compared(
                 plan=name,
@@ -83,18 +64,30 @@ def run(given: argparse.Namespace) -> int:
                 psnr_half_width=score.half_width
                 if score is not None and len(results) > 1
                 else None,
+                ssim=similar,
                 reused=statistics.fmean(one.reused_share for one in stats),
                 cache_bytes=sum(one.peak_cache_bytes for one in stats),
             )
         )
+        videos |= _videos(chosen, name, results, given)
     content = {
         "source": chosen.name,
         "steps": given.steps,
         "prompts": len(chosen.prompts),
         "seconds_without_reuse": without,
         "plans": [asdict(row) for row in rows],
+        "page": None if given.output is None else str(given.output),
     }
-    say("\n".join(_lines(rows, without, len(chosen.prompts), given.steps)), content, given.json)
+    said = (
+        f"{len(chosen.prompts)} prompts, {given.steps} steps. PSNR, SSIM and speed are relative to "
+        "no reuse."
+    )
+    lines = [said, *_lines(rows, without)]
+    if given.output is not None:
+        title = f"{chosen.name}: {len(rows)} plans"
+        write_text(given.output, compare_page(title, said, without, rows, videos, content))
+        lines.append(f"wrote {given.output}")
+    say("\n".join(lines), content, given.json)
     return OK
 
 
@@ -105,29 +98,26 @@ def _results(chosen: source.Source, num_steps: int) -> tuple[list[Any], float]:
     return [result for result, _ in runs], statistics.median(seconds for _, seconds in runs)
 
 
-def _score(results: Sequence[Any], references: Sequence[Any]) -> Score | None:
+def _videos(
+    chosen: source.Source, name: str, results: Sequence[Any], given: argparse.Namespace
+) -> dict[str, Any]:
+    """The frames of the first prompt, for the page."""
+    frames = None if given.output is None else chosen.frames_of(results[0])
+    return {} if frames is None else {name: frames}
+
+
+def _score(
+    chosen: source.Source, results: Sequence[Any], references: Sequence[Any]
+) -> tuple[Score | None, float | None]:
+    """PSNR and SSIM, as far as the results are tensors, and pictures."""
     if not all(isinstance(one, torch.Tensor) for one in (*results, *references)):
-        return None
-    pairs = zip(results, references, strict=True)
-    return Score.of([psnr(one.float(), other.float()) for one, other in pairs])
+        return None, None
+    pairs = list(zip(results, references, strict=True))
+    similar = [value for a, b in pairs if (value := ssim_of_shown(chosen, a, b)) is not None]
+    score = Score.of([psnr(a.float(), b.float()) for a, b in pairs])
+    return score, statistics.fmean(similar) if similar else None
 
 
-def _lines(rows: Sequence[Compared], without: float, prompts: int, steps: int) -> list[str]:
-    table = [("without reuse", f"{without:.3g}", "1.00", "-", "0%", "-")]
-    for row in rows:
-        width = "" if row.psnr_half_width is None else f" ± {row.psnr_half_width:.1f}"
-        table.append(
-            (
-                row.plan,
-                f"{row.seconds:.3g}",
-                f"{row.speed:.2f}",
-                "-" if row.psnr is None else f"{row.psnr:.1f}{width}",
-                f"{row.reused:.0%}",
-                format_bytes(row.cache_bytes),
-            )
-        )
-    headings = ("plan", "seconds", "speed", "PSNR, dB", "reused", "caches")
-    return [
-        f"{prompts} prompts, {steps} steps. PSNR and speed are relative to no reuse.",
-        *table_lines(headings, table, num_left=1, width=80),
-    ]
+def _lines(rows: Sequence[Compared], without: float) -> list[str]:
+    table = [without_reuse(without), *(row.cells() for row in rows)]
+    return table_lines(HEADINGS, table, num_left=1, width=80)

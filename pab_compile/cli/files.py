@@ -35,12 +35,6 @@ def write_text(path: str | Path, text: str) -> None:
         place.write_text(text, encoding="utf-8")
 
 
-def write_bytes(path: str | Path, content: bytes) -> None:
-    """Write bytes, as a whole."""
-    with whole_file(path) as place:
-        place.write_bytes(content)
-
-
 def _umask() -> int:
     mask = os.umask(0)
     os.umask(mask)

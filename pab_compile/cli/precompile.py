@@ -6,13 +6,12 @@ import argparse
 import time
 from pathlib import Path
 
-import torch
-
+from pab_compile.compile.saved import save_compiled
 from pab_compile.live.precompile import precompile
+from pab_compile.report.draw import format_bytes
 
 from . import plans, source
 from .exits import OK
-from .files import write_bytes
 from .output import say
 
 
@@ -21,7 +20,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     source.add_arguments(parser)
     plans.add_arguments(parser)
     parser.add_argument(
-        "-o", "--output", type=Path, help="save torch's cache artifacts to this file too"
+        "-o",
+        "--output",
+        type=Path,
+        help="also save what was compiled to this file (pab_compile.load_compiled)",
     )
 
 
@@ -33,15 +35,13 @@ def run(given: argparse.Namespace) -> int:
     calls = [lambda p=prompt: chosen.generate(p, 2) for prompt in chosen.prompts]
     precompile(handle, calls)
     seconds = time.perf_counter() - start
-    content: dict[str, object] = {"seconds": seconds, "calls": len(calls), "artifacts": None}
+    content: dict[str, object] = {"seconds": seconds, "calls": len(calls), "saved": None}
     text = f"compiled in {seconds:.1f} s, for {len(calls)} calls"
     if given.output is not None:
-        saved = torch.compiler.save_cache_artifacts()
-        if saved is None:
-            text += "; torch had nothing to save: everything came from its cache on disk"
-        else:
-            write_bytes(given.output, saved[0])
-            content["artifacts"] = str(given.output)
-            text += f"; wrote {given.output} ({len(saved[0])} bytes)"
+        saved = save_compiled(given.output)
+        content |= {"saved": str(given.output), "traces": saved.num_traces}
+        content["artifact_bytes"] = saved.artifact_bytes
+        text += f"; wrote {given.output}: {saved.num_traces} graphs, and torch's artifacts with "
+        text += format_bytes(saved.artifact_bytes)
     say(text, content, given.json)
     return OK

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from pab_compile.calibration.observe import observe
 from pab_compile.live.handle import Handle
 from pab_compile.report.run_stats import RunStats
 from pab_compile.tuning.score import psnr
@@ -16,6 +18,7 @@ from . import plans, source
 from .exits import OK
 from .files import write_text
 from .output import progress, say
+from .ssim import ssim_of_shown
 from .timing import timed
 
 
@@ -27,6 +30,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-o", "--output", type=Path, default=Path("report.html"), help="the page")
     parser.add_argument(
         "--baseline", action="store_true", help="also run without reuse, for speed and quality"
+    )
+    parser.add_argument(
+        "--curves", action="store_true", help="also observe how outputs change from step to step"
     )
 
 
@@ -44,15 +50,22 @@ def run(given: argparse.Namespace) -> int:
     progress("the second generation")
     result, seconds = timed(generate)
     found = handle.stats()
+    videos: dict[str, Any] = {}
     speed, quality = None, ""
     if given.baseline:
-        speed, quality = _against_baseline(handle, generate, result, seconds)
-    pages = _write(found, chosen.name, handle.plan, given.output, speed, quality)
+        reference, speed, quality = _against_baseline(chosen, handle, generate, result, seconds)
+        videos["without reuse"] = chosen.frames_of(reference)
+    videos[handle.plan] = chosen.frames_of(result)
+    shown = {name: video for name, video in videos.items() if video is not None}
+    curves = _curves(handle, generate) if given.curves else {}
+    measured = {"speed": speed, "quality": quality, "videos": shown}
+    pages = _write(found, chosen.name, handle.plan, given.output, curves, measured)
     content = {
         "pages": pages,
         "seconds": seconds,
         "speed": speed,
         "quality": quality,
+        "curves": curves,
         "stats": {role: one.to_json() for role, one in found.items()},
     }
     text = "\n".join([*(str(one) for one in found.values()), *(f"wrote {p}" for p in pages)])
@@ -61,9 +74,9 @@ def run(given: argparse.Namespace) -> int:
 
 
 def _against_baseline(
-    handle: Handle, generate: Any, result: Any, seconds: float
-) -> tuple[float, str]:
-    """The speed and the quality, relative to stock ``torch.compile``."""
+    chosen: source.Source, handle: Handle, generate: Any, result: Any, seconds: float
+) -> tuple[Any, float, str]:
+    """The result, the speed and the quality, relative to stock ``torch.compile``."""
     with handle.disabled(exact=True):
         progress("without reuse: the first generation, which compiles")
         generate()
@@ -72,16 +85,36 @@ def _against_baseline(
     quality = ""
     if isinstance(result, torch.Tensor) and isinstance(reference, torch.Tensor):
         quality = f"{psnr(result.float(), reference.float()):.1f} dB PSNR"
-    return without / seconds, quality
+        similar = ssim_of_shown(chosen, result, reference)
+        quality += "" if similar is None else f", SSIM {similar:.4f}"
+    return reference, without / seconds, quality
+
+
+def _curves(handle: Handle, generate: Any) -> dict[str, dict[str, list[float | None]]]:
+    """How the outputs of each module change from step to step, by kind. NaN is None."""
+    found = {}
+    for role, module in zip(handle.modules, handle.compiled(), strict=True):
+        progress(f"how the outputs of {role} change, without reuse")
+        curves = observe(generate, model=module).curves()
+        found[role] = {
+            kind: [value if value == value else None for value in curve]
+            for kind, curve in curves.items()
+        }
+    return found
 
 
 def _write(
-    found: dict[str, RunStats], name: str, plan: str, output: Path, speed: Any, quality: str
+    found: dict[str, RunStats],
+    name: str,
+    plan: str,
+    output: Path,
+    curves: Mapping[str, Any],
+    measured: Mapping[str, Any],
 ) -> list[str]:
     pages = []
     for role, stats in found.items():
         path = output if len(found) == 1 else output.with_stem(f"{output.stem}-{role}")
         title = f"{name}: {plan}" if len(found) == 1 else f"{name}, {role}: {plan}"
-        write_text(path, stats.to_html(title=title, speed=speed, quality=quality))
+        write_text(path, stats.to_html(title=title, curves=curves.get(role), **measured))
         pages.append(str(path))
     return pages

@@ -11,6 +11,8 @@ A source is a folder of a pipeline of diffusers, or a Python file that makes the
 
     prompts = ["a cat", "a dog"]            # optional
     def inputs(target): return {...}        # optional: the keyword arguments of one model call
+    def frames(target, result): ...         # optional: what pages show: [frames, height, width] or
+                                            # [frames, height, width, 3], or the path of a video
 
 For a folder, ``--call call.py`` names a file with ``call``, and the other names if it likes.
 """
@@ -20,6 +22,7 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import inspect
+import re
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -44,6 +47,7 @@ class Source:
         call: runs one generation: ``call(target, prompt, num_steps)``.
         prompts: what it can be called with.
         inputs: gives the keyword arguments of one call of the model; None if the file has none.
+        frames: ``frames(target, result)``: what pages show of a result; None if there is none.
     """
 
     name: str
@@ -51,11 +55,19 @@ class Source:
     call: Callable[[Any, Any, int], Any]
     prompts: Sequence[Any]
     inputs: Callable[[Any], dict[str, Any]] | None = None
+    frames: Callable[[Any, Any], Any] | None = None
 
     def generate(self, prompt: Any, num_steps: int) -> Any:
         """Run one generation without gradients."""
         with torch.no_grad():
             return self.call(self.target, prompt, num_steps)
+
+    def frames_of(self, result: Any) -> Any:
+        """What pages show of a result: frames, or the path of a video; None if that is unknown."""
+        if self.frames is None:
+            return None
+        with torch.no_grad():
+            return self.frames(self.target, result)
 
     def part(self) -> Any:
         """The one module that denoises."""
@@ -104,7 +116,8 @@ def source_of(given: argparse.Namespace) -> Source:
     if call is None and isinstance(target, torch.nn.Module):
         raise UsageError(f"{where} has no function call(target, prompt, num_steps).")
     prompts = asked or list(getattr(code, "prompts", ["a cat on a lawn"]))
-    return Source(name, target, call or _usual_call, prompts, getattr(code, "inputs", None))
+    inputs, frames = getattr(code, "inputs", None), getattr(code, "frames", None)
+    return Source(name, target, call or _usual_call, prompts, inputs, frames)
 
 
 def _asked(given: argparse.Namespace) -> list[Any]:
@@ -142,11 +155,18 @@ def _pipeline(given: argparse.Namespace) -> Any:
     dtype = getattr(torch, given.dtype or "float32", None)
     if not isinstance(dtype, torch.dtype):
         raise UsageError(f"--dtype {given.dtype}: torch has no such dtype.")
-    pipe = DiffusionPipeline.from_pretrained(str(folder), torch_dtype=dtype)
+    pipe = DiffusionPipeline.from_pretrained(str(folder), **_as_dtype(DiffusionPipeline, dtype))
     device = given.device or ("cuda" if torch.cuda.is_available() else "cpu")
     pipe = pipe.to(device)
     pipe.set_progress_bar_config(disable=not sys.stderr.isatty())
     return pipe
+
+
+def _as_dtype(pipeline: Any, dtype: torch.dtype) -> dict[str, torch.dtype]:
+    """The argument for the dtype. ``dtype`` replaced ``torch_dtype`` in diffusers."""
+    accepted = inspect.getdoc(pipeline.from_pretrained) or ""
+    is_new = re.search(r"^\s*dtype \(", accepted, re.M) is not None
+    return {"dtype" if is_new else "torch_dtype": dtype}
 
 
 def _usual_call(pipe: Any, prompt: Any, num_steps: int) -> Any:

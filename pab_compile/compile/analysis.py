@@ -86,7 +86,7 @@ def analyse(
     stated = _stated(ir.placeholders(joined.graph_module.graph), options.axes, alone)
     program = Program(joined.graph_module)
     try:
-        run_passes(program, recognition(stated, needs_mixers), dumper.watch)
+        run_passes(program, recognition(stated, needs_mixers, dumper.is_on), dumper.watch)
     except UnsupportedModelError as error:
         if needs_mixers or options.cut == OUTPUT:
             raise

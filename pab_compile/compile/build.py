@@ -88,7 +88,7 @@ def compile_program(request: Request, settings: Settings) -> Runnable:
     if learn_sizes(part.graph_module, request, settings):
         try:
             sizes = ir.open_sizes(part.graph_module).given
-            return _compiled(replace(part, sizes=sizes), request, settings)
+            return _compiled(replace(part, sizes=sizes, is_fixed=False), request, settings)
         except NotOpenError as error:
             _log.info("compiled for these sizes alone: %s", error)
             part = captured_part(request, settings)

@@ -86,7 +86,7 @@ class Executor:
         self._in_timesteps = in_timesteps
         self.uncut = uncut
         self.sites: list[Site] = []
-        self._compiler = compiler
+        self.compiler = compiler
         self._plan = plan
         self._must_copy = compiler.reuses_output_memory
         self._needed: dict[tuple[bool, ...], Sequence[bool]] = {}
@@ -249,6 +249,8 @@ class Executor:
                 registers[register] = results[position]
             for register in op.frees:
                 registers[register] = None
+            if step is not None and is_needed:
+                step.spend(op)
         if step is not None:
             step.finish()
         return tuple(always if i is None else registers[i] for i, always in self._returns)
@@ -374,9 +376,9 @@ class Executor:
 
     def report(self, generation: Generation) -> None:
         """Tell a generation's statistics what was compiled for it so far."""
-        compiled = (self._compiler.num_pieces, self._compiler.compile_seconds)
-        generation.record.compilers[id(self._compiler)] = compiled
-        if self._compiler.num_waiting:
+        compiled = (self.compiler.num_pieces, self.compiler.compile_seconds)
+        generation.record.compilers[id(self.compiler)] = compiled
+        if self.compiler.num_waiting:
             generation.note(_WARMING)
 
 

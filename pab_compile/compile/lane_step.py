@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from pab_compile.plans.decisions import Decision
-from pab_compile.report.timeline import COMPUTED, PREDICTED, REUSED
+from pab_compile.report.timeline import COMPILE, COMPUTED, GLUE, PREDICTED, REUSE, REUSED, SITES
 from pab_compile.runtime.cache_entry import CacheEntry, Tensors, copy_of, difference, end_of
 from pab_compile.runtime.generation import Place
 from pab_compile.runtime.kept import Held, Size, sent
@@ -64,7 +64,19 @@ class LaneStep:
         self._transfers = executor.transfers(device)
         self._held = self._held_by_lanes()
         self._ahead: deque[int] = deque()
-        self._start = time.perf_counter()
+        self._start = self._last = time.perf_counter()
+        self._waited = executor.compiler.waited_seconds
+
+    def spend(self, op: Op) -> None:
+        """Count the time since the last op as that of this op, by the host's clock."""
+        now, waited = time.perf_counter(), self._executor.compiler.waited_seconds
+        part = GLUE if op.site < 0 else REUSE if self.reused[op.site] else SITES
+        spent, took = self._record.spent, now - self._last
+        compiling = min(waited - self._waited, took)  # another thread may have waited too
+        spent[part] += took - compiling
+        if compiling:
+            spent[COMPILE] += compiling
+        self._last, self._waited = now, waited
 
     def visit_branch(
         self, op: Op, registers: list[torch.Tensor | None], is_needed: bool

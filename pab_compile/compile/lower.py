@@ -43,6 +43,7 @@ class PieceCompiler:
 
     Attributes:
         compile_seconds: what the inner compiler took so far.
+        waited_seconds: the part of it that calls waited for.
         num_asked: how often a piece was asked for, equal ones too.
     """
 
@@ -62,7 +63,7 @@ class PieceCompiler:
         self._compiled: weakref.WeakValueDictionary[str, Function] = weakref.WeakValueDictionary()
         self._open: weakref.WeakValueDictionary[str, OpenFunction] = weakref.WeakValueDictionary()
         self._warming: threading.Thread | None = None
-        self.compile_seconds = 0.0
+        self.compile_seconds = self.waited_seconds = 0.0
         self.num_asked = 0
         self._num_pieces = 0
 
@@ -140,7 +141,9 @@ class PieceCompiler:
 
     def _lazily(self, graph_module: fx.GraphModule, piece: OpenPiece | None = None) -> LazyFunction:
         if self._in_background:
-            # The inner compiler changes the graph, but not the method that it had.
+            # The inner compiler changes the graph, but not the method that it had. The code of the
+            # method must be written before.
+            graph_module = with_code(graph_module)
             uncompiled = graph_module.forward
             prepare = functools.partial(self._prepared, graph_module, piece)
             function = WarmingFunction(prepare, uncompiled)
@@ -150,7 +153,9 @@ class PieceCompiler:
         def compiled(args: Sequence[Any]) -> Function:
             start = time.perf_counter()
             function = self._run_inner(with_code(graph_module), args, piece)
-            self.compile_seconds += time.perf_counter() - start
+            took = time.perf_counter() - start
+            self.compile_seconds += took
+            self.waited_seconds += took
             self._progress.finish_piece()
             return function
 

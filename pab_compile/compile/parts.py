@@ -11,8 +11,8 @@ from torch import fx
 
 from pab_compile.passes.graph import ir
 from pab_compile.passes.graph.capture import capture
-from pab_compile.passes.graph.join import Made, Origin, Part
-from pab_compile.passes.graph.open_sizes import closed_at
+from pab_compile.passes.graph.join import Made, Origin, Part, are_fixed
+from pab_compile.passes.graph.open_sizes import SizeInputs, closed_at
 from pab_compile.passes.graph.structure import structure_key
 from pab_compile.passes.graph.tracing import trace
 
@@ -23,13 +23,14 @@ from .trace_store import stored_trace
 
 
 def captured_part(request: Request, settings: Settings) -> Part:
-    """Capture the graph and give it an identity, by which later graphs refer to it."""
+    """Capture the graph for its sizes, and give it an identity for the graphs behind it."""
     with timed("capture"):
         tracer = stored_trace if settings.compiler.caches_on_disk else trace
         captured = capture(request.graph, request.args, tracer)
     # A graph that is alone has no later graphs.
     identity = "" if request.alone else _identity_of(captured, request.origins)
-    return Part(captured, request.origins, request.volatile, identity)
+    is_fixed = bool(SizeInputs.of(request.graph).places) or are_fixed(request.origins)
+    return Part(captured, request.origins, request.volatile, identity, is_fixed=is_fixed)
 
 
 def _identity_of(captured: fx.GraphModule, origins: Sequence[Origin | None]) -> str:

@@ -15,17 +15,23 @@ from pab_compile.runtime.generation import Generation
 from .program import Runnable
 
 MAX_PROGRAMS = 64
+MAX_BYTES = 2**30
+"""Of the constants that programs hold, such as masks and position tables."""
 
 
 class ProgramStore:
     """Programs by what they were compiled for.
 
     Args:
-        limit: how many are kept. Programs of generations that run are kept beyond it.
+        limit: how many are kept.
+        max_bytes: most bytes of their constants.
+
+    Programs of generations that run, and the newest one, are kept beyond both.
     """
 
-    def __init__(self, limit: int | None = None) -> None:
+    def __init__(self, limit: int | None = None, max_bytes: int | None = None) -> None:
         self._limit = MAX_PROGRAMS if limit is None else limit
+        self._max_bytes = MAX_BYTES if max_bytes is None else max_bytes
         self._programs: OrderedDict[Hashable, Runnable] = OrderedDict()
         self._generations: weakref.WeakKeyDictionary[Runnable, weakref.WeakSet[Generation]]
         self._generations = weakref.WeakKeyDictionary()
@@ -63,9 +69,15 @@ class ProgramStore:
     def _is_in_use(self, program: Runnable) -> bool:
         return any(not generation.closed for generation in self._generations.get(program, ()))
 
+    def _num_bytes(self) -> int:
+        """Bytes of all constants. Programs of one graph share them."""
+        parts = (program.part for program in self._programs.values())
+        held = (tensor for part in parts if part for tensor in part.graph_module.buffers())
+        return sum({id(tensor): tensor.nbytes for tensor in held}.values())
+
     def _drop(self, newest: Hashable) -> None:
         for key in list(self._programs):
-            if len(self._programs) <= self._limit:
+            if len(self._programs) <= self._limit and self._num_bytes() <= self._max_bytes:
                 break
             if key != newest and not self._is_in_use(self._programs[key]):
                 del self._programs[key]

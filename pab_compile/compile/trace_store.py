@@ -31,6 +31,8 @@ from pab_compile.passes.graph.written import NotWritableError, describe, read, w
 
 _log = logging.getLogger(__name__)
 _MOST_BYTES = 2**28
+_FOLDER, _SUFFIX = "pab_compile", ".trace"
+_used: dict[str, None] = {}  # keys of the files that this process read or wrote
 
 
 def stored_trace(static_graph: fx.GraphModule, tensors: Sequence[torch.Tensor]) -> fx.GraphModule:
@@ -43,12 +45,35 @@ def stored_trace(static_graph: fx.GraphModule, tensors: Sequence[torch.Tensor]) 
     except NotWritableError as error:
         _log.debug("traced in every process, since the graph has %s", error)
         return trace(static_graph, tensors)
-    path = Path(folder) / "pab_compile" / f"{key}.trace"
+    path = Path(folder) / _FOLDER / f"{key}{_SUFFIX}"
+    _used[key] = None
     found = _load(path, key, tensors)
     if found is None:
         found = trace(static_graph, tensors)
         _store(path, key, found)
     return found
+
+
+def used_files(folder: str) -> list[Path]:
+    """The files that this process read or wrote, as far as it wrote them.
+
+    Args:
+        folder: Inductor's cache.
+    """
+    return [Path(folder) / _FOLDER / f"{key}{_SUFFIX}" for key in _used]
+
+
+def add_file(folder: str, name: str, content: bytes) -> None:
+    """Add a file that another process wrote. What is in it is checked when it is read.
+
+    Args:
+        folder: Inductor's cache.
+        name: the name of the file, without folders.
+        content: what it holds.
+    """
+    path = Path(folder) / _FOLDER / name
+    if path.suffix == _SUFFIX and not path.exists():
+        _write_whole(path, content)
 
 
 def _load(path: Path, key: str, tensors: Sequence[torch.Tensor]) -> fx.GraphModule | None:
@@ -84,13 +109,18 @@ def _store(path: Path, key: str, traced: fx.GraphModule) -> None:
         if write(read(text)) != text:
             raise NotWritableError("something that is not read as it was written")
         data = zlib.compress(f"{_digest(text)}\n{key}\n{text}".encode(), 1)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, made = tempfile.mkstemp(dir=path.parent)
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-        os.replace(made, path)
+        _write_whole(path, data)
     except Exception as error:  # without the file, other processes trace the graph again
         _log.info("not written to %s: %s: %s", path, type(error).__name__, error)
+
+
+def _write_whole(path: Path, data: bytes) -> None:
+    """Write a file that no other process sees half of."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, made = tempfile.mkstemp(dir=path.parent)
+    with os.fdopen(handle, "wb") as file:
+        file.write(data)
+    os.replace(made, path)
 
 
 @functools.cache

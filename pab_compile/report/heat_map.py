@@ -10,6 +10,8 @@ from html import escape
 from .page_style import COLOURS
 from .timeline import COMPUTED, MEANINGS, Row, Timeline, runs
 
+_MANY = 60  # rows; more scroll on their own, so that the rest of the page is near
+
 
 def heat_map(timeline: Timeline) -> str:
     """The legend, the filter and a row per site."""
@@ -24,7 +26,9 @@ def heat_map(timeline: Timeline) -> str:
             f"<style>{''.join(_look(look, strip) for strip, look in looks.items())}</style>",
             _legend(timeline),
             _filter(kinds),
+            f'<div class="rows{" many" if len(groups) > _MANY else ""}">',
             *(_group(rows, _Strip(strip, looks[strip])) for (_, strip), rows in groups.items()),
+            "</div>",
             _axis(timeline.steps),
         ]
     )

@@ -5,64 +5,62 @@ The page is one file. It loads nothing, so it can be sent or kept beside the vid
 
 from __future__ import annotations
 
-import json
 import math
-import platform
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from datetime import datetime, timezone
 from html import escape
-from importlib.metadata import PackageNotFoundError, version
 
 from .draw import SiteBox, format_bytes, to_svg
 from .explanation import Explanation, SiteReport, group_name, similar, site_boxes
+from .films import films
 from .heat_map import heat_map, strip_style
-from .page_style import SCRIPT, STYLE
+from .html import cards, document, row, table, versions
+from .measured import Measured
+from .plots import curves, timeline_plots
 from .run_stats import RunStats, saved_operations
 from .text import byte_unit, flop_unit
 from .timeline import COMPUTED, Row, Timeline
 
 _MOST_DRAWN = 120  # sites; more are drawn as one box per group of equal ones
-_PACKAGES = ("pab_compile", "torch", "diffusers", "transformers")
 
 
-def run_page(
-    stats: RunStats, title: str = "", speed: float | None = None, quality: str = ""
-) -> str:
+def run_page(stats: RunStats, title: str = "", given: Measured | None = None) -> str:
     """The page of a generation.
 
     Args:
         stats: its statistics.
         title: the title.
-        speed: seconds without reuse / seconds with it, if it was measured.
-        quality: what was measured of the quality.
+        given: what was measured besides.
     """
+    given = given or Measured()
     title = title or "Pyramid Attention Broadcast: one generation"
     found, timeline = stats.explanation, stats.timeline
     sections = [
         f"<h1>{escape(title)}</h1>",
         f'<p class="quiet">{escape(stats.headline)}</p>',
-        _cards(_headline(stats, speed, quality)),
+        cards(_headline(stats, given.speed, given.quality)),
+        *films(given.videos),
         *(f'<p class="note">{escape(note)}</p>' for note in stats.notes),
         "<h2>Sites by steps</h2>",
         "<p>A row is a site of the model, and a place in it is a step. "
         "Equal rows are folded: open them, or filter.</p>",
         heat_map(timeline if found is None else _with_all_sites(timeline, found)),
-        *_plots(timeline),
+        *timeline_plots(timeline),
+        *curves(given.curves),
         *([] if found is None else _found(found)),
         "<h2>To reproduce it</h2>",
-        _table(("option", "value"), stats.options.items() or [("none", "the defaults")]),
+        table(("option", "value"), stats.options.items() or [("none", "the defaults")]),
         "<p></p>",
-        _table(("package", "version"), _versions().items()),
+        table(("package", "version"), versions().items()),
     ]
-    return _document(title, sections, {**stats.to_json(), "speed": speed, "quality": quality})
+    return document(title, sections, {**stats.to_json(), **given.to_json()})
 
 
 def run_fragment(stats: RunStats) -> str:
     """What notebooks show of a generation: its numbers and a strip per kind."""
     strips: dict[tuple[str, str], int] = {}
-    for row, strip in zip(stats.timeline.sites, stats.timeline.strips(), strict=True):
-        strips[row.kind, strip] = strips.get((row.kind, strip), 0) + 1
+    for site, strip in zip(stats.timeline.sites, stats.timeline.strips(), strict=True):
+        strips[site.kind, strip] = strips.get((site.kind, strip), 0) + 1
     lines = [
         f'<div style="display:flex;gap:10px;align-items:center"><code style="width:150px">'
         f"{number} {escape(kind)}</code>"
@@ -115,62 +113,6 @@ def _letters(timeline: Timeline) -> Iterator[tuple[str, ...]]:
     return zip(*timeline.strips(), strict=True)
 
 
-def _cards(values: Iterable[tuple[str, str]]) -> str:
-    shown = (
-        f'<div class="card"><b>{escape(value)}</b><span>{escape(name)}</span></div>'
-        for name, value in values
-    )
-    return f'<div class="cards">{"".join(shown)}</div>'
-
-
-def _plots(timeline: Timeline) -> Iterator[str]:
-    memory = timeline.memory()
-    if any(device for device, _ in memory):
-        yield from _plot("Memory of the caches", timeline.steps, [d for d, _ in memory], _bytes_of)
-    if any(host for _, host in memory):
-        yield from _plot("Caches on the host", timeline.steps, [h for _, h in memory], _bytes_of)
-    seconds = timeline.step_seconds
-    if len(seconds) > 1:
-        usual = sorted(seconds.values())[len(seconds) // 2]
-        longest = max(seconds.values())
-        note = " Longer bars are cut off: such steps also compiled." if longest > 10 * usual else ""
-        said = f"at most {longest:.3g} s, usually {usual:.3g} s.{note}"
-        values = [min(value, 10 * usual) for value in seconds.values()]
-        yield from _plot("Seconds of the steps", list(seconds), values, _seconds, said)
-
-
-def _seconds(value: float) -> str:
-    return f"{value:.3g} s"
-
-
-def _bytes_of(value: float) -> str:
-    return format_bytes(round(value))
-
-
-def _plot(
-    title: str,
-    steps: Sequence[int],
-    values: Sequence[float],
-    text: Callable[[float], str],
-    said: str = "",
-) -> Iterator[str]:
-    top, width = max(values) or 1.0, 1000 / max(len(values), 1)
-    gap = 1.5 if width > 6 else 0
-    bars = "".join(
-        f'<rect x="{number * width:.2f}" y="{100 - 100 * value / top:.2f}" '
-        f'width="{max(width - gap, 0.5):.2f}" height="{100 * value / top:.2f}">'
-        f"<title>step {step}: {escape(text(value))}</title></rect>"
-        for number, (step, value) in enumerate(zip(steps, values, strict=True))
-    )
-    yield f"<h2>{title}</h2>"
-    yield f'<p class="quiet">{escape(said or f"at most {text(top)} at a step.")}</p>'
-    yield (
-        '<svg class="plot" viewBox="0 -4 1000 104" preserveAspectRatio="none" role="img" '
-        f'aria-label="{title}" fill="#1f4e79">{bars}</svg>'
-    )
-    yield (f'<div class="axis"><span>step {steps[0]}</span><span>step {steps[-1]}</span></div>')
-
-
 def _found(found: Explanation) -> Iterator[str]:
     yield "<h2>What was found</h2>"
     yield (
@@ -207,7 +149,7 @@ def _sites(found: Explanation) -> str:
     flop_name, flop = flop_unit(max(found.total_flops, 1))
     head = ("sites", "kind", "mixes", "every", f"cache {unit}", flop_name, "why")
     numbers = (3, 4, 5)
-    lines = [_tr("th", head, numbers)]
+    lines = [row("th", head, numbers)]
     for group in groups:
         site, flops = group[0], sum(one.flops for one in group)
         cells = (
@@ -223,53 +165,8 @@ def _sites(found: Explanation) -> str:
         data = escape(f"{names} {site.kind} {site.reason}".lower(), quote=True)
         reuse = "reused" if site.is_reused else "never reused"
         more = f' data-find="{data}" data-kind="{escape(site.kind)}" data-reuse="{reuse}"'
-        lines.append(_tr("td", cells, numbers, more, labels=head))
+        lines.append(row("td", cells, numbers, more, labels=head))
     total = sum(site.flops for site in found.sites)
     all_ = ("all", "", "", "", f"{found.cache_bytes / size:.4g}", f"{total / flop:.4g}", "")
-    lines.append(_tr("td", all_, numbers, ' class="total"', labels=head))
+    lines.append(row("td", all_, numbers, ' class="total"', labels=head))
     return f"<table class='sites'>{''.join(lines)}</table>"
-
-
-def _tr(
-    tag: str,
-    cells: Sequence[str],
-    numbers: Sequence[int] = (),
-    more: str = "",
-    labels: Sequence[str] = (),
-) -> str:
-    def said(place: int) -> str:
-        label = f' data-label="{escape(labels[place])}"' if labels and cells[place] else ""
-        if place in numbers:
-            return f' class="n"{label}'
-        return f' class="why"{label}' if place == 6 and tag == "td" else label
-
-    shown = (f"<{tag}{said(n)}>{escape(cell)}</{tag}>" for n, cell in enumerate(cells))
-    return f"<tr{more}>{''.join(shown)}</tr>"
-
-
-def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    lines = [_tr("th", head), *(_tr("td", row) for row in rows)]
-    return f'<div class="wide"><table>{"".join(lines)}</table></div>'
-
-
-def _versions() -> dict[str, str]:
-    found = {"python": platform.python_version()}
-    for name in _PACKAGES:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    now = datetime.now(timezone.utc)
-    return {**found, "page made": now.strftime("%Y-%m-%d %H:%M UTC")}
-
-
-def _document(title: str, sections: Iterable[str], data: Mapping[str, object]) -> str:
-    body = "\n".join(sections)
-    text = json.dumps(data).replace("</", "<\\/")
-    return (
-        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{escape(title)}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n{body}\n"
-        f'<script type="application/json" id="data">{text}</script>\n'
-        f"<script>{SCRIPT}</script>\n</body>\n</html>\n"
-    )

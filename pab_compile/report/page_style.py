@@ -29,6 +29,7 @@ p { margin: 4px 0 10px; max-width: 76ch; }
 .filter input, .filter select { font: inherit; padding: 6px 10px; border: 1px solid #b8c4cf;
   border-radius: 6px; background: #fff; min-width: 0; }
 .filter input { flex: 1 1 220px; }
+.rows.many { max-height: 75vh; overflow-y: auto; border-bottom: 1px solid #dde4ea; }
 .row { display: grid; grid-template-columns: minmax(0, 330px) 82px minmax(0, 1fr); gap: 10px;
   align-items: center; padding: 2px 0; }
 .name { font: 12.5px/1.35 ui-monospace, SFMono-Regular, Menlo, Consolas, monospace;
@@ -55,10 +56,22 @@ tr.total td { font-weight: 600; border-top: 2px solid #b8c4cf; }
   border-radius: 6px; }
 .drawing { max-height: 560px; overflow: auto; padding: 4px; }
 .drawing svg { display: block; width: 100%; min-width: 760px; height: auto; }
+.films { display: grid; grid-template-columns: repeat(auto-fit, minmax(200px, 1fr)); gap: 12px; }
+.films figure { margin: 0; background: #fff; border: 1px solid #dde4ea; border-radius: 8px;
+  padding: 8px; }
+.films img, .films video { display: block; width: 100%; max-height: 300px; object-fit: contain;
+  image-rendering: pixelated; }
+.films figcaption { font-size: .84rem; padding-top: 6px; overflow-wrap: anywhere; }
+.speed { display: grid; grid-template-columns: minmax(0, 180px) minmax(0, 1fr) 230px; gap: 12px;
+  align-items: center; padding: 3px 0; }
+.bar { background: #e6ebf0; border-radius: 3px; }
+.bar i { display: block; height: 15px; border-radius: 3px; background: #1f4e79; }
 .hidden { display: none; }
 @media (max-width: 640px) {
   .row { grid-template-columns: minmax(0, 1fr) auto; gap: 2px 8px; padding: 5px 0; }
   .row .strip { grid-column: 1 / -1; }
+  .speed { grid-template-columns: minmax(0, 1fr) auto; }
+  .speed .bar { grid-column: 1 / -1; grid-row: 2; }
   .axis.steps { margin-left: 0; }
   h1 { font-size: 1.25rem; }
   table.sites, .sites tbody, .sites tr, .sites td { display: block; }

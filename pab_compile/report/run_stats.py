@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -96,6 +96,8 @@ class RunStats:
         title: str = "",
         speed: float | None = None,
         quality: str = "",
+        curves: Mapping[str, Sequence[float | None]] | None = None,
+        videos: Mapping[str, Any] | None = None,
     ) -> str:
         """A page about the generation. It needs no other file and no network.
 
@@ -104,13 +106,21 @@ class RunStats:
             title: its title. It should name the model.
             speed: seconds without reuse / seconds with the plan, if it was measured.
             quality: what was measured of the quality, such as ``"31.3 dB PSNR"``.
+            curves: kind -> mean squared difference to the step before, per step
+                (``Observation.curves``).
+            videos: name -> the path of a video or picture, or frames: a tensor of shape
+                ``[frames, height, width]`` or ``[frames, height, width, 3]``.
 
         Returns:
             The page.
+
+        Raises:
+            PabError: a video is none of these.
         """
+        from .measured import Measured
         from .page import run_page
 
-        page = run_page(self, title, speed, quality)
+        page = run_page(self, title, Measured(speed, quality, curves or {}, videos or {}))
         if path is not None:
             Path(path).write_text(page, encoding="utf-8")
         return page

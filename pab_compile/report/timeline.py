@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from itertools import groupby
 from typing import NamedTuple
 
 COMPUTED, REUSED, PREDICTED, MIXED, ABSENT = "C", "-", "p", "~", " "
+SITES, REUSE, GLUE, COMPILE = "sites that compute", "sites that reuse", "glue", "compiling"
+OUTSIDE = "outside the model"
 MEANINGS = {
     COMPUTED: "computed",
     REUSED: "reused",
@@ -35,6 +37,7 @@ class Call:
         cache_bytes: most bytes in the caches of all lanes during the call, on the device.
         host_bytes: likewise in the memory of the host.
         seconds: seconds that the host spent in the graphs.
+        spent: what they went to -> seconds. Glue is what belongs to no site.
     """
 
     step: int
@@ -43,6 +46,7 @@ class Call:
     cache_bytes: int
     host_bytes: int
     seconds: float
+    spent: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -84,6 +88,21 @@ class Timeline:
             device, host = found[call.step]
             found[call.step] = max(device, call.cache_bytes), max(host, call.host_bytes)
         return list(found.values())
+
+    def seconds_by_part(self) -> dict[str, list[float]]:
+        """What the time of every step but the last went to, in seconds, by the host's clock."""
+        steps = list(self.step_seconds)
+        found = {part: [0.0] * len(steps) for part in (SITES, REUSE, GLUE, COMPILE, OUTSIDE)}
+        place = {step: number for number, step in enumerate(steps)}
+        inside = [0.0] * len(steps)
+        for call in self.calls:
+            if (at := place.get(call.step)) is not None:
+                inside[at] += sum(call.spent.values())
+                for part, seconds in call.spent.items():
+                    found[part][at] += seconds
+        for at, step in enumerate(steps):
+            found[OUTSIDE][at] = max(self.step_seconds[step] - inside[at], 0.0)
+        return found
 
 
 def _merged(states: Sequence[str], num_sites: int) -> str:

@@ -126,17 +126,34 @@ def generation(timesteps: Iterable[float] | torch.Tensor | None = None) -> Itera
     Raises:
         PabError: ``timesteps`` is empty, or no list of numbers.
     """
-    schedule = None
-    if timesteps is not None:
-        listed = _listed(timesteps)
-        schedule = Schedule(len(listed), tuple(listed))
-    scope = Scope(schedule, is_one=True)
+    scope = Scope(schedule_of(timesteps), is_one=True)
+    try:
+        with in_scope(scope):
+            yield
+    finally:
+        scope.free()
+
+
+@contextmanager
+def in_scope(scope: Scope) -> Iterator[None]:
+    """Run a block in a scope, which stays as it is at the end."""
     token = _stated_scope.set(scope)
     try:
         yield
     finally:
         _stated_scope.reset(token)
-        scope.free()
+
+
+def schedule_of(timesteps: Iterable[float] | torch.Tensor | None) -> Schedule | None:
+    """The schedule that a user states.
+
+    Raises:
+        PabError: it is empty, or no list of numbers.
+    """
+    if timesteps is None:
+        return None
+    listed = _listed(timesteps)
+    return Schedule(len(listed), tuple(listed))
 
 
 def _listed(timesteps: Any) -> list[float]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import statistics
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
@@ -26,6 +26,7 @@ class StepRecord:
         reused: kind -> number of sites that reused.
         started: when the call started, by the host's clock.
         seconds: seconds that the host spent in the graphs.
+        spent: what they went to (``Call.spent``).
         lane: number of its lane.
         states: per graph, its sites and a letter for each of them (``report.timeline``).
         size: most bytes in the caches of all lanes during the call.
@@ -36,6 +37,7 @@ class StepRecord:
     reused: Counter[str] = field(default_factory=Counter)
     started: float = 0.0
     seconds: float = 0.0
+    spent: dict[str, float] = field(default_factory=lambda: defaultdict(float))
     lane: int = 0
     states: list[tuple[Sequence[Row], str]] = field(default_factory=list)
     size: Size = field(default_factory=Size)
@@ -153,5 +155,5 @@ def timeline_of(calls: Sequence[StepRecord]) -> Timeline:
             for row, letter in zip(sites, states, strict=True):
                 letters[place[row]] = letter
         states = "".join(letters)
-        found.append(Call(call.step, call.lane, states, *call.size, call.seconds))
+        found.append(Call(call.step, call.lane, states, *call.size, call.seconds, dict(call.spent)))
     return Timeline(rows, tuple(found), step_seconds(calls))

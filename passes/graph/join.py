@@ -61,6 +61,8 @@ class Part:
         volatile: placeholders that may change between the graphs, unseen by this library.
         identity: distinguishes it from equal graphs at other places of the forward.
         sizes: the open sizes that it runs at, its own ones first; none if it has no open sizes.
+        is_fixed: whether it serves one size only although Dynamo leaves sizes open. Each size has
+            another such graph, so nothing behind it can serve further sizes.
     """
 
     graph_module: fx.GraphModule
@@ -68,6 +70,7 @@ class Part:
     volatile: frozenset[int] = frozenset()
     identity: str = ""
     sizes: tuple[int, ...] = ()
+    is_fixed: bool = False
 
     @property
     def own_sizes(self) -> tuple[int, ...]:
@@ -132,6 +135,11 @@ def earlier(origins: Iterable[Origin | None]) -> list[Part]:
 def earlier_sizes(origins: Iterable[Origin | None]) -> tuple[int, ...]:
     """The open sizes of all graphs that feed a graph, in the order of ``earlier``."""
     return tuple(size for part in earlier(origins) for size in part.own_sizes)
+
+
+def are_fixed(origins: Iterable[Origin | None]) -> bool:
+    """Whether a graph that feeds a graph serves one size only."""
+    return any(part.is_fixed for part in earlier(origins))
 
 
 def at_all_sizes(origins: Sequence[Origin | None]) -> Hashable:

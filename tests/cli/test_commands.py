@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import importlib
 import json
+import re
+import shlex
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+from diffusers import AutoencoderKL, LattePipeline
 
-from pab_compile.cli import exits, files, main, report
+from pab_compile.cli import exits, files, main, precompile
+from pab_compile.compile.saved import Saved
+from pipelines.catalogue import CASES
 
 SOURCE = """
 import torch
@@ -27,6 +33,9 @@ def call(model, prompt, num_steps):
     for timestep in torch.linspace(1, 1 / num_steps, num_steps):
         latents = latents - model(latents, timestep.expand(2), words) / num_steps
     return latents
+
+def frames(model, result):
+    return result[0].flatten(0, 1)
 """
 INPUTS = """
 def inputs(model):
@@ -67,9 +76,12 @@ def test_report_writes_a_page_with_speed_and_quality(
     source: str, tmp_path: Path, capsys: Any
 ) -> None:
     page = tmp_path / "out" / "page.html"
-    found = content(
-        capsys, "report", source, "--steps", "12", "--baseline", "-o", str(page), *EAGER
-    )
+    given = ("--steps", "12", "--baseline", "--curves", "-o", str(page), *EAGER)
+    found = content(capsys, "report", source, *given)
+    text = page.read_text()
+    assert re.findall("<figcaption>(.*?)</figcaption>", text) == ["without reuse", "balanced"]
+    assert len(found["curves"]["model"]["spatial"]) == 12
+    assert text.count("<polyline") == len(found["curves"]["model"])
     assert found["pages"] == [str(page)]
     assert found["speed"] > 0
     assert f"{found['speed']:.2f}x" in page.read_text()
@@ -78,12 +90,19 @@ def test_report_writes_a_page_with_speed_and_quality(
     assert found["stats"]["model"]["steps"] == 12
 
 
-def test_compare_measures_every_plan(source: str, capsys: Any) -> None:
-    plans = ("--plan", "linear2", "--plan", "off")
-    found = content(capsys, "compare", source, "--steps", "9", *plans, *EAGER)
+def test_compare_measures_every_plan_and_writes_a_page(
+    source: str, tmp_path: Path, capsys: Any
+) -> None:
+    plans, page = ("--plan", "linear2", "--plan", "off"), tmp_path / "page.html"
+    given = (*plans, *EAGER, "-o", str(page))
+    found = content(capsys, "compare", source, "--steps", "9", *given)
+    names = ["without reuse", "linear2", "off"]
+    assert re.findall("<figcaption>(.*?)</figcaption>", page.read_text()) == names
+    assert found["page"] == str(page)
     linear, off = found["plans"]
     assert linear["reused"] > 0 == off["reused"]
     assert linear["psnr"] < off["psnr"] == 100
+    assert linear["ssim"] is off["ssim"] is None  # rows and columns are fewer than a window
     assert found["prompts"] == 3
 
 
@@ -97,9 +116,20 @@ def test_tune_writes_a_plan_that_report_takes(source: str, tmp_path: Path, capsy
     assert run["stats"]["model"]["computed_steps"]["output"] in (3, 6)
 
 
-def test_precompile_runs_every_prompt(source: str, tmp_path: Path, capsys: Any) -> None:
-    found = content(capsys, "precompile", source, "-o", str(tmp_path / "saved.bin"), *EAGER)
-    assert found["calls"] == 3
+def test_precompile_runs_every_prompt_and_saves_what_was_compiled(
+    source: str, tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert content(capsys, "precompile", source, *EAGER)["saved"] is None
+    saved: list[Path] = []
+
+    def save(path: Path) -> Saved:
+        saved.append(path)
+        return Saved(num_traces=2, artifact_bytes=1024)
+
+    monkeypatch.setattr(precompile, "save_compiled", save)
+    found = content(capsys, "precompile", source, "-o", str(tmp_path / "saved"), *EAGER)
+    assert (found["calls"], found["traces"], found["artifact_bytes"]) == (3, 2, 1024)
+    assert saved == [tmp_path / "saved"]
 
 
 def test_doctor_finds_the_backend_and_tests_it(capsys: Any) -> None:
@@ -168,9 +198,11 @@ def test_ctrl_c_leaves_the_old_file_and_nothing_else(
         files.write_text(page, "new")
     assert page.read_text() == "old"
     assert {path.name for path in tmp_path.iterdir()} == {"page.html", "source.py"}
-    monkeypatch.setattr(report, "run", interrupted)
-    assert main.main(["report", source]) == exits.INTERRUPTED
-    assert "interrupted" in capsys.readouterr().err
+    for name in main.COMMANDS:
+        monkeypatch.setattr(importlib.import_module(f"pab_compile.cli.{name}"), "run", interrupted)
+        arguments = {"doctor": [], "tune": [source, "--computed", "3"]}.get(name, [source])
+        assert main.main([name, *arguments]) == exits.INTERRUPTED
+        assert "interrupted" in capsys.readouterr().err
 
 
 def test_every_command_says_its_exit_codes(capsys: Any) -> None:
@@ -179,3 +211,45 @@ def test_every_command_says_its_exit_codes(capsys: Any) -> None:
             main.main([command, "--help"])
         assert left.value.code == 0
         assert "130 interrupted" in " ".join(capsys.readouterr().out.split())
+
+
+CALL = """
+import torch
+
+prompts = [1]
+
+def call(pipe, prompt, num_steps):
+    words = torch.ones(1, 7, 10)
+    noise = torch.Generator().manual_seed(prompt)
+    return pipe(prompt_embeds=words, negative_prompt_embeds=words, negative_prompt=None,
+                clean_caption=False, height=64, width=96, video_length=3, generator=noise,
+                num_inference_steps=num_steps, output_type="latent").frames
+"""
+
+
+def test_a_folder_of_diffusers_is_loaded_without_a_warning(tmp_path: Path, capsys: Any) -> None:
+    parts = CASES["Latte"].build()
+    down, up = ("DownEncoderBlock2D",) * 4, ("UpDecoderBlock2D",) * 4
+    vae = AutoencoderKL(3, 3, down, up, block_out_channels=(4,) * 4, norm_num_groups=4)
+    pipe = LattePipeline(None, None, vae, parts.transformer, parts.scheduler)  # type: ignore[arg-type]
+    pipe.save_pretrained(tmp_path / "pipe")
+    (tmp_path / "call.py").write_text(CALL)
+    given = ("--pipeline", str(tmp_path / "pipe"), "--call", str(tmp_path / "call.py"))
+    found = content(capsys, "explain", *given, "--dtype", "float32", *EAGER)
+    assert {site["kind"] for site in found["transformer"]["sites"]} >= {"spatial", "temporal"}
+
+
+def test_the_command_lines_of_the_pages_are_accepted() -> None:
+    root = Path(__file__).parents[2]
+    pages = [root / "README.md", *(root / "docs").glob("*.md"), root / "examples/command_line.py"]
+    lines = [line for page in pages for line in page.read_text().splitlines()]
+    commands = [line.strip() for line in lines if re.match(r" *pab [a-z]+ .*[-/]", line)]
+    assert len(commands) >= 8
+    for command in commands:
+        main.parser().parse_args(shlex.split(command)[1:])
+
+
+def test_the_page_lists_every_exit_code() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "command_line.md").read_text()
+    listed = {int(code) for code in re.findall(r"^\| (\d+) \|", page, re.M)}
+    assert listed == {value for name, value in vars(exits).items() if name.isupper()}

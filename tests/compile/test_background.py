@@ -9,12 +9,15 @@ from typing import Any
 import pytest
 import torch
 from diffusers import LatteTransformer3DModel
+from torch import fx
 
 import pab_compile
 from helpers.latte import Loop, assert_different, assert_same, calls_of, ddim_timesteps, tiny_latte
 from pab_compile import OptionError
 from pab_compile.compile import background
 from pab_compile.compile.lower import PieceCompiler
+from pab_compile.compile.progress import CompileProgress
+from pab_compile.passes.graph.tracing import module_of
 
 pytestmark = pytest.mark.compiled_once
 NUM_STEPS = 6
@@ -81,6 +84,18 @@ def test_a_generation_runs_uncompiled_and_the_next_one_compiled(jobs: Jobs) -> N
     after = pab_compile.stats(compiled)
     assert not is_noted(compiled) and after.compile_seconds > 0.0 and not jobs
     assert after.num_pieces == num_pieces and after.reused["spatial"] > 0
+
+
+def test_the_graph_may_change_before_it_first_runs_uncompiled(jobs: Jobs) -> None:
+    graph = fx.Graph()
+    graph.output((graph.call_function(torch.neg, (graph.placeholder("x"),)),))
+    piece = module_of(torch.nn.Module(), graph)
+    function = PieceCompiler("inductor", None, CompileProgress(), True).compile(piece, "piece")
+    for node in graph.find_nodes(op="call_function", target=torch.neg):
+        node.target = torch.abs  # as an inner compiler rewrites the graph that it is given
+    piece.recompile()
+    assert torch.equal(function(torch.ones(2))[0], torch.full((2,), -1.0))
+    assert jobs
 
 
 @pytest.mark.sample("3")

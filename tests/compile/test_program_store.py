@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import weakref
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -67,6 +68,25 @@ def test_a_loop_over_many_sizes_keeps_few_programs_and_stays_exact(
     gc.collect()
     assert len(functions) > LIMIT
     assert sum(function() is not None for function in functions) == LIMIT
+
+
+def test_programs_with_large_constants_are_dropped_by_their_bytes() -> None:
+    class Program:
+        def __init__(self, constant: torch.Tensor) -> None:
+            graph_module = torch.nn.Module()
+            graph_module.register_buffer("mask", constant)
+            self.part = SimpleNamespace(graph_module=graph_module)
+
+    store = program_store.ProgramStore(max_bytes=24)
+    shared = torch.zeros(8, dtype=torch.uint8)
+    for key in range(9):
+        store.add(key, Program(shared))  # type: ignore[arg-type]
+    assert len(store) == 9, "they hold 8 bytes together"
+    for key in range(10, 14):
+        store.add(key, Program(torch.zeros(8, dtype=torch.uint8)))  # type: ignore[arg-type]
+    assert [key for key in range(14) if store.find(key)] == [11, 12, 13]
+    store.add(14, Program(torch.zeros(99, dtype=torch.uint8)))  # type: ignore[arg-type]
+    assert [key for key in range(15) if store.find(key)] == [14]
 
 
 def test_the_program_of_a_generation_that_runs_is_kept(

@@ -201,4 +201,11 @@ COMPILING = (
         "if False:",
         ("tests/compile/test_cache_budget.py",),
     ),
+    Mutation(
+        "pab_compile/compile/lower.py",
+        "what runs uncompiled is written after the inner compiler changed its graph",
+        "graph_module = with_code(graph_module)",
+        "pass",
+        ("tests/compile/test_background.py",),
+    ),
 )

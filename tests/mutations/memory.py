@@ -56,6 +56,13 @@ MEMORY = (
     ),
     Mutation(
         "pab_compile/compile/program_store.py",
+        "the constants of programs are not limited",
+        "and self._num_bytes() <= self._max_bytes",
+        "",
+        ("tests/compile/test_program_store.py",),
+    ),
+    Mutation(
+        "pab_compile/compile/program_store.py",
         "the program of a generation that runs is dropped",
         "key != newest and not self._is_in_use(self._programs[key])",
         "key != newest",

@@ -6,6 +6,13 @@ from .mutation import Mutation
 
 RUNNING = (
     Mutation(
+        "pab_compile/runtime/request_scope.py",
+        "requests whose steps run in turn share the scope of the thread",
+        "self._inside = in_scope(self._scope)",
+        "self._inside = in_scope(Scope(is_one=True))",
+        ("tests/runtime/test_request_scope.py",),
+    ),
+    Mutation(
         "pab_compile/compile/lane_step.py",
         "a call that is repeated at one step counts as two steps",
         "cached.drop_from(before)",

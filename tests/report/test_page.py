@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
+import base64
 import json
+import math
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
+import numpy
 import pytest
 import torch
+from PIL import Image
 
 import pab_compile
 from helpers import browser
 from helpers.captured import SmallDiT
+from pab_compile import PabError
+from pab_compile.report.animation import animated_png
 from pab_compile.report.explanation import Explanation, SiteReport
 from pab_compile.report.run_stats import RunStats, saved_operations
-from pab_compile.report.timeline import Call, Row, Timeline
+from pab_compile.report.timeline import COMPILE, GLUE, REUSE, SITES, Call, Row, Timeline
 
 MIB = 2**20
 VOID = {"meta", "input", "br", "path", "rect", "link"}
@@ -105,14 +112,84 @@ def test_equal_rows_are_folded_so_a_thousand_sites_stay_a_small_page() -> None:
     assert page.count('<details class="group">') == 3
     assert page.count("linear-gradient") == 3  # one look per strip, not per site
     assert len(page) < 800_000
-    assert page.count("<svg") == 3  # memory, seconds, and a drawing of three boxes
+    assert page.count("<svg") == 3  # memory, time, and a drawing of three boxes
     assert page.count('rx="4"') == 3
+    assert 'class="rows"' in page
+
+
+def test_many_rows_that_differ_scroll_on_their_own() -> None:
+    stats = made(100)
+    states = ["".join("C-"[(n >> step) % 2] for n in range(300)) for step in range(6)]
+    calls = [replace(c, states=s) for c, s in zip(stats.timeline.calls, states, strict=True)]
+    timeline = replace(stats.timeline, calls=tuple(calls))
+    assert 'class="rows many"' in replace(stats, timeline=timeline).to_html()
 
 
 def test_the_share_of_operations_that_were_left_out() -> None:
     stats = made(2)
     # Of three sites with half of the operations, 2 + 3 of 18 runs were left out.
     assert saved_operations(stats) == pytest.approx(5 / 18 / 2)
+
+
+def test_the_time_of_a_step_is_shown_by_what_it_went_to() -> None:
+    stats = made(1)
+    spent = {SITES: 0.05, REUSE: 0.01, COMPILE: 0.1}
+    calls = tuple(replace(call, spent=spent) for call in stats.timeline.calls)
+    page = replace(stats, timeline=replace(stats.timeline, calls=calls)).to_html()
+    for words in ("sites that compute 20%", "sites that reuse 4%", "compiling 40%"):
+        assert words in page, words
+    assert "outside the model 36%" in page
+    assert "glue 0%" not in page
+    assert "<title>step 2, compiling: 0.1 s</title>" in page
+
+
+def test_curves_leave_out_what_is_not_known() -> None:
+    page = made(1).to_html(curves={"spatial": [math.nan, 1.0, 0.01], "mlp": [None, 0.1, 0.0]})
+    lines = re.findall(r'<polyline points="([^"]*)"', page)
+    assert lines == ["500.0,0.0 833.3,100.0", "500.0,50.0"]
+    (data,) = re.findall(r'<script type="application/json" id="data">(.*?)</script>', page, re.S)
+    assert json.loads(data)["curves"] == {"spatial": [None, 1.0, 0.01], "mlp": [None, 0.1, 0.0]}
+
+
+def test_videos_stand_side_by_side_inside_the_page(tmp_path: Path) -> None:
+    file = tmp_path / "a.mp4"
+    file.write_bytes(b"film")
+    videos = {"without <reuse>": file, "fast": torch.rand(3, 4, 5), "one": torch.rand(4, 5, 3)}
+    page = made(1).to_html(videos=videos)
+    assert page.count("<figure>") == 3
+    assert "data:video/mp4;base64," + base64.b64encode(b"film").decode() in page
+    assert "without &lt;reuse&gt;" in page
+    first, second = re.findall(r"data:image/png;base64,([^\"]+)", page)
+    assert (b"acTL" in base64.b64decode(first), b"acTL" in base64.b64decode(second)) == (
+        True,
+        False,
+    )
+
+
+@pytest.mark.parametrize(
+    ("video", "words"),
+    [
+        (7, "is a int"),
+        ("none.mp4", "does not exist"),
+        (__file__, "no video or picture by its name"),
+        (torch.rand(2, 3), r"has the shape \[2, 3\]"),
+    ],
+)
+def test_what_is_no_video_is_refused(video: Any, words: str) -> None:
+    with pytest.raises(PabError, match=words):
+        made(1).to_html(videos={"a": video})
+
+
+def test_an_animation_is_a_png_that_others_read(tmp_path: Path) -> None:
+    frames = (torch.rand(3, 4, 5, 3) * 255).to(torch.uint8)
+    path = tmp_path / "a.png"
+    path.write_bytes(animated_png(frames))
+    with Image.open(path) as image:
+        assert getattr(image, "n_frames", 1) == 3
+        for number in range(3):
+            image.seek(number)
+            shown = torch.from_numpy(numpy.array(image.convert("RGB")))
+            assert torch.equal(shown, frames[number])
 
 
 def test_a_timeline_merges_the_calls_of_a_step() -> None:
@@ -146,6 +223,16 @@ def test_statistics_of_a_run_say_what_every_site_did(tmp_path: Path) -> None:
         assert strip.count("C") == stats.computed_steps[kind]
     assert max(device for device, _ in stats.timeline.memory()) == stats.peak_cache_bytes > 0
     assert stats.options["ranges"] == "{'spatial': 2, 'cross': 3}"
+    for call in stats.timeline.calls:
+        letters = {found[kind][call.step] for kind in ("spatial", "cross")}
+        assert {part for part in call.spent if part not in (GLUE, COMPILE)} == {
+            {"C": SITES, "-": REUSE}[letter] for letter in letters
+        }
+        assert call.spent[GLUE] > 0
+        assert sum(call.spent.values()) <= call.seconds
+    parts = stats.timeline.seconds_by_part()
+    whole = [sum(step) for step in zip(*parts.values(), strict=True)]
+    assert whole == pytest.approx(list(stats.timeline.step_seconds.values()))
     assert stats.explanation is not None
     path = tmp_path / "page.html"
     assert stats.to_html(path) == path.read_text()

@@ -1,0 +1,109 @@
+"""A page that compares plans: seconds, quality, bytes, and the results side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from html import escape
+from typing import Any
+
+from .draw import format_bytes
+from .films import films
+from .html import document, table, versions
+
+
+@dataclass(frozen=True)
+class Compared:
+    """One plan, relative to no reuse.
+
+    Attributes:
+        plan: its name.
+        seconds: median seconds of a generation, without the first one.
+        speed: seconds without reuse / seconds.
+        psnr: mean over the prompts in dB; None if results are no tensors.
+        psnr_half_width: of its 95 % interval; None for one prompt.
+        ssim: mean over the prompts; None if results have no rows and columns.
+        reused: the share of all runs of sites that reused.
+        cache_bytes: most bytes in caches.
+    """
+
+    plan: str
+    seconds: float
+    speed: float
+    psnr: float | None
+    psnr_half_width: float | None
+    ssim: float | None
+    reused: float
+    cache_bytes: int
+
+    def cells(self) -> tuple[str, ...]:
+        """The columns of ``HEADINGS``."""
+        width = "" if self.psnr_half_width is None else f" ± {self.psnr_half_width:.1f}"
+        return (
+            self.plan,
+            f"{self.seconds:.3g}",
+            f"{self.speed:.2f}",
+            "-" if self.psnr is None else f"{self.psnr:.1f}{width}",
+            "-" if self.ssim is None else f"{self.ssim:.4f}",
+            f"{self.reused:.0%}",
+            format_bytes(self.cache_bytes),
+        )
+
+
+HEADINGS = ("plan", "seconds", "speed", "PSNR, dB", "SSIM", "reused", "caches")
+
+
+def without_reuse(seconds: float) -> tuple[str, ...]:
+    """The first row of a comparison."""
+    return ("without reuse", f"{seconds:.3g}", "1.00", "-", "-", "0%", "-")
+
+
+def compare_page(
+    title: str,
+    said: str,
+    without: float,
+    plans: Iterable[Compared],
+    videos: Mapping[str, Any],
+    data: Mapping[str, object],
+) -> str:
+    """The page.
+
+    Args:
+        title: its title.
+        said: what was run.
+        without: seconds without reuse.
+        plans: what was compared.
+        videos: name -> a file, or frames (``films``).
+        data: all numbers, for programs.
+    """
+    plans = list(plans)
+    rows = [without_reuse(without), *(plan.cells() for plan in plans)]
+    sections = [
+        f"<h1>{escape(title)}</h1>",
+        f'<p class="quiet">{escape(said)}</p>',
+        *_bars(plans),
+        "<p></p>",
+        table(HEADINGS, rows, range(1, len(HEADINGS))),
+        *films(videos),
+        "<h2>To reproduce it</h2>",
+        table(("package", "version"), versions().items()),
+    ]
+    return document(title, sections, data)
+
+
+def _bars(plans: Iterable[Compared]) -> Iterable[str]:
+    """Speed as bars, with the quality beside it."""
+    rows = [("without reuse", 1.0, ""), *((p.plan, p.speed, _quality(p)) for p in plans)]
+    top = max(speed for _, speed, _ in rows) or 1.0
+    yield "<h2>Speed</h2>"
+    for name, speed, quality in rows:
+        yield (
+            f'<div class="speed"><span class="name">{escape(name)}</span>'
+            f'<span class="bar"><i style="width:{100 * speed / top:.1f}%"></i></span>'
+            f"<span><b>{speed:.2f}x</b> {escape(quality)}</span></div>"
+        )
+
+
+def _quality(plan: Compared) -> str:
+    parts = [] if plan.psnr is None else [f"{plan.psnr:.1f} dB"]
+    return ", ".join([*parts, *([] if plan.ssim is None else [f"SSIM {plan.ssim:.3f}"])])
