@@ -157,6 +157,7 @@ class CompiledGraph:
             has_open_sizes=bool(self._sizes.places or earlier_sizes(origins)),
             shown=functools.partial(self._shown, forward),
             number=len(forward.visited),
+            turn=forward.turn(self, origins),
         )
 
     def _form(self, forward: Forward) -> Form | None:
@@ -215,6 +216,7 @@ class CompiledGraph:
         return (
             request.alone,
             request.volatile,
+            request.turn,
             request.stepping,
             request.num_samples,
             request.form,

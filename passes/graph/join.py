@@ -61,6 +61,7 @@ class Part:
         volatile: placeholders that may change between the graphs, unseen by this library.
         identity: distinguishes it from equal graphs at other places of the forward.
         sizes: the open sizes that it runs at, its own ones first; none if it has no open sizes.
+        turn: how often it ran before in the forward with inputs of these origins.
     """
 
     graph_module: fx.GraphModule
@@ -68,6 +69,7 @@ class Part:
     volatile: frozenset[int] = frozenset()
     identity: str = ""
     sizes: tuple[int, ...] = ()
+    turn: int = 0
 
     @property
     def own_sizes(self) -> tuple[int, ...]:
