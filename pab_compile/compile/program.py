@@ -228,6 +228,9 @@ class CompiledProgram:
             executor.identity, weights, self._marks_of
         ):
             place.generation.note(_OTHER_WEIGHTS)
+        if place is not None and executor.identity not in place.generation.record.late.labels:
+            label = None if self.roles.sees_all else (len(forward.visited) + 1, self._where())
+            place.generation.record.late.labels[executor.identity] = label
         prompts, positions = self.roles.prompt_inputs, self.roles.weights
         outputs = run_call(executor, tensors, place, self.part, prompts, positions, self._marks_of)
         outputs = self._without_samples(outputs, place, identity)
@@ -340,7 +343,8 @@ class CompiledProgram:
         if place is None or place.generation.closed or place.generation is not tracker.generation:
             return None
         if not place.lane.has_weights(self._executor.identity, weights, self._marks_of):
-            place.generation.note(_OTHER_LAYER.format(self._where()))
+            where = self._where()
+            place.generation.note(_OTHER_LAYER.format(f" ({where})" if where else ""))
             return None
         stepping = place.generation.lanes.stepping
         names = [name for name in self.roles.prompt_inputs if name not in stepping]
@@ -349,10 +353,10 @@ class CompiledProgram:
         return place
 
     def _where(self) -> str:
-        """Where the graph begins in the code, in brackets; ``""`` if that is unknown."""
+        """Where the graph begins in the code; ``""`` if that is unknown."""
         nodes = self.part.graph_module.graph.nodes if self.part else ()
         line = next(filter(None, map(ir.source_line, nodes)), "")
-        return f" ({line.partition(':')[0]}:{line.partition(':')[2].split()[0]})" if line else ""
+        return line.partition(" ")[0]
 
     def _read(self, forward: Forward, tracker: Tracker) -> Reading:
         """What the timestep says. It is not read if the user stated the step."""
