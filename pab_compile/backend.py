@@ -156,6 +156,7 @@ class CompiledGraph:
             form=form,
             shown=functools.partial(self._shown, forward),
             number=len(forward.visited),
+            turn=forward.turn(self, origins),
         )
 
     def _form(self, forward: Forward) -> Form | None:
@@ -214,6 +215,7 @@ class CompiledGraph:
         return (
             request.alone,
             request.volatile,
+            request.turn,
             request.stepping,
             request.num_samples,
             request.form,

@@ -146,7 +146,7 @@ def _compiled(part: Part, request: Request, settings: Settings) -> Runnable:
         said = {merged_line(site): merged_line(resized) for site, resized in pairs if site.parts}
         shown = replace(shown, notes=tuple(said.get(note, note) for note in found.notes))
         adopting = _adopting(request, settings, shown, now, then, is_exact)
-        resized = executor.at(sizes, then.sites, place_of(origins))
+        resized = executor.at(sizes, then.sites, place_of(origins, request.turn))
         placed = placed_at(part, sizes, origins, request.alone)
         return CompiledProgram(placed, shown, resized, roles, compilation, None, adopting)
 
@@ -178,7 +178,8 @@ def _untraced(request: Request, settings: Settings) -> CompiledProgram | None:
     graph = None if roles is None or request.is_observed else untraced(request.graph, request.args)
     if roles is None or graph is None:
         return None
-    place, in_timesteps = place_of(request.origins), settings.options.predict_in == "timestep"
+    place = place_of(request.origins, request.turn)
+    in_timesteps = settings.options.predict_in == "timestep"
     decides = None if settings.live else plan
     keeping = settings.options.keeping
     executor = Executor(graph, settings.compiler, decides, place, (), in_timesteps, keeping)
@@ -370,7 +371,7 @@ def _lowered(
         program.graph_module,
         settings.compiler,
         None if settings.live else settings.plan,
-        place_of(request.origins),
+        place_of(request.origins, request.turn),
         uncut,
         settings.options.predict_in == "timestep",
         settings.options.keeping,

@@ -47,6 +47,7 @@ class LaneStep:
         self._lane = place.lane
         self._record = place.record
         self._kept = executor.cached_sites(generation, device)
+        self._transfers = executor.transfers(device)
         self._decisions = executor.decisions_of(generation).at(generation.step, generation.timestep)
         self._cached = [
             self._lane.cache.get((executor.identity, site)) for site in range(len(executor.sites))
@@ -59,9 +60,11 @@ class LaneStep:
                 self._answers, self._decisions, self._cached, strict=True
             )
         )
+        first_run = self._lane.first_runs.setdefault(executor.identity, generation.step)
+        if any(self._is_late(site, first_run) for site in range(len(executor.sites))):
+            generation.record.late.add(executor.identity, first_run)
         self._timestep = generation.timestep_now
         self._in_timesteps = executor.in_timesteps_of(generation)
-        self._transfers = executor.transfers(device)
         self._held = self._held_by_lanes()
         self._ahead: deque[int] = deque()
         self._start = self._last = time.perf_counter()
@@ -189,6 +192,21 @@ class LaneStep:
                 self._generation.note(_MISSING)
             return False
         return self._generation.may_reuse_from(self._lane, cached.last_step)
+
+    def _is_late(self, site: int, first_run: int) -> bool:
+        """Whether a planned reuse is missed only because the graph did not run before.
+
+        Other causes have notes of their own.
+        """
+        source, generation = self._decisions[site].source, self._generation
+        if self.reused[site] or source is None or self._cached[site] is not None:
+            return False
+        is_kept = self._kept is None or site in self._kept or self._transfers is not None
+        is_told = generation.is_switched or bool(generation.lanes.stepping)
+        if not generation.trusted or is_told or not is_kept:
+            return False
+        ran_before = max(self._lane.first_step, generation.first_reusable(self._lane)) <= source
+        return ran_before and source < first_run
 
     def _has_all(self, decision: Decision, cached: CacheEntry) -> bool:
         """Whether the newest outputs are those that the plan names, whatever plan stored them."""

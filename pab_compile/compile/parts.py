@@ -28,19 +28,32 @@ def captured_part(request: Request, settings: Settings) -> Part:
         tracer = stored_trace if settings.compiler.caches_on_disk else trace
         captured = capture(request.graph, request.args, tracer)
     # A graph that is alone has no later graphs.
-    identity = "" if request.alone else _identity_of(captured, request.origins)
+    place = place_of(request.origins, request.turn)
+    identity = "" if request.alone else _identity_of(captured, place)
     is_fixed = bool(SizeInputs.of(request.graph).places) or are_fixed(request.origins)
-    return Part(captured, request.origins, request.volatile, identity, is_fixed=is_fixed)
+    return Part(
+        captured,
+        request.origins,
+        request.volatile,
+        identity,
+        is_fixed=is_fixed,
+        turn=request.turn,
+    )
 
 
-def _identity_of(captured: fx.GraphModule, origins: Sequence[Origin | None]) -> str:
+def _identity_of(captured: fx.GraphModule, place: str) -> str:
     """The identity of a graph. Numbers that it returns do not count: some are open sizes."""
     key = structure_key(captured, returned_numbers=False)
-    return hashlib.sha256(f"{key} {place_of(origins)}".encode()).hexdigest()
+    return hashlib.sha256(f"{key} {place}".encode()).hexdigest()
 
 
-def place_of(origins: Sequence[Origin | None]) -> str:
-    """What distinguishes a graph from equal graphs at other places of a forward: its inputs."""
+def place_of(origins: Sequence[Origin | None], turn: int) -> str:
+    """What distinguishes a graph from equal graphs at other places of a forward.
+
+    Args:
+        origins: where its inputs come from.
+        turn: how often it ran before in the forward with inputs of these origins.
+    """
     words = [
         f"{origin.part.identity}.{_position_of(origin)}"
         if isinstance(origin, Made)
@@ -48,7 +61,7 @@ def place_of(origins: Sequence[Origin | None]) -> str:
         for origin in origins
         if origin is not None
     ]
-    return " ".join(words)
+    return " ".join([*words, *([f"turn {turn}"] if turn else [])])
 
 
 def _position_of(origin: Made) -> int:
@@ -61,5 +74,8 @@ def placed_at(
     part: Part, sizes: tuple[int, ...], origins: tuple[Origin | None, ...], alone: bool
 ) -> Part:
     """A captured graph with open sizes as it runs at other sizes, for the graphs behind it."""
-    identity = "" if alone else _identity_of(closed_at(part.graph_module, sizes), origins)
+    identity = ""
+    if not alone:
+        place = place_of(origins, part.turn)
+        identity = _identity_of(closed_at(part.graph_module, sizes), place)
     return replace(part, origins=origins, sizes=sizes, identity=identity)

@@ -40,9 +40,9 @@ _OTHER_WEIGHTS = (
     "weights or buffers changed during the generation, so what was computed from them before was "
     "not reused"
 )
-_REPEATED = (
-    "a graph ran twice in one forward, or with other weights than at the step before, so its "
-    "outputs were not reused: it is unknown which of them belong together"
+_OTHER_LAYER = (
+    "a graph ran with other weights than before{}, so its outputs were not reused: Python code "
+    "chose another layer, or the layers in another order"
 )
 
 
@@ -228,6 +228,9 @@ class CompiledProgram:
             executor.identity, weights, self._marks_of
         ):
             place.generation.note(_OTHER_WEIGHTS)
+        if place is not None and executor.identity not in place.generation.record.late.labels:
+            label = None if self.roles.sees_all else (len(forward.visited) + 1, self._where())
+            place.generation.record.late.labels[executor.identity] = label
         prompts, positions = self.roles.prompt_inputs, self.roles.weights
         outputs = run_call(executor, tensors, place, self.part, prompts, positions, self._marks_of)
         outputs = self._without_samples(outputs, place, identity)
@@ -339,16 +342,21 @@ class CompiledProgram:
             return None
         if place is None or place.generation.closed or place.generation is not tracker.generation:
             return None
-        if self in forward.visited or not place.lane.has_weights(
-            self._executor.identity, weights, self._marks_of
-        ):
-            place.generation.note(_REPEATED)
+        if not place.lane.has_weights(self._executor.identity, weights, self._marks_of):
+            where = self._where()
+            place.generation.note(_OTHER_LAYER.format(f" ({where})" if where else ""))
             return None
         stepping = place.generation.lanes.stepping
         names = [name for name in self.roles.prompt_inputs if name not in stepping]
         if not place.lane.carries(forward.inputs, names):
             return None
         return place
+
+    def _where(self) -> str:
+        """Where the graph begins in the code; ``""`` if that is unknown."""
+        nodes = self.part.graph_module.graph.nodes if self.part else ()
+        line = next(filter(None, map(ir.source_line, nodes)), "")
+        return line.partition(" ")[0]
 
     def _read(self, forward: Forward, tracker: Tracker) -> Reading:
         """What the timestep says. It is not read if the user stated the step."""

@@ -42,6 +42,7 @@ class Request:
         form: what to compile for, if the plan is live.
         has_open_sizes: whether Dynamo leaves sizes open.
         number: how many graphs of the forward ran before it.
+        turn: how often it ran before in the forward with inputs of these origins.
     """
 
     graph: fx.GraphModule
@@ -59,6 +60,7 @@ class Request:
     has_open_sizes: bool = False
     shown: Callable[[], InputRoles | None] = lambda: None
     number: int = 0
+    turn: int = 0
 
     def expected(self) -> Known | None:
         """Latents and clock of an earlier graph of the forward, or those that names show."""

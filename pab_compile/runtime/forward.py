@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import itertools
 import weakref
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -94,6 +95,7 @@ class Forward:
         self.failed = False
         self._known: dict[int, _Known] = {}
         self._num_eager = 0
+        self._turns: Counter[Hashable] = Counter()
         for path, tensor in _named_tensors(call) if call else ():
             name = path[-1] if path[-1] not in self.inputs else ".".join(path)
             if self._find(tensor) is None:
@@ -128,6 +130,14 @@ class Forward:
                 volatile.append(number)
             origins.append(known.origin)
         return tuple(origins), frozenset(volatile)
+
+    def turn(self, graph: Hashable, origins: tuple[Origin | None, ...]) -> int:
+        """How often a graph ran before in this forward, with inputs of these origins.
+
+        It may run for one layer after the other with nothing but other weights.
+        """
+        self._turns[graph, origins] += 1
+        return self._turns[graph, origins] - 1
 
     def finish(
         self,
@@ -173,6 +183,7 @@ class Forward:
         self.place = None
         self.inputs.clear()
         self._known.clear()
+        self._turns.clear()
 
     def _name_input(self, name: str, tensor: torch.Tensor) -> None:
         """In the first graph, an input has the name that Dynamo gives it."""

@@ -101,6 +101,7 @@ class Lane:
         prelude: (graph, piece) -> values that are computed once for this lane.
         watched: (graph, piece) -> values that are computed again if Python made other tensors.
         weights: graph -> the weights that it ran with, as they were.
+        first_runs: graph -> the step at which it ran first.
         number: which lane of its generation it is, from 0.
         differs_from: a lane that was found to have other prompts.
     """
@@ -117,6 +118,7 @@ class Lane:
     prelude: dict[tuple[str, int], tuple[torch.Tensor | None, ...]] = field(default_factory=dict)
     watched: dict[tuple[str, int], Watched] = field(default_factory=dict)
     weights: dict[str, WeightMarks] = field(default_factory=dict)
+    first_runs: dict[str, int] = field(default_factory=dict)
     is_repeated: bool = False
     number: int = 0
     differs_from: Lane | None = None

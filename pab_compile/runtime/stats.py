@@ -14,6 +14,7 @@ from pab_compile.report.timeline import ABSENT, Call, Row, Timeline
 
 from .kept import Size
 from .lane import Lane
+from .late import LateGraphs
 
 
 @dataclass
@@ -68,6 +69,7 @@ class GenerationRecord:
         held_bytes: most bytes of per-prompt values that are computed once.
         compilers: inner compiler -> number of its pieces and seconds that it took.
         why_nothing: why the plan reuses nothing, to be noted if that is so.
+        late: the graphs that missed a reuse because they had not run before.
     """
 
     notes: list[str] = field(default_factory=list)
@@ -77,6 +79,7 @@ class GenerationRecord:
     held_bytes: int = 0
     compilers: dict[int, tuple[int, float]] = field(default_factory=dict)
     why_nothing: str = ""
+    late: LateGraphs = field(default_factory=LateGraphs)
 
     def note(self, text: str) -> None:
         """Note something once."""
@@ -110,7 +113,7 @@ class GenerationRecord:
         computed_at = {
             kind: {call.step for call in self.calls if call.computed[kind]} for kind in kinds
         }
-        notes = list(self.notes)
+        notes = [*self.notes, *self.late.notes()]
         is_over = num_steps is not None
         if self.why_nothing and not notes and is_over and not any(c.reused for c in self.calls):
             notes.append(self.why_nothing)

@@ -63,6 +63,7 @@ class Part:
         sizes: the open sizes that it runs at, its own ones first; none if it has no open sizes.
         is_fixed: whether it serves one size only although Dynamo leaves sizes open. Each size has
             another such graph, so nothing behind it can serve further sizes.
+        turn: how often it ran before in the forward with inputs of these origins.
     """
 
     graph_module: fx.GraphModule
@@ -71,6 +72,7 @@ class Part:
     identity: str = ""
     sizes: tuple[int, ...] = ()
     is_fixed: bool = False
+    turn: int = 0
 
     @property
     def own_sizes(self) -> tuple[int, ...]:

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from .base import COLUMNS, FRAMES, HEIGHT, TEXT, TOKENS, WIDTH, Foreign
+from .base import COLUMNS, FRAMES, HEADS, HEIGHT, TEXT, TOKENS, WIDTH, Foreign
 from .models import ListLatents
 from .packed import LENGTHS
 
@@ -120,6 +120,31 @@ class LoopInForward(ReadGrids):
         return [row.unflatten(1, (FRAMES, HEIGHT, COLUMNS)) for row in out]
 
 
+class SharedFrequencies(LoopInForward):
+    """Layers loop over grids whose numbers they read, with frequencies that are made once.
+
+    What is done to the frequencies before the loop is a graph of its own. It runs for the queries
+    and for the keys of every layer with the same input.
+    """
+
+    def forward(  # type: ignore[override]
+        self, x: Sequence[torch.Tensor], timestep: torch.Tensor, context: Sequence[torch.Tensor]
+    ) -> list[torch.Tensor]:
+        num_pairs = WIDTH // HEADS // 2
+        angles = torch.outer(torch.arange(TOKENS), 1 / torch.arange(1, 1 + num_pairs))
+        self.frequencies = torch.polar(torch.ones_like(angles), angles)
+        return super().forward(x, timestep, context)
+
+    def turned(self, x: torch.Tensor) -> torch.Tensor:
+        parts = self.frequencies.split([2, WIDTH // HEADS // 2 - 2], 1)
+        made = []
+        for number, (t, h, w) in enumerate(self.grids.tolist()):
+            pairs = torch.view_as_complex(x[number, :, : t * h * w].unflatten(-1, (-1, 2)))
+            turn = torch.cat([part[: t * h * w] for part in parts], 1)
+            made.append(torch.view_as_real(pairs * turn).flatten(-2))
+        return torch.stack(made)
+
+
 class NotCompiled(Foreign):
     """Attention is kept from the compiler."""
 
@@ -133,5 +158,6 @@ BROKEN: dict[str, Callable[[], Foreign]] = {
     "lengths are read": ReadLengths,
     "the longest length is read": ReadLongest,
     "the forward is not compiled": LoopInForward,
+    "a graph runs for queries and keys": SharedFrequencies,
     "attention is not compiled": NotCompiled,
 }

@@ -13,18 +13,17 @@ import pab_compile
 from helpers.latte import assert_different, assert_same
 
 from .base import RANGES, Foreign, as_oracle
-from .broken import BROKEN, LoopInForward, NotCompiled
+from .broken import BROKEN, LoopInForward, NotCompiled, SharedFrequencies
 from .test_foreign import NUM_STEPS, build, inputs_of, tensors
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*")
+NOT_IN_PARTS = {NotCompiled, LoopInForward, SharedFrequencies}
 EVERY = [pytest.param(make, id=name) for name, make in BROKEN.items()]
 FLOOR = {"ranges": {"output": 2}, "window": (0.0, 1.0), "cut": "output", "inner": "eager"}
 
 
 @pytest.mark.sample("grids are read")
-@pytest.mark.parametrize(
-    "make", [case for case in EVERY if not {NotCompiled, LoopInForward} & set(case.values)]
-)
+@pytest.mark.parametrize("make", [case for case in EVERY if not NOT_IN_PARTS & set(case.values)])
 def test_numbers_that_are_read_do_not_stop_the_reuse_of_branches(
     make: Callable[[], Foreign],
 ) -> None:
@@ -46,7 +45,7 @@ def test_numbers_that_are_read_do_not_stop_the_reuse_of_branches(
     assert reused == {"full": 6, "cross": 8}
 
 
-@pytest.mark.sample("grids are read")
+@pytest.mark.sample("a graph runs for queries and keys")
 @pytest.mark.parametrize("make", EVERY)
 def test_the_whole_output_is_the_last_one_that_was_computed(make: Callable[[], Foreign]) -> None:
     model = build(make)
@@ -64,6 +63,9 @@ def test_the_whole_output_is_the_last_one_that_was_computed(make: Callable[[], F
                 assert_same(ours, before[number])
                 assert_different(ours, plain)
         before = actual
+    stats = pab_compile.stats(compiled)
+    assert stats.reused["output"] == stats.computed["output"] > 0
+    assert stats.notes == ()
 
 
 def test_where_no_graph_shows_the_latents_the_whole_output_is_offered() -> None:

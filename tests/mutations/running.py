@@ -13,6 +13,20 @@ RUNNING = (
         ("tests/runtime/test_request_scope.py",),
     ),
     Mutation(
+        "pab_compile/compile/program.py",
+        "a layer reuses what another one computed from the same input",
+        "if not place.lane.has_weights(self._executor.identity, weights, self._marks_of):",
+        "if False:",
+        ("tests/runtime/test_turns.py",),
+    ),
+    Mutation(
+        "pab_compile/compile/parts.py",
+        "layers that get the same input count as one",
+        "if turn else []",
+        "if False else []",
+        ("tests/runtime/test_turns.py",),
+    ),
+    Mutation(
         "pab_compile/compile/lane_step.py",
         "a call that is repeated at one step counts as two steps",
         "cached.drop_from(before)",
