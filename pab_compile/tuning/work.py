@@ -1,0 +1,119 @@
+"""Work: the fit of one request, which may go on where an earlier run was interrupted."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from pab_compile.errors import CalibrationError
+
+from .choice import JUDGES, Candidate, candidates
+from .fit import Fit, Target
+from .full_runs import FullRuns
+from .pairs import Form
+from .rehearsal import Rehearsal
+from .resume import Progress, Resume
+from .row import Row, lengths_of
+from .steps import choose_steps
+
+
+@dataclass(eq=False)
+class Work:
+    """The fit of one request.
+
+    Attributes:
+        rehearsal: runs the generations.
+        targets: of the prompts of the fit.
+        seen: the full runs.
+        tell: called after every generation.
+        file: what was found so far.
+        count: the cost in whole steps.
+        form: how a step carries two prompts, if one of them may be left out.
+        whole: the best pattern that computes both prompts, if another one was chosen.
+        calls_before: model calls of earlier runs of the same request.
+    """
+
+    rehearsal: Rehearsal
+    targets: list[Target]
+    seen: FullRuns
+    tell: Callable[[str], None]
+    file: Resume
+    count: int
+    form: Form | None
+    whole: Candidate | None = None
+    calls_before: int = 0
+    _rounds: int = 0
+
+    def find(
+        self, steps: Sequence[int] | None, half_steps: Sequence[int], guidance: bool | None
+    ) -> Candidate:
+        """The pattern to use. It is fitted if its error is known, on some prompts at least."""
+        lengths = lengths_of(self.seen.timesteps)
+        if (progress := self.file.load(lengths)) is not None:
+            self._rounds, self.calls_before = progress.rounds + 1, progress.calls
+            return Candidate(progress.row, progress.form, math.inf)
+        if steps is not None:
+            forms = self.form.choices if self.form is not None and half_steps else (None,)
+            row = Row.of(lengths, steps, half_steps)
+            tried = [self._judged(row, form) for form in forms] if len(forms) > 1 else []
+            best = min(tried, key=lambda each: each.error).form if tried else forms[0]
+            return Candidate(row, best, math.inf)
+
+        def choose(count: int) -> list[int]:
+            return choose_steps(self.seen.own, lengths, min(count, len(lengths)))
+
+        if self.form is None:
+            return Candidate(Row.of(lengths, choose(self.count)), None, math.inf)
+        found = candidates(self._fit, self.targets, lengths, self.count, choose, self.form)
+        guided = [each for each in found if each.form is not None]
+        if guidance and not guided:
+            raise CalibrationError(
+                f"With {self.count} of {len(lengths)} steps no step can leave guidance out: two "
+                "must compute both prompts, and one more compute one of them."
+            )
+        best = min(guided if guidance else found, key=lambda each: each.error)
+        self.whole = found[0] if best is not found[0] else None
+        return best
+
+    def refine(self, found: Candidate, rounds: int) -> tuple[Row, Row]:
+        """The weights fitted on all prompts, and the row of the line at the same steps."""
+        halves = [
+            step
+            for step, guide in zip(found.row.computed, found.row.guides, strict=True)
+            if guide is not None
+        ]
+        line = Row.of(found.row.lengths, found.row.computed, halves)
+        fit = self._fit(self.targets, found.form)
+        is_fitted = self._rounds or (len(self.targets) <= JUDGES and math.isfinite(found.error))
+        row = found.row if is_fitted else fit.stage_by_stage(line)
+        done = max(self._rounds - 1, 0)
+        if not self._rounds:
+            self._keep(row, found.form, 0)
+        fit.advance = lambda: self.tell("fitting all weights together")
+        best = row
+
+        def keep(row: Row) -> None:
+            nonlocal best, done
+            best, done = row, done + 1
+            self._keep(row, found.form, done)
+
+        try:
+            if rounds > done:
+                fit.together(row, rounds - done, keep)
+        except KeyboardInterrupt:
+            self.tell("interrupted: keeping the weights that were found")
+        return best, line
+
+    def _keep(self, row: Row, form: Form | None, rounds: int) -> None:
+        calls = self.rehearsal.num_computed + self.calls_before
+        self.file.save(Progress(row, form, rounds, calls))
+
+    def _judged(self, row: Row, form: Form | None) -> Candidate:
+        fit = self._fit(self.targets, form)
+        row = fit.stage_by_stage(row)
+        return Candidate(row, form, fit.error(row))
+
+    def _fit(self, targets: Sequence[Target], form: Form | None) -> Fit:
+        advance = lambda: self.tell("fitting gap by gap")  # noqa: E731
+        return Fit(self.rehearsal, targets, self.seen.num_steps, form, advance)
