@@ -17,7 +17,7 @@ from pab_compile.plans.step_plan import StepPlan
 from pab_compile.runtime.cache_entry import Tensors
 from pab_compile.runtime.generation import Place
 
-from .guidance import LIMITED, MISSING, WHERE, Differences
+from .guidance import LIMITED, WHERE, Differences
 from .half_batch import HalfBatch
 
 if TYPE_CHECKING:
@@ -70,7 +70,7 @@ class BatchGuidance:
         if self._weights is None or not self._is_pair:
             return False
         if self._lane.is_repeated or not self._differences.are_kept(site):
-            self._generation.note(MISSING)
+            self._differences.note_missing()
             return False
         return self._generation.may_reuse_from(self._lane, self._differences.sources[0])
 

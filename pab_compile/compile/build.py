@@ -51,7 +51,7 @@ from .analysis import (
 )
 from .executor import Executor
 from .floor import takes_graph, takes_part
-from .half_batch import NOT_ANALYSED, SEVERAL_GRAPHS, SEVERAL_RANKS, SEVERAL_SIZES, HalfBatch
+from .half_batch import HalfBatch, halved
 from .learn_sizes import learn_sizes
 from .open_whole import plain_part
 from .parts import captured_part, place_of, placed_at
@@ -122,7 +122,7 @@ def _compiled(part: Part, request: Request, settings: Settings) -> Runnable:
     _rewrite(program, request, settings, reuses, dumper)
     together = _together(part, roles, request, settings, program.shares_calls)
     executor = _lowered(program, request, settings, reuses, opened, together)
-    executor.half_batch = HalfBatch(partial(_to_halve, before, request), settings.compiler)
+    executor.half_batch = HalfBatch(halved(before, request), settings.compiler)
     probed = _probed(program, part, executor, kept_bytes, settings.options)
     found = replace(found, notes=(*found.notes, *program.sharding, *program.coalesced))
     is_exact = program.num_apart == 0
@@ -379,22 +379,6 @@ def _lowered(
         Opener(opened) if opened is not None else None,
         together,
     )
-
-
-def _to_halve(program: Program, request: Request) -> Program | str:
-    """The graph of which one half of the batch may be computed, or why not.
-
-    Args:
-        program: the captured graph, before it was rewritten.
-        request: says how it runs.
-    """
-    if not request.alone:
-        return SEVERAL_GRAPHS
-    if request.team is not None:
-        return SEVERAL_RANKS
-    if ir.open_sizes(program.graph_module) is not None:
-        return SEVERAL_SIZES
-    return program if program.axes is not None else NOT_ANALYSED
 
 
 def _together(

@@ -93,7 +93,7 @@ class Executor:
         self._must_copy = compiler.reuses_output_memory
         self._needed: dict[tuple[bool, ...], Sequence[bool]] = {}
         self._constants = dict(cut_graph.named_buffers(recurse=False))
-        self.half_batch = HalfBatch(lambda: NOT_ANALYSED, compiler)
+        self.half_batch = HalfBatch(NOT_ANALYSED, compiler)
         self._lower(cut_graph, place, Lowering(cut_graph, compiler, opener))
 
     def at(self, sizes: tuple[int, ...], sites: Sequence[Site], place: str) -> Executor:

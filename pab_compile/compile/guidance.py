@@ -35,7 +35,7 @@ _ORDER = (
     "guidance was computed at some steps: the call that the plan leaves out came first there, and "
     "it can only be answered after the other one. Call the model in the same order at every step"
 )
-MISSING = (
+_MISSING = (
     "guidance was computed at some steps: the outputs of the steps that the plan combines there "
     "were not all cached"
 )
@@ -54,7 +54,7 @@ class Differences:
     def __init__(self, lane: Lane, graph: str, place: Place, plan: StepPlan) -> None:
         assert plan.guidance is not None
         self._lane, self._graph = lane, graph
-        self._step = place.generation.step
+        self._generation, self._step = place.generation, place.generation.step
         self._guidance: GuidancePlan = plan.guidance
         self._entries = plan.entries
 
@@ -67,6 +67,10 @@ class Differences:
         """Whether all of them are kept."""
         kept, sources = self._lane.cache.get(self._key(site)), self.sources
         return kept is not None and kept.steps[-len(sources) :] == sources
+
+    def note_missing(self) -> None:
+        """Note that what the plan combines is not all there."""
+        self._generation.note(_MISSING)
 
     def newest(self, site: int) -> Tensors:
         """The newest one that is kept."""
@@ -127,7 +131,7 @@ class CallGuidance:
         is_repeated = self._lane.is_repeated or self._first.is_repeated
         has_all = self._differences.are_kept(site)
         if is_repeated or not has_all or given is None or given.last_step != step:
-            generation.note(MISSING)
+            self._differences.note_missing()
             return False
         both, oldest = (self._lane, self._first), self._differences.sources[0]
         return all(generation.may_reuse_from(lane, oldest) for lane in both)

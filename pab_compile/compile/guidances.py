@@ -12,12 +12,15 @@ from pab_compile.plans.step_plan import StepPlan
 from pab_compile.runtime.generation import Place
 
 from .batch_guidance import BatchGuidance
-from .guidance import WHERE, CallGuidance
+from .guidance import CallGuidance
 
 if TYPE_CHECKING:
     from .executor import Executor
 
-_SHARED = WHERE + "two halves of the ranks share the calls of a step, so none has both"
+_SHARED = (
+    "guidance was computed at all steps: two halves of the ranks share the calls of a step, so none "
+    "has both"
+)
 
 
 def guidance_of(

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
 
 from pab_compile.dynamo import compiling
 from pab_compile.passes.errors import ShardingError
+from pab_compile.passes.graph import ir
 from pab_compile.passes.graph.fused import put_together
 from pab_compile.passes.graph.structure import structure_key
 from pab_compile.passes.parallel.half_rows import half_rows
@@ -20,12 +21,12 @@ from .lazy_function import Function
 from .lower import PieceCompiler
 
 if TYPE_CHECKING:
-    from torch import fx
+    from .request import Request
 
 NOT_ANALYSED = "The graph of the model could not be analysed."
-SEVERAL_GRAPHS = "The forward breaks into several graphs."
-SEVERAL_RANKS = "Several ranks run it."
-SEVERAL_SIZES = "The program serves several sizes of requests."
+_SEVERAL_GRAPHS = "The forward breaks into several graphs."
+_SEVERAL_RANKS = "Several ranks run it."
+_SEVERAL_SIZES = "The program serves several sizes of requests."
 _NOT_HALVED = WHERE + "half of the batch cannot be computed alone. {}"
 
 
@@ -33,12 +34,12 @@ class HalfBatch:
     """The two halves of a batch.
 
     Args:
-        find: gives the captured graph with its axes, or why it cannot be halved.
+        program: the captured graph with its axes, or why it cannot be halved.
         compiler: compiles the graphs of the halves.
     """
 
-    def __init__(self, find: Callable[[], Program | str], compiler: PieceCompiler) -> None:
-        self._find = find
+    def __init__(self, program: Program | str, compiler: PieceCompiler) -> None:
+        self._program = program
         self._compiler = compiler
         self._known: dict[int, Function | str] = {}
 
@@ -66,12 +67,27 @@ class HalfBatch:
         return self._known[which]
 
     def _compiled(self, which: int) -> Function | str:
-        program = self._find()
-        if isinstance(program, str):
-            return program
+        if isinstance(self._program, str):
+            return self._program
         try:
-            graph: fx.GraphModule = half_rows(program, which)
+            graph = half_rows(self._program, which)
         except ShardingError as error:
             return str(error)
         put_together(graph)
         return self._compiler.compile(graph, structure_key(graph))
+
+
+def halved(program: Program, request: Request) -> Program | str:
+    """The graph of which one half of the batch may be computed, or why not.
+
+    Args:
+        program: the captured graph, before it was rewritten.
+        request: says how it runs.
+    """
+    if not request.alone:
+        return _SEVERAL_GRAPHS
+    if request.team is not None:
+        return _SEVERAL_RANKS
+    if ir.open_sizes(program.graph_module) is not None:
+        return _SEVERAL_SIZES
+    return program if program.axes is not None else NOT_ANALYSED
