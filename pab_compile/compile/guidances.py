@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from .executor import Executor
 
 _SHARED = (
-    "guidance was computed at all steps: two halves of the ranks share the calls of a step, so none "
-    "has both"
+    "guidance was computed at all steps: two halves of the ranks share the calls of a step, so "
+    "none has both"
 )
 
 

@@ -115,6 +115,11 @@ def from_generations(
             f"half_steps={list(half_steps)} are those of steps={list(steps or ())} that compute "
             f"one of two prompts, with guidance={guidance}."
         )
+    if guidance and steps is not None and not half_steps:
+        raise CalibrationError(
+            "guidance=True and steps were given without half_steps: say which of the steps compute "
+            "one of two prompts, or leave steps out."
+        )
     if {0, num_steps - 1} & set(half_steps):
         raise CalibrationError(
             f"half_steps={list(half_steps)}: they are not the first or the last of the {num_steps} "
@@ -138,7 +143,7 @@ def from_generations(
         sizes = [float(own.result.square().mean().sqrt()) for own in seen.own]
         work = Work(rehearsal, targets, seen, tell, Resume(resume, request, sizes), count, form)
         found = work.find(steps, half_steps, guidance)
-        if form is not None and found.form is None:
+        if form is not None and found.form is None and steps is None:
             note = "Leaving guidance out at some steps was tried, and it was not better."
         row, line = work.refine(found, rounds)
         rows = {"this plan": (row, found.form), "a line at the same steps": (line, found.form)}

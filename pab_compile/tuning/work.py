@@ -43,7 +43,7 @@ class Work:
     form: Form | None
     whole: Candidate | None = None
     calls_before: int = 0
-    _rounds: int = 0
+    _resumed: Progress | None = None
 
     def find(
         self, steps: Sequence[int] | None, half_steps: Sequence[int], guidance: bool | None
@@ -51,7 +51,7 @@ class Work:
         """The pattern to use. It is fitted if its error is known, on some prompts at least."""
         lengths = lengths_of(self.seen.timesteps)
         if (progress := self.file.load(lengths)) is not None:
-            self._rounds, self.calls_before = progress.rounds + 1, progress.calls
+            self._resumed, self.calls_before = progress, progress.calls
             return Candidate(progress.row, progress.form, math.inf)
         if steps is not None:
             forms = self.form.choices if self.form is not None and half_steps else (None,)
@@ -85,10 +85,11 @@ class Work:
         ]
         line = Row.of(found.row.lengths, found.row.computed, halves)
         fit = self._fit(self.targets, found.form)
-        is_fitted = self._rounds or (len(self.targets) <= JUDGES and math.isfinite(found.error))
+        is_fitted = len(self.targets) <= JUDGES and math.isfinite(found.error)
+        is_fitted = is_fitted or self._resumed is not None
         row = found.row if is_fitted else fit.stage_by_stage(line)
-        done = max(self._rounds - 1, 0)
-        if not self._rounds:
+        done = 0 if self._resumed is None else self._resumed.rounds
+        if self._resumed is None:
             self._keep(row, found.form, 0)
         fit.advance = lambda: self.tell("fitting all weights together")
         best = row

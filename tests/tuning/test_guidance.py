@@ -171,6 +171,7 @@ def test_guidance_that_is_no_help_is_not_left_out() -> None:
         ),
         (in_a_batch, {"guidance": True, "computed": 2}, "no step can leave guidance out"),
         (in_a_batch, {"steps": [0, 1, 4], "half_steps": [3]}, "half_steps=.3. are those of"),
+        (in_a_batch, {"steps": [0, 1, 4], "guidance": True}, "say which of the steps"),
         (in_a_batch, {"steps": [0, 1, 4], "half_steps": [0]}, "not the first or the last"),
         (in_a_batch, {"steps": [0, 1, 11], "half_steps": [11]}, "not the first or the last"),
     ],
