@@ -1,7 +1,7 @@
 """Which steps compute, and which of them compute one of two prompts only.
 
 With the cost of ``n`` whole steps, ``f`` steps may compute both prompts and ``2 (n - f)`` one of
-them. They alternate, as F H F H H. Each pattern is fitted stage by stage on a few prompts, and the
+them. They alternate, as F H F H H. Each choice is fitted stage by stage on a few prompts, and the
 one that ends nearest to the targets is taken. The same choice says which half of a batch computes.
 """
 
@@ -11,27 +11,27 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from .fit import Fit, Target
-from .pairs import Form
+from .pairs import Pairing
 from .row import Row
 
 JUDGES = 4
-"""Most prompts on which patterns are compared."""
+"""Most prompts on which choices are compared."""
 _WHOLE_SHARES = (0.7, 0.55)
 """Shares of the cost that whole steps may take, to try."""
 
 
 @dataclass(frozen=True, eq=False)
 class Candidate:
-    """A fitted pattern.
+    """A fitted choice of steps.
 
     Attributes:
         row: it, fitted stage by stage.
-        form: how a step carries two prompts; None if every computed step computes both.
+        pairing: how a step carries two prompts; None if every computed step computes both.
         error: the mean logarithm of its squared errors.
     """
 
     row: Row
-    form: Form | None
+    pairing: Pairing | None
     error: float
 
 
@@ -49,7 +49,7 @@ def halves_of(steps: Sequence[int], whole: int) -> list[int]:
     return [step for step in steps if step not in both]
 
 
-def patterns(
+def splits(
     count: int, choose: Callable[[int], Sequence[int]], num_steps: int
 ) -> Iterator[tuple[list[int], list[int]]]:
     """Steps that compute, and those of them that compute one of two prompts, at the same cost.
@@ -70,14 +70,14 @@ def patterns(
 
 
 def candidates(
-    fit: Callable[[Sequence[Target], Form | None], Fit],
+    fit: Callable[[Sequence[Target], Pairing | None], Fit],
     targets: Sequence[Target],
     lengths: Sequence[float],
     count: int,
     choose: Callable[[int], Sequence[int]],
-    form: Form,
+    pairing: Pairing,
 ) -> list[Candidate]:
-    """Patterns of one cost, fitted. The first one computes both prompts at every computed step.
+    """Choices of steps of one cost, fitted. The first one computes both prompts at all of them.
 
     Args:
         fit: makes a fit.
@@ -85,20 +85,20 @@ def candidates(
         lengths: of the steps.
         count: the cost in whole steps.
         choose: gives so many steps.
-        form: how a step carries two prompts.
+        pairing: how a step carries two prompts.
     """
 
-    def fitted(row: Row, form: Form | None) -> Candidate:
-        judge = fit(targets[:JUDGES], form)
+    def fitted(row: Row, pairing: Pairing | None) -> Candidate:
+        judge = fit(targets[:JUDGES], pairing)
         row = judge.stage_by_stage(row)
-        return Candidate(row, form, judge.error(row))
+        return Candidate(row, pairing, judge.error(row))
 
     found = [fitted(Row.of(lengths, choose(count)), None)]
-    forms = form.choices
-    for steps, halves in patterns(count, choose, len(lengths)):
-        tried = [fitted(Row.of(lengths, steps, halves), each) for each in forms]
+    pairings = pairing.choices
+    for steps, halves in splits(count, choose, len(lengths)):
+        tried = [fitted(Row.of(lengths, steps, halves), each) for each in pairings]
         best = min(tried, key=lambda each: each.error)
-        assert best.form is not None
-        forms = (best.form,)
+        assert best.pairing is not None
+        pairings = (best.pairing,)
         found.append(best)
     return found

@@ -9,14 +9,14 @@ from typing import Any
 import torch
 
 from .full_runs import FullRuns, finite
-from .pairs import Form
+from .pairs import Pairing
 from .row import Row
 from .score import Score, psnr
 from .tuned import CONVERGED, SAME, Alternative
 
 
 def compare(
-    seen: FullRuns, prompts: Sequence[Any], rows: Mapping[str, tuple[Row, Form | None]]
+    seen: FullRuns, prompts: Sequence[Any], rows: Mapping[str, tuple[Row, Pairing | None]]
 ) -> tuple[Alternative, ...]:
     """The alternatives on prompts that were held out.
 
@@ -53,8 +53,8 @@ def compare(
     )
 
 
-def _rerun(seen: FullRuns, prompt: Any, row: Row, form: Form | None) -> torch.Tensor:
-    guidance = form.plan(row) if form is not None else None
+def _rerun(seen: FullRuns, prompt: Any, row: Row, pairing: Pairing | None) -> torch.Tensor:
+    guidance = pairing.plan(row) if pairing is not None else None
     run = seen.rehearsal.run(prompt, seen.num_steps, row.entries(), guidance=guidance)
     seen.tell("measuring")
     return finite(run, prompt)

@@ -24,7 +24,7 @@ import torch
 
 from pab_compile.errors import CalibrationError
 
-from .pairs import Form
+from .pairs import Pairing
 from .rehearsal import Outputs, Rehearsal, Run
 from .row import Row
 
@@ -60,14 +60,14 @@ class Fit:
         rehearsal: runs the generations.
         targets: one per prompt.
         num_steps: of a generation.
-        form: how a step carries two prompts, for rows that leave one of them out.
+        pairing: how a step carries two prompts, for rows that leave one of them out.
         advance: called after every generation.
     """
 
     rehearsal: Rehearsal
     targets: Sequence[Target]
     num_steps: int
-    form: Form | None = None
+    pairing: Pairing | None = None
     advance: Callable[[], object] = lambda: None
     _outputs: list[Outputs] = field(default_factory=list)
 
@@ -164,7 +164,7 @@ class Fit:
     def _run(self, row: Row, number: int, known: Outputs, end: int | None) -> Run:
         stop = None if end is None or end >= self.num_steps else end
         target = self.targets[number]
-        guidance = self.form.plan(row) if self.form is not None else None
+        guidance = self.pairing.plan(row) if self.pairing is not None else None
         run = self.rehearsal.run(
             target.prompt, self.num_steps, row.entries(), known, stop, guidance
         )

@@ -24,7 +24,7 @@ from pab_compile.plans.step_plan import StepPlan
 from .compare import compare
 from .full_runs import FullRuns
 from .memory import memory_line
-from .pairs import Form
+from .pairs import Pairing
 from .rehearsal import Generate, Rehearsal
 from .resume import Resume
 from .tuned import SAME, Tuned
@@ -130,7 +130,7 @@ def from_generations(
         seen = FullRuns(rehearsal, num_steps, teacher, teacher_steps or _MORE * num_steps, tell)
         targets = [seen.target(prompt) for prompt in prompts[:fitted]]
         say(memory_line(seen, targets, count, rounds))
-        form, note = _form(rehearsal, guidance, bool(half_steps))
+        pairing, note = _pairing(rehearsal, guidance, bool(half_steps))
         request = {
             "num_steps": num_steps,
             "computed": count,
@@ -141,17 +141,20 @@ def from_generations(
             "timesteps": seen.timesteps,
         }
         sizes = [float(own.result.square().mean().sqrt()) for own in seen.own]
-        work = Work(rehearsal, targets, seen, tell, Resume(resume, request, sizes), count, form)
+        work = Work(rehearsal, targets, seen, tell, Resume(resume, request, sizes), count, pairing)
         found = work.find(steps, half_steps, guidance)
-        if form is not None and found.form is None and steps is None:
+        if pairing is not None and found.pairing is None and steps is None:
             note = "Leaving guidance out at some steps was tried, and it was not better."
         row, line = work.refine(found, rounds)
-        rows = {"this plan": (row, found.form), "a line at the same steps": (line, found.form)}
+        rows = {
+            "this plan": (row, found.pairing),
+            "a line at the same steps": (line, found.pairing),
+        }
         if (whole := work.whole) is not None:
             rows["both prompts at every computed step"] = whole.row, None
         calls = rehearsal.num_computed + work.calls_before
         alternatives = compare(seen, prompts[fitted:], rows)
-    left_out = found.form.plan(row) if found.form is not None else None
+    left_out = found.pairing.plan(row) if found.pairing is not None else None
     timesteps = tuple(seen.timesteps)
     plan = StepPlan(row.entries(), "The tuned plan", OUTPUT, timesteps, guidance=left_out)
     return Tuned(
@@ -165,7 +168,9 @@ def from_generations(
     )
 
 
-def _form(rehearsal: Rehearsal, guidance: bool | None, is_needed: bool) -> tuple[Form | None, str]:
+def _pairing(
+    rehearsal: Rehearsal, guidance: bool | None, is_needed: bool
+) -> tuple[Pairing | None, str]:
     """How a step carries two prompts, if the plan may leave one of them out; and why it does not.
 
     Raises:
@@ -173,12 +178,12 @@ def _form(rehearsal: Rehearsal, guidance: bool | None, is_needed: bool) -> tuple
     """
     if guidance is False:
         return None, ""
-    form = rehearsal.pairs.form()
-    if isinstance(form, Form):
-        return form, ""
+    pairing = rehearsal.pairs.pairing()
+    if isinstance(pairing, Pairing):
+        return pairing, ""
     if guidance or is_needed:
-        raise CalibrationError(f"Guidance cannot be left out: {form}. Leave guidance=True out.")
-    return None, f"Both prompts compute at every computed step: {form}."
+        raise CalibrationError(f"Guidance cannot be left out: {pairing}. Leave guidance=True out.")
+    return None, f"Both prompts compute at every computed step: {pairing}."
 
 
 def _count(

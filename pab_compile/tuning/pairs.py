@@ -23,7 +23,7 @@ _NO_PAIR = (
 
 
 @dataclass(frozen=True)
-class Form:
+class Pairing:
     """How a step carries two prompts.
 
     Attributes:
@@ -35,8 +35,8 @@ class Form:
     computes: str = FIRST
 
     @property
-    def choices(self) -> tuple[Form, ...]:
-        """The forms that a plan can have. Of two calls the first one always computes."""
+    def choices(self) -> tuple[Pairing, ...]:
+        """The pairings that a plan can have. Of two calls the first one always computes."""
         if self.prompts == CALLS:
             return (self,)
         return replace(self, computes=FIRST), replace(self, computes=SECOND)
@@ -79,13 +79,13 @@ class Pairs:
         have_rows = all(shape and shape[0] == self._rows for shape in shapes)
         self._are_halves = self._are_halves and have_rows
 
-    def form(self) -> Form | str:
+    def pairing(self) -> Pairing | str:
         """How a step carries two prompts, or why it does not."""
         counts = sorted(set(self._calls))
         if counts == [2] and self._are_pairs:
-            return Form(CALLS)
+            return Pairing(CALLS)
         if counts == [1] and self._are_halves:
-            return Form(BATCH)
+            return Pairing(BATCH)
         if counts == [1]:
             return _NO_PAIR
         if counts == [2]:

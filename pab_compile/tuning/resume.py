@@ -17,7 +17,7 @@ from typing import Any
 from pab_compile.errors import CalibrationError
 from pab_compile.plans.guidance import BATCH, CALLS, FIRST, SECOND
 
-from .pairs import Form
+from .pairs import Pairing
 from .row import Row
 
 _FORMAT = "pab_compile.tune/1"
@@ -30,13 +30,13 @@ class Progress:
 
     Attributes:
         row: the steps and their weights.
-        form: how a step carries two prompts; None if every computed step computes both.
+        pairing: how a step carries two prompts; None if every computed step computes both.
         rounds: rounds of the last fit that are done.
         calls: model calls that the tuning took so far.
     """
 
     row: Row
-    form: Form | None
+    pairing: Pairing | None
     rounds: int
     calls: int
 
@@ -99,7 +99,7 @@ class Resume:
         """Write the file, whole or not at all."""
         if self._path is None:
             return
-        row, form = progress.row, progress.form
+        row, pairing = progress.row, progress.pairing
         content = {
             "format": _FORMAT,
             "request": self._request,
@@ -109,7 +109,7 @@ class Resume:
             "computed": row.computed,
             "changes": row.changes,
             "guides": row.guides,
-            "form": None if form is None else [form.prompts, form.computes],
+            "pairing": None if pairing is None else [pairing.prompts, pairing.computes],
         }
         part = self._path.with_name(f"{self._path.name}.part")
         part.write_text(json.dumps(content), encoding="utf-8")
@@ -137,15 +137,15 @@ class Resume:
         ]
         if shapes[0] != shapes[1]:
             raise ValueError("its weights do not fit its steps")
-        form = None if content["form"] is None else Form(*content["form"])
-        if form is not None and (
-            form.prompts not in (CALLS, BATCH) or form.computes not in (FIRST, SECOND)
+        pairing = None if content["pairing"] is None else Pairing(*content["pairing"])
+        if pairing is not None and (
+            pairing.prompts not in (CALLS, BATCH) or pairing.computes not in (FIRST, SECOND)
         ):
-            raise ValueError(f"{content['form']} is no form of guidance")
-        if bool(halves) != (form is not None):
+            raise ValueError(f"{content['pairing']} is no pairing of prompts")
+        if bool(halves) != (pairing is not None):
             raise ValueError("it leaves guidance out, but does not say how, or the reverse")
         content["request"].items(), len(content["sizes"])
-        return Progress(row, form, int(content["rounds"]), int(content["calls"]))
+        return Progress(row, pairing, int(content["rounds"]), int(content["calls"]))
 
 
 def _numbers(listed: Sequence[Any]) -> tuple[float, ...]:

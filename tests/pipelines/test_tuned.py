@@ -10,7 +10,7 @@ import torch
 
 import pab_compile
 from pab_compile.plans.step_plan import StepPlan, step_plan_to_json
-from pab_compile.tuning.pairs import Form
+from pab_compile.tuning.pairs import Pairing
 from pab_compile.tuning.rehearsal import Rehearsal
 from pab_compile.tuning.row import Row, lengths_of
 
@@ -66,10 +66,10 @@ def test_a_pipeline_leaves_guidance_out_as_it_was_rehearsed(case: Case, tmp_path
     rehearsal = Rehearsal(lambda seed, n: case.generate(pipe, n, seed), pipe.transformer)
     with torch.no_grad(), case.dit.switched():
         whole = rehearsal.run(5, NUM_STEPS)
-        if not isinstance(form := rehearsal.pairs.form(), Form):
-            pytest.skip(form)
+        if not isinstance(pairing := rehearsal.pairs.pairing(), Pairing):
+            pytest.skip(pairing)
         row = Row.of(lengths_of(whole.timesteps), COMPUTED, COMPUTED[2:])
-        guidance = form.plan(row)
+        guidance = pairing.plan(row)
         expected = rehearsal.run(5, NUM_STEPS, row.entries(), guidance=guidance)
         times = tuple(whole.timesteps)
         plan = StepPlan(row.entries(), "the plan", "output", times, guidance=guidance)

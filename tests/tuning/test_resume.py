@@ -79,7 +79,10 @@ def test_without_a_file_nothing_is_written(tmp_path: Path) -> None:
         (lambda text: text.replace("tune/1", "tune/9"), "its format is"),
         (lambda text: text.replace('"changes": [[', '"changes": [[NaN, '), "not all finite"),
         (lambda text: text.replace('"computed": [0', '"computed": [3'), "no steps that compute"),
-        (lambda text: text.replace('"form": null', '"form": ["calls", "first"]'), "does not say"),
+        (
+            lambda text: text.replace('"pairing": null', '"pairing": ["calls", "first"]'),
+            "does not say",
+        ),
         (lambda text: text.replace('"changes": [[', '"changes": [[1.0, '), "do not fit its steps"),
     ],
     ids=str,
