@@ -76,7 +76,7 @@ def calibrate(trained: digits.DigitsModel, args: argparse.Namespace, stages: Sta
     seen, console = observe(trained, args.steps, stages), stages.console
     args.plot.parent.mkdir(parents=True, exist_ok=True)
     seen.plot().savefig(args.plot, dpi=80)
-    found = pab_compile.calibrate(seen, speedup=args.speedup, max_order=args.max_order)
+    found = pab_compile.tune(seen, speedup=args.speedup, max_order=args.max_order)
     found.save(args.out)
     entries = "".join("C" if entry < 0 else str(entry) for entry in found.entries)
     console.print(

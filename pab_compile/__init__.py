@@ -9,7 +9,7 @@ The public names fall into three groups:
   ``precompile`` compiles it for given sizes ahead; ``explain`` and ``stats`` show what is found and
   what is reused; ``generation``, ``RequestScope``, ``step`` and ``reset`` say which step a call is;
   ``Options`` lists the options of the backend.
-- **tune**: ``observe`` measures how outputs change, ``calibrate`` finds a plan from that,
+- **tune**: ``tune`` finds a plan, by running generations or from what ``observe`` measured;
   ``measure_cost`` measures what steps cost.
 - **ranks**: ``comm``, ``scaling`` and ``least_traffic`` predict what several processes exchange.
 

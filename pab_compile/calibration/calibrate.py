@@ -1,4 +1,4 @@
-"""``calibrate``: the best plan for a model, from an observation of it.
+"""The best plan for a model, from an observation of it: ``tune(observation, ...)``.
 
 All sites of the plan have the same entries. ``drift`` gives the error of a plan: how far it moves
 the latents. ``search`` finds the plan of least error.
@@ -7,6 +7,7 @@ the latents. ``search`` finds the plan of least error.
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -82,7 +83,18 @@ class Calibration:
         Path(path).write_text(plan_text(self.to_json()), encoding="utf-8")
 
 
-def calibrate(
+def calibrate(observation: Observation, **options: Any) -> Calibration:
+    """The old name of ``tune(observation, ...)``, with the same options. It will be removed."""
+    warnings.warn(
+        "pab_compile.calibrate(observation, ...) is called pab_compile.tune(observation, ...) now. "
+        "The old name will be removed.",
+        DeprecationWarning,
+        stacklevel=2,
+    )
+    return from_observation(observation, **options)
+
+
+def from_observation(
     observation: Observation,
     *,
     speedup: float | None = None,

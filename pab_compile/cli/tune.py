@@ -22,6 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     cost.add_argument("--speedup", type=float, help="steps / steps that compute, at least")
     parser.add_argument("--teacher", choices=("same", "converged"), default="same")
     parser.add_argument("--rounds", type=int, default=1, help="of the last fit")
+    parser.add_argument("--resume", type=Path, help="file for what was found; goes on from there")
     parser.add_argument("-o", "--output", type=Path, default=Path("plan.json"), help="plan file")
 
 
@@ -42,6 +43,7 @@ def run(given: argparse.Namespace) -> int:
         speedup=given.speedup,
         teacher=given.teacher,
         rounds=given.rounds,
+        resume=given.resume,
     )
     with whole_file(given.output) as place:
         tuned.save(place)

@@ -51,6 +51,7 @@ from .analysis import (
 )
 from .executor import Executor
 from .floor import takes_graph, takes_part
+from .half_batch import HalfBatch, halved
 from .learn_sizes import learn_sizes
 from .open_whole import plain_part
 from .parts import captured_part, place_of, placed_at
@@ -121,6 +122,7 @@ def _compiled(part: Part, request: Request, settings: Settings) -> Runnable:
     _rewrite(program, request, settings, reuses, dumper)
     together = _together(part, roles, request, settings, program.shares_calls)
     executor = _lowered(program, request, settings, reuses, opened, together)
+    executor.half_batch = HalfBatch(halved(before, request), settings.compiler)
     probed = _probed(program, part, executor, kept_bytes, settings.options)
     found = replace(found, notes=(*found.notes, *program.sharding, *program.coalesced))
     is_exact = program.num_apart == 0

@@ -34,6 +34,7 @@ from pab_compile.runtime.generation import Generation, Place
 from pab_compile.runtime.kept import Held, converted
 from pab_compile.runtime.transfers import Transfers, transfers_of
 
+from .half_batch import NOT_ANALYSED, HalfBatch
 from .lane_step import LaneStep
 from .lower import PieceCompiler
 from .lowering import Lowering
@@ -66,6 +67,7 @@ class Executor:
             (two threads at once, a dropped cache entry); such
             copies use each other's cache entries.
         sites: the sites that have a branch, in order.
+        half_batch: runs one half of the batch. It knows no graph until one is given.
     """
 
     def __init__(
@@ -91,6 +93,7 @@ class Executor:
         self._must_copy = compiler.reuses_output_memory
         self._needed: dict[tuple[bool, ...], Sequence[bool]] = {}
         self._constants = dict(cut_graph.named_buffers(recurse=False))
+        self.half_batch = HalfBatch(NOT_ANALYSED, compiler)
         self._lower(cut_graph, place, Lowering(cut_graph, compiler, opener))
 
     def at(self, sizes: tuple[int, ...], sites: Sequence[Site], place: str) -> Executor:
@@ -214,7 +217,7 @@ class Executor:
     def _run(
         self, inputs: Sequence[torch.Tensor], place: Place | None, is_agreed: bool
     ) -> tuple[torch.Tensor | None, ...]:
-        step = None if place is None else LaneStep(self, place, _device_of(inputs))
+        step = None if place is None else LaneStep(self, place, inputs, _device_of(inputs))
         if self._together is not None and not is_agreed:
             decisions = None if place is None else self.decisions_of(place.generation)
             reused = () if step is None else step.reused

@@ -12,14 +12,23 @@ from typing import TYPE_CHECKING
 import torch
 
 from pab_compile.plans.decisions import Decision
-from pab_compile.report.timeline import COMPILE, COMPUTED, GLUE, PREDICTED, REUSE, REUSED, SITES
+from pab_compile.report.timeline import (
+    COMPILE,
+    COMPUTED,
+    GLUE,
+    MIXED,
+    PREDICTED,
+    REUSE,
+    REUSED,
+    SITES,
+)
 from pab_compile.runtime.cache_entry import CacheEntry, Tensors, copy_of, difference, end_of
 from pab_compile.runtime.generation import Place
 from pab_compile.runtime.kept import Held, Size, sent
 from pab_compile.runtime.transfers import Transfers
 from pab_compile.runtime.watched import Watched
 
-from .guidance import Guidance
+from .guidances import guidance_of
 from .op import Op, Start
 
 if TYPE_CHECKING:
@@ -41,7 +50,9 @@ class LaneStep:
         reused: per site, whether it is reused.
     """
 
-    def __init__(self, executor: Executor, place: Place, device: torch.device) -> None:
+    def __init__(
+        self, executor: Executor, place: Place, inputs: Sequence[torch.Tensor], device: torch.device
+    ) -> None:
         self._executor = executor
         self._generation = generation = place.generation
         self._lane = place.lane
@@ -52,12 +63,12 @@ class LaneStep:
         self._cached = [
             self._lane.cache.get((executor.identity, site)) for site in range(len(executor.sites))
         ]
-        self._guidance = Guidance.of(executor, place, executor.is_limited(self._kept))
-        self._answers = [self._answer(site) for site in range(len(executor.sites))]
+        self._guidance = guidance_of(executor, place, inputs, executor.is_limited(self._kept))
+        self._is_answered = tuple(map(self._may_answer, range(len(executor.sites))))
         self.reused = tuple(
-            answer is not None or self._may_reuse(decision, cached)
-            for answer, decision, cached in zip(
-                self._answers, self._decisions, self._cached, strict=True
+            is_answered or self._may_reuse(decision, cached)
+            for is_answered, decision, cached in zip(
+                self._is_answered, self._decisions, self._cached, strict=True
             )
         )
         first_run = self._lane.first_runs.setdefault(executor.identity, generation.step)
@@ -93,8 +104,9 @@ class LaneStep:
         """
         decision = self._decisions[op.site]
         cached = self._cached[op.site]
-        answer = self._answers[op.site]
-        if answer is None and self.reused[op.site] and cached is not None:
+        if self._is_answered[op.site]:
+            return self._answer(op, registers, is_needed)
+        if self.reused[op.site] and cached is not None:
             loaded: Sequence[torch.Tensor] = ()
             if is_needed:
                 loaded = self._load(op, cached, decision, registers)
@@ -105,26 +117,38 @@ class LaneStep:
         length = None if decision.reuses else self._length_to_keep(op, decision)
         if length is not None:
             self._make_room(op, max(length - 1, 0))
-        computed = answer is None
-        results = op.function(*[registers[i] for i in op.inputs]) if computed else answer
+        results = op.function(*[registers[i] for i in op.inputs])
         if length:
-            self._store(op, length, tuple(results), registers)
-        if computed and self._guidance is not None and not decision.reuses:
-            self._guidance.learn(op.site, tuple(results))
+            self._store(op, length, self._kept_of(op, tuple(results), registers))
+        if self._guidance is not None and not decision.reuses:
+            self._guidance.learn(op.site)
             self._held = self._held_by_lanes()
             self._generation.record.hold(self._held)
         return results
+
+    def _may_answer(self, site: int) -> bool:
+        """Whether guidance answers what a site would compute."""
+        is_asked = self._guidance is not None and not self._decisions[site].reuses
+        return is_asked and self._guidance.answers(site)  # type: ignore[union-attr]
+
+    def _answer(
+        self, op: Op, registers: list[torch.Tensor | None], is_needed: bool
+    ) -> Sequence[torch.Tensor]:
+        """The outputs of a site that guidance answers. They are cached as computed ones are."""
+        assert self._guidance is not None
+        length = self._length_to_keep(op, self._decisions[op.site])
+        if length is not None:
+            self._make_room(op, max(length - 1, 0))
+        answer = self._guidance.answer(op.site)
+        if length:
+            kept = [self._executor.kept(x, is_new=True, is_narrow=self._is_narrow) for x in answer]
+            self._store(op, length, kept)
+        return self._ends_of(op, answer, registers) if is_needed else ()
 
     def _held_by_lanes(self) -> Size:
         return functools.reduce(
             Size.plus, (lane.cache_size() for lane in self._generation.lanes), Size()
         )
-
-    def _answer(self, site: int) -> Tensors | None:
-        """The output of an unconditional call that the plan leaves out; None if it computes."""
-        if self._guidance is None or self._decisions[site].reuses:
-            return None
-        return self._guidance.answer(site)
 
     def visit_prelude(
         self, op: Op, registers: list[torch.Tensor | None]
@@ -161,8 +185,9 @@ class LaneStep:
         """Complete the record of this step. After the last step, free the graph's cache."""
         generation, record = self._generation, self._record
         record.computed.update(site.kind for site in self._executor.uncut)
-        for site, is_reused in zip(self._executor.sites, self.reused, strict=True):
-            counter = record.reused if is_reused else record.computed
+        for number, site in enumerate(self._executor.sites):
+            runs = not self.reused[number] or self._is_half(number)
+            counter = record.computed if runs else record.reused
             counter.update(single.kind for single in site.singles)
         record.states.append((self._executor.rows, self._states()))
         record.size = record.size.most(self._held)
@@ -171,14 +196,24 @@ class LaneStep:
 
     def _states(self) -> str:
         """One letter per row of the executor (``Call.states``)."""
-        letters = [COMPUTED * len(self._executor.uncut)]
-        for site, is_reused, decision in zip(
-            self._executor.sites, self.reused, self._decisions, strict=True
-        ):
-            is_predicted = decision.entry > 0 or decision.weights is not None
-            letter = (PREDICTED if is_predicted else REUSED) if is_reused else COMPUTED
-            letters.append(letter * len(site.singles))
-        return "".join(letters)
+        letters = map(self._letter, range(len(self._executor.sites)))
+        rows = zip(letters, self._executor.sites, strict=True)
+        cut = "".join(letter * len(site.singles) for letter, site in rows)
+        return COMPUTED * len(self._executor.uncut) + cut
+
+    def _letter(self, site: int) -> str:
+        decision = self._decisions[site]
+        if not self.reused[site]:
+            return COMPUTED
+        if self._is_half(site):
+            return MIXED
+        is_predicted = decision.entry > 0 or decision.weights is not None
+        return PREDICTED if is_predicted or self._is_answered[site] else REUSED
+
+    def _is_half(self, site: int) -> bool:
+        """Whether one half of the batch computed."""
+        guidance = self._guidance
+        return self._is_answered[site] and guidance is not None and guidance.is_half
 
     def _may_reuse(self, decision: Decision, cached: CacheEntry | None) -> bool:
         if not decision.reuses or not self._generation.trusted:
@@ -224,14 +259,21 @@ class LaneStep:
         first = self._generation.first_reusable(self._lane)
         step, order = self._generation.step, self._order(decision)
         timestep = self._timestep if self._in_timesteps else None
-        loaded = list(cached.load(step, order, timestep, first, decision.weights))
-        for number, tensor in enumerate(loaded):
+        loaded = cached.load(step, order, timestep, first, decision.weights)
+        return self._ends_of(op, loaded, registers)
+
+    def _ends_of(
+        self, op: Op, kept: Tensors, registers: list[torch.Tensor | None]
+    ) -> Sequence[torch.Tensor]:
+        """The outputs of a site, from what is kept of them."""
+        outputs = list(kept)
+        for number, tensor in enumerate(outputs):
             start = op.starts[number] if op.starts else None
             if start is not None:
-                loaded[number] = end_of(self._at(start, registers), tensor, start.end)
+                outputs[number] = end_of(self._at(start, registers), tensor, start.end)
             elif op.is_returned:
-                loaded[number] = copy_of(tensor)
-        return loaded
+                outputs[number] = copy_of(tensor)
+        return outputs
 
     def _order(self, decision: Decision) -> int:
         """The order of a reuse."""
@@ -279,18 +321,26 @@ class LaneStep:
             return decision.history
         return self._executor.history_of(op.site, self._generation)
 
-    def _store(
-        self, op: Op, length: int, tensors: Tensors, registers: list[torch.Tensor | None]
-    ) -> None:
+    @property
+    def _is_narrow(self) -> bool:
+        return self._generation.allowance.is_narrow
+
+    def _kept_of(
+        self, op: Op, outputs: Tensors, registers: list[torch.Tensor | None]
+    ) -> list[Held]:
+        """What is kept of the outputs of a site."""
         kept: list[Held] = []
-        is_narrow = self._generation.allowance.is_narrow
-        for number, tensor in enumerate(tensors):
+        for number, tensor in enumerate(outputs):
             start = op.starts[number] if op.starts else None
             if start is None:
-                kept.append(self._executor.kept(tensor, op.is_returned, is_narrow=is_narrow))
+                kept.append(self._executor.kept(tensor, op.is_returned, is_narrow=self._is_narrow))
             else:
                 change = difference(tensor, self._at(start, registers), start.kept)
-                kept.append(self._executor.kept(change, is_new=True, is_narrow=is_narrow))
+                kept.append(self._executor.kept(change, is_new=True, is_narrow=self._is_narrow))
+        return kept
+
+    def _store(self, op: Op, length: int, kept: Sequence[Held]) -> None:
+        """Cache what is kept of the outputs of a site."""
         key = (self._executor.identity, op.site)
         cached = self._lane.cache.setdefault(key, CacheEntry())
         if (transfers := self._transfers_for(op)) is not None:

@@ -1,13 +1,16 @@
-"""Guidance at single steps: where a plan computes the conditional call only.
+"""Guidance at single steps: where a plan computes one of the two prompts only.
 
-The *guidance difference* of a step is the output of its conditional call minus that of its
-unconditional call. At steps of the plan it is a weighted sum of the last computed differences. The
-unconditional call is then answered with the conditional output minus this sum. In a plan file::
+A model is called with two prompts per step: in two calls, or in one call with both in the batch.
+At steps of the plan only one of the two is computed. The *guidance difference* of a step is the
+output of that one minus the output of the other one. The output that is left out is the computed
+output minus a weighted sum of the last computed differences. In a plan file::
 
-    "guidance": {"conditional": "first", "weights": {"3": [-0.5, 1.5]}}
+    "guidance": {"prompts": "calls", "weights": {"3": [-0.5, 1.5]}}
+    "guidance": {"prompts": "batch", "computes": "second", "weights": {"3": [-0.5, 1.5]}}
 
-``conditional`` says which of the two calls of a step is the conditional one. Weights are of the
-differences of the last steps that compute both calls, the oldest first.
+Of two calls the first one computes, whichever prompt it has: the second one can be answered from
+it. Of a batch either half can compute. Weights are of the differences of the last steps that
+compute both, the oldest first.
 """
 
 from __future__ import annotations
@@ -17,33 +20,37 @@ from dataclasses import dataclass
 from typing import Any
 
 from pab_compile.errors import PlanError
+from pab_compile.passes.sites.site import OUTPUT
 
 from .plan import COMPUTE, Entry, Weights, checked_entry
 
+CALLS, BATCH = "calls", "batch"
 FIRST, SECOND = "first", "second"
 
 
 @dataclass(frozen=True)
 class GuidancePlan:
-    """Which steps compute the conditional call only.
+    """Which steps compute one of the two prompts only.
 
     Attributes:
-        conditional: which of the two calls of a step is conditional, ``"first"`` or ``"second"``.
+        prompts: where the two prompts are: in two ``"calls"``, or in one ``"batch"``.
+        computes: which of the two calls or halves computes, ``"first"`` or ``"second"``.
         weights: one per step: weights of the last computed differences, or None.
     """
 
-    conditional: str
+    prompts: str
+    computes: str
     weights: tuple[Weights | None, ...]
 
     @property
     def steps(self) -> tuple[int, ...]:
-        """The steps that compute the conditional call only."""
+        """The steps that compute one of the two prompts only."""
         return tuple(step for step, weights in enumerate(self.weights) if weights is not None)
 
     def sources(self, step: int, entries: Sequence[Entry]) -> tuple[int, ...]:
         """The steps whose differences a step combines, the oldest first."""
         weights = self.weights[step]
-        assert weights is not None, f"step {step} computes both calls"
+        assert weights is not None, f"step {step} computes both prompts"
         both = [s for s in range(step) if entries[s] == COMPUTE and self.weights[s] is None]
         return tuple(both[-len(weights) :])
 
@@ -59,15 +66,22 @@ def guidance_from_json(
     if content is None:
         return None
     found = content.get("weights") if isinstance(content, Mapping) else None
-    if not isinstance(found, Mapping) or content.get("conditional") not in (FIRST, SECOND):
+    prompts = content.get("prompts") if isinstance(content, Mapping) else None
+    if not isinstance(found, Mapping) or prompts not in (CALLS, BATCH):
         raise PlanError(
-            f'{origin}: "guidance" needs "conditional", which is "first" or "second", and '
-            f'"weights" by step; found {content!r}.'
+            f'{origin}: "guidance" needs "prompts", which is "calls" or "batch", and "weights" by '
+            f"step; found {content!r}."
         )
-    if cut != "output":
+    computes = content.get("computes", FIRST if prompts == CALLS else None)
+    if computes not in ((FIRST,) if prompts == CALLS else (FIRST, SECOND)):
         raise PlanError(
-            f'{origin}: guidance is left out of whole calls, so "cut" must be "output"; found '
-            f"{cut!r}."
+            f'{origin}: "computes" of the guidance is the half of the batch that computes, "first" '
+            f'or "second". Of two calls it is always the first one. Found {computes!r}.'
+        )
+    if prompts == BATCH and cut != OUTPUT:
+        raise PlanError(
+            f'{origin}: half of a batch is left out of whole calls, so "cut" must be "output"; '
+            f"found {cut!r}."
         )
     weights: list[Weights | None] = [None] * len(entries)
     inner = {str(s) for s in range(len(entries) - 1) if entries[s] == COMPUTE}
@@ -81,13 +95,13 @@ def guidance_from_json(
         if not isinstance(entry, tuple):
             raise PlanError(f"{origin}: guidance at step {name} needs weights, found {listed!r}.")
         weights[int(name)] = entry
-    plan = GuidancePlan(content["conditional"], tuple(weights))
+    plan = GuidancePlan(prompts, computes, tuple(weights))
     for step in plan.steps:
         have, needed = len(plan.sources(step, entries)), len(weights[step] or ())
         if have < needed:
             raise PlanError(
                 f"{origin}: guidance at step {step} combines {needed} computed differences, but "
-                f"only {have} steps before it compute both calls."
+                f"only {have} steps before it compute both prompts."
             )
     return plan
 
@@ -95,4 +109,4 @@ def guidance_from_json(
 def guidance_to_json(plan: GuidancePlan) -> dict[str, Any]:
     """What a plan file says of guidance."""
     weights = {str(step): list(plan.weights[step] or ()) for step in plan.steps}
-    return {"conditional": plan.conditional, "weights": weights}
+    return {"prompts": plan.prompts, "computes": plan.computes, "weights": weights}

@@ -40,7 +40,7 @@ class StepPlan:
         cut: the option ``cut``.
         timesteps: of the schedule that it is made for; None for any.
         coalesce: the option ``coalesce``.
-        guidance: which steps compute the conditional call only; None if none does.
+        guidance: which steps compute one of two prompts only; None if none does.
     """
 
     entries: tuple[Entry, ...]
@@ -62,12 +62,12 @@ class StepPlan:
 
     @property
     def cost(self) -> float:
-        """Number of steps that compute. A step that computes the conditional call only is half."""
+        """Number of steps that compute. A step that computes one of two prompts is half."""
         left_out = len(self.guidance.steps) if self.guidance is not None else 0
         return self.num_computed - left_out / 2
 
     def guidance_at(self, step: int, schedule: Schedule) -> Weights | None:
-        """Weights of the guidance differences; None if the step computes both calls, or reuses."""
+        """Weights of the guidance differences; None if the step computes both, or reuses."""
         if self.guidance is None or schedule.num_steps is None or self.misfit(schedule):
             return None
         return self.guidance.weights[step]

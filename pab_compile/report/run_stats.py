@@ -12,7 +12,7 @@ from .draw import format_bytes
 from .explanation import Explanation
 from .table import table_lines
 from .text import WIDTH, wrapped
-from .timeline import COMPUTED, Timeline
+from .timeline import ABSENT, COMPUTED, MIXED, Timeline
 
 _LEGEND = (
     "A letter per kind and call: C all of its sites computed, - all reused, ~ some of each. "
@@ -174,9 +174,9 @@ def saved_operations(stats: RunStats) -> float | None:
     flops = {site.name: site.flops for site in found.sites}
     per_row = [flops.get(row.name, 0) for row in timeline.sites]
     saved = sum(
-        number
+        number / 2 if letter == MIXED else number
         for call in timeline.calls
         for number, letter in zip(per_row, call.states, strict=True)
-        if letter not in (COMPUTED, " ")
+        if letter not in (COMPUTED, ABSENT)
     )
     return saved / (found.total_flops * len(timeline.calls))

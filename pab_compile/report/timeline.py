@@ -14,7 +14,7 @@ MEANINGS = {
     COMPUTED: "computed",
     REUSED: "reused",
     PREDICTED: "predicted",
-    MIXED: "some calls computed",
+    MIXED: "computed in part",
 }
 
 
@@ -33,7 +33,8 @@ class Call:
         step: the step.
         lane: number of the lane, from 0.
         states: one letter per site: ``C`` computed, ``-`` repeated an output, ``p`` predicted from
-            several or with weights, a blank where it did not run.
+            several or with weights, ``~`` computed one half of the batch and predicted the other
+            one, a blank where it did not run.
         cache_bytes: most bytes in the caches of all lanes during the call, on the device.
         host_bytes: likewise in the memory of the host.
         seconds: seconds that the host spent in the graphs.

@@ -33,6 +33,11 @@ class Identity:
         copy = tensor.clone() if remember and tensor.is_inference() else None
         return Identity(tensor, copy, key)
 
+    @property
+    def seen(self) -> torch.Tensor:
+        """The tensor, or the copy of it."""
+        return self.tensor if self.copy is None else self.copy
+
     def is_same(self, other: torch.Tensor) -> bool:
         """Whether a tensor is this one unchanged, or has equal values.
 
@@ -42,7 +47,7 @@ class Identity:
             return True
         if self.copy is None and version_of(self.tensor) != self.key[1]:
             return False
-        mine = self.tensor if self.copy is None else self.copy
+        mine = self.seen
         return (
             mine.shape == other.shape
             and mine.dtype == other.dtype
@@ -56,7 +61,7 @@ class Identity:
             return True
         if other.copy is None and version_of(other.tensor) != other.key[1]:
             return False
-        return self.is_same(other.tensor if other.copy is None else other.copy)
+        return self.is_same(other.seen)
 
     def is_same_memory(self, other: torch.Tensor) -> bool:
         """Whether a tensor is this one unchanged. Values are not compared."""

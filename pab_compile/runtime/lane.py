@@ -122,6 +122,7 @@ class Lane:
     is_repeated: bool = False
     number: int = 0
     differs_from: Lane | None = None
+    _has_two_prompts: bool | None = None
     _last_called: int | None = None
 
     def called(self, call: Call, step: int, loop: Run | None = None) -> None:
@@ -215,8 +216,21 @@ class Lane:
         )
         return mine.keys() == others.keys() and all(mine[n].is_equal(others[n]) for n in mine)
 
+    def has_two_prompts(self, num_rows: int) -> bool:
+        """Whether the two halves of the rows carry different prompts. They are compared once.
+
+        Args:
+            num_rows: rows of the batch.
+        """
+        if self._has_two_prompts is None:
+            rows = [each.seen for each in self.prompts.values()]
+            halves = [x.chunk(2) for x in rows if x.ndim and len(x) == num_rows]
+            self._has_two_prompts = any(not torch.equal(one, other) for one, other in halves)
+        return self._has_two_prompts
+
     def remember(self, prompts: Mapping[str, torch.Tensor]) -> None:
         """Carry these per-prompt inputs from now on."""
+        self._has_two_prompts = None
         self.prompts = {name: Identity.of(prompt) for name, prompt in prompts.items()}
 
     def free(self, graph: str | None = None) -> None:

@@ -1,4 +1,4 @@
-"""``wire_cost``: the cost of steps in bytes that ranks exchange, for ``calibrate``."""
+"""``wire_cost``: the cost of steps in bytes that ranks exchange, for ``tune``."""
 
 from __future__ import annotations
 

@@ -2,7 +2,9 @@
 
 *Stage by stage*: from the first gap on, every generation runs with the weights found so far up to
 the end of the gap. There its latents are an affine function of the gap's weights, whatever linear
-sampler runs. So a few replayed generations give the function, and least squares the weights.
+sampler runs. So a few replayed generations give the function, and least squares the weights. If the
+stage computes one of two prompts, the weights of its guidance differences multiply those of the
+gap. Then the function is linearised, twice.
 
 *All together*: Gauss-Newton on the results. A change in a gap changes the latents at all later
 computed steps, so each derivative computes the model there again.
@@ -22,12 +24,14 @@ import torch
 
 from pab_compile.errors import CalibrationError
 
+from .pairs import Pairing
 from .rehearsal import Outputs, Rehearsal, Run
 from .row import Row
 
 _PROBE = 0.5
 _FINE_PROBE = 0.05
 _ROUNDS = 30
+_CURVED_ROUNDS = 2
 _RIDGE = 1e-8
 _DAMPING = 1e-3
 _HALVINGS = 4
@@ -56,32 +60,49 @@ class Fit:
         rehearsal: runs the generations.
         targets: one per prompt.
         num_steps: of a generation.
+        pairing: how a step carries two prompts, for rows that leave one of them out.
         advance: called after every generation.
     """
 
     rehearsal: Rehearsal
     targets: Sequence[Target]
     num_steps: int
+    pairing: Pairing | None = None
     advance: Callable[[], object] = lambda: None
     _outputs: list[Outputs] = field(default_factory=list)
 
     def stage_by_stage(self, row: Row) -> Row:
         """The row with the weights of all gaps fitted, one after the other."""
         self._outputs = [Outputs() for _ in self.targets]
-        for gap in row.gaps:
-            row = row.changed(gap, self._fitted(row, gap))
+        for stage in row.stages:
+            is_curved = row.has_gap(stage) and row.guides[stage] is not None
+            for _ in range(_CURVED_ROUNDS if is_curved else 1):
+                row = row.changed(stage, self._fitted(row, stage))
         return row
 
-    def together(self, row: Row, rounds: int = 1) -> Row:
-        """The row after some rounds of Gauss-Newton. It is never worse on these prompts."""
-        places = [(gap, i) for gap in row.gaps for i in range(len(row.changes[gap]))]
+    def error(self, row: Row) -> float:
+        """The mean logarithm of the squared errors of the row that was fitted stage by stage."""
+        residuals, _ = self._ends(row, self._outputs)
+        return _mean_log([residual.square().sum() for residual in residuals])
+
+    def together(
+        self, row: Row, rounds: int = 1, keep: Callable[[Row], object] = lambda row: None
+    ) -> Row:
+        """The row after some rounds of Gauss-Newton. It is never worse on these prompts.
+
+        Args:
+            row: to begin with.
+            rounds: at most so many.
+            keep: called with the row after every round.
+        """
+        places = [(stage, i) for stage in row.stages for i in range(row.count(stage))]
         residuals, outputs = self._ends(row)
         best = _mean_log([r.square().sum() for r in residuals])
         for _ in range(rounds):
             columns = []
-            for gap, i in places:
-                moved = row.changed(gap, _unit(i, len(row.changes[gap]), _FINE_PROBE))
-                at = row.computed[gap]
+            for stage, i in places:
+                moved = row.changed(stage, _unit(i, row.count(stage), _FINE_PROBE))
+                at = row.computed[stage]
                 ends, _ = self._ends(moved, [each.until(at) for each in outputs])
                 columns.append(
                     [(e - r) / _FINE_PROBE for e, r in zip(ends, residuals, strict=True)]
@@ -89,26 +110,27 @@ class Fit:
             step = _gauss_newton(residuals, columns)
             for _ in range(_HALVINGS):
                 candidate = row
-                for (gap, i), size in zip(places, step, strict=True):
-                    candidate = candidate.changed(gap, _unit(i, len(row.changes[gap]), size))
+                for (stage, i), size in zip(places, step, strict=True):
+                    candidate = candidate.changed(stage, _unit(i, row.count(stage), size))
                 ends, found = self._ends(candidate)
                 error = _mean_log([r.square().sum() for r in ends])
                 if error < best:
                     row, best, residuals, outputs = candidate, error, ends, found
+                    keep(row)
                     break
                 step = [size / 2 for size in step]
             else:
                 break
         return row
 
-    def _fitted(self, row: Row, gap: int) -> list[float]:
-        """The change of a gap's weights that brings the latents at its end nearest."""
-        end, count = row.end(gap), len(row.changes[gap])
+    def _fitted(self, row: Row, stage: int) -> list[float]:
+        """The change of a stage's weights that brings the latents at its end nearest."""
+        end, count = row.end(stage), row.count(stage)
         grams, products, squares = [], [], []
         for number, target in enumerate(self.targets):
             goal = target.latents[end] if end < self.num_steps else target.result
             start = self._at(row, number, end)
-            probes = [row.changed(gap, _unit(i, count, _PROBE)) for i in range(count)]
+            probes = [row.changed(stage, _unit(i, count, _PROBE)) for i in range(count)]
             moves = [(self._at(probe, number, end) - start) / _PROBE for probe in probes]
             missing = _difference(goal, start, target)
             basis = torch.stack([move.double().flatten() for move in moves])
@@ -121,6 +143,12 @@ class Fit:
         """The latents of a prompt at a step, or its result."""
         run = self._run(row, number, self._outputs[number], end)
         reached = run.latents[-1] if run.result is None else run.result
+        if not bool(reached.isfinite().all()):
+            raise CalibrationError(
+                f"The generation of {self.targets[number].prompt!r} is not finite at step {end} of "
+                f"{self.num_steps} while its plan is fitted. Leave the prompt out, let more steps "
+                "compute, or use another dtype."
+            )
         return reached.float()
 
     def _ends(
@@ -136,7 +164,10 @@ class Fit:
     def _run(self, row: Row, number: int, known: Outputs, end: int | None) -> Run:
         stop = None if end is None or end >= self.num_steps else end
         target = self.targets[number]
-        run = self.rehearsal.run(target.prompt, self.num_steps, row.entries(), known, stop)
+        guidance = self.pairing.plan(row) if self.pairing is not None else None
+        run = self.rehearsal.run(
+            target.prompt, self.num_steps, row.entries(), known, stop, guidance
+        )
         self.advance()
         return run
 

@@ -19,8 +19,11 @@ from torch.utils import _pytree as pytree
 from pab_compile.compile.call_roles import roles_of_call
 from pab_compile.errors import CalibrationError
 from pab_compile.passes.graph.number_inputs import sounds_like_time
+from pab_compile.plans.guidance import BATCH, FIRST, GuidancePlan
 from pab_compile.plans.plan import COMPUTE, Entry
-from pab_compile.runtime.cache_entry import combine
+from pab_compile.runtime.cache_entry import combine, minus
+
+from .pairs import Pairs
 
 Generate = Callable[[Any, int], Any]
 """``generate(prompt, num_steps)``: one whole generation. It returns the latents or the picture."""
@@ -43,6 +46,11 @@ class Outputs:
 
     found: dict[tuple[int, int], Leaves] = field(default_factory=dict)
     spec: Any = None
+
+    def num_bytes(self) -> int:
+        """Bytes of all of them."""
+        tensors = (x for leaves in self.found.values() for x in leaves)
+        return sum(x.numel() * x.element_size() for x in tensors if isinstance(x, torch.Tensor))
 
     def until(self, step: int) -> Outputs:
         """Those of the steps up to one."""
@@ -79,6 +87,7 @@ class Rehearsal:
 
     Attributes:
         num_computed: number of model calls that computed so far.
+        pairs: how the calls of the generations that computed every step carry two prompts.
     """
 
     def __init__(
@@ -90,6 +99,8 @@ class Rehearsal:
         plain = getattr(model, "_orig_mod", model)
         self._signature = inspect.signature(plain.forward)
         self.num_computed = 0
+        self.pairs = Pairs()
+        self._schedules: dict[int, list[float]] = {}
 
     def run(
         self,
@@ -98,6 +109,7 @@ class Rehearsal:
         entries: Sequence[Entry] | None = None,
         known: Outputs | None = None,
         stop: int | None = None,
+        guidance: GuidancePlan | None = None,
     ) -> Run:
         """Run one generation.
 
@@ -107,12 +119,15 @@ class Rehearsal:
             entries: one per step, each ``COMPUTE`` or weights; None computes every step.
             known: outputs of calls that had the same inputs. New ones are added.
             stop: the step at which the generation ends, once its latents are known.
+            guidance: which steps compute one of two prompts only. A batch with both is computed as
+                a whole, and what the plan leaves out is replaced.
 
         Raises:
-            CalibrationError: timestep or latents cannot be told, or nothing comparable is returned.
+            CalibrationError: timestep or latents cannot be told, nothing comparable is returned, or
+                the schedule is another one than in earlier runs.
         """
         run = Run(outputs=Outputs() if known is None else known)
-        state = _State(self, run, entries, stop)
+        state = _State(self, run, entries, stop, guidance)
         try:
             with torch.no_grad(), self._in_place_of_the_model(state):
                 returned = self._generate(prompt, num_steps)
@@ -126,7 +141,21 @@ class Rehearsal:
                 f"A generation did not call the {type(self._model).__name__} that is tuned. Pass "
                 "the module that generate calls, or the pipeline."
             )
+        self._check_schedule(run.timesteps, num_steps, entries is None, stop is not None)
         return run
+
+    def _check_schedule(
+        self, timesteps: list[float], num_steps: int, is_full: bool, is_part: bool
+    ) -> None:
+        """Check that a generation has the schedule of those before it."""
+        known = self._schedules.setdefault(num_steps, timesteps)
+        known = known[: len(timesteps)] if is_part else known
+        if not is_full and timesteps != known:
+            raise CalibrationError(
+                f"A generation of {num_steps} steps had the timesteps {_shown(timesteps)}, and an "
+                f"earlier one {_shown(known)}. tune needs the same schedule at every run: make the "
+                "scheduler anew in generate, or set its timesteps there."
+            )
 
     @contextmanager
     def _in_place_of_the_model(self, state: _State) -> Iterator[None]:
@@ -141,8 +170,10 @@ class Rehearsal:
             else:
                 del self._model.forward
 
-    def read(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[float, torch.Tensor]:
-        """Timestep and latents of a call."""
+    def read(
+        self, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[float, str, Mapping[str, torch.Tensor]]:
+        """The timestep of a call, which tensor the latents are, and all tensors."""
         given = self._signature.bind(*args, **kwargs).arguments
         tensors = dict(_tensors(given))
         roles = roles_of_call(tensors, self._axes)
@@ -152,7 +183,7 @@ class Rehearsal:
                     raise CalibrationError(
                         f"The timestep {name} has the shape {list(tensor.shape)}, one number per "
                         "token or frame. tune needs one per call, so it cannot tune this model. "
-                        "Presets and pab_compile.calibrate can be used with it."
+                        "Presets, and tune with an observation of it, can be used."
                     )
             raise CalibrationError(
                 "It is unknown which input of the model is the timestep, and which one are the "
@@ -164,7 +195,7 @@ class Rehearsal:
             raise CalibrationError(
                 "The rows of a call are at different timesteps, and tune needs one per call."
             )
-        return float(timestep[0]), tensors[roles.latents]
+        return float(timestep[0]), roles.latents, tensors
 
 
 @dataclass(eq=False)
@@ -175,52 +206,123 @@ class _State:
     run: Run
     entries: Sequence[Entry] | None
     stop: int | None
+    guidance: GuidancePlan | None
     number: int = 0
+    given: dict[tuple[int, int], Leaves] = field(default_factory=dict)
+    """What was returned at the steps that compute."""
 
     def call(self, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         """A call of the model."""
-        timestep, latents = self.rehearsal.read(args, kwargs)
+        timestep, latents, tensors = self.rehearsal.read(args, kwargs)
         is_new = not self.run.timesteps or timestep != self.run.timesteps[-1]
         self.number = 0 if is_new else self.number + 1
         if is_new:
             self.run.timesteps.append(timestep)
-            self.run.latents.append(latents.detach().clone())
+            self.run.latents.append(tensors[latents].detach().clone())
+        if self.entries is None:
+            self.rehearsal.pairs.see(is_new, latents, tensors)
         step = len(self.run.timesteps) - 1
         if step == self.stop:
             raise _Stop
-        outputs, place = self.run.outputs, (step, self.number)
-        if place in outputs.found:
-            return pytree.tree_unflatten(list(map(_kept, outputs.found[place])), outputs.spec)
+        leaves = self._leaves(step, forward, args, kwargs)
+        return pytree.tree_unflatten(list(map(_kept, leaves)), self.run.outputs.spec)
+
+    def _leaves(self, step: int, forward: Callable[..., Any], args: Any, kwargs: Any) -> Leaves:
+        """What the call returns, by the plan."""
         entry = COMPUTE if self.entries is None else self.entries[step]
         if isinstance(entry, tuple):
-            used = self._last_computed(step, len(entry))
+            used = self._last_given(step, len(entry))
             if len(used) == len(entry):
-                return pytree.tree_unflatten(_combined(used, entry), outputs.spec)
-        returned = forward(*args, **kwargs)
-        leaves, outputs.spec = pytree.tree_flatten(returned)
-        outputs.found[place] = tuple(map(_kept, leaves))
-        self.run.num_computed += 1
-        return returned
+                return _combined(used, entry)
+        left_out = self.guidance.weights[step] if self.guidance is not None else None
+        if self.guidance is not None and left_out is not None:
+            if self.guidance.prompts == BATCH:
+                whole = self._computed((step, self.number), forward, args, kwargs)
+                leaves = self._with_one_half(whole, step, left_out)
+            elif self.number == 1:
+                leaves = self._answer(self.given[step, 0], step, left_out)
+            else:
+                leaves = self._computed((step, self.number), forward, args, kwargs)
+        else:
+            leaves = self._computed((step, self.number), forward, args, kwargs)
+        if entry == COMPUTE:
+            self.given[step, self.number] = leaves
+        return leaves
 
-    def _last_computed(self, step: int, count: int) -> list[Leaves]:
+    def _computed(
+        self, place: tuple[int, int], forward: Callable[..., Any], args: Any, kwargs: Any
+    ) -> Leaves:
+        """What the model returns for these inputs."""
+        outputs = self.run.outputs
+        if place not in outputs.found:
+            leaves, outputs.spec = pytree.tree_flatten(forward(*args, **kwargs))
+            outputs.found[place] = tuple(map(_kept, leaves))
+            self.run.num_computed += 1
+            if self.entries is None:
+                self.rehearsal.pairs.see_outputs(leaves)
+        return outputs.found[place]
+
+    def _last_given(self, step: int, count: int) -> list[Leaves]:
         """The last outputs of this call of the step, the oldest first."""
-        found = self.run.outputs.found
-        steps = [s for s in range(step) if self._computes(s) and (s, self.number) in found]
-        return [found[s, self.number] for s in steps[-count:]]
+        steps = [s for s in range(step) if (s, self.number) in self.given]
+        return [self.given[s, self.number] for s in steps[-count:]]
 
-    def _computes(self, step: int) -> bool:
-        return self.entries is None or self.entries[step] == COMPUTE
+    def _answer(self, computed: Leaves, step: int, weights: Sequence[float]) -> Leaves:
+        """The output of the other prompt: what was computed minus the combined differences."""
+        assert self.guidance is not None
+        assert self.entries is not None
+        sources = self.guidance.sources(step, self.entries)
+        terms = [*map(self._difference, sources), computed]
+        return _combined(terms, [*(-weight for weight in weights), 1.0])
+
+    def _with_one_half(self, whole: Leaves, step: int, weights: Sequence[float]) -> Leaves:
+        """The outputs of a batch of which one half is left out."""
+        computed, _ = self._halves(whole)
+        pairs = zip(computed, self._answer(computed, step, weights), strict=True)
+        joined = [(one, other) if self._which == 0 else (other, one) for one, other in pairs]
+        return tuple(
+            torch.cat(pair) if isinstance(pair[0], torch.Tensor) else pair[0] for pair in joined
+        )
+
+    def _difference(self, step: int) -> Leaves:
+        """The guidance difference of a step that computed both prompts."""
+        assert self.guidance is not None
+        if self.guidance.prompts == BATCH:
+            computed, other = self._halves(self.given[step, 0])
+        else:
+            computed, other = self.given[step, 0], self.given[step, 1]
+        return tuple(
+            minus((a,), (b,))[0] if isinstance(a, torch.Tensor) else a
+            for a, b in zip(computed, other, strict=True)
+        )
+
+    def _halves(self, leaves: Leaves) -> tuple[Leaves, Leaves]:
+        """The half that computes, and the other one."""
+        parts = [x.chunk(2) if isinstance(x, torch.Tensor) else (x, x) for x in leaves]
+        one, other = self._which, 1 - self._which
+        return tuple(part[one] for part in parts), tuple(part[other] for part in parts)
+
+    @property
+    def _which(self) -> int:
+        assert self.guidance is not None
+        return 0 if self.guidance.computes == FIRST else 1
 
 
-def _combined(outputs: Sequence[Leaves], weights: Sequence[float]) -> list[Any]:
+def _shown(timesteps: Sequence[float]) -> str:
+    """The first and the last timesteps in words."""
+    shown = [f"{timestep:g}" for timestep in timesteps]
+    return ", ".join(shown if len(shown) < 8 else [*shown[:3], "...", *shown[-3:]])
+
+
+def _combined(outputs: Sequence[Leaves], weights: Sequence[float]) -> Leaves:
     """The weighted sum of what the model returned."""
-    results = []
+    results: list[Any] = []
     for leaves in zip(*outputs, strict=True):
         if isinstance(leaves[-1], torch.Tensor):
             results += combine([(leaf,) for leaf in leaves], weights)
         else:
             results.append(leaves[-1])
-    return results
+    return tuple(results)
 
 
 def _kept(leaf: Any) -> Any:

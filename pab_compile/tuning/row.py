@@ -6,16 +6,24 @@ number per output. It is spread over the steps of the gap with the least change 
 from those of the line through the last two outputs. With ``b`` the length of a step::
 
     w[s, j] = line[s, j] + change[j] * b[s] / sum of b squared
+
+Some of the steps may compute one of two prompts only (``plans.guidance``). Each of them has one
+more number per guidance difference that it combines. A *stage* is a computed step with the gap
+after it.
 """
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 
 from pab_compile.calibration.observation import lagrange
-from pab_compile.plans.plan import COMPUTE, MAX_ORDER, Entry
+from pab_compile.plans.guidance import GuidancePlan
+from pab_compile.plans.plan import COMPUTE, MAX_ORDER, Entry, Weights
+
+_DIFFERENCES = 2
+"""Most guidance differences that a step combines."""
 
 
 @dataclass(frozen=True)
@@ -27,37 +35,85 @@ class Row:
         computed: the steps that compute, the first one is 0.
         changes: one per computed step: what is added to the weights of the outputs in the gap after
             it, the oldest output first.
+        guides: one per computed step: the weights of the guidance differences if it computes one of
+            two prompts, the oldest first; None if it computes both.
     """
 
     lengths: tuple[float, ...]
     computed: tuple[int, ...]
     changes: tuple[tuple[float, ...], ...]
+    guides: tuple[Weights | None, ...]
 
     @staticmethod
-    def of(lengths: Sequence[float], computed: Sequence[int]) -> Row:
-        """A row that follows the line through the last two outputs."""
+    def of(lengths: Sequence[float], computed: Sequence[int], halves: Collection[int] = ()) -> Row:
+        """A row that follows the line through the last two outputs and differences.
+
+        Args:
+            lengths: of the steps.
+            computed: the steps that compute.
+            halves: those of them that compute one of two prompts.
+        """
         changes = [(0.0,) * min(gap + 1, MAX_ORDER + 1) for gap in range(len(computed))]
-        return Row(tuple(lengths), tuple(computed), tuple(changes))
+        guides: list[Weights | None] = [None] * len(computed)
+        for stage, step in enumerate(computed):
+            if step in halves:
+                whole = [float(s) for s in computed[:stage] if s not in halves]
+                guides[stage] = tuple(lagrange(whole[-_DIFFERENCES:], float(step)))
+        return Row(tuple(lengths), tuple(computed), tuple(changes), tuple(guides))
 
     @property
     def num_steps(self) -> int:
         """Number of steps."""
         return len(self.lengths)
 
-    def end(self, gap: int) -> int:
+    @property
+    def cost(self) -> float:
+        """Number of steps that compute. Those with one of two prompts count half."""
+        return len(self.computed) - sum(guide is not None for guide in self.guides) / 2
+
+    def end(self, stage: int) -> int:
         """The step after a gap."""
-        return self.computed[gap + 1] if gap + 1 < len(self.computed) else self.num_steps
+        return self.computed[stage + 1] if stage + 1 < len(self.computed) else self.num_steps
+
+    def has_gap(self, stage: int) -> bool:
+        """Whether a step reuses after a computed one."""
+        return self.end(stage) > self.computed[stage] + 1
 
     @property
     def gaps(self) -> list[int]:
-        """The gaps in which a step reuses."""
-        return [gap for gap, step in enumerate(self.computed) if self.end(gap) > step + 1]
+        """The stages in which a step reuses."""
+        return [stage for stage in range(len(self.computed)) if self.has_gap(stage)]
 
-    def changed(self, gap: int, change: Sequence[float]) -> Row:
-        """The row with a further change in a gap."""
-        old = self.changes[gap]
-        new = tuple(float(a + b) for a, b in zip(old, change, strict=True))
-        return replace(self, changes=(*self.changes[:gap], new, *self.changes[gap + 1 :]))
+    @property
+    def stages(self) -> list[int]:
+        """The stages with a number."""
+        return [stage for stage in range(len(self.computed)) if self.count(stage)]
+
+    def count(self, stage: int) -> int:
+        """How many numbers a stage has."""
+        outputs = len(self.changes[stage]) if self.has_gap(stage) else 0
+        return outputs + len(self.guides[stage] or ())
+
+    def changed(self, stage: int, change: Sequence[float]) -> Row:
+        """The row with a further change in a stage: of its outputs, then of its differences."""
+        numbers, guide = list(map(float, change)), self.guides[stage]
+        outputs, guides = list(self.changes), list(self.guides)
+        if self.has_gap(stage):
+            count = len(outputs[stage])
+            outputs[stage] = _sum(outputs[stage], numbers[:count])
+            numbers = numbers[count:]
+        if guide is not None:
+            guides[stage] = _sum(guide, numbers)
+        return replace(self, changes=tuple(outputs), guides=tuple(guides))
+
+    def guidance(self, prompts: str, computes: str) -> GuidancePlan | None:
+        """What a plan says of guidance; None if every computed step computes both prompts."""
+        if not any(guide is not None for guide in self.guides):
+            return None
+        weights: list[Weights | None] = [None] * self.num_steps
+        for step, guide in zip(self.computed, self.guides, strict=True):
+            weights[step] = guide
+        return GuidancePlan(prompts, computes, tuple(weights))
 
     def entries(self) -> tuple[Entry, ...]:
         """One per step."""
@@ -73,6 +129,10 @@ class Row:
                     for weight, change in zip(line, self.changes[gap], strict=True)
                 )
         return tuple(entries)
+
+
+def _sum(numbers: Sequence[float], others: Sequence[float]) -> tuple[float, ...]:
+    return tuple(float(a + b) for a, b in zip(numbers, others, strict=True))
 
 
 def _line(sources: Sequence[int], step: int) -> list[float]:

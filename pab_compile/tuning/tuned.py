@@ -10,6 +10,7 @@ from typing import Any
 from pab_compile.plans.plan import COMPUTE
 from pab_compile.plans.plan_file import plan_text
 from pab_compile.plans.step_plan import StepPlan, step_plan_to_json
+from pab_compile.report.text import wrapped
 
 from .score import Score
 
@@ -42,6 +43,7 @@ class Tuned:
         num_prompts: number of prompts that it was fitted on.
         num_held_out: number of prompts that the scores are of.
         full_generations: model calls of the tuning, in full generations.
+        note: why the plan leaves no guidance out, if it could have been wanted.
     """
 
     found: StepPlan
@@ -50,6 +52,7 @@ class Tuned:
     num_prompts: int
     num_held_out: int
     full_generations: float
+    note: str = ""
 
     @property
     def best(self) -> Alternative:
@@ -67,7 +70,7 @@ class Tuned:
         """The plan to use. It computes every step if an alternative is certainly better."""
         if not self.is_beaten:
             return self.found
-        return replace(self.found, entries=(COMPUTE,) * self.found.num_steps)
+        return replace(self.found, entries=(COMPUTE,) * self.found.num_steps, guidance=None)
 
     def to_json(self) -> dict[str, Any]:
         """The content of a plan file; see ``load_plan``."""
@@ -92,17 +95,29 @@ class Tuned:
             for each in self.alternatives
         ]
         table = _columns([head, *rows])
-        found = self.found
-        speed = found.num_steps / found.num_computed
         lines = [
-            f"{found.num_computed} of {found.num_steps} steps compute ({speed:.1f}x fewer). "
+            *self._cost(),
             f"Fitted on {self.num_prompts} prompts, measured on {self.num_held_out} others.",
             *table,
             f"* is the best. Tuning took {self.full_generations:.1f} full generations.",
+            *wrapped(self.note),
         ]
         if self.is_beaten:
             lines.append("The best is certainly better, so the plan computes every step.")
         return "\n".join(lines)
+
+    def _cost(self) -> list[str]:
+        """What the plan computes, in words."""
+        found = self.found
+        speed, total = f"{found.num_steps / found.cost:.1f}x fewer", found.num_steps
+        if found.guidance is None:
+            return [f"{found.num_computed} of {total} steps compute ({speed})."]
+        half = len(found.guidance.steps)
+        return [
+            f"{found.cost:g} of {total} model calls compute ({speed}): {found.num_computed - half} "
+            f"steps compute both",
+            f"prompts and {half} steps one of them.",
+        ]
 
 
 _REFERENCES = {SAME: "to all steps", CONVERGED: "to many more steps"}

@@ -93,7 +93,7 @@ def first_part(program: Program, num_ranks: int) -> Program:
 
 def shares_calls(program: Program, num_ranks: int) -> bool:
     """Whether two ranks share the calls of a step, since a call has one row only."""
-    return num_ranks == 2 and _rows_of(program.inferred_axes).size == 1
+    return num_ranks == 2 and rows_of(program.inferred_axes).size == 1
 
 
 def lay_out_batch(program: Program, num_ranks: int) -> Layout:
@@ -107,7 +107,7 @@ def lay_out_batch(program: Program, num_ranks: int) -> Layout:
         ShardingError: there are fewer rows than ranks, or an op mixes them. The message says which.
     """
     axes = program.inferred_axes
-    rows = _rows_of(axes)
+    rows = rows_of(axes)
     if rows.size < num_ranks:
         raise ShardingError(
             f"A call has {rows.size} row(s) in its batch, fewer than the {num_ranks} ranks that "
@@ -130,8 +130,12 @@ def describe_split(layout: Layout, ranks: Ranks) -> str:
     )
 
 
-def _rows_of(axes: AxisTable) -> Axis:
-    """The batch of the latents."""
+def rows_of(axes: AxisTable) -> Axis:
+    """The batch of the latents.
+
+    Raises:
+        ShardingError: the model takes it apart.
+    """
     found = [
         atom
         for dim in axes.dims(axes.latents)

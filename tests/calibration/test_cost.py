@@ -142,7 +142,7 @@ def test_a_generation_is_measured(
     assert took[1] < took[0] / 2
     # Steps 1 3 6 9, and the others up to 10.
     assert found == Cost(took[0], took[1], "seconds", 4, 6)
-    plan = pab_compile.calibrate(seen, speedup=1.5, cost=found)
+    plan = pab_compile.tune(seen, speedup=1.5, cost=found)
     assert plan.to_json()["predicted"]["unit"] == "seconds"
 
 
@@ -203,10 +203,10 @@ def test_a_step_that_reuses_sends_what_is_gathered_at_its_end() -> None:
     # gathers the frames of the output, four pixels of four channels per token.
     output = 2 * 4 * 4 * 8 * 8 * 4
     assert found == Cost(2 * M / 4 + output / 2, output / 2, "bytes on the wire")
-    fewer = pab_compile.calibrate(observation_of(walks()), speedup=1.25, cost=found)
+    fewer = pab_compile.tune(observation_of(walks()), speedup=1.25, cost=found)
     assert fewer.speedup >= 1.25 and fewer.cost is found
     with pytest.raises(CalibrationError, match=r"50% of the bytes on the wire"):
-        pab_compile.calibrate(observation_of(walks()), speedup=2.5, cost=found)
+        pab_compile.tune(observation_of(walks()), speedup=2.5, cost=found)
 
 
 @pytest.mark.long

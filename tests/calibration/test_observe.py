@@ -212,7 +212,7 @@ def test_a_calibrated_plan_of_sums_keeps_and_computes_what_it_says(
     table = ddim_timesteps(10)
     observed = compiled_pab(model, cut="gated", coalesce=True)
     seen = pab_compile.observe(lambda: Loop(calls_of(observed), table).run())
-    found = pab_compile.calibrate(seen, speedup=1.8, max_order=1)
+    found = pab_compile.tune(seen, speedup=1.8, max_order=1)
     found.save(tmp_path / "plan.json")
     compiled = compiled_pab(model, plan=tmp_path / "plan.json")
     predictions = Loop(calls_of(compiled), table).run()

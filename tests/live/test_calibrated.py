@@ -27,7 +27,7 @@ def test_a_calibration_runs_in_the_form_of_the_levels(tmp_path: Path, monkeypatc
     run(model)
     seen = pab_compile.observe(lambda: run(model))
     assert torch.equal(run(model), run(model))
-    found = pab_compile.calibrate(seen, speedup=1.5)
+    found = pab_compile.tune(seen, speedup=1.5)
     path = tmp_path / "plan.json"
     found.save(path)
     compilations = Compilations(monkeypatch)

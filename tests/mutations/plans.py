@@ -14,17 +14,48 @@ PLANS = (
     ),
     Mutation(
         "pab_compile/compile/guidance.py",
-        "a call is answered from the conditional output of an earlier step",
-        """        if self._conditional.step != step:
+        "a call is answered from the other call of an earlier step",
+        """        if self._first.step != step:
             generation.note(_ORDER)
-            return None
-        is_repeated = self._lane.is_repeated or self._conditional.is_repeated
-        has_all = kept is not None and kept.steps[-len(sources) :] == sources
-        if is_repeated or not has_all or given is None or given.last_step != step:""",
-        """        is_repeated = self._lane.is_repeated or self._conditional.is_repeated
-        has_all = kept is not None and kept.steps[-len(sources) :] == sources
-        if is_repeated or not has_all or given is None:""",
+            return False
+""",
+        "",
         ("tests/compile/test_guidance.py",),
+    ),
+    Mutation(
+        "pab_compile/compile/guidance.py",
+        "a call is answered from a call with other latents",
+        "return is_alike and first.latents.is_same(self._lane.latents.tensor)",
+        "return is_alike",
+        ("tests/compile/test_guidance.py",),
+    ),
+    Mutation(
+        "pab_compile/compile/batch_guidance.py",
+        "half of a batch of several videos is left out",
+        "if not torch.equal(one, other) or bool(is_repeated):",
+        "if bool(is_repeated):",
+        ("tests/compile/test_guidance.py",),
+    ),
+    Mutation(
+        "pab_compile/compile/batch_guidance.py",
+        "half of a batch of four prompts is left out",
+        "if not torch.equal(one, other) or bool(is_repeated):",
+        "if not torch.equal(one, other):",
+        ("tests/compile/test_guidance.py",),
+    ),
+    Mutation(
+        "pab_compile/compile/batch_guidance.py",
+        "half of a batch with one prompt is left out",
+        "return self._lane.has_two_prompts(len(latents))",
+        "return True",
+        ("tests/compile/test_guidance.py",),
+    ),
+    Mutation(
+        "pab_compile/tuning/rehearsal.py",
+        "a schedule that changes between runs is not noticed",
+        "if not is_full and timesteps != known:",
+        "if False:",
+        ("tests/tuning/test_resume.py",),
     ),
     Mutation(
         "pab_compile/plans/decisions.py",

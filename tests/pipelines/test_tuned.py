@@ -10,6 +10,7 @@ import torch
 
 import pab_compile
 from pab_compile.plans.step_plan import StepPlan, step_plan_to_json
+from pab_compile.tuning.pairs import Pairing
 from pab_compile.tuning.rehearsal import Rehearsal
 from pab_compile.tuning.row import Row, lengths_of
 
@@ -50,3 +51,35 @@ def test_a_pipeline_runs_the_weights_that_were_rehearsed(case: Case, tmp_path: P
     assert expected.result is not None
     torch.testing.assert_close(actual.float(), expected.result, atol=1e-5, rtol=1e-5)
     assert seen.reused == {"output": case.calls * (NUM_STEPS - len(COMPUTED))}
+
+
+@pytest.mark.long
+@pytest.mark.filterwarnings("ignore:In CPU autocast")
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
+@pytest.mark.parametrize(
+    "case",
+    [case for case in CASES.values() if case.in_suite and can_be_tuned(case)],
+    ids=lambda case: case.name,
+)
+def test_a_pipeline_leaves_guidance_out_as_it_was_rehearsed(case: Case, tmp_path: Path) -> None:
+    pipe = case.build()
+    rehearsal = Rehearsal(lambda seed, n: case.generate(pipe, n, seed), pipe.transformer)
+    with torch.no_grad(), case.dit.switched():
+        whole = rehearsal.run(5, NUM_STEPS)
+        if not isinstance(pairing := rehearsal.pairs.pairing(), Pairing):
+            pytest.skip(pairing)
+        row = Row.of(lengths_of(whole.timesteps), COMPUTED, COMPUTED[2:])
+        guidance = pairing.plan(row)
+        expected = rehearsal.run(5, NUM_STEPS, row.entries(), guidance=guidance)
+        times = tuple(whole.timesteps)
+        plan = StepPlan(row.entries(), "the plan", "output", times, guidance=guidance)
+        path = tmp_path / "plan.json"
+        path.write_text(json.dumps(step_plan_to_json(plan)))
+        handle = pab_compile.enable(pipe, plan=path, inner="eager", **case.dit.options)
+        case.generate(pipe, NUM_STEPS)
+        actual = case.generate(pipe, NUM_STEPS)
+        (seen,) = handle.stats().values()
+    assert expected.result is not None
+    assert seen.notes == ()
+    torch.testing.assert_close(actual.float(), expected.result, atol=1e-4, rtol=1e-4)
+    assert seen.timeline.strips()[0] == "CCp~pp"

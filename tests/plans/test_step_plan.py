@@ -140,11 +140,13 @@ def test_a_weighted_sum_is_rounded_once(dtype: torch.dtype) -> None:
     assert int(number) == 2, "the newest of what is no floating point number"
 
 
-GUIDANCE = {"conditional": "first", "weights": {"2": [-0.5, 1.5]}}
+GUIDANCE = {"prompts": "calls", "weights": {"2": [-0.5, 1.5]}}
+BATCH = {**GUIDANCE, "prompts": "batch", "computes": "second"}
 
 
-def test_guidance_is_read_and_written_alike() -> None:
-    plan = read(entries=["C", "C", "C", 0], guidance=GUIDANCE)
+@pytest.mark.parametrize("guidance", [GUIDANCE, BATCH], ids=["calls", "batch"])
+def test_guidance_is_read_and_written_alike(guidance: dict[str, Any]) -> None:
+    plan = read(entries=["C", "C", "C", 0], guidance=guidance)
     assert plan_from_json(step_plan_to_json(plan), "The plan file 'p.json'") == plan
     assert plan.cost == 2.5
     assert plan.guidance_at(2, Schedule(4)) == (-0.5, 1.5)
@@ -155,9 +157,11 @@ def test_guidance_is_read_and_written_alike() -> None:
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"guidance": 1}, '"guidance" needs "conditional"'),
-        ({"guidance": {**GUIDANCE, "conditional": "none"}}, "'none'"),
-        ({"guidance": GUIDANCE, "cut": "attention"}, '"cut" must be "output"; found \'attention\''),
+        ({"guidance": 1}, '"guidance" needs "prompts"'),
+        ({"guidance": {**GUIDANCE, "prompts": "none"}}, "'none'"),
+        ({"guidance": {**GUIDANCE, "computes": "second"}}, "Of two calls it is always the first"),
+        ({"guidance": {**GUIDANCE, "prompts": "batch"}}, '"computes" of the guidance is the half'),
+        ({"guidance": BATCH, "cut": "attention"}, '"cut" must be "output"; found \'attention\''),
         ({"guidance": {**GUIDANCE, "weights": {"3": [1.0]}}}, "left out at step '3'"),
         ({"guidance": {**GUIDANCE, "weights": {"1.0": [1.0]}}}, "left out at step '1.0'"),
         ({"guidance": {**GUIDANCE, "weights": {"2": 0}}}, "guidance at step 2 needs weights"),

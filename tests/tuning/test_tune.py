@@ -18,10 +18,10 @@ from pab_compile.plans.plan import COMPUTE
 from pab_compile.plans.plan_file import load_plan
 from pab_compile.plans.step_plan import StepPlan
 from pab_compile.tuning.fit import Fit
+from pab_compile.tuning.from_generations import module_of
 from pab_compile.tuning.rehearsal import Outputs, Rehearsal
 from pab_compile.tuning.row import Row, lengths_of
 from pab_compile.tuning.score import Score, psnr
-from pab_compile.tuning.tune import module_of
 from pab_compile.tuning.tuned import Alternative, Tuned
 
 NUM_STEPS = 12
@@ -132,6 +132,7 @@ def tuned(dit: SmallDiT) -> Any:
         num_steps=NUM_STEPS,
         computed=4,
         rounds=1,
+        guidance=False,
     )
 
 
