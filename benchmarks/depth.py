@@ -76,12 +76,13 @@ FRESH: dict[str, Fresh] = {
     "attention alone combined": lambda w: not w.is_attention,
     "MLPs alone combined": lambda w: w.is_attention,
 }
+PER_SITE = "a set per site"
 GROUPS: dict[str, Group] = {
     "one set for all": lambda w: 0,
     "attention and MLPs apart": lambda w: int(w.is_attention),
     "thirds apart": lambda w: w.third,
     "thirds, attention and MLPs apart": lambda w: 2 * w.third + w.is_attention,
-    "a set per site": lambda w: 2 * w.block + w.is_attention,
+    PER_SITE: lambda w: 2 * w.block + w.is_attention,
 }
 
 
@@ -280,18 +281,30 @@ def by_fit(
     for whole in computed:
         common: Psnr | None = None
         share = depth.fresh_share(nothing)
-        for name, group in GROUPS.items():
-            found = depth.run(fitted(depth, whole, nothing, group, advance))
+        for name in GROUPS:
+            if name == PER_SITE:  # takes by far the longest, so it comes last
+                yield from _ends(depth, whole, fresh, common or {}, advance)
+            found = depth.run(fitted(depth, whole, nothing, GROUPS[name], advance))
             yield _cells(f"all combined, {name}", whole, share, found, common)
             common = common or found
-        for name, rule in fresh.items():
-            part = depth.fresh_share(rule)
-            fewer = whole_steps(whole + (STEPS - whole) * share, part)
-            if not FIRST <= fewer < STEPS:
-                continue
-            found = depth.run(fitted(depth, fewer, rule, GROUPS["one set for all"], advance))
-            yield _cells(f"{name}, one set for all", fewer, part, found, common)
     yield ""
+
+
+def _ends(
+    depth: Depth,
+    whole: int,
+    fresh: Mapping[str, Fresh],
+    common: Psnr,
+    advance: Callable[[], object],
+) -> Iterator[str]:
+    """Some blocks are fresh, with fitted weights, at the cost of a plan that combines all."""
+    for name, rule in fresh.items():
+        part, share = depth.fresh_share(rule), depth.fresh_share(nothing)
+        fewer = whole_steps(whole + (STEPS - whole) * share, part)
+        if not FIRST <= fewer < STEPS:
+            continue
+        found = depth.run(fitted(depth, fewer, rule, GROUPS["one set for all"], advance))
+        yield _cells(f"{name}, one set for all", fewer, part, found, common)
 
 
 def _heads(against: str) -> str:

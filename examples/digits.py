@@ -4,14 +4,15 @@ A video is one of scikit-learn's 8x8 handwritten digits that bounces through a 1
 8 frames. The prompt is the digit. It enters the model as a few tokens of a fixed table, whose row
 10 stands for "no prompt" (classifier-free guidance, Ho & Salimans 2022).
 
-There are two models, of two families, both from diffusers:
+There are three models, of two architectures from diffusers:
 
 - `latte`, a `LatteTransformer3DModel` (Latte, Ma et al. 2024): spatial and temporal blocks take
   turns, cross-attention to the prompt in the spatial ones;
 - `joint`, a `CogVideoXTransformer3DModel` (CogVideoX, Yang et al. 2024): every block attends over
-  all patches of all frames and the prompt in one sequence.
+  all patches of all frames and the prompt in one sequence;
+- `deep`, which is like `joint`, but deeper (12 blocks), narrower, and with larger patches.
 
-Both are trained alike, as a rectified flow (Liu et al. 2022): at noise level s in [0, 1] a model
+All are trained alike, as a rectified flow (Liu et al. 2022): at noise level s in [0, 1] a model
 sees `(1 - s) * video + s * noise` with timestep `1000 * s` and predicts `noise - video`, which is
 what diffusers' `FlowMatchEulerDiscreteScheduler` integrates.
 
@@ -20,6 +21,7 @@ Limits: grey pictures, one digit per video, square pictures without a background
 
 from __future__ import annotations
 
+import copy
 import functools
 import json
 from collections.abc import Callable
@@ -50,6 +52,7 @@ TRAIN_IMAGES = 1500
 MAX_SPEED = 1.2
 HEADS = 4
 HEAD_WIDTH = 32
+PATCH_FRAMES = 2
 MODEL_DIR = Path(__file__).parent / "digits_latte"
 
 
@@ -108,15 +111,21 @@ def latte_inputs(video: torch.Tensor) -> dict[str, object]:
     return {"hidden_states": video}
 
 
-def joint_inputs(video: torch.Tensor) -> dict[str, object]:
+def joint_inputs(video: torch.Tensor, patch_size: int = 2) -> dict[str, object]:
     """Returns the arguments in which `video` enters CogVideoX: frames first, and positions."""
-    return {"hidden_states": video.transpose(1, 2), "image_rotary_emb": patch_positions()}
+    frames, side = video.shape[2] // PATCH_FRAMES, video.shape[-1] // patch_size
+    positions = patch_positions(frames, side)
+    return {"hidden_states": video.transpose(1, 2), "image_rotary_emb": positions}
 
 
 @functools.cache
-def patch_positions() -> tuple[torch.Tensor, torch.Tensor]:
-    """Returns cosine and sine `[patches, head width]` of the rotary embedding of all patches."""
-    frames, side = NUM_FRAMES // 2, SIZE // 2
+def patch_positions(frames: int, side: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Returns cosine and sine `[patches, head width]` of the rotary embedding of all patches.
+
+    Args:
+        frames: patches along the frames.
+        side: patches along the height, and along the width.
+    """
     grid = {"grid_size": (side, side), "max_size": (side, side), "grid_type": "slice"}
     return get_3d_rotary_pos_embed(HEAD_WIDTH, None, temporal_size=frames, **grid)
 
@@ -131,6 +140,7 @@ class Family:
         inputs: the arguments in which a video `[n, 1, frames, 16, 16]` enters the model.
         frames_dim: dimension of the frames in what the model returns.
         folder: where the trained model is.
+        kept: type of the weights in its file.
     """
 
     cls: type[ModelMixin]
@@ -138,6 +148,7 @@ class Family:
     inputs: Callable[[torch.Tensor], dict[str, object]]
     frames_dim: int
     folder: Path
+    kept: torch.dtype = torch.float32
 
     def arguments(
         self, video: torch.Tensor, timestep: torch.Tensor, prompt: torch.Tensor
@@ -170,6 +181,17 @@ SHAPE = {
     "num_attention_heads": HEADS,
     "attention_head_dim": HEAD_WIDTH,
 }
+JOINT_SHAPE = SHAPE | {
+    "sample_width": SIZE,
+    "sample_height": SIZE,
+    "sample_frames": NUM_FRAMES,
+    "temporal_compression_ratio": 1,
+    "patch_size_t": PATCH_FRAMES,
+    "time_embed_dim": 64,
+    "text_embed_dim": PROMPT_WIDTH,
+    "max_text_seq_length": PROMPT_TOKENS,
+    "use_rotary_positional_embeddings": True,
+}
 FAMILIES = {
     "latte": Family(
         LatteTransformer3DModel,
@@ -195,22 +217,19 @@ FAMILIES = {
     "joint": Family(
         CogVideoXTransformer3DModel,
         # 4 blocks; a patch is two pixels wide and high and two frames long.
-        SHAPE
-        | {
-            "sample_width": SIZE,
-            "sample_height": SIZE,
-            "sample_frames": NUM_FRAMES,
-            "temporal_compression_ratio": 1,
-            "patch_size_t": 2,
-            "num_layers": 4,
-            "time_embed_dim": 64,
-            "text_embed_dim": PROMPT_WIDTH,
-            "max_text_seq_length": PROMPT_TOKENS,
-            "use_rotary_positional_embeddings": True,
-        },
+        JOINT_SHAPE | {"num_layers": 4},
         joint_inputs,
         frames_dim=1,
         folder=MODEL_DIR.with_name("digits_joint"),
+    ),
+    "deep": Family(
+        CogVideoXTransformer3DModel,
+        # 12 blocks; a patch is four pixels wide and high and two frames long.
+        JOINT_SHAPE | {"num_layers": 12, "num_attention_heads": 3, "patch_size": 4},
+        functools.partial(joint_inputs, patch_size=4),
+        frames_dim=1,
+        folder=MODEL_DIR.with_name("digits_deep"),
+        kept=torch.bfloat16,
     ),
 }
 
@@ -252,10 +271,21 @@ class DigitsModel:
         return self.family.arguments(video, torch.full((len(video),), 1000.0), prompt)
 
 
+def find_family(cls: str, config: dict[str, object]) -> Family:
+    """Returns the family that builds models of the class ``cls`` with this configuration."""
+    return next(
+        family
+        for family in FAMILIES.values()
+        if family.cls.__name__ == cls and family.config.items() <= config.items()
+    )
+
+
 def save(path: Path, model: ModelMixin, prompts: torch.Tensor) -> None:
     """Writes model, prompt table and scheduler to the folder `path`, weights as safetensors."""
     path.mkdir(parents=True, exist_ok=True)
-    model.save_pretrained(path / "transformer", safe_serialization=True)
+    family = find_family(type(model).__name__, dict(model.config))
+    kept = torch.nn.Module.to(copy.deepcopy(model), family.kept)
+    kept.save_pretrained(path / "transformer", safe_serialization=True)
     make_scheduler().save_pretrained(path / "scheduler")
     save_file({"prompts": prompts.contiguous()}, path / "prompts.safetensors")
 
@@ -268,9 +298,9 @@ def load(path: Path = MODEL_DIR) -> DigitsModel:
     """
     if not (path / "prompts.safetensors").is_file():
         raise FileNotFoundError(f"no trained model in {path}; run examples/train_digits.py first")
-    name = json.loads((path / "transformer" / "config.json").read_text())["_class_name"]
-    family = next(family for family in FAMILIES.values() if family.cls.__name__ == name)
-    model = family.cls.from_pretrained(path / "transformer").eval()
+    config = json.loads((path / "transformer" / "config.json").read_text())
+    family = find_family(config["_class_name"], config)
+    model = family.cls.from_pretrained(path / "transformer").float().eval()
     scheduler = FlowMatchEulerDiscreteScheduler.from_pretrained(path / "scheduler")
     return DigitsModel(model, family, load_file(path / "prompts.safetensors")["prompts"], scheduler)
 

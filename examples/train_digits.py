@@ -1,11 +1,12 @@
-"""Trains one of the two small models of the examples on moving digits.
+"""Trains one of the small models of the examples on moving digits.
 
     python examples/train_digits.py --minutes 90
     python examples/train_digits.py --model joint --minutes 90
+    python examples/train_digits.py --model deep --minutes 90 --lr 1.5e-3 --compile
     python examples/train_digits.py --minutes 90 --resume    # after an interruption
 
 Every few minutes, and when interrupted with Ctrl-C, it writes a checkpoint to continue from
-and exports the averaged weights with the loss curve to `examples/digits_latte/` (or `_joint`).
+and exports the averaged weights with the loss curve to the model's folder (`digits_latte/`).
 
 The recipe: AdamW with warm-up and a cosine decay that ends with the budget, gradient clipping,
 logit-normal times (Esser et al. 2024), 10 % of the prompts dropped, averaged (EMA) weights.

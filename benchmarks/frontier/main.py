@@ -97,6 +97,8 @@ def tuned_rows(videos: Videos, computed: int, prompts: int) -> Iterator[Row]:
         model = torch.compile(videos.model, backend="pab", options=options)
         found = videos.sample(model, videos.seeds)
         note = f"{prompts} other videos, {tuned.full_generations:.0f} generations"
+        if tuned.found.guidance is not None:
+            note += f", {len(tuned.found.guidance.steps)} steps compute one of two prompts"
         yield Row(OURS, f"to {SAME if teacher == 'same' else teacher}", videos.score(found), note)
 
 

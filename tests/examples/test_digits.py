@@ -1,4 +1,4 @@
-"""The two trained models of the examples: loaded as what they are, with plans that fit them."""
+"""The trained models of the examples: loaded as what they are, with plans that fit them."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ import pab_compile
 import plans
 
 SUMS = {"ranges": "linear3"}
-CHANNELS = digits.HEADS * digits.HEAD_WIDTH
 PATCHES = digits.NUM_FRAMES * digits.SIZE**2 // 4
-"""Of the Latte; a patch of the other is two frames long."""
+"""Of the Latte; patches of the others are two frames long."""
 
 
 @pytest.mark.long
 @pytest.mark.parametrize(
-    ("family", "kinds", "num_mlps", "num_patches"),
+    ("family", "kinds", "num_mlps", "num_patches", "channels"),
     [
-        ("latte", {"spatial": 3, "temporal": 3, "cross": 3}, 6, PATCHES),
-        ("joint", {"joint": 4}, 4, PATCHES // 2),
+        ("latte", {"spatial": 3, "temporal": 3, "cross": 3}, 6, PATCHES, 128),
+        ("joint", {"joint": 4}, 4, PATCHES // 2, 128),
+        ("deep", {"joint": 12}, 12, PATCHES // 8, 96),
     ],
 )
 def test_all_sites_of_a_trained_model_are_found_and_become_one_sum(
-    family: str, kinds: dict[str, int], num_mlps: int, num_patches: int
+    family: str, kinds: dict[str, int], num_mlps: int, num_patches: int, channels: int
 ) -> None:
     trained = digits.load(digits.find_folder(family))
     with torch.no_grad():
@@ -35,7 +35,7 @@ def test_all_sites_of_a_trained_model_are_found_and_become_one_sum(
     assert found.counts() == kinds
     assert [site.kind for site in found.sites].count("mlp") == num_mlps
     (line,) = [note for note in found.notes if note.startswith("coalesced")]
-    size = 2 * num_patches * CHANNELS * torch.float32.itemsize  # with guidance
+    size = 2 * num_patches * channels * torch.float32.itemsize  # with guidance
     assert line.startswith(f"coalesced {len(found.sites)} sites, ")
     assert f"cache 1 tensor(s) of {size} bytes" in line
 
@@ -48,7 +48,7 @@ def generate(trained: digits.DigitsModel, options: dict[str, Any]) -> pab_compil
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("family", digits.FAMILIES)
+@pytest.mark.parametrize("family", ["latte", "joint"])
 def test_the_calibrated_plan_of_a_model_computes_all_sites_at_few_steps(family: str) -> None:
     trained = digits.load(digits.find_folder(family))
     found = generate(trained, plans.plans_of(family)["calibrated"])
