@@ -62,7 +62,10 @@ def run_tests(mutation: Mutation, tests: tuple[str, ...]) -> int:
         inside = mutation.path.removeprefix("pab_compile/")
         path = library / inside
         path.write_text(mutation.applied(path.read_text(encoding="utf-8")), encoding="utf-8")
-        command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:logging", *tests]
+        # The mutated library comes before this tree, which pytest's own option would put first.
+        paths = f"pythonpath={folder} tests examples ."
+        command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:logging", "-o", paths]
+        command += tests
         environment = {**os.environ, "PYTHONPATH": folder, "PYTHONSAFEPATH": "1"}
         done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
         return done.returncode

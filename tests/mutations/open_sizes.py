@@ -94,10 +94,7 @@ OPEN_SIZES = (
         "what was compared with a size of an earlier graph need not hold for other sizes",
         "return lambda size: opened.size(size.expression.xreplace(same))",
         "return lambda size: opened.at(size.expression.xreplace(same), opened.given)",
-        (
-            "tests/compile/test_open_sizes.py"
-            "::test_what_was_decided_by_sizes_of_earlier_graphs_is_not_taken_over",
-        ),
+        ("tests/compile/test_open_sizes.py",),
     ),
     Mutation(
         "pab_compile/compile/parts.py",
