@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import warnings
 
 from pab_compile.inspect.explain import explain
 from pab_compile.report.explanation import Explanation
@@ -38,7 +39,10 @@ def explanations(chosen: source.Source, given: argparse.Namespace) -> dict[str, 
     given.options = {**plans.read_options(given.options), "inner": "eager"}
     handle = plans.enabled(chosen.target, given)
     progress(f"running {given.steps} steps")
-    chosen.generate(chosen.prompts[0], given.steps)
+    with warnings.catch_warnings():
+        # A level says that so few steps are too few for it. Nothing need be reused here.
+        warnings.filterwarnings("ignore", message=".* reuses nothing in a generation of ")
+        chosen.generate(chosen.prompts[0], given.steps)
     return handle.explain()
 
 

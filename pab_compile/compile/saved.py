@@ -21,6 +21,7 @@ from pab_compile.dynamo import inductor_cache
 from pab_compile.errors import PabError
 
 from . import trace_store
+from .background import wait_for_background
 
 _FORMAT = "pab_compile.compiled/1"
 _FACTS, _ARTIFACTS, _TRACES = "facts.json", "torch.bin", "traces/"
@@ -42,7 +43,8 @@ class Saved:
 def save_compiled(path: str | os.PathLike[str]) -> Saved:
     """Write what this process compiled, or read from the caches on disk, to a file.
 
-    Call it after the generations, or after ``precompile``. The weights are not in the file.
+    Call it after the generations, or after ``precompile``. It waits for pieces that are compiled in
+    the background. The weights are not in the file.
 
     Args:
         path: the file. It is written as a whole.
@@ -54,6 +56,7 @@ def save_compiled(path: str | os.PathLike[str]) -> Saved:
         PabError: nothing was compiled, or Inductor's cache on disk is switched off.
     """
     folder = _folder("save")
+    wait_for_background()
     traces = [file for file in trace_store.used_files(folder) if file.is_file()]
     made = torch.compiler.save_cache_artifacts()
     artifacts = b"" if made is None else made[0]

@@ -64,6 +64,17 @@ def test_another_process_reads_what_was_traced(file: Path, monkeypatch: pytest.M
     assert torch.equal(found(torch.ones(3))[0], torch.full((3,), 2.0))
 
 
+def test_pieces_that_are_still_compiled_are_waited_for(
+    file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    order: list[str] = []
+    monkeypatch.setattr(saved, "wait_for_background", lambda: order.append("waited"))
+    monkeypatch.setattr(torch.compiler, "save_cache_artifacts", lambda: order.append("saved"))
+    stored_trace(small(), [torch.ones(3)])
+    pab_compile.save_compiled(file)
+    assert order == ["waited", "saved"]
+
+
 def test_torchs_artifacts_are_in_the_file(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     loaded: list[bytes] = []
     monkeypatch.setattr(torch.compiler, "save_cache_artifacts", lambda: (b"kernels", None))
