@@ -44,7 +44,7 @@ RANKS = (
     Mutation(
         "pab_compile/ranks/halves.py",
         "both halves compute the call with the prompts of the first one",
-        "inputs = [own.get(n, x) for n, x in enumerate(turn.inputs)]",
+        "inputs = [own[n] if n in turn.prompts else x for n, x in enumerate(turn.inputs)]",
         "inputs = list(turn.inputs)",
         ("tests/ranks/test_batch_parallel.py",),
     ),
