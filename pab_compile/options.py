@@ -92,7 +92,8 @@ class Options:
         sequence_parallel: the number of ranks that share the tokens. It replaces mesh if all ranks
             run this model.
         batch_mesh: an axis of a ``DeviceMesh`` (``mesh["cfg"]``). Its ranks share the rows of the
-            batch, such as the two prompts of guidance in one call.
+            batch, such as the two prompts of guidance in one call. If calls have one row, each of
+            two ranks computes one of the two calls of guidance.
         batch_parallel: the number of ranks that share the rows of the batch. It replaces
             batch_mesh. With ``sequence_parallel``, successive ranks share tokens.
         shard: the axis of the tokens to shard: ``t``, ``h``, ``w``, or ``s`` for all in one. None:

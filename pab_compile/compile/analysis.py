@@ -244,6 +244,11 @@ def has_sites(program: Program, plan: Plan) -> bool:
     return any(site.kind != "mlp" or program.mixers or plan.may_reuse(site) for site in sites)
 
 
+def holds_attention(program: Program) -> bool:
+    """Whether a graph holds an attention that can be reused."""
+    return any(site.can_broadcast and site.kind != "mlp" for site in program.sites)
+
+
 def only_hoists(program: Program, plan: Plan) -> bool:
     """Whether a graph of several has nothing to reuse, but computes something only once.
 

@@ -15,7 +15,7 @@ from pab_compile.errors import ObservationError, ShardingError, UnsupportedModel
 from pab_compile.options import FIRST_RANK, Options
 from pab_compile.passes.graph import ir
 from pab_compile.passes.graph.flops import count_flops
-from pab_compile.passes.graph.join import Eager, Given, Origin, Part
+from pab_compile.passes.graph.join import Given, Origin, Part
 from pab_compile.passes.graph.open_sizes import NotOpenError, OpenSizes, resize
 from pab_compile.passes.graph.opening import Opener
 from pab_compile.passes.parallel.overlap import Overlap
@@ -44,6 +44,7 @@ from .analysis import (
     finding,
     has_branch,
     has_sites,
+    holds_attention,
     only_hoists,
     reason_of,
     untraced_finding,
@@ -221,17 +222,6 @@ def _check(request: Request) -> None:
             "Each rank of a mesh sees only its own part. Observe the model on one rank. The "
             "observation holds for any number of ranks."
         )
-    if not request.alone:
-        raise ShardingError(
-            "The forward breaks into several graphs, and tokens are sharded only if the forward is "
-            "one graph. Remove the graph breaks (torch.compile(..., fullgraph=True) names them), "
-            "or run on one rank."
-        )
-    if any(isinstance(origin, Eager) for origin in request.origins):
-        raise ShardingError(
-            "Sizes in this model depend on values (nonzero, item), so they could differ between "
-            "the ranks that share its tokens. Compute them before the call, or run on one rank."
-        )
 
 
 def _analysed(
@@ -302,7 +292,9 @@ def _sharded_and_coalesced(
     found: Finding, program: Program, request: Request, settings: Settings, dumper: Dumper
 ) -> Finding:
     """Shard and coalesce. Returns the finding, with what sums take and save."""
-    options, plan, grid = settings.options, settings.plan, request.grid
+    options, plan = settings.options, settings.plan
+    # Of several graphs, that with the attentions is sharded. All ranks compute the others.
+    grid = request.grid if request.alone or holds_attention(program) else None
     coalesces = options.coalesce and not request.is_observed  # an observation samples every site
     if coalesces and grid is not None:  # operations are those of the whole model
         whole = coalesce(program.graph_module, program.sites, plan.pattern)
@@ -388,10 +380,11 @@ def _together(
     """The ranks that run the graph; None for one rank."""
     if request.team is None:
         return None
-    if shares_calls and ir.mutated_inputs(part.graph_module):
+    if shares_calls and (not request.alone or ir.mutated_inputs(part.graph_module)):
+        why = "writes to its inputs" if request.alone else "breaks into several graphs"
         raise ShardingError(
-            "The model writes to its inputs, so halves of the ranks cannot share the two calls of "
-            "a step. Leave batch_mesh and batch_parallel out."
+            f"The model {why}, so halves of the ranks cannot share the two calls of a step. Leave "
+            "batch_mesh and batch_parallel out."
         )
     names = [ir.source(node) for node in ir.placeholders(part.graph_module.graph)]
     inputs = {

@@ -15,6 +15,7 @@ from pab_compile.compile.analysis import (
     Known,
     analyse,
     finding,
+    holds_attention,
     nothing_found,
     reason_of,
     untraced_finding,
@@ -102,7 +103,7 @@ def explain(
     if options is None and (compilation := compilation_of(model)) is not None:
         options = compilation.options
     parsed = parse_options(options)
-    survey = _Survey(parsed, parsed.make_plan())
+    survey = Survey(parsed, parsed.make_plan())
     module = getattr(model, "_orig_mod", model)
     forward = module.forward if isinstance(module, torch.nn.Module) else module
     owner = module if isinstance(module, torch.nn.Module) else None
@@ -155,10 +156,19 @@ class _Seen:
     sites: tuple[Site, ...] = ()
 
 
-class _Survey:
-    """Runs the graphs of a forward unchanged, and analyses each of them."""
+class Survey:
+    """Runs the graphs of a forward unchanged, and analyses each of them.
+
+    Args:
+        options: how to compile.
+        plan: the plan that the options describe.
+
+    Attributes:
+        programs: what was found in the graphs that can be analysed.
+    """
 
     def __init__(self, options: Options, plan: Plan) -> None:
+        self.programs: list[Program] = []
         self._options = options
         self._plan = plan
         self._dumper = Dumper(options.dump)
@@ -187,6 +197,7 @@ class _Survey:
                 expected = partial(self._shown, forward)
                 settings = (self._options, self._plan, self._dumper)
                 program = analyse(part, *settings, alone, known, expected)
+                self.programs.append(program)
                 found = finding(part, program, self._plan, "", alone, self._options.keeping.dtype)
                 found = self._with_choices(found, program, alone)
         except (UnsupportedModelError, InvariantError) as error:
@@ -237,10 +248,11 @@ class _Survey:
         """The finding, with what the rewrite would choose: shards and merged sites."""
         part = program
         sites = program.sites
-        if self._options.num_batch_ranks > 1:
+        is_shared = alone or holds_attention(program)  # of several graphs, only one is sharded
+        if is_shared and self._options.num_batch_ranks > 1:
             part = first_part(program, self._options.num_batch_ranks)
             found = replace(found, notes=(*found.notes, *part.sharding))
-        if self._options.num_ranks > 1:
+        if is_shared and self._options.num_ranks > 1:
             share = partial(computed_share, self._plan)
             choice = choose(part, self._options.num_ranks, share, self._options.shard)
             found = replace(found, notes=(*found.notes, *choice.lines()))

@@ -67,17 +67,18 @@ class _Known:
     """What is known of one of the two calls.
 
     Attributes:
-        program: identifies the program that runs it.
         prompts: the inputs that it has of its own, by position.
+        shapes: of all inputs that the caller gives.
     """
 
-    program: str
     prompts: Mapping[int, torch.Tensor]
+    shapes: Mapping[int, torch.Size]
 
     @staticmethod
     def of(turn: Turn) -> _Known:
         """What a call shows."""
-        return _Known(turn.program, {n: turn.inputs[n] for n in turn.prompts})
+        shapes = {n: turn.inputs[n].shape for n in turn.given}
+        return _Known({n: turn.inputs[n] for n in turn.prompts}, shapes)
 
 
 @dataclass(eq=False)
@@ -142,7 +143,7 @@ class Halves:
             why = pair.unlike
             if len(calls) != 2:
                 why = f"a step makes {len(calls)} call{'s' * (len(calls) != 1)}"
-            elif calls[0].program != calls[1].program:
+            elif calls[0].shapes != calls[1].shapes:
                 why = "the two calls of a step have inputs of other shapes"
             if why:
                 raise ShardingError(_refusal(why))
@@ -152,7 +153,7 @@ class Halves:
                 if lane is not mine:
                     lane.free()
         known = pair.calls.get(turn.lane)
-        if known is None or turn.program != known.program:
+        if known is None or _Known.of(turn).shapes != known.shapes:
             raise ShardingError(
                 _refusal("the prompts, the size or the number of calls changed in a generation")
             )
@@ -179,7 +180,7 @@ class Halves:
         """Compute this rank's call, and exchange the outputs."""
         mine = self._own(pair)
         own = pair.calls[mine].prompts
-        inputs = [own.get(n, x) for n, x in enumerate(turn.inputs)]
+        inputs = [own[n] if n in turn.prompts else x for n, x in enumerate(turn.inputs)]
         found = turn.run(mine, inputs)
         every = [self._gathered(output) for output in found]
         return {lane: [each[n] for each in every] for n, lane in enumerate(pair.calls)}
@@ -215,7 +216,7 @@ def _learn(pair: _Pair, turn: Turn) -> None:
     """Note a call of the first step."""
     if not pair.calls:
         pair.shared = turn.shared()
-    elif turn.program == next(iter(pair.calls.values())).program:
+    elif _Known.of(turn).shapes == next(iter(pair.calls.values())).shapes:
         pair.unlike = pair.unlike or _difference(pair.shared, turn)
     pair.calls[turn.lane] = _Known.of(turn)
 

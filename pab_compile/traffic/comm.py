@@ -4,24 +4,25 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import fx
 
-from pab_compile.compile.analysis import analyse, has_branch
-from pab_compile.dynamo import compiling, trace_once
+from pab_compile.compile.analysis import has_branch, holds_attention
+from pab_compile.dynamo import trace_once
 from pab_compile.errors import OptionError, ShardingError, UnsupportedModelError
-from pab_compile.inspect.explain import by_name
+from pab_compile.inspect.explain import Survey, by_name
 from pab_compile.options import Options, parse_options
 from pab_compile.passes.axes.names import BATCH
 from pab_compile.passes.graph import ir
-from pab_compile.passes.graph.capture import capture
 from pab_compile.passes.graph.flops import node_flops
-from pab_compile.passes.graph.inputs import Inputs
-from pab_compile.passes.graph.join import Part
 from pab_compile.passes.parallel.choose import Choice, choose
+from pab_compile.passes.parallel.detour import Detour
+from pab_compile.passes.parallel.localise import localise
 from pab_compile.passes.parallel.shard import Ranks
+from pab_compile.passes.parallel.shard_tokens import local_sites
 from pab_compile.passes.parallel.split_batch import first_part, lay_out_batch, shares_calls
 from pab_compile.passes.program import Program
 from pab_compile.passes.rewrite.coalesce import coalesce
@@ -31,11 +32,11 @@ from pab_compile.passes.sites.site import Site
 from pab_compile.plans.plan import Plan
 from pab_compile.plans.schedule import Schedule
 from pab_compile.plans.share import computed_share, share_of_any
-from pab_compile.report.dump import Dumper
-from pab_compile.runtime.forward import Forwards
 
 from .comm_report import CommReport, CommRow, Work
-from .comm_rows import Often, at_the_end, exchange_of_calls, rows_of
+from .comm_rows import Often, Runs, at_the_end, exchange_of_calls, rows_of, runs_in
+
+_PARALLEL = ("mesh", "sequence_parallel", "batch_mesh", "batch_parallel", "shard")
 
 
 def comm(
@@ -52,7 +53,7 @@ def comm(
     Inputs may be real, ``meta`` or fake tensors. No process group is needed.
 
     Args:
-        model: a module whose forward is one graph.
+        model: a module. If its forward breaks into graphs, only that with the attentions counts.
         *args: inputs of the model.
         schedule: the steps of a generation.
         num_ranks: number of ranks, with those that share the batch. None: as the options say.
@@ -105,29 +106,23 @@ def _num_ranks(options: Mapping[str, Any] | None) -> int:
 def look_at(
     model: torch.nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any], options: Options
 ) -> Program:
-    """Find the sites of a model whose forward is one graph, without compiling it.
+    """Find the sites of a model, without compiling it.
 
     Raises:
-        UnsupportedModelError: the model is not understood, or breaks into several graphs.
+        UnsupportedModelError: the model is not understood, or several graphs of its forward hold
+            attentions.
     """
-    plan = options.make_plan()
-    programs: list[Program] = []
-    forwards = Forwards()
-
-    def look(graph_module: fx.GraphModule, inputs: Sequence[Any]) -> Any:
-        forward = forwards.current()
-        described = Inputs.of(graph_module, inputs)
-        origins = forward.origins(described, described.tensors(inputs))
-        with compiling():
-            part = Part(capture(graph_module, inputs), *origins)
-            programs.append(analyse(part, options, plan, Dumper(None)))
-        return graph_module.forward(*inputs)
-
+    alone = replace(options, **dict.fromkeys(_PARALLEL), coalesce=False)
+    survey = Survey(alone, options.make_plan())
     with torch.no_grad():
-        trace_once(model.forward, *by_name(model.forward, args, kwargs), look)
+        trace_once(model.forward, *by_name(model.forward, args, kwargs), survey.run)
+    programs = survey.programs
+    if len(programs) > 1:
+        programs = [program for program in programs if holds_attention(program)]
     if len(programs) != 1:
         raise UnsupportedModelError(
-            f"The forward runs as {len(programs)} graphs, but tokens are sharded only if it is one."
+            f"{len(programs)} graphs of the forward hold attentions that can be reused, and what "
+            "ranks exchange is predicted for one."
         )
     return programs[0]
 
@@ -162,15 +157,17 @@ def predict(program: Program, options: Options, num_ranks: int, schedule: Schedu
     ranks = Ranks(num_ranks // num_batch)
     choice = _choice(program, ranks, share, options.shard)
     is_shared = choice is not None and (ranks.size > 1 or num_batch == 1)
-    graph = program.graph_module.graph
     runs_for = _runs_for(program, plan, options.coalesce)
-    reusable = [site for site in program.sites if site.can_broadcast]
-    needed_by = {node.name: names for node, names in sites_of_calls(graph, reusable).items()}
+    part, runs = _one_rank(program, choice, ranks)
+    exchanged_for = runs_for if part is program else _runs_for(part, plan, options.coalesce)
+    reusable = [site for site in part.sites if site.can_broadcast]
+    found = sites_of_calls(part.graph_module.graph, reusable)
+    needed_by = {node.name: names for node, names in found.items()}
 
     def rows(often: Often) -> tuple[CommRow, ...]:
         if not is_shared or choice is None:
             return last
-        return (*rows_of(program, choice, ranks, num_steps, often), *last)
+        return (*rows_of(program, choice, ranks, num_steps, often, runs), *last)
 
     @functools.cache
     def times(names: frozenset[str] | None) -> float:
@@ -179,7 +176,7 @@ def predict(program: Program, options: Options, num_ranks: int, schedule: Schedu
         return share_of_any(plan, needed, schedule) if needed else 1.0
 
     def planned(nodes: Sequence[fx.Node]) -> float:
-        return times(_sites_of(nodes, runs_for))
+        return times(_sites_of(nodes, exchanged_for))
 
     def without(nodes: Sequence[fx.Node]) -> float:
         return float(_sites_of(nodes, needed_by) is None)
@@ -197,6 +194,25 @@ def predict(program: Program, options: Options, num_ranks: int, schedule: Schedu
         computed=round(sum(num_steps * share(site) for site in program.sites), 6),
         reasons=(*program.sharding, *(choice.lines() if is_shared and choice is not None else ())),
     )
+
+
+def _one_rank(program: Program, choice: Choice | None, ranks: Ranks) -> tuple[Program, Runs]:
+    """The program whose calls show when ranks exchange, and these calls.
+
+    It is that of one rank if ranks compute ops in full between shards. Else the given one will do.
+    """
+    if choice is None or not choice.layout.in_full:
+        return program, (lambda _: ()) if choice is None else runs_in(choice.layout)
+    local = localise(program.graph_module, choice.layout, ranks)
+    sites = local_sites(program.sites, local)
+    left = set(local.graph_module.graph.nodes)  # what nothing reads is not exchanged
+
+    def runs(exchanged: Detour | fx.Node) -> Sequence[fx.Node]:
+        is_detour = isinstance(exchanged, Detour)
+        found = local.exchanges[exchanged] if is_detour else local.gathers.get(exchanged, ())
+        return [node for node in found if node in left]
+
+    return replace(program, graph_module=local.graph_module, sites=sites), runs
 
 
 def _choice(

@@ -13,7 +13,7 @@ from pab_compile.passes.axes.names import BATCH
 from pab_compile.passes.graph import ir
 from pab_compile.passes.graph.walk import feeding
 from pab_compile.passes.parallel.choose import Choice
-from pab_compile.passes.parallel.detour import Crossing
+from pab_compile.passes.parallel.detour import Crossing, Detour
 from pab_compile.passes.parallel.layout import Layout
 from pab_compile.passes.parallel.shard import Ranks
 from pab_compile.passes.parallel.traffic import convention_bytes, gathered_bytes, sent_bytes
@@ -25,6 +25,8 @@ from .comm_report import CommRow
 if TYPE_CHECKING:
     import sympy
 
+Runs = Callable[[Detour | fx.Node], Sequence[fx.Node]]
+"""A detour, or a value that is gathered -> the calls whose runs exchange for it."""
 Often = Callable[[Sequence[fx.Node]], float]
 """Calls of the graph -> the share of the steps at which at least one of them runs."""
 _TOKENS = ("t", "h", "w", "s")
@@ -44,23 +46,32 @@ class _Exchanges:
     kind: str
     along: str
     crossings: tuple[Crossing, ...]
-    runs: tuple[fx.Node, ...]
+    runs: Sequence[fx.Node]
 
 
-def _exchanges(program: Program, layout: Layout) -> list[_Exchanges]:
+def runs_in(layout: Layout) -> Runs:
+    """The calls of the graph of one device that need an exchange."""
+
+    def runs(exchanged: Detour | fx.Node) -> Sequence[fx.Node]:
+        is_detour = isinstance(exchanged, Detour)
+        return exchanged.core[-1:] if is_detour else layout.readers(exchanged)
+
+    return runs
+
+
+def _exchanges(program: Program, layout: Layout, runs: Runs) -> list[_Exchanges]:
     """What is exchanged for every op before the last attention."""
     found = []
     for detour in layout.detours:
         crossings = (*detour.entering, *detour.leaving)
         kind = _kind_of(detour.core[-1], program.sites)
-        found.append(_Exchanges(kind, detour.axis.name, crossings, detour.core[-1:]))
+        found.append(_Exchanges(kind, detour.axis.name, crossings, runs(detour)))
     ends = _gathered_at_the_end(program, layout)
     for node in layout.gathers:
         if node not in ends:
-            readers = layout.readers(node)
             crossing = Crossing(node, layout.shards[node], None)
-            kind = _kind_of(readers[0], program.sites)
-            found.append(_Exchanges(kind, "every rank", (crossing,), readers))
+            kind = _kind_of(layout.readers(node)[0], program.sites)
+            found.append(_Exchanges(kind, "every rank", (crossing,), runs(node)))
     return found
 
 
@@ -80,14 +91,16 @@ def _gathered_at_the_end(program: Program, layout: Layout) -> set[fx.Node]:
 
 
 def rows_of(
-    program: Program, choice: Choice, ranks: Ranks, num_steps: int, often: Often
+    program: Program, choice: Choice, ranks: Ranks, num_steps: int, often: Often, runs: Runs
 ) -> tuple[CommRow, ...]:
     """One row per group of equal exchanges, then what is gathered at the end."""
     import sympy
 
     layout = choice.layout
     groups: dict[tuple[Any, ...], list[_Exchanges]] = {}
-    for each in _exchanges(program, layout):
+    for each in _exchanges(program, layout, runs):
+        if not each.runs:
+            continue
         steps = round(num_steps * often(each.runs), 6)
         sizes = tuple(crossing.num_bytes for crossing in each.crossings)
         groups.setdefault((each.kind, each.along, sizes, steps), []).append(each)

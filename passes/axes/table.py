@@ -62,7 +62,9 @@ class AxisTable:
         Args:
             stand_ins: node of the other graph -> the node in its place in this graph.
         """
-        dims = {node: self._dims.get(stand_in) for node, stand_in in stand_ins.items()}
+        known = {node: self._dims.get(node) for node in (self.latents, *self.siblings)}
+        seen = {node: self._dims.get(stand_in) for node, stand_in in stand_ins.items()}
+        dims = {**known, **seen}
         return replace(self, _dims=dims)
 
     def narrowed(

@@ -27,8 +27,8 @@ ALL_TOKENS = "s"
 _AS_GOOD = Fraction(11, 10)
 _LEAST_SHARED = 0.25
 _ONE_RANK = (
-    "Run the model on one rank. Ranks can still share the rows of the batch (batch_parallel) or "
-    "the two calls of guidance (guidance_parallel)."
+    "Run the model on one rank. Ranks can still share the rows of the batch, or the two calls of "
+    "guidance (batch_parallel)."
 )
 
 

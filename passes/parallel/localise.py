@@ -36,12 +36,14 @@ class Localised:
         nodes: node of that graph -> the node in its place, with the local part if it is sharded.
         exchanges: detour -> the collectives that re-shard for it.
         purposes: collective -> its purpose.
+        gathers: value that is gathered outside of detours -> the collectives that gather it.
     """
 
     graph_module: fx.GraphModule
     nodes: dict[fx.Node, fx.Node]
     exchanges: dict[Detour, tuple[fx.Node, ...]]
     purposes: dict[fx.Node, Exchange]
+    gathers: dict[fx.Node, tuple[fx.Node, ...]]
 
 
 def localise(graph_module: fx.GraphModule, layout: Layout, ranks: Ranks) -> Localised:
@@ -66,7 +68,7 @@ def localise(graph_module: fx.GraphModule, layout: Layout, ranks: Ranks) -> Loca
     graph.lint()
     found = module_of(root, graph)
     ir.set_mutated_inputs(found, ir.mutated_inputs(graph_module))
-    return Localised(found, builder.main, builder.exchanges, builder.purposes)
+    return Localised(found, builder.main, builder.exchanges, builder.purposes, builder.gathers)
 
 
 class _Builder:
@@ -81,6 +83,7 @@ class _Builder:
         self._inside: dict[Detour, dict[fx.Node, fx.Node]] = {d: {} for d in layout.detours}
         self.exchanges: dict[Detour, tuple[fx.Node, ...]] = dict.fromkeys(layout.detours, ())
         self.purposes = self._emitter.made
+        self.gathers: dict[fx.Node, tuple[fx.Node, ...]] = {}
         self._leaving = {c.node: c for detour in layout.detours for c in detour.leaving}
 
     def add(self, node: fx.Node) -> None:
@@ -121,7 +124,9 @@ class _Builder:
             return self.main[node]
         key = (node, shard)
         if key not in self._taken:
+            known = len(self.purposes)
             self._taken[key] = self._emitter.gather(self.main[node], shard, node)
+            self.gathers[node] = tuple(self.purposes)[known:]
         return self._taken[key]
 
     def _operand(self, node: fx.Node, verdict: Verdict) -> fx.Node:

@@ -55,6 +55,23 @@ def test_two_processes_make_the_video_of_one() -> None:
     assert found.stdout.count("largest difference") == 2
 
 
+@pytest.mark.long
+@pytest.mark.slow
+@pytest.mark.xdist_group("ranks")
+def test_two_processes_make_the_video_of_a_pipeline_with_two_calls(tmp_path: Path) -> None:
+    command = (sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2")
+    options = ("--steps", "6", "--check", "--output", str(tmp_path / "video.gif"))
+    found = subprocess.run(
+        [*command, str(EXAMPLES / "torchrun_pipeline.py"), *options],
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert found.returncode == 0, found.stderr
+    assert found.stdout.count("largest difference to one process: ") == 1
+    assert (tmp_path / "video.gif").stat().st_size > 0
+
+
 @functools.cache
 def model_of(name: str) -> tuple[Captured, list[Step]]:
     """A model, and the inputs of a generation of two lanes that have different prompts."""

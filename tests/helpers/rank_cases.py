@@ -172,10 +172,9 @@ def refused(group: dist.ProcessGroup, case: str) -> str:
     options: dict[str, Any] = {"mesh": Mesh(group), "shard": "t"}
     if case in ("different plans", "a bad option"):
         options |= options_of(group, case)
-    elif case == "wrong number":
-        options = {"sequence_parallel": 2}
     else:
-        model = Broken(model)
+        assert case == "wrong number"
+        options = {"sequence_parallel": 2}
     return error_of(Loop(calls_of(compiled_pab(model, **options)), ddim_timesteps(4)))
 
 
@@ -186,19 +185,6 @@ def error_of(loop: Loop) -> str:
     except pab_compile.PabError as error:
         return f"{type(error).__name__}: {error}"
     return "no error"
-
-
-class Broken(torch.nn.Module):
-    """A model whose forward breaks into two graphs."""
-
-    def __init__(self, model: torch.nn.Module) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, hidden_states: torch.Tensor, **inputs: Any) -> Any:
-        out = self.model(hidden_states, **inputs)
-        torch._dynamo.graph_break()
-        return (out[0] * 2,)
 
 
 def generate_dit(

@@ -59,20 +59,23 @@ class Shared:
     foretold: Exchanged | None = None
 
 
-def measure(world: World, name: str, type_name: str) -> dict[str, Shared]:
+def measure(
+    world: World, name: str, type_name: str, plans: Sequence[str] = tuple(PLANS)
+) -> dict[str, Shared]:
     """Run a model on two ranks and on one, and compare.
 
     Args:
         world: two processes.
         name: of the model.
         type_name: a key of ``TYPES``.
+        plans: keys of ``PLANS``.
 
     Returns:
         Plan -> what was found.
     """
-    ranks = world.run(generations, name, type_name, ranks=NUM_RANKS, alone=True)
+    ranks = world.run(generations, name, type_name, plans, ranks=NUM_RANKS, alone=True)
     found = {}
-    for number, plan in enumerate(PLANS):
+    for number, plan in enumerate(plans):
         expected, foretold = ranks[number % NUM_RANKS]["alone"][plan]
         axis, refusal, outputs, exchanged = ranks[0]["shared"][plan]
         others = [rank["shared"][plan] for rank in ranks[1:]]
@@ -87,8 +90,10 @@ def measure(world: World, name: str, type_name: str) -> dict[str, Shared]:
     return found
 
 
-def generations(group: dist.ProcessGroup, name: str, type_name: str) -> dict[str, Any]:
-    """A model under every plan on all ranks. Each rank also runs its share of the plans alone."""
+def generations(
+    group: dist.ProcessGroup, name: str, type_name: str, plans: Sequence[str]
+) -> dict[str, Any]:
+    """A model under some plans on all ranks. Each rank also runs its share of the plans alone."""
     warnings.simplefilter("ignore")
     dit = CATALOGUE[name]
     with dit.switched():
@@ -96,10 +101,10 @@ def generations(group: dist.ProcessGroup, name: str, type_name: str) -> dict[str
         loop, _ = first_loop(
             dit, model, TYPES[type_name], NUM_STEPS, lambda x: run(model, **x.at(0))
         )
-        mine = [plan for n, plan in enumerate(PLANS) if n % group.size() == group.rank()]
+        mine = [plan for n, plan in enumerate(plans) if n % group.size() == group.rank()]
         alone = {plan: _alone(dit, model, loop, plan) for plan in mine}
         dist.barrier(group)
-        shared = {plan: _shared(group, dit, model, loop, plan) for plan in PLANS}
+        shared = {plan: _shared(group, dit, model, loop, plan) for plan in plans}
     return {"alone": alone, "shared": shared}
 
 

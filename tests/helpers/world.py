@@ -38,9 +38,11 @@ class World:
 
     Args:
         size: how many at first. Few start in less time.
+        seconds: the timeout of their groups.
     """
 
-    def __init__(self, size: int) -> None:
+    def __init__(self, size: int, seconds: float = _SECONDS) -> None:
+        self._timeout = seconds
         self._start(size)
 
     def _start(self, size: int) -> None:
@@ -52,7 +54,14 @@ class World:
         self._processes = [
             context.Process(
                 target=_serve,
-                args=(rank, size, self._folder.name, self._tasks[rank], self._answers),
+                args=(
+                    rank,
+                    size,
+                    self._folder.name,
+                    self._tasks[rank],
+                    self._answers,
+                    self._timeout,
+                ),
                 daemon=True,
             )
             for rank in range(size)
@@ -102,11 +111,13 @@ class World:
         self._folder.cleanup()
 
 
-def _serve(rank: int, size: int, folder: str, tasks: Any, answers: Any) -> None:
+def _serve(rank: int, size: int, folder: str, tasks: Any, answers: Any, seconds: float) -> None:
     os.environ["OMP_NUM_THREADS"] = "1"
     torch.set_num_threads(1)
     store = dist.FileStore(os.path.join(folder, "store"), size)
-    wait = timedelta(seconds=_SECONDS)
+    store.set(f"started {rank}", "")
+    store.wait([f"started {each}" for each in range(size)], timedelta(seconds=_SECONDS))
+    wait = timedelta(seconds=seconds)
     dist.init_process_group("gloo", store=store, rank=rank, world_size=size, timeout=wait)
     groups = {num: dist.new_group(list(range(num))) for num in range(2, size + 1)}
     while (task := tasks.get()) is not None:

@@ -34,6 +34,42 @@ RANKS = (
         ("tests/ranks/test_differences.py",),
     ),
     Mutation(
+        "pab_compile/ranks/halves.py",
+        "the second call of a step may have other latents than the first one",
+        "            if why := _difference(pair.shared, turn):\n"
+        "                raise ShardingError(_refusal(why))\n",
+        "",
+        ("tests/ranks/test_batch_parallel.py",),
+    ),
+    Mutation(
+        "pab_compile/ranks/halves.py",
+        "both halves compute the call with the prompts of the first one",
+        "inputs = [own[n] if n in turn.prompts else x for n, x in enumerate(turn.inputs)]",
+        "inputs = list(turn.inputs)",
+        ("tests/ranks/test_batch_parallel.py",),
+    ),
+    Mutation(
+        "passes/parallel/view_rules.py",
+        "a write along the sharded axis may move its positions",
+        "is_it = shards[written] == part",
+        "is_it = True",
+        ("tests/passes/parallel/test_rules.py",),
+    ),
+    Mutation(
+        "passes/parallel/local_call.py",
+        "a write behind the sharded positions goes to where it went in the whole tensor",
+        "start, part = _moved(bounds[0], out, ranks), piece_of(out, *bounds)",
+        "start, part = bounds[0], piece_of(out, *bounds)",
+        ("tests/passes/parallel/test_rules.py",),
+    ),
+    Mutation(
+        "passes/parallel/layout.py",
+        "ranks draw random numbers of their own between shards",
+        "if is_after_all or (self._may_detour and not any(map(ir.is_random, core))):",
+        "if is_after_all or self._may_detour:",
+        ("tests/passes/parallel/test_layout.py",),
+    ),
+    Mutation(
         "pab_compile/ranks/together.py",
         "each rank keeps its own latents with the inputs of the first rank",
         "return self._sent(tensors, place) if self._sends else tensors",

@@ -129,7 +129,6 @@ def test_the_models_of_the_paper_generate_what_one_process_does(
         ("different plans", "do not run the same program"),
         ("a bad option", "could not compile the model: OptionError|is not a choice"),
         ("wrong number", "sequence_parallel=2, but 4 processes"),
-        ("broken forward", "breaks into several graphs"),
     ],
 )
 def test_what_cannot_work_is_an_error_on_every_rank(world: World, case: str, message: str) -> None:

@@ -1,0 +1,240 @@
+"""Random differences between ranks: each ends in equal videos, or in an error on every rank."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+import pab_compile
+from helpers.latte import (
+    Guidance,
+    Loop,
+    calls_of,
+    compiled_pab,
+    ddim_timesteps,
+    draw_latents,
+    tiny_latte,
+)
+from helpers.rank_cases import grid_options
+from helpers.world import Mesh, World
+from pab_compile.ranks import team
+
+STEPS = 5
+SECONDS = 20.0
+TIMEOUT = 8.0
+"""The timeout of the process group."""
+
+
+class Cancelled(Exception):
+    """A rank breaks a generation off, outside of the model."""
+
+
+@dataclass(frozen=True)
+class Difference:
+    """What one rank does differently.
+
+    Attributes:
+        seed: of the case.
+        kind: a key of ``KINDS``.
+        rank: the rank that differs.
+        step: the step at which it does so, if it happens at one.
+    """
+
+    seed: int
+    kind: str
+    rank: int
+    step: int
+
+
+Change = Callable[[Loop, int], None]
+
+
+def _latents(loop: Loop, seed: int) -> None:
+    loop.latents = draw_latents(100 + seed)
+
+
+def _one_element(loop: Loop, seed: int) -> None:
+    loop.latents = loop.latents.clone()
+    flat = loop.latents.view(-1)
+    flat[seed % flat.numel()] += 1e-3
+
+
+def _prompt(loop: Loop, seed: int) -> None:
+    loop.prompt = loop.prompt.clone()
+    loop.prompt.view(-1)[seed % loop.prompt.numel()] += 0.1
+
+
+def _steps(loop: Loop, seed: int) -> None:
+    loop.timesteps = ddim_timesteps(STEPS + 1 + seed % 3)
+
+
+def _timesteps(loop: Loop, seed: int) -> None:
+    loop.timesteps = loop.timesteps - (loop.timesteps > 0).long() * (1 + seed % 5)
+
+
+def _noise(loop: Loop, seed: int) -> None:
+    loop.update = lambda prediction, _, latents: latents + (0.31 + 0.01 * (seed % 5)) * prediction
+
+
+def _size(loop: Loop, _: int) -> None:
+    loop.latents = draw_latents(size=12)
+
+
+AT_ONCE: dict[str, Change] = {
+    "latents": _latents,
+    "one element": _one_element,
+    "prompt": _prompt,
+    "steps": _steps,
+    "timesteps": _timesteps,
+    "noise": _noise,
+    "size": _size,
+}
+AT_A_STEP = ("cancels", "begins again", "resets", "sleeps", "fails inside", "calls once more")
+KINDS = ("nothing", "weights", "does not call", *AT_ONCE, *AT_A_STEP)
+HARMLESS = ("nothing", "sleeps")
+Outcome = tuple[str, float, torch.Tensor | None]
+"""The error or ``""``, after how many seconds, and the predictions."""
+
+
+MESHES = {"tokens of 2": 2, "calls of 2": 2, "tokens of 3": 3, "rows and tokens of 4": 4}
+"""What the ranks share -> how many they are."""
+_TOGETHER = 10  # cases of one compiled model
+
+
+def drawn(seed: int) -> tuple[str, Difference]:
+    """The mesh and the difference of a seed."""
+    draw = random.Random(seed)
+    mesh, kind = draw.choice(list(MESHES)), draw.choice(KINDS)
+    return mesh, Difference(seed, kind, draw.randrange(MESHES[mesh]), draw.randrange(1, STEPS))
+
+
+def check(world: World, seeds: Sequence[int]) -> Iterator[tuple[int, str, str]]:
+    """Run the cases of some seeds.
+
+    Args:
+        world: processes whose groups have the timeout ``TIMEOUT``.
+        seeds: the cases.
+
+    Yields:
+        A seed, the kind of its difference, and what is wrong with how it ended, or ``""``.
+    """
+    cases = [drawn(seed) for seed in seeds]
+    for mesh, num_ranks in MESHES.items():
+        mine = [difference for which, difference in cases if which == mesh]
+        for start in range(0, len(mine), _TOGETHER):
+            differences = mine[start : start + _TOGETHER]
+            ranks = world.run(outcomes, mesh, differences, ranks=num_ranks, alone=True)
+            for number, difference in enumerate(differences):
+                ended = [found[number] for found in ranks]
+                yield difference.seed, difference.kind, _wrong(difference, ended)
+
+
+def _wrong(difference: Difference, ended: Sequence[Outcome]) -> str:
+    errors = [error for error, _, _ in ended]
+    slowest = max(seconds for _, seconds, _ in ended)
+    if slowest > SECONDS:
+        return f"took {slowest:.0f} s: {errors}"
+    if all(errors):
+        return f"is no error: {errors}" if difference.kind in HARMLESS else ""
+    if any(errors):
+        return f"an error on some ranks only: {errors}"
+    videos = [video for _, _, video in ended if video is not None]
+    are_equal = all(torch.equal(video, videos[0]) for video in videos)
+    return "" if are_equal else "no error, and the videos differ"
+
+
+def outcomes(
+    group: dist.ProcessGroup, mesh: str, differences: Sequence[Difference]
+) -> list[Outcome]:
+    """How every difference ends on this rank. The ranks begin each of them together."""
+    team.PATIENCE = 1.0
+    fails = {"now": False}
+
+    def inner(graph_module: Any, _: Any) -> Any:
+        def run(*args: torch.Tensor) -> Any:
+            if fails["now"]:
+                raise ValueError("no memory left")
+            return graph_module.forward(*args)
+
+        return run
+
+    model = tiny_latte(1)
+    options: dict[str, Any] = {"mesh": Mesh(group), "shard": "t"}
+    guidance: Guidance = "none"
+    if mesh == "calls of 2":
+        options, guidance = {"batch_mesh": Mesh(group)}, "two calls"
+    elif mesh == "rows and tokens of 4":
+        options, guidance = grid_options(group, "mesh"), "batched"
+    ranges = {"spatial": 2, "temporal": 2, "cross": 2}
+    compiled: Any = compiled_pab(model, ranges=ranges, inner=inner, **options)
+    found = []
+    for number, difference in enumerate(differences):
+        _meet(group, f"before {number}")
+        loop = Loop(calls_of(compiled), ddim_timesteps(STEPS), guidance=guidance)
+        found.append(_outcome(loop, difference, group.rank() == difference.rank, model, fails))
+        fails["now"] = False
+        _meet(group, f"after {number}")
+        pab_compile.reset()
+    return found
+
+
+def _outcome(
+    loop: Loop,
+    difference: Difference,
+    is_other: bool,
+    model: torch.nn.Module,
+    fails: dict[str, bool],
+) -> Outcome:
+    start = time.monotonic()
+    kind, weight = difference.kind, next(model.parameters())
+    if is_other and kind in AT_ONCE:
+        AT_ONCE[kind](loop, difference.seed)
+    if is_other and kind == "weights":
+        weight.mul_(1.5)
+    error = ""
+    try:
+        if is_other and kind == "does not call":
+            raise Cancelled("did not call")
+        for step in loop.steps():
+            if is_other and step + 1 == difference.step:
+                _change(loop, kind, fails)
+    except (pab_compile.PabError, Cancelled, ValueError) as raised:
+        error = f"{type(raised).__name__}: {raised}"
+    if is_other and kind == "weights":
+        weight.div_(1.5)
+    video = None if error else torch.stack(loop.predictions)
+    return error, time.monotonic() - start, video
+
+
+def _change(loop: Loop, kind: str, fails: dict[str, bool]) -> None:
+    """What a rank does between two steps."""
+    if kind == "cancels":
+        raise Cancelled("was cancelled")
+    if kind == "begins again":
+        Loop(loop.call, loop.timesteps, guidance=loop.guidance).run()
+    elif kind == "resets":
+        pab_compile.reset()
+    elif kind == "sleeps":
+        time.sleep(2.5)
+    elif kind == "fails inside":
+        fails["now"] = True
+    elif kind == "calls once more":
+        next(Loop(loop.call, loop.timesteps, guidance=loop.guidance).steps())
+
+
+def _meet(group: dist.ProcessGroup, where: str) -> None:
+    """Wait for all ranks, beside the groups that they may have left."""
+    store, size = dist.group.WORLD.get_group_store(), group.size()  # type: ignore[union-attr]
+    epoch = store.add(f"fuzz/{where}/{group.rank()}", 1)
+    keys = [f"fuzz/{where}/{rank}/{epoch}" for rank in range(size)]
+    store.set(keys[group.rank()], "")
+    end = time.monotonic() + 60
+    while not store.check(keys):
+        assert time.monotonic() < end, f"a rank did not come: {where}"
+        time.sleep(0.02)
