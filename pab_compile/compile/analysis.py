@@ -349,7 +349,7 @@ class Described:
         ).with_sums(self.merged, plan, self.kept_in)
 
 
-def reason_of(error: UnsupportedModelError, part: Part | None) -> str:
+def reason_of(error: PabError, part: Part | None) -> str:
     """Why a graph of several is computed at every step; ``""`` if it has no attention."""
     if isinstance(error, NoAttentionError):
         return ""

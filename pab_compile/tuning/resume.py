@@ -144,7 +144,8 @@ class Resume:
             raise ValueError(f"{content['pairing']} is no pairing of prompts")
         if bool(halves) != (pairing is not None):
             raise ValueError("it leaves guidance out, but does not say how, or the reverse")
-        content["request"].items(), len(content["sizes"])
+        if not isinstance(content["request"], dict) or not isinstance(content["sizes"], list):
+            raise ValueError("it does not say what it was tuned for")
         return Progress(row, pairing, int(content["rounds"]), int(content["calls"]))
 
 

@@ -54,7 +54,9 @@ class Work:
             self._resumed, self.calls_before = progress, progress.calls
             return Candidate(progress.row, progress.pairing, math.inf)
         if steps is not None:
-            pairings = self.pairing.choices if self.pairing is not None and half_steps else (None,)
+            pairings: list[Pairing | None] = [None]
+            if self.pairing is not None and half_steps:
+                pairings = list(self.pairing.choices)
             row = Row.of(lengths, steps, half_steps)
             tried = (
                 [self._judged(row, pairing) for pairing in pairings] if len(pairings) > 1 else []

@@ -213,7 +213,7 @@ class _Joiner:
         self._num_sizes += theirs.num_own
         own = opened.symbols[first : self._num_sizes]
         same = dict(zip(theirs.symbols, own, strict=False))
-        return lambda size: opened.size(size.expression.xreplace(same))
+        return lambda size: opened.size(size.expression.xreplace(same))  # type: ignore[arg-type]
 
     def _input(self, node: fx.Node, origin: Origin | None) -> fx.Node:
         if isinstance(origin, Made):
@@ -235,8 +235,9 @@ class _Joiner:
         return tuple(before.shape) == tuple(int(self._renumbered(size)) for size in sizes)
 
     def _renumbered(self, number: int) -> int:
-        is_other = self._number is not None and isinstance(number, Size)
-        return self._number(number) if is_other else number
+        if self._number is None or not isinstance(number, Size):
+            return number
+        return self._number(number)
 
     def _placeholder(self, node: fx.Node, origin: Origin | None) -> fx.Node:
         """A new input. All inputs come before all calls."""
