@@ -48,6 +48,16 @@ def through_views(x: torch.Tensor) -> torch.Tensor:
     return row * 2
 
 
+def through_a_picture(x: torch.Tensor) -> torch.Tensor:
+    """The stream has its channels first, and its parts are written through a view as tokens."""
+    picture = x.sin().unflatten(1, (5, 1)).movedim(-1, 1)
+    tokens = picture.flatten(2).transpose(1, 2)
+    for start, stop in ((1, 5), (0, 1)):
+        part = tokens[:, start:stop].mul_(2)
+        tokens[:, start:stop].copy_(part)
+    return picture.permute(0, 2, 3, 1).flatten(1, 2) * 2
+
+
 REPLACED: dict[str, Function] = {
     "in order": written((0, 2), (2, 5)),
     "the end first": written((2, 5), (0, 2)),
@@ -55,6 +65,7 @@ REPLACED: dict[str, Function] = {
     "the last dimension": last,
     "each part twice": twice,
     "through views": through_views,
+    "through a picture": through_a_picture,
 }
 
 
@@ -95,6 +106,14 @@ def gap_and_overlap(x: torch.Tensor) -> torch.Tensor:
     return y * 2
 
 
+def through_another_order(x: torch.Tensor) -> torch.Tensor:
+    """One part is written through a view whose rows are in another order."""
+    y = x[:, :4].sin()
+    y[:, :2].copy_(y[:, :2].exp())
+    grid = y.unflatten(1, (2, 2)).transpose(1, 2).flatten(1, 2)
+    return torch.cat([y, grid], 1) * 2
+
+
 LEFT: dict[str, Function] = {
     "a part stays": written((0, 2), (3, 5)),
     "a gap and an overlap": gap_and_overlap,
@@ -103,6 +122,7 @@ LEFT: dict[str, Function] = {
     "every second": steps,
     "another dimension": other_dimension,
     "read as a whole between two writes": read_between,
+    "rows in another order": through_another_order,
     "another layout": transposed,
 }
 
