@@ -146,13 +146,16 @@ def tiny() -> Any:
         rope_max_seq_len=32,
     )
     vae = AutoencoderKLWan(base_dim=4, z_dim=16, dim_mult=[1, 1, 1, 1], num_res_blocks=1)
-    pipe = WanPipeline(
-        tokenizer=None,
-        text_encoder=None,
-        vae=vae.eval(),
-        scheduler=UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True),
-        transformer=transformer.eval(),
-    )
+    parts: dict[str, Any] = {
+        "tokenizer": None,
+        "text_encoder": None,
+        "vae": vae.eval(),
+        "scheduler": UniPCMultistepScheduler(
+            prediction_type="flow_prediction", use_flow_sigmas=True
+        ),
+        "transformer": transformer.eval(),
+    }
+    pipe = WanPipeline(**parts)
     pipe.set_progress_bar_config(disable=True)
     return pipe
 
