@@ -32,7 +32,12 @@ def meet(peers: Peers, store: dist.Store, timeout: timedelta) -> Mesh:
     members = _members(peers, store, timeout)
     me = members.index(dist.get_rank())
     place = shared(store, members, "meetings")
-    said = _tell(place, "here", me, len(members), json.dumps([peers.tokens, peers.batch]), timeout)
+    mine = json.dumps([peers.tokens, peers.batch])
+    try:
+        said = _tell(place, "here", me, len(members), mine, timeout)
+    except RanksError:  # the next attempt is at the same meeting, to which the others may come
+        store.add(f"{_place(members, 'meetings')}/{dist.get_rank()}", -1)
+        raise
     axes = [tuple(tuple(axis) for axis in json.loads(each)) for each in said]
     mesh = dict(zip(members, axes, strict=True))
     for both in axes:
@@ -62,9 +67,13 @@ def _members(peers: Peers, store: dist.Store, timeout: timedelta) -> list[int]:
 
 def shared(store: dist.Store, ranks: Sequence[int], what: str) -> dist.Store:
     """A part of a store for some ranks. They must ask for it the same number of times."""
-    place = f"pab/{what}/{'-'.join(map(str, ranks))}"
+    place = _place(ranks, what)
     number = store.add(f"{place}/{dist.get_rank()}", 1)
     return dist.PrefixStore(f"{place}/number {number}", store)
+
+
+def _place(ranks: Sequence[int], what: str) -> str:
+    return f"pab/{what}/{'-'.join(map(str, ranks))}"
 
 
 def _tell(
@@ -72,14 +81,18 @@ def _tell(
 ) -> list[str]:
     """Tell all ranks of a shared store something. Returns what each of them tells.
 
+    A rank that gives up takes back what it told, so that no other relies on it.
     It does not block in the store, since threads of this process use it too.
     """
     keys = [f"{what}/{rank}" for rank in range(num)]
     store.set(keys[index], mine)
     end = time.monotonic() + timeout.total_seconds()
-    while not store.check(keys):
+    while not store.check(keys) or not all(store.multi_get(keys)):
         if time.monotonic() > end:
-            missing = [rank for rank, key in enumerate(keys) if not store.check([key])]
+            missing = [
+                rank for rank, key in enumerate(keys) if not (store.check([key]) and store.get(key))
+            ]
+            store.set(keys[index], "")
             raise RanksError(
                 f"Rank {', '.join(map(str, missing))} of the mesh did not call the model within "
                 f"the timeout of {timeout.total_seconds():.0f} s, or called it with another mesh. "

@@ -114,7 +114,14 @@ class Team:
         mine = [list(peers.tokens), list(peers.batch)]
         if exchanges and self._size == dist.get_world_size():  # new_group must be called by all
             mine = [sorted(axis) for axis in mine]
-            self._own = OwnGroups(mesh, self._timeout)
+            try:
+                self._own = OwnGroups(mesh, self._timeout)
+            except RuntimeError as error:
+                raise RanksError(
+                    "The ranks of the mesh could not form their groups within the timeout of "
+                    f"{self._timeout.total_seconds():.0f} s: {_in_words(error)}. A rank may have "
+                    "failed before. Start the processes anew."
+                ) from error
             names = self._own.names
         tokens, batch = (
             Ranks(len(axis), axis.index(me), name) for axis, name in zip(mine, names, strict=True)
