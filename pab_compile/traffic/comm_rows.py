@@ -111,6 +111,7 @@ def rows_of(
         tensors = [
             _closed_form(program, crossing.node, crossing.num_bytes)
             * (1 if crossing.target is not None else sympy.Symbol("N") - 1)
+            * (2 if crossing.adds_up else 1)
             for crossing in crossings
         ]
         counted = sum(convention_bytes(crossing, ranks.size) for crossing in crossings)

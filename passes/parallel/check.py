@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 
 from torch import fx
@@ -106,6 +107,8 @@ def check_exchanges(
         expected = [purpose.elements(other, ranks.rank, ranks) for other in everyone]
         if ir.is_call(node, "all_to_all_single"):
             found = [list(sizes) for sizes in (node.args[2], node.args[1])]  # type: ignore[arg-type]
+        elif ir.is_call(node, "all_reduce"):
+            found = [[math.prod(ir.shape(node) or ())] * ranks.size] * 2
         else:
             num = [(ir.shape(n) or (0,))[0] for n in (*node.all_input_nodes, node)]
             found = [[num[0]] * ranks.size, [num[1] // ranks.size] * ranks.size]

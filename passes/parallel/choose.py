@@ -181,6 +181,8 @@ def _look_at(
         )
         kind = "an op that mixes it" if site is None else f"{site.kind} attention"
         where = "gathers its keys" if detour.kept else f"runs along {detour.axis.name}"
+        if any(crossing.adds_up for crossing in detour.leaving):
+            where = "adds up the sums of all ranks"
         word = f"{kind} {where}, computed at {float(often):.0%} of the steps"
         words[word] = words.get(word, 0) + 1
     for node in layout.in_full:

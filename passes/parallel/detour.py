@@ -20,13 +20,14 @@ from torch import fx
 from pab_compile.passes.axes.attention_call import attention_call
 from pab_compile.passes.axes.table import AxisTable
 from pab_compile.passes.graph import ir
+from pab_compile.passes.graph.contractions import contraction
 from pab_compile.passes.graph.minimum_cut import minimum_cut
 from pab_compile.passes.graph.walk import in_order, results
 
 from .placement import Axis, place
 from .rules import judge
 from .shard import Shard
-from .verdict import Shards, Verdict, shape_of
+from .verdict import Shards, Verdict, first_operand, shape_of, wrap
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,15 +38,20 @@ class Crossing:
         node: the tensor.
         source: how it is sharded before.
         target: how it is sharded after; None where every rank gets all of it.
+        adds_up: whether each rank has a part of a sum, and every rank gets the whole sum. The
+            source is then how what is summed is sharded.
     """
 
     node: fx.Node
     source: Shard
     target: Shard | None
+    adds_up: bool = False
 
     @property
     def num_bytes(self) -> int:
         """Bytes of the full tensor, without the positions that every rank has."""
+        if self.adds_up:
+            return ir.num_bytes(self.node)
         replicated = self.source if not self.source.is_whole else self.target or self.source
         return ir.num_bytes(self.node) * replicated.sharded // replicated.full
 
@@ -60,7 +66,8 @@ class Detour:
         verdicts: what every op of the detour does, in graph order, core included.
         entering: tensors re-sharded before it.
         leaving: tensors re-sharded after it.
-        kept: its outputs that are already sharded along the main axis.
+        kept: its outputs that are already sharded along the main axis. Those that every rank has
+            in full have None.
     """
 
     axis: Axis
@@ -68,7 +75,7 @@ class Detour:
     verdicts: Mapping[fx.Node, Verdict]
     entering: tuple[Crossing, ...]
     leaving: tuple[Crossing, ...]
-    kept: Mapping[fx.Node, Shard] = field(default_factory=dict)
+    kept: Mapping[fx.Node, Shard | None] = field(default_factory=dict)
 
     @property
     def num_bytes(self) -> int:
@@ -149,6 +156,50 @@ def gather_keys(
     entering = tuple(Crossing(node, shards[node], None) for node in keys)
     kept = {core[0]: answer.outputs[0]}
     return Detour(main, tuple(core), {core[0]: answer}, entering, (), kept)
+
+
+def sum_up(main: Axis, node: fx.Node, shards: Shards) -> Detour | None:
+    """Plan a sum over the main axis: each rank sums up its part, and all ranks add up the sums.
+
+    Args:
+        main: the sharded axis.
+        node: an op that mixes it.
+        shards: how all values before it are sharded.
+
+    Returns:
+        A detour along the main axis itself; None if the op is no sum over it.
+    """
+    parts = _summed(node, shards)
+    mine = [shards[n] for n in node.all_input_nodes if n in shards]
+    value = ir.tensor(node)
+    if parts is None or value is None or not value.is_floating_point():
+        return None
+    if any(parts.get(n) != shards[n] for n in node.all_input_nodes if n in shards):
+        return None  # it is sharded elsewhere too
+    if not all(shard.is_whole for shard in parts.values()):
+        return None  # what all ranks have would count several times
+    verdict = Verdict((None,), {n: shard for n, shard in parts.items() if n not in shards})
+    leaving = (Crossing(node, mine[0], None, adds_up=True),)
+    return Detour(main, (node,), {node: verdict}, (), leaving, {node: None})
+
+
+def _summed(node: fx.Node, shards: Shards) -> dict[fx.Node, Shard] | None:
+    """The parts of its operands that an op sums up over the axis; None if it is no such sum."""
+    if ir.is_call(node, "sum"):
+        x = first_operand(node)
+        asked = ir.argument(node, 1, "dim")
+        dims = [asked] if isinstance(asked, int) else asked or ()
+        is_it = x in shards and shards[x].dim in [wrap(dim, len(shape_of(x))) for dim in dims]
+        return {x: shards[x]} if is_it else None
+    spec = contraction(node)
+    if spec is None or {*node.all_input_nodes} != {*spec.operands}:
+        return None
+    for places in spec.summed:
+        found = [(spec.operands[i], dim) for i, dim in places]
+        lead = next((shards[n] for n, dim in found if n in shards and shards[n].dim == dim), None)
+        if lead is not None and len({n for n, _ in found}) == len(found):
+            return {n: lead.at(dim) for n, dim in found}
+    return None
 
 
 def _judge_inside(

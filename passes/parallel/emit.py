@@ -28,16 +28,19 @@ class Exchange:
 
     Attributes:
         shape: of the full tensor.
-        source: how it is sharded before, without replicated positions.
+        source: how it is sharded before, without replicated positions; None where all ranks add up
+            what they have.
         target: how it is sharded after; None where every rank gets all of it.
     """
 
     shape: tuple[int, ...]
-    source: Shard
+    source: Shard | None
     target: Shard | None
 
     def elements(self, sender: int, receiver: int, ranks: Ranks) -> int:
         """Elements that one rank sends to another: the sender's share of the receiver's part."""
+        if self.source is None:
+            return math.prod(self.shape)
         row = math.prod(self.shape) // self.source.size
         mine = row * ranks.counts(self.source.size)[sender]
         if self.target is None:
@@ -130,6 +133,12 @@ class Emitter(Appender):
         joined = self._join(got, [(outer, count, inner) for count in counts], 1, like)
         middle = self.reshape(joined, inside, like)
         return self.cat([part for part in (low, middle, high) if part is not None], dim, like)
+
+    def add_up(self, x: fx.Node, like: fx.Node) -> fx.Node:
+        """The sum of what all ranks have, on every rank."""
+        sent = self.call(_c10d.all_reduce.default, x, "sum", self.ranks.group, like=like)
+        self.made[sent] = Exchange(ir.shape(x) or (), None, None)
+        return self.call(_c10d.wait_tensor.default, sent, like=like)
 
     def _all_to_all(
         self,

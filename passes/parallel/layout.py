@@ -20,7 +20,7 @@ from pab_compile.passes.graph.walk import fed_by, feeding
 from pab_compile.passes.sites.binding import Binding
 from pab_compile.passes.sites.mixer import Mixer
 
-from .detour import Detour, find_detour, gather_keys
+from .detour import Detour, find_detour, gather_keys, sum_up
 from .placement import Axis, describe, heads_of, place, products, token_axes
 from .rules import judge
 from .shard import Shard
@@ -201,6 +201,8 @@ class _Planner:
                 return set()
             if node not in self._is_after and node not in self._mixer_of:
                 raise _TooEarly(sharded)
+            if self._sums_up(node):
+                return set()
             core = self._core(node) if self._may_detour else (node,)
             if core[-1] is not node:  # wait until all its operands are laid out
                 self._waiting[core[-1]] = core
@@ -211,7 +213,7 @@ class _Planner:
             for inner in found.verdicts:
                 self._shards.pop(inner, None)
                 self._verdicts.pop(inner, None)
-            self._shards |= found.kept
+            self._shards |= {n: shard for n, shard in found.kept.items() if shard is not None}
             self._shards |= {c.node: c.target for c in found.leaving if c.target is not None}
             return set(core)
         is_after_all = node not in self._is_before and node not in self._mixer_of
@@ -224,6 +226,17 @@ class _Planner:
             f"The axis {self._axis.name!r} cannot be sharded over {self._num_ranks} ranks: "
             f"{describe(node)} stands in the way, since {answer}."
         )
+
+    def _sums_up(self, node: fx.Node) -> bool:
+        """Let the ranks add up their sums, if that sends less than the operands are."""
+        detour = sum_up(self._axis, node, self._shards) if self._may_detour else None
+        if detour is None:
+            return False
+        operands = sum(ir.num_bytes(n) for n in node.all_input_nodes)
+        if 2 * (self._num_ranks - 1) * ir.num_bytes(node) > operands:
+            return False
+        self._detours.append(detour)
+        return True
 
     def _core(self, node: fx.Node) -> tuple[fx.Node, ...]:
         if node not in self._mixer_of:

@@ -169,7 +169,9 @@ class _Builder:
 
     def _switch(self, x: fx.Node, crossing: Crossing, detour: Detour) -> fx.Node:
         known = len(self.purposes)
-        if crossing.target is None:
+        if crossing.adds_up:
+            switched = self._emitter.add_up(x, crossing.node)
+        elif crossing.target is None:
             switched = self._emitter.gather(x, crossing.source, crossing.node)
         else:
             switched = self._emitter.switch(x, crossing.source, crossing.target, crossing.node)

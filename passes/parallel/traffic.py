@@ -18,7 +18,12 @@ from .shard import Ranks, Shard
 
 
 def convention_bytes(crossing: Crossing, num_ranks: int) -> Fraction:
-    """Bytes per rank of one re-sharding in the papers' convention; received bytes for a gather."""
+    """Bytes per rank of one re-sharding in the papers' convention; received bytes for a gather.
+
+    A sum of all ranks counts as a ring would send it: all parts but one, twice.
+    """
+    if crossing.adds_up:
+        return Fraction(2 * (num_ranks - 1) * crossing.num_bytes, num_ranks)
     times = 1 if crossing.target is not None else num_ranks - 1
     return Fraction(crossing.num_bytes * times, num_ranks)
 
@@ -26,6 +31,8 @@ def convention_bytes(crossing: Crossing, num_ranks: int) -> Fraction:
 def sent_bytes(crossing: Crossing, ranks: Ranks) -> int:
     """Bytes that a rank sends to the others in one re-sharding."""
     source, target = crossing.source, crossing.target
+    if crossing.adds_up:
+        return round(convention_bytes(crossing, ranks.size))
     if target is None:
         return gathered_bytes(crossing.node, source, ranks)
     mine = ranks.count(source.size)

@@ -111,6 +111,8 @@ class Lockstep:
     def _collective(self, nodes: Sequence[fx.Node], operands: Sequence[Any]) -> Sequence[Any]:
         if ir.is_call(nodes[0], "wait_tensor"):
             return operands
+        if ir.is_call(nodes[0], "all_reduce"):
+            return [torch.stack(list(operands)).sum(0)] * len(operands)
         if ir.is_call(nodes[0], "all_gather_into_tensor"):
             return [torch.cat(list(operands))] * len(operands)
         assert ir.is_call(nodes[0], "all_to_all_single")
@@ -146,6 +148,7 @@ def check_generations(model: Captured, axis: str, num_ranks: int, steps: Sequenc
     gathers = len(always) * uneven
     others = (len(layout.gathers) - len(always)) * uneven
     crossings = [c for detour in layout.detours for c in (*detour.entering, *detour.leaving)]
+    crossings = [crossing for crossing in crossings if not crossing.adds_up]
     exchanges = sum(uneven or crossing.target is not None for crossing in crossings)
     parts = [
         localise(model.graph_module, layout, Ranks(num_ranks, rank)) for rank in range(num_ranks)

@@ -30,6 +30,7 @@ _IMPORTED = [
     "diffusers.models.transformers.latte_transformer_3d",
 ]
 _ALL_TO_ALL = torch.ops._c10d_functional.all_to_all_single.default
+_ALL_REDUCE = torch.ops._c10d_functional.all_reduce.default
 _ALL_GATHER = torch.ops._c10d_functional.all_gather_into_tensor.default
 
 
@@ -138,7 +139,7 @@ class Counter:
     Attributes:
         calls: all-to-alls that ran.
         sent: bytes that this rank sent to others in them.
-        gathers: gathers of equal parts that ran, in all steps.
+        gathers: gathers of equal parts, and sums of all ranks, that ran in all steps.
         gathered: bytes that it sent in them.
     """
 
@@ -152,6 +153,7 @@ class Counter:
     def __call__(self, graph_module: fx.GraphModule, _: Sequence[Any]) -> Callable[..., Any]:
         """Take a piece."""
         nodes = list(graph_module.graph.find_nodes(op="call_function", target=_ALL_TO_ALL))
+        sums = list(graph_module.graph.find_nodes(op="call_function", target=_ALL_REDUCE))
         gathers = list(graph_module.graph.find_nodes(op="call_function", target=_ALL_GATHER))
 
         def run(*args: torch.Tensor) -> Any:
@@ -162,6 +164,10 @@ class Counter:
             for node in gathers:
                 self.gathers += 1
                 self.gathered += ir.num_bytes(node.args[0]) * (int(node.args[1]) - 1)
+            for node in sums:  # as a ring of all ranks sends them
+                size = dist.get_world_size()
+                self.gathers += 1
+                self.gathered += round(2 * (size - 1) * ir.num_bytes(node) / size)
             return graph_module.forward(*args)
 
         return run

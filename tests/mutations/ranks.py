@@ -63,6 +63,13 @@ RANKS = (
         ("tests/passes/parallel/test_rules.py",),
     ),
     Mutation(
+        "passes/parallel/localise.py",
+        "a sum over the sharded axis is that of one rank",
+        "switched = self._emitter.add_up(x, crossing.node)",
+        "switched = x",
+        ("tests/passes/parallel/test_layout.py",),
+    ),
+    Mutation(
         "passes/parallel/layout.py",
         "ranks draw random numbers of their own between shards",
         "if is_after_all or (self._may_detour and not any(map(ir.is_random, core))):",

@@ -175,6 +175,32 @@ def test_an_op_without_a_rule_is_computed_in_full_between_attentions() -> None:
     check_ranks(model, layout)
 
 
+def linear_attention(
+    latents: torch.Tensor,
+    timestep: torch.Tensor,
+    w_in: torch.Tensor,
+    w_time: torch.Tensor,
+    w_q: torch.Tensor,
+    w_k: torch.Tensor,
+    w_v: torch.Tensor,
+) -> torch.Tensor:
+    """One head of linear attention: the sums over its keys are small."""
+    x = tokens_of(latents, w_in) + time_embedding(timestep, w_time)
+    x = x + attend(x, x, x)
+    q, k, v = (linear(x, weight).relu() for weight in (w_q, w_k, w_v))
+    y = q @ (k.transpose(1, 2) @ v)
+    return latents_of(x + y / (q @ k.sum(1, keepdim=True).transpose(1, 2) + 1))
+
+
+@pytest.mark.parametrize("num_ranks", [2, 3])
+def test_sums_over_tokens_are_added_up(num_ranks: int) -> None:
+    model = captured(linear_attention)
+    _, layout = laid_out(model, "t", num_ranks)
+    sums = [d for d in layout.detours if any(crossing.adds_up for crossing in d.leaving)]
+    assert [ir.op_name(detour.core[0]) for detour in sums] == ["matmul", "sum"]
+    check_ranks(model, layout)
+
+
 def test_an_op_that_draws_is_refused_with_its_line() -> None:
     with pytest.raises(ShardingError, match=r"rand_like.*\n?.*stands in the way, since it draws"):
         laid_out(strange(torch.rand_like), "t", 2)
