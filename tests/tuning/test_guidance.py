@@ -175,7 +175,6 @@ def test_guidance_that_is_no_help_is_not_left_out() -> None:
         (in_a_batch, {"steps": [0, 1, 4], "half_steps": [0]}, "not the first or the last"),
         (in_a_batch, {"steps": [0, 1, 11], "half_steps": [11]}, "not the first or the last"),
     ],
-    ids=str,
 )
 def test_guidance_that_cannot_be_left_out_is_refused(form: Any, options: Any, words: str) -> None:
     given = {"computed": None if "steps" in options else 4, **options}

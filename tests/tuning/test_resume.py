@@ -85,7 +85,6 @@ def test_without_a_file_nothing_is_written(tmp_path: Path) -> None:
         ),
         (lambda text: text.replace('"changes": [[', '"changes": [[1.0, '), "do not fit its steps"),
     ],
-    ids=str,
 )
 def test_a_file_that_was_cut_short_or_edited_is_refused(
     interrupted: Path, edit: Any, words: str
