@@ -1,4 +1,4 @@
-"""Moving digits: the data set, two small models that draw them, and a reader of the results.
+"""Moving digits: the data set, three small models that draw them, and a reader of the results.
 
 A video is one of scikit-learn's 8x8 handwritten digits that bounces through a 16x16 picture for
 8 frames. The prompt is the digit. It enters the model as a few tokens of a fixed table, whose row
