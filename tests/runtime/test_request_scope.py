@@ -75,6 +75,9 @@ def test_eight_requests_in_turn_are_as_if_each_were_alone(compiled: Any) -> None
     requests = [Request(number) for number in range(8)]
     for request in in_turn(requests):
         request.run_step(compiled)
+    stats = pab_compile.stats(compiled)
+    assert stats.steps == max(len(request.timesteps) for request in requests)
+    assert sum(stats.reused.values()) > 0
     for request, wanted in zip(requests, expected, strict=True):
         assert torch.equal(request.latents, wanted), request.number
         request.scope.close()
