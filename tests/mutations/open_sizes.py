@@ -99,8 +99,8 @@ OPEN_SIZES = (
     Mutation(
         "pab_compile/compile/parts.py",
         "graphs of a forward have other cache entries behind a graph of all sizes",
-        "_identity_of(closed_at(part.graph_module, sizes), origins)",
-        "_identity_of(part.graph_module, origins)",
+        "_identity_of(closed_at(part.graph_module, sizes), place)",
+        "_identity_of(part.graph_module, place)",
         ("tests/compile/test_open_sizes.py",),
     ),
 )
