@@ -14,7 +14,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 
-from .atoms import Atom, Dim, Origin, leaves, like, root, size, sources
+from .atoms import Atom, Dim, Origin, leaves, like, root, shown, size, sources
 
 
 def split(atom: Atom, outer: int) -> None:
@@ -207,7 +207,23 @@ def regroup(dims: Sequence[Dim], shape: Sequence[int]) -> list[Dim] | None:
         while flat and flat[0][0].size == 1 and _keeps_unit(current, flat, num, remaining):
             current.append(flat.pop(0))
         out.append(tuple(atom for atom, _ in current))
-    return out
+    tops = [root(atom) for dim in dims for atom in dim]
+    return [_folded(dim, [top for top in tops if top.factors and top.parts]) for dim in out]
+
+
+def _folded(dim: Dim, tops: Sequence[Atom]) -> Dim:
+    """A product in which split concatenations that are whole again are what they were.
+
+    Their factors no longer show where one part ends and the next one begins.
+    """
+    for top in tops:
+        factors = leaves((top,))
+        num = len(factors)
+        for at in range(len(dim) - num + 1):
+            if dim[at : at + num] == factors:
+                dim = (*dim[:at], top, *dim[at + num :])
+                break
+    return dim
 
 
 def regroup_loosely(dims: Sequence[Dim], shape: Sequence[int]) -> tuple[list[Dim], Dim]:
@@ -332,7 +348,11 @@ def unify(left: Dim, right: Dim) -> bool:
 
 
 def _merge(left: Atom, right: Atom) -> bool:
-    """Unify two whole atoms of one size."""
+    """Unify two whole atoms of one size.
+
+    An atom that shows the other was picked from it, perhaps among other axes. These others tell
+    nothing about it.
+    """
     left, right = root(left), root(right)
     if left is right:
         return True
@@ -349,6 +369,8 @@ def _merge(left: Atom, right: Atom) -> bool:
             _add_origins(part, gone.origins)
     if root(keep) is not keep or root(gone) is not gone or keep is gone:
         return agreed
+    both = ((keep, gone), (gone, keep))
+    shows = tuple(a for atom, other in both if other not in shown(atom.shows) for a in atom.shows)
     gone.parent = keep
     keep.origins |= gone.origins
     keep.whole = keep.whole or gone.whole
@@ -356,7 +378,7 @@ def _merge(left: Atom, right: Atom) -> bool:
     keep.feature |= gone.feature
     keep.contracted |= gone.contracted
     keep.summed |= gone.summed
-    keep.shows += tuple(atom for atom in gone.shows if root(atom) is not keep)
+    keep.shows = shows
     return agreed
 
 

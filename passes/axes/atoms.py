@@ -105,6 +105,17 @@ def sources(dim: Iterable[Atom]) -> set[int]:
     return {origin.source for atom in leaves(dim) for origin in atom.origins}
 
 
+def shown(dim: Iterable[Atom]) -> set[Atom]:
+    """Atoms of a dimension, those that these show, and so on."""
+    todo, found = list(leaves(dim)), set[Atom]()
+    while todo:
+        atom = todo.pop()
+        if atom not in found:
+            found.add(atom)
+            todo += leaves(atom.shows)
+    return found
+
+
 def copier(new_size: Callable[[Atom], int | None]) -> Callable[[Dim], Dim]:
     """A function that copies dimensions and gives some of their atoms another size.
 

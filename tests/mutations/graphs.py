@@ -111,6 +111,13 @@ GRAPHS = (
         ("tests/passes/axes",),
     ),
     Mutation(
+        "passes/axes/algebra.py",
+        "tokens are named after the batch that they were picked from",
+        "if other not in shown(atom.shows)",
+        "if other is not None",
+        ("tests/passes/axes/test_parts.py",),
+    ),
+    Mutation(
         "passes/axes/input_roles.py",
         "a condition with a word of latents in its name is denoised in the place of the latents",
         "        return USUAL_NAME\n    return int(",

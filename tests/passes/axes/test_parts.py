@@ -83,6 +83,17 @@ def test_frames_concatenated_in_packed_form_can_be_unpacked() -> None:
     assert named(model, reference=(2, 4, 2, 8, 12)) == "b, t, h*w, c"
 
 
+def test_a_view_that_splits_a_concatenation_leaves_its_parts_to_other_views() -> None:
+    def model(latents, prompt):
+        both = torch.cat([prompt, tokens(latents)], 1)
+        pooled = both.view(2, 5, 59, 4).mean(2)
+        again = both.unflatten(2, (2, 2)).flatten(2)
+        return pooled, again[:, 7:]
+
+    expected = "b, text*t*h*w, c | b, t*h*w, c"
+    assert named(model) == expected
+
+
 def test_padding_is_cut_off_again() -> None:
     def model(latents):
         padded = F.pad(latents, (0, 0, 1, 2))
@@ -134,6 +145,16 @@ def test_rows_scattered_into_a_sequence_bring_their_axis() -> None:
 
     assert named(copied, w_in=(4, 4)) == "b, text*t*h*w, c"
     assert named(put, w_in=(4, 4)) == "text*t*h*w, c"
+
+
+def test_rows_that_were_picked_from_two_axes_in_one_name_neither_by_the_other() -> None:
+    def model(latents, prompt, chosen, w_in):
+        x = (prompt @ w_in)[None] + latents[:, None, :, 0, 0, 0]
+        rows = torch.zeros(7, 4).index_add(0, chosen, x.flatten(0, 1)[chosen])
+        return x + rows.view(x.shape)
+
+    shapes = {"latents": (1, 4, 3, 8, 12), "prompt": (7, 4), "w_in": (4, 4)}
+    assert named(model, chosen=torch.arange(2), **shapes) == "b, text, c"
 
 
 def test_an_index_put_of_pairs_of_positions_keeps_the_axes_it_writes_to() -> None:
