@@ -233,8 +233,9 @@ class LaneStep:
 
         Other causes have notes of their own.
         """
-        source, generation = self._decisions[site].source, self._generation
-        if self.reused[site] or source is None or self._cached[site] is not None:
+        decision, generation = self._decisions[site], self._generation
+        source, is_missed = decision.source, decision.reuses and not self.reused[site]
+        if not is_missed or source is None or self._cached[site] is not None:
             return False
         is_kept = self._kept is None or site in self._kept or self._transfers is not None
         is_told = generation.is_switched or bool(generation.lanes.stepping)

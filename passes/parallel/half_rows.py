@@ -7,6 +7,7 @@ It takes the inputs of the whole batch and yields the outputs of one half::
     return %out                           ...
                                           return %out
 
+What reads no latents, such as the modulation, is computed for all rows.
 That no op mixes the halves is shown op by op, as for ranks that share a batch (``split_batch``).
 """
 

@@ -85,7 +85,7 @@ COMPILING = (
     Mutation(
         "pab_compile/compile/lane_step.py",
         "the end of a stretch is cached in the place of the difference",
-        "kept.append(self._executor.kept(change, is_new=True, is_narrow=is_narrow))",
+        "kept.append(self._executor.kept(change, is_new=True, is_narrow=self._is_narrow))",
         "kept.append(self._executor.kept(tensor, is_new=True))",
         ("tests/compile/test_reuse_cost.py",),
     ),

@@ -42,6 +42,16 @@ def test_a_model_that_is_compiled_again_says_from_which_step_on(first: int) -> N
     assert notes_of(model, 0) == ()
 
 
+def test_where_all_would_compute_anyway_nothing_is_said() -> None:
+    model = Switched().eval().requires_grad_(False)
+    run = compiled(model, {"full": 2, "cross": 2})
+    for step, inputs in enumerate(calls()):
+        model.doubles = step >= 2
+        with pab_compile.step(step, NUM_STEPS):
+            run(*inputs)
+    assert pab_compile.stats(run).notes == ()
+
+
 def test_of_several_graphs_those_that_are_new_are_named() -> None:
     model = Layers().eval().requires_grad_(False)
     run = compiled_pab(model, **FLOOR)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -117,7 +118,7 @@ def test_the_compiled_model_does_what_was_rehearsed(form: Any, tmp_path: Path) -
     torch.testing.assert_close(actual, expected, atol=1e-5, rtol=1e-5)
     seen = pab_compile.stats(compiled)
     assert seen.notes == ()
-    assert seen.timeline.strips() == ["CCp~p~pp~ppp"]
+    assert seen.timeline.strips() == ["CCp~pCpp~ppp"]
 
 
 def test_guidance_is_left_out_where_that_is_nearer_and_the_table_says_so() -> None:
@@ -139,16 +140,17 @@ def test_without_two_prompts_the_table_says_that_both_compute() -> None:
     )
 
 
-def test_guidance_that_is_no_help_is_not_left_out() -> None:
+def test_guidance_that_is_no_help_is_not_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Then the error of one prompt weighs as much as that of both.
+    monkeypatch.setattr(sys.modules[__name__], "SCALE", 50.0)
+
     class Rough(Guided):
-        """Nobody can tell its guidance difference from those of other steps."""
+        """Of neither prompt can its output be told from that of other steps or of the other."""
 
         def forward(self, latents: Any, timestep: Any, prompt: Any) -> torch.Tensor:
             generator = torch.Generator().manual_seed(int(100 * timestep[0]))
-            noise = torch.randn(1, 4, 5, 6, generator=generator)
-            return super().forward(latents, timestep, 0 * prompt) + noise * prompt.reshape(
-                -1, 1, 1, 1
-            )
+            free, prompted = torch.randn(2, 1, 4, 5, 6, generator=generator)
+            return torch.where(prompt.reshape(-1, 1, 1, 1) > 0, prompted, free) + 0 * latents
 
     tuned = tune(Rough(), in_a_batch, computed=8)
     assert tuned.plan.guidance is None
