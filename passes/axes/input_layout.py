@@ -13,7 +13,7 @@ from torch import fx
 from pab_compile.passes.errors import StatedAxesError, UnsupportedModelError
 from pab_compile.passes.graph import ir
 
-from .atoms import Atom, Dim, leaves, shown, size, sources
+from .atoms import Atom, Dim, leaves, size, sources
 from .input_roles import is_text, sounds_like_latents
 from .names import BATCH, CHANNEL, PACKED, VIDEO, Namer
 from .stated import by_entry
@@ -72,10 +72,7 @@ def find_latents(
         )
     projected = {i for _, dims in trace.projected for dim in dims for i in sources(dim)}
 
-    # An axis of the output may only show those of the latents, as where tokens change their order.
-    seen = [[sources(shown(dim)) for dim in trace.of(node)] for node in outputs]
-
-    def likeness(number: int) -> tuple[int, int, bool, int, int, int]:
+    def likeness(number: int) -> tuple[int, bool, int, int, int]:
         mine = [size(dim) for dim in trace.of(inputs[number])]
         traced = [sum(number in sources(dim) for dim in trace.of(node)) for node in outputs]
         alike = [
@@ -84,8 +81,7 @@ def find_latents(
             if len(trace.of(node)) == len(mine)
         ]
         named = sounds_like_latents(ir.source(inputs[number]))
-        best = max(sum(number in found for found in dims) for dims in seen), max(traced)
-        return *best, number in projected, max(alike, default=-1), named, -number
+        return max(traced), number in projected, max(alike, default=-1), named, -number
 
     return max(candidates, key=likeness)
 

@@ -88,7 +88,10 @@ def _view_of(node: fx.Node, views: dict[fx.Node, _View]) -> _View | None:
     if not ir.is_call(node, *_IN_ORDER, *REORDERS):
         return None
     operand, shape = node.all_input_nodes[0], ir.shape(node)
-    if shape is None or ir.shape(operand) is None:
+    before, now = ir.tensor(operand), ir.tensor(node)
+    if before is None or now is None or shape is None:
+        return None
+    if before.dtype != now.dtype:  # the same bits as other numbers
         return None
     source = views.get(operand) or _View.of(operand)
     if ir.is_call(node, *REORDERS):

@@ -256,7 +256,10 @@ def _sizes_of(
     if len(tensors) != len(inputs):
         return None
     for example, node in zip(tensors, inputs, strict=True):
-        for number, size in zip(example.shape, ir.shape(node) or (), strict=True):
+        shape = ir.shape(node) or ()
+        if len(shape) != example.ndim:  # a graph of other code
+            return None
+        for number, size in zip(example.shape, shape, strict=True):
             if isinstance(number, torch.SymInt) and number.node.expr.is_Symbol:
                 shown[str(number.node.expr)] = int(size)
     sizes = [shown[name] for name in where.names]

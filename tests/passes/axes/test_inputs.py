@@ -121,17 +121,6 @@ def test_the_latents_are_the_input_whose_axes_the_output_has() -> None:
     assert (ir.source(table.latents), outputs) == ("latents", ["b, s, c"])
 
 
-def test_tokens_in_another_order_are_still_those_of_the_latents() -> None:
-    def model(first, second, history, order, w_in):
-        x = (torch.stack([first, second]).flatten(2).mT @ w_in)[:, order]
-        return torch.cat([history @ w_in, x], 1)[:, 3:][:, order].view(2, 2, 2, 3, 4)
-
-    shapes = {"first": (4, 2, 2, 3), "second": (4, 2, 2, 3), "history": (2, 3, 4), "w_in": (4, 4)}
-    table, outputs = inferred(model, order=torch.arange(12).flip(0), **shapes)
-    assert ir.source(table.latents) == "first"
-    assert outputs == ["b, t*h*w, t*h*w, t*h*w, c"]
-
-
 def test_packed_tokens_that_are_split_are_frame_major() -> None:
     def model(latents, w_in):
         x = F.linear(latents, w_in).reshape(2, 3, 96, 4)

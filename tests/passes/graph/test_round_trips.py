@@ -25,6 +25,8 @@ OTHER: dict[str, Function] = {
     ),
     "halves exchanged": lambda y: y.unflatten(1, (2, 3)).flip(1).flatten(1, 2),
     "another way back": lambda y: y.reshape(2, 4, 6).mT,
+    "bits as whole numbers": lambda y: y.view(torch.int32).view(torch.int32) / 2**20,
+    "bits as more numbers": lambda y: y.view(torch.uint8).view(torch.float32).flip(1),
     "the batch exchanged": lambda y: y.reshape(2, 2, 3, 4).transpose(0, 1).reshape(2, 6, 4),
 }
 
