@@ -60,6 +60,7 @@ class _Worker:
 
 
 _worker = _Worker()
+_asking = threading.Lock()
 
 
 def wait_for_background() -> None:
@@ -99,8 +100,9 @@ class WarmingFunction(LazyFunction):
         """
         if self._error is not None:
             raise self._error
-        if not self._is_asked:
-            self._is_asked = True
+        with _asking:  # threads that call it first together compile it once
+            is_first, self._is_asked = not self._is_asked, True
+        if is_first:
             self._submit(self._prepare(args), _device_of(args))
         return self
 

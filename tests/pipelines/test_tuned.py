@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -26,14 +27,20 @@ def can_be_tuned(case: Case) -> bool:
     return case.generations == 1 and not case.stepping and case.name != "Wan 2.2, image to video"
 
 
+def each_case(test: Callable[..., None]) -> Callable[..., None]:
+    """Runs a test for every pipeline of the suite that can be tuned."""
+    cases = [case for case in CASES.values() if case.in_suite and can_be_tuned(case)]
+    for mark in (
+        pytest.mark.filterwarnings("ignore:In CPU autocast"),
+        pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning"),
+        pytest.mark.parametrize("case", cases, ids=lambda case: case.name),
+    ):
+        test = mark(test)
+    return test
+
+
 @pytest.mark.sample("Wan")
-@pytest.mark.filterwarnings("ignore:In CPU autocast")
-@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
-@pytest.mark.parametrize(
-    "case",
-    [case for case in CASES.values() if case.in_suite and can_be_tuned(case)],
-    ids=lambda case: case.name,
-)
+@each_case
 def test_a_pipeline_runs_the_weights_that_were_rehearsed(case: Case, tmp_path: Path) -> None:
     pipe = case.build()
     rehearsal = Rehearsal(lambda seed, n: case.generate(pipe, n, seed), pipe.transformer)
@@ -54,13 +61,7 @@ def test_a_pipeline_runs_the_weights_that_were_rehearsed(case: Case, tmp_path: P
 
 
 @pytest.mark.long
-@pytest.mark.filterwarnings("ignore:In CPU autocast")
-@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
-@pytest.mark.parametrize(
-    "case",
-    [case for case in CASES.values() if case.in_suite and can_be_tuned(case)],
-    ids=lambda case: case.name,
-)
+@each_case
 def test_a_pipeline_leaves_guidance_out_as_it_was_rehearsed(case: Case, tmp_path: Path) -> None:
     pipe = case.build()
     rehearsal = Rehearsal(lambda seed, n: case.generate(pipe, n, seed), pipe.transformer)
