@@ -255,7 +255,8 @@ def _compile_contexts(model: Any) -> Iterator[Any]:
     """Where Dynamo stores the backend: on the wrapper module, or in the closure of the call."""
     yield getattr(model, "dynamo_ctx", None)
     own_forward = getattr(model, "__dict__", {}).get("forward")
-    for call in (getattr(model, "_compiled_call_impl", None), model, own_forward):
+    compiled = getattr(model, "_compiled_call_impl", None)
+    for call in (compiled, getattr(compiled, "__wrapped__", None), model, own_forward):
         if call is model and not hasattr(model, "_torchdynamo_orig_callable"):
             continue
         for cell in getattr(call, "__closure__", None) or ():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
@@ -14,7 +15,7 @@ from pab_compile.errors import OFFER, InvariantError, PabError, UnsupportedModel
 from pab_compile.options import Options
 from pab_compile.passes.axes.stated import by_entry, names_of
 from pab_compile.passes.graph import ir
-from pab_compile.passes.graph.flops import count_flops
+from pab_compile.passes.graph.flops import count_flops, node_flops
 from pab_compile.passes.graph.join import Joined, Part, join
 from pab_compile.passes.graph.number_inputs import sounds_like_time
 from pab_compile.passes.pipeline import FindSites, recognition
@@ -200,9 +201,11 @@ def finding(
         kept_in: the dtype that outputs are kept in; None as they are.
     """
     nodes = part.graph_module.graph.nodes if part else ()
-    flops = count_flops(nodes)
     if program is None:
-        return Finding(num_nodes=len(nodes), total_flops=flops, reason=reason)
+        return Finding(num_nodes=len(nodes), total_flops=count_flops(nodes), reason=reason)
+    costs = Costs.of(program, plan, alone)
+    is_same = part is not None and part.graph_module is program.graph_module
+    flops = costs.total if is_same else count_flops(nodes)
     found = Finding(
         sites=tuple(describe_site(site, plan, kept_in) for site in program.sites),
         num_nodes=len(nodes),
@@ -214,7 +217,7 @@ def finding(
         cache_bytes=cache_bytes(program.sites, plan, kept_in),
         reason=reason,
     )
-    return with_flops(found, program, plan, alone)
+    return with_flops(found, costs, program.sites, plan)
 
 
 def untraced_finding(
@@ -262,17 +265,16 @@ def only_hoists(program: Program, plan: Plan) -> bool:
     return count_flops(n for n in ir.calls(program.graph_module.graph) if n in hoisted) > 0
 
 
-def with_flops(found: Finding, program: Program, plan: Plan, alone: bool = True) -> Finding:
+def with_flops(found: Finding, costs: Costs, sites: Sequence[Site], plan: Plan) -> Finding:
     """A finding, with the operations of a step that reuses all sites that the plan may reuse.
 
     Args:
         found: the finding.
-        program: the graph before it is cut into branches. Its sites are merged if they coalesce.
+        costs: of the graph before it is cut into branches.
+        sites: its sites. They are merged if they coalesce.
         plan: the plan.
-        alone: whether the graph is the whole forward.
     """
-    costs = Costs.of(program, plan, alone)
-    return replace(found, reuse_flops=costs.of_reuse(program.sites, plan))
+    return replace(found, reuse_flops=costs.of_reuse(sites, plan))
 
 
 @dataclass(frozen=True)
@@ -301,12 +303,12 @@ class Costs:
         graph = program.graph_module.graph
         branched = [site for site in program.sites if has_branch(site, plan)]
         runs_for = sites_of_calls(graph, branched)
-        calls: dict[frozenset[str], list[fx.Node]] = {}
-        for node in ir.calls(graph):
-            if node in runs_for:
-                calls.setdefault(runs_for[node], []).append(node)
-        needed = {names: count_flops(nodes) for names, nodes in calls.items()}
-        return Costs(count_flops(graph.nodes), needed, not alone and only_hoists(program, plan))
+        needed: Counter[frozenset[str] | None] = Counter()
+        for node in graph.nodes:
+            needed[runs_for.get(node)] += node_flops(node)
+        total = needed.total()
+        spared = {names: num for names, num in needed.items() if names is not None}
+        return Costs(total, spared, not alone and only_hoists(program, plan))
 
     def of_reuse(self, sites: Sequence[Site], plan: Plan) -> int:
         """Operations of a step that reuses all sites that a plan may reuse.

@@ -127,7 +127,7 @@ def _compiled(part: Part, request: Request, settings: Settings) -> Runnable:
     probed = _probed(program, part, executor, kept_bytes, settings.options)
     found = replace(found, notes=(*found.notes, *program.sharding, *program.coalesced))
     is_exact = program.num_apart == 0
-    adopting = _adopting(request, settings, found, before, merged, is_exact)
+    adopting = _adopting(request, settings, found, before, merged, None, is_exact)
     compilation = settings.compilation
     compiled = CompiledProgram(part, found, executor, roles, compilation, probed, adopting)
     if opened is None:
@@ -144,11 +144,14 @@ def _compiled(part: Part, request: Request, settings: Settings) -> Runnable:
         then = replace(merged, sites=tuple(map(measured, merged.sites)))
         dtype = settings.options.keeping.dtype
         shown = finding(part, now, settings.plan, alone=request.alone, kept_in=dtype)
-        shown = _merged_finding(shown, then, request, settings)
+        costs = Costs.of(then, settings.plan, request.alone)
+        if settings.options.coalesce:
+            shown = shown.with_sums(then.sites, settings.plan, dtype)
+            shown = with_flops(shown, costs, then.sites, settings.plan)
         pairs = zip(merged.sites, then.sites, strict=True)
         said = {merged_line(site): merged_line(resized) for site, resized in pairs if site.parts}
         shown = replace(shown, notes=tuple(said.get(note, note) for note in found.notes))
-        adopting = _adopting(request, settings, shown, now, then, is_exact)
+        adopting = _adopting(request, settings, shown, now, then, costs, is_exact)
         resized = executor.at(sizes, then.sites, place_of(origins, request.turn))
         placed = placed_at(part, sizes, origins, request.alone)
         return CompiledProgram(placed, shown, resized, roles, compilation, None, adopting)
@@ -163,13 +166,14 @@ def _adopting(
     found: Finding,
     before: Program,
     merged: Program,
+    costs: Costs | None,
     is_exact: bool,
 ) -> Adopting | None:
     """What takes over an exchanged plan; None if the plan is fixed."""
     if settings.live is None or request.form is None:
         return None
-    costs = Costs.of(merged, settings.plan, request.alone)
     keeping = settings.options.keeping
+    costs = costs or Costs.of(merged, settings.plan, request.alone)
     described = Described(found, before.sites, merged.sites, costs, keeping.dtype)
     fitting = before.sites if request.alone else ()
     return Adopting(settings.live, request.form, fitting, is_exact, described.under)
@@ -299,7 +303,7 @@ def _sharded_and_coalesced(
     if coalesces and grid is not None:  # operations are those of the whole model
         whole = coalesce(program.graph_module, program.sites, plan.pattern)
         merged = replace(program, graph_module=whole.graph_module, sites=whole.sites)
-        found = with_flops(found, merged, plan)
+        found = with_flops(found, Costs.of(merged, plan, alone=True), merged.sites, plan)
     if grid is not None:
         refuse_own_exchanges(program.graph_module.graph)
         run_passes(program, _sharding(grid, plan, options.shard), dumper.watch)
@@ -312,18 +316,9 @@ def _sharded_and_coalesced(
             lambda: [site.to_json() for site in found.sites], lambda: site_boxes(found.sites)
         )
     is_whole = coalesces and grid is None
-    return _merged_finding(found, program, request, settings) if is_whole else found
-
-
-def _merged_finding(
-    found: Finding, merged: Program, request: Request, settings: Settings
-) -> Finding:
-    """The finding, with what the sums of a graph take and save."""
-    if not settings.options.coalesce:
+    if not is_whole:
         return found
-    dtype = settings.options.keeping.dtype
-    found = found.with_sums(merged.sites, settings.plan, dtype)
-    return with_flops(found, merged, settings.plan, request.alone)
+    return with_flops(found, Costs.of(program, plan, request.alone), program.sites, plan)
 
 
 def _rewrite(

@@ -12,6 +12,7 @@ import torch
 from torch import fx
 
 from pab_compile.compile.analysis import (
+    Costs,
     Known,
     analyse,
     finding,
@@ -263,7 +264,7 @@ class Survey:
                 notes=(*found.notes, *merged.lines),
             ).with_sums(merged.sites, self._plan, self._options.keeping.dtype)
             cut = replace(program, graph_module=merged.graph_module, sites=merged.sites)
-            found = with_flops(found, cut, self._plan, alone)
+            found = with_flops(found, Costs.of(cut, self._plan, alone), cut.sites, self._plan)
             sites = merged.sites
         if self._options.keeping.budget is not None:
             self._claims += claims_of(sites, self._plan, self._options.keeping.dtype)

@@ -12,6 +12,7 @@ from pab_compile.options import Options, read_options
 from pab_compile.plans.levels import DEFAULT
 from pab_compile.plans.live import LivePlan
 
+from .buckets import read_buckets
 from .choose import RULE, SHAPE, choice_of
 from .find import find_denoisers
 from .handle import Handle
@@ -24,6 +25,8 @@ def enable(
     level: str | None = None,
     *,
     options: Options | Mapping[str, Any] | str | Path | None = None,
+    dynamic: bool | None = None,
+    buckets: Mapping[str, Any] | None = None,
     **more: Any,
 ) -> Handle:
     """Compile every denoising module of a pipeline, or one module, in place.
@@ -36,6 +39,10 @@ def enable(
         level: ``quality``, ``balanced``, ``fast`` or ``ultra``, the name of a preset, or ``off``.
             None: ``balanced``, unless ``ranges`` or ``plan`` is given.
         options: options of the backend, as for ``torch.compile``. ``level`` may be among them.
+        dynamic: as for ``torch.compile``. None: a size is left open once it has changed. False:
+            every size has pieces of its own.
+        buckets: name of a prompt input -> number. Its tokens are padded to a multiple of this, and
+            masked. Or (number, name of the mask). With ``dynamic=False`` few lengths are compiled.
         **more: options by their names. They replace those of ``options``.
 
     Returns:
@@ -48,6 +55,8 @@ def enable(
     """
     given = {**read_options(options), **more}
     named = given.pop("level", None)
+    buckets = given.pop("buckets", None) if buckets is None else buckets
+    dynamic = given.pop("dynamic", None) if dynamic is None else dynamic
     level = named if level is None else level
     rule = {name: given.pop(name) for name in RULE if name in given}
     if rule and level is not None:
@@ -67,7 +76,8 @@ def enable(
     pipeline = _reference(target)
     live = LivePlan(choice, lambda: _timesteps(pipeline()))
     compiling = {name: value for name, value in given.items() if name not in SHAPE}
-    return Handle(modules, live, given, {**compiling, "plan": live})
+    padding = {} if buckets is None else read_buckets(buckets)
+    return Handle(modules, live, given, {**compiling, "plan": live}, dynamic, padding)
 
 
 def _reference(target: Any) -> Callable[[], Any]:

@@ -16,9 +16,8 @@ from pab_compile.runtime.last_runs import stats
 from pab_compile.runtime.stats import RunStats
 
 from .bring_weights import bring_weights
+from .buckets import COMPILED_CALL, Bucket, Padding
 from .choose import choice_of
-
-_SLOT = "_compiled_call_impl"
 
 
 class Handle:
@@ -34,6 +33,11 @@ class Handle:
         live: their plan.
         given: the options of the handle. They replace those of a level or a preset.
         options: what ``torch.compile`` gets.
+        dynamic: likewise.
+        buckets: how prompts are padded, by the names of the inputs.
+
+    Raises:
+        OptionError: a module has no such input, or no mask for it.
     """
 
     def __init__(
@@ -42,17 +46,22 @@ class Handle:
         live: LivePlan,
         given: Mapping[str, Any],
         options: Mapping[str, Any],
+        dynamic: bool | None,
+        buckets: Mapping[str, Bucket],
     ) -> None:
         self._modules = dict(modules)
         self._live = live
         self._given = dict(given)
-        self._was_set = {role: _SLOT in vars(module) for role, module in modules.items()}
+        self._was_set = {role: COMPILED_CALL in vars(module) for role, module in modules.items()}
         self._is_enabled = True
         self._undo = ExitStack()
+        paddings = [Padding(module, buckets) for module in self._modules.values() if buckets]
         for module in self._modules.values():
             bring_weights(module, self._undo)
         for module in self._modules.values():
-            module.compile(backend="pab", options=dict(options))
+            module.compile(backend="pab", options=dict(options), dynamic=dynamic)
+        for padding in paddings:
+            padding.attach()
 
     @property
     def modules(self) -> tuple[str, ...]:
@@ -150,9 +159,9 @@ class Handle:
         self._undo.close()
         for role, module in self._modules.items():
             if self._was_set[role]:
-                setattr(module, _SLOT, None)
+                setattr(module, COMPILED_CALL, None)
             else:
-                delattr(module, _SLOT)
+                delattr(module, COMPILED_CALL)
 
     def __repr__(self) -> str:
         """What is compiled, and the plan."""

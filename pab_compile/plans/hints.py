@@ -42,6 +42,8 @@ def option_meant(name: Any, value: Any, known: Iterable[str]) -> str:
         return f' A kind belongs to ranges: options={{"ranges": {{{name!r}: {value!r}}}}}.'
     if name == "level":
         return " A level is an argument of pab_compile.enable: enable(pipe, level)."
+    if name == "buckets":
+        return " It is an argument of pab_compile.enable: enable(pipe, buckets=...)."
     if name in ("backend", "fullgraph", "dynamic"):
         return f" It is an argument of torch.compile itself: torch.compile(model, {name}=...)."
     return near_miss(name, known)

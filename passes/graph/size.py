@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import sympy
 
 Operation = Callable[[Any, Any], Any]
+_MAX_SIZES = 8  # of which numbers are remembered
 
 
 class Condition(NamedTuple):
@@ -46,6 +47,7 @@ class Conditions:
         self.given = tuple(given)
         self.found: dict[Condition, None] = {}
         self._made: dict[tuple[Any, ...], int] = {}
+        self._numbers: dict[tuple[int, ...], dict[sympy.Expr, int]] = {}
 
     def size(self, expression: sympy.Expr) -> int:
         """The number of an expression. It remembers the expression, unless that is a number."""
@@ -60,8 +62,16 @@ class Conditions:
         """The number of an expression for other sizes."""
         if isinstance(expression, int):
             return int(expression)
-        known = dict(zip(self.symbols, map(sympy.Integer, sizes), strict=True))
-        return int(expression.xreplace(known))  # type: ignore[arg-type]
+        key = tuple(sizes)
+        numbers = self._numbers.get(key)
+        if numbers is None:
+            if len(self._numbers) >= _MAX_SIZES:
+                self._numbers.clear()
+            numbers = self._numbers[key] = {}
+        if expression not in numbers:
+            known = dict(zip(self.symbols, map(sympy.Integer, key), strict=True))
+            numbers[expression] = int(expression.xreplace(known))  # type: ignore[arg-type]
+        return numbers[expression]
 
     def hold(self, sizes: Sequence[int], start: int = 0) -> bool:
         """Whether all comparisons, from one on, have the same results for other sizes."""

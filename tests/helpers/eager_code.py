@@ -85,7 +85,8 @@ class Dit(nn.Module):
         self.patch, self.time, self.last = (nn.Linear(n, WIDTH) for n in (4, 8, WIDTH))
 
     def embed(self, timestep: torch.Tensor) -> torch.Tensor:
-        return self.time((timestep[:, None].float() / 100 * torch.arange(8)).sin())[:, None]
+        waves = (timestep[:, None].float() / 100 * torch.arange(8)).sin()
+        return self.time(waves.to(self.time.weight.dtype))[:, None]
 
     def block(self, x: torch.Tensor, context: torch.Tensor) -> torch.Tensor:
         x = x + self.full(x, x)
