@@ -9,7 +9,7 @@ import torch
 from torch import fx
 from torch.utils.flop_counter import FlopCounterMode
 
-from pab_compile.passes.graph import ir
+from pab_compile.passes.graph.origin import module_path
 
 from .flex import counting_flex_attention
 
@@ -45,7 +45,7 @@ class Blocks:
         """
         if not node.meta.get("nn_module_stack"):
             return True
-        path = ir.module_path(node)
+        path = module_path(node)
         found = [path] if path in self._paths else []
         if not is_one_graph:
             found += [name for name in self._paths if name.endswith(f".{path}")]

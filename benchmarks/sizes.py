@@ -1,7 +1,7 @@
 """What another size costs: processor time of the first generation of every size in turn.
 
-    python -m benchmarks.sizes                  # prints a table per model
-    python -m benchmarks.sizes Wan --blocks 8   # of this model only, with fewer blocks
+    python -m benchmarks.sizes                  # prints a table per model: of RUNS
+    python -m benchmarks.sizes Wan --blocks 8   # of this model only, with so many blocks
     python -m benchmarks.sizes --write          # and writes benchmarks/results/sizes.md
     python -m benchmarks.sizes --steady         # only how fast pieces for all sizes are
 
@@ -9,7 +9,8 @@ The models are narrow, with random weights. Prompt lengths and aspect ratios com
 is `torch.compile(model)` with the same inner compiler, and *pab* is `linear3`. Every first
 generation is given in seconds of processor time of the whole process, on one thread. *again* is the
 same generation a second time, so the difference is what the new size costs. *compiled* says how
-many graphs were captured for this size.
+many graphs were captured for this size. *Further sizes* are those for which neither Dynamo nor the
+library traced anything.
 
 *Steady* is what pieces for all sizes cost later: their processor time at the last size, divided by
 that of pieces for this size alone (`dynamic=False`). Generations of both alternate. It is the
@@ -48,6 +49,7 @@ HEAD = [
 
 
 NAMES = ("Wan", "Flux")
+RUNS = (("Wan", 40, "eager"), ("Flux", 40, "eager"), ("Wan", 4, "inductor"))
 HEAD_DIM = 16
 
 
@@ -105,6 +107,8 @@ def table(name: str, blocks: int, inner: str, console: Console) -> list[str]:
     pab = torch.compile(model, backend="pab", options=options)
     stock = torch.compile(model, backend=inner)
     lines = []
+    costs: list[float] = []
+    ratios: list[float] = []
     for size in track(SIZES, description=name, console=console):
         inputs = family.inputs(*size)
         first, again = (seconds(stock, inputs) for _ in range(2))
@@ -113,6 +117,18 @@ def table(name: str, blocks: int, inner: str, console: Console) -> list[str]:
         times = f"{first:.2f} | {again:.2f} | {ours:.2f} | {ours_again:.2f}"
         lines.append(f"| {', '.join(map(str, size))} | {times} | {len(captured)} |")
         console.print(lines[-1], highlight=False)
+        if not captured:
+            costs.append(ours - ours_again)
+            ratios.append(ours / first)
+    lines += ["", "| further sizes | most | median | target |", "|---|---|---|---|"]
+    for words, found, target in (
+        ("what a size costs, s", costs, "at most 1"),
+        ("first generation, pab / stock", ratios, "at most 2"),
+    ):
+        lines.append(f"| {words} | {max(found):.2f} | {statistics.median(found):.2f} | {target} |")
+        console.print(lines[-1], highlight=False)
+    if inner != "inductor":
+        return lines
     alone = torch.compile(model, backend="pab", options=dict(options), dynamic=False)
     return [*lines, "", *steady(pab, alone, family.inputs(*SIZES[-1]), console)]
 
@@ -150,8 +166,8 @@ def main(given: Sequence[str] | None = None) -> None:
     """Print the tables."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.sizes", description=__doc__)
     parser.add_argument("names", nargs="*", metavar="NAME", help="models; all unless given")
-    parser.add_argument("--blocks", type=int, default=40, help="number of blocks")
-    parser.add_argument("--inner", default="inductor", help="the inner compiler: or eager")
+    parser.add_argument("--blocks", type=int, help="number of blocks; 40 unless given")
+    parser.add_argument("--inner", help="the inner compiler: inductor, unless given, or eager")
     parser.add_argument("--steady", action="store_true", help="only the speed afterwards")
     parser.add_argument("--write", action="store_true", help=f"write {RESULTS.name}")
     args = parser.parse_args(given)
@@ -160,17 +176,20 @@ def main(given: Sequence[str] | None = None) -> None:
     torch.set_num_threads(1)
     torch.compiler.config.recompile_limit = 64
     lines: list[str] = []
-    for name in args.names or NAMES:
-        lines += [f"## {name}, {args.blocks} blocks, {args.inner}", ""]
+    own = args.names or args.blocks or args.inner or args.steady
+    blocks, inner = args.blocks or 40, args.inner or "inductor"
+    runs = [(name, blocks, inner) for name in args.names or NAMES] if own else RUNS
+    for name, blocks, inner in runs:
+        lines += [f"## {name}, {blocks} blocks, {inner}", ""]
         if args.steady:
-            lines += [*only_steady(name, args.blocks, args.inner, console), ""]
+            lines += [*only_steady(name, blocks, inner, console), ""]
             if args.write:
                 text = "# Pieces for all sizes, beside pieces for one\n\n"
                 command = "`python -m benchmarks.sizes --steady --write` prints this.\n\n"
                 STEADY.write_text(text + command + "\n".join(lines))
             continue
         lines += HEAD
-        lines += [*table(name, args.blocks, args.inner, console), ""]
+        lines += [*table(name, blocks, inner, console), ""]
         if args.write:  # after every model: a run that is broken off leaves what it found
             RESULTS.write_text(f"# Another size\n\n{__doc__}\n" + "\n".join(lines))
 

@@ -14,6 +14,7 @@ from pab_compile.calibration.stopwatch import now
 from pab_compile.passes.axes.stated import is_named
 from pab_compile.passes.graph import ir
 from pab_compile.passes.graph.join import Origin, Part
+from pab_compile.passes.graph.origin import source_line
 from pab_compile.passes.sites.site import Site
 from pab_compile.plans.form import Form
 from pab_compile.plans.schedule import Schedule
@@ -355,7 +356,7 @@ class CompiledProgram:
     def _where(self) -> str:
         """Where the graph begins in the code; ``""`` if that is unknown."""
         nodes = self.part.graph_module.graph.nodes if self.part else ()
-        line = next(filter(None, map(ir.source_line, nodes)), "")
+        line = next(filter(None, map(source_line, nodes)), "")
         return line.partition(" ")[0]
 
     def _read(self, forward: Forward, tracker: Tracker) -> Reading:

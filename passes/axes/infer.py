@@ -14,6 +14,7 @@ import torch
 from torch import fx
 
 from pab_compile.passes.graph import ir
+from pab_compile.passes.graph.origin import source_line
 
 from .atoms import seed, size
 from .input_layout import check_stated, find_latents
@@ -133,7 +134,7 @@ def _open_questions(trace: Trace, namer: Namer) -> list[str]:
     """What the rules could not decide about axes that have names."""
     notes: list[str] = []
     for node, left, right in trace.clashes:
-        where = ir.source_line(node) or node.name
+        where = source_line(node) or node.name
         a, b = namer.roles(left), namer.roles(right)
         if not right and len(set(a) - {CHANNEL}) > 1:
             notes.append(f"a view cuts across {'*'.join(a)}; its axes are mixed ({where})")
@@ -146,6 +147,6 @@ def _open_questions(trace: Trace, namer: Namer) -> list[str]:
         )
     for node in trace.unknown:
         if trace.feeds[node]:
-            where = ir.source_line(node) or node.name
+            where = source_line(node) or node.name
             notes.append(f"no axis rule for {node.target}: its axes are unnamed ({where})")
     return notes

@@ -12,6 +12,7 @@ from torch import fx
 
 from pab_compile.passes.errors import StatedAxesError, UnsupportedModelError
 from pab_compile.passes.graph import ir
+from pab_compile.passes.graph.origin import source_line
 
 from .atoms import Atom, Dim, leaves, size, sources
 from .input_roles import is_text, sounds_like_latents
@@ -139,7 +140,7 @@ def refuse_mixed(node: fx.Node, latents: int, trace: Trace, namer: Namer) -> Non
                 f"the layout of the latents '{ir.source(node)}' {list(ir.shape(node) or ())} "
                 f"is not known: no projection shows which dimension is the channel, and with the "
                 f"usual '{names}' a view cuts across {'*'.join(roles)} "
-                f"({ir.source_line(view) or view.name}). State it: {how_to_state(node)}"
+                f"({source_line(view) or view.name}). State it: {how_to_state(node)}"
             )
 
 

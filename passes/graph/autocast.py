@@ -29,6 +29,7 @@ from pab_compile.passes.errors import NotTracedError
 
 from . import ir
 from .ops import PARTS, SPLITS, VIEWS
+from .origin import source_line
 from .tracing import module_of
 
 _ENTER, _EXIT = "_enter_autocast", "_exit_autocast"
@@ -248,7 +249,7 @@ class _without_autocast:
 def _refused(entered: fx.Node, why: str) -> NotTracedError:
     return NotTracedError(
         "The model switches torch.autocast on or off inside its forward "
-        f"({ir.source_line(entered) or 'source unknown'}), and the casts of this part cannot be "
+        f"({source_line(entered) or 'source unknown'}), and the casts of this part cannot be "
         f"traced: {why}. Use autocast around the call of the model alone, or cast its weights and "
         "inputs."
     )

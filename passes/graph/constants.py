@@ -15,7 +15,7 @@ from torch.utils import _pytree as pytree
 
 from pab_compile.passes.errors import InvariantError
 
-from . import ir
+from .origin import source_line
 
 
 def is_fake(value: Any) -> bool:
@@ -30,7 +30,7 @@ def check_constants(captured: fx.GraphModule) -> None:
         InvariantError: one is.
     """
     for place, node in _fake_constants(captured):
-        users = ", ".join(f"{user}: {ir.source_line(user) or user.target}" for user in node.users)
+        users = ", ".join(f"{user}: {source_line(user) or user.target}" for user in node.users)
         raise InvariantError(
             f"The captured graph holds a tensor of the tracer as its constant {place!r} (used by "
             f"{users or 'nothing'}), so its results would be no numbers. An op that was not traced "

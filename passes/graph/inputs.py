@@ -11,6 +11,7 @@ import torch
 from torch import fx
 
 from . import ir
+from .origin import short_path
 from .tracing import module_of
 from .wrapped import is_wrapped, plain_tensors
 
@@ -151,7 +152,7 @@ def _describe_input(node: fx.Node, value: torch.Tensor) -> tuple[str, bool]:
     constant = isinstance(value, torch.nn.Parameter) or bool(
         re.search(r"_parameters\b|_buffers\b", name)
     )
-    return (ir.short_path(name) if constant else _callers_name(name)), constant
+    return (short_path(name) if constant else _callers_name(name)), constant
 
 
 def _holders(node: fx.Node) -> tuple[str, ...]:

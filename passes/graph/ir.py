@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 import operator
-import re
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -29,13 +28,6 @@ _FUSED = "pab_fused"
 _LAYOUTS = "pab_layouts"
 _COUNTED = "pab_counted"
 _OPEN_SIZES = "pab_open_sizes"
-_PLUMBING = ("__dict__", "_modules", "_parameters", "_buffers")
-_MODEL = re.compile(
-    r"^L\['forward'\](\.__closure__\[\d+\]\.cell_contents)+|^[LG]\['\w+'\](\.__self__)?"
-)
-_AROUND_FORWARD = re.compile(
-    r"\.forward(\.(func|forward|_old_forward|__closure__|cell_contents|\d+))*\.__self__"
-)
 
 
 class Layout(NamedTuple):
@@ -366,38 +358,6 @@ def fused(node: fx.Node) -> Any:
 def set_fused(node: fx.Node, what: Any) -> None:
     """Record the op that a node was taken from, or the role of the node in it."""
     node.meta[_FUSED] = what
-
-
-def module_path(node: fx.Node) -> str:
-    """Path of the innermost module that ran this op (``blocks.0.attn1``), or ``""``."""
-    stack = node.meta.get("nn_module_stack") or {}
-    paths = [entry[0] for entry in stack.values()]
-    return short_path(paths[-1]) if paths else ""
-
-
-def short_path(path: str) -> str:
-    """Path within the model, of a module or weight, from Dynamo's expression for it.
-
-    ``L['self'].__dict__['_modules']['blocks'].0.attn1`` -> ``blocks.0.attn1``. The way through a
-    function that a hook puts around a module's forward ends at the same module.
-    """
-    dotted = re.sub(r"\['?([^\]']*)'?\]", r".\1", _MODEL.sub("", path))
-    parts = _AROUND_FORWARD.sub("", dotted).split(".")
-    return ".".join(part for part in parts if part and part not in _PLUMBING)
-
-
-def source_line(node: fx.Node) -> str:
-    """Last line of Python that the op came from (``file.py:12 in forward: code``), or ``""``."""
-    trace = (node.meta.get("stack_trace") or "").rstrip().splitlines()
-    for index in range(len(trace) - 1, -1, -1):
-        line = trace[index].strip()
-        if line.startswith("File "):
-            where, _, function = line.removeprefix("File ").partition(", in ")
-            path, _, number = where.partition(", line ")
-            code = trace[index + 1].strip() if index + 1 < len(trace) else ""
-            file_name = path.strip('"').rsplit("/", 1)[-1]
-            return f"{file_name}:{number} in {function}: {code}"
-    return ""
 
 
 def users(node: fx.Node) -> Sequence[fx.Node]:

@@ -7,6 +7,7 @@ from torch import fx
 from pab_compile.passes.errors import NotTracedError
 
 from . import ir
+from .origin import source_line
 
 _OTHER_MEMORY = ("set_", "shallow_copy_data_")
 
@@ -21,6 +22,6 @@ def refuse_other_memory(dynamo_graph: fx.GraphModule) -> None:
         if node.op.startswith("call_") and ir.op_name(node) in _OTHER_MEMORY:
             raise NotTracedError(
                 "The model gives a tensor other memory inside its forward (tensor.data = ..., "
-                f"{ir.source_line(node) or 'source unknown'}), as hooks do that cast or move the "
+                f"{source_line(node) or 'source unknown'}), as hooks do that cast or move the "
                 "weights of every layer. Put such hooks around the whole model, or take them off."
             )

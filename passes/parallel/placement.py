@@ -12,8 +12,8 @@ from pab_compile.passes.axes.atoms import Atom, Dim, leaves, size
 from pab_compile.passes.axes.attention_call import attention_call
 from pab_compile.passes.axes.names import VIDEO
 from pab_compile.passes.axes.table import AxisTable
-from pab_compile.passes.graph import ir
 from pab_compile.passes.graph.contractions import contraction
+from pab_compile.passes.graph.origin import source_line
 
 from .shard import Shard
 
@@ -119,5 +119,5 @@ def heads_of(axes: AxisTable, node: fx.Node) -> Axis | None:
 
 def describe(node: fx.Node) -> str:
     """An op with the line of Python that it came from, for messages."""
-    where = ir.source_line(node)
+    where = source_line(node)
     return f"{node.target} ({where})" if where else f"{node.target} ({node.name})"

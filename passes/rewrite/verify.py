@@ -8,6 +8,7 @@ from torch import fx
 
 from pab_compile.passes.errors import InvariantError
 from pab_compile.passes.graph import ir
+from pab_compile.passes.graph.origin import source_line
 from pab_compile.passes.sites.binding import Binding
 
 from .broadcast import StepBranch
@@ -105,7 +106,7 @@ def _check_no_effect(node: fx.Node, graph_module: fx.GraphModule) -> None:
         if ir.has_effect(inner):
             raise InvariantError(
                 f"{node.target}: {inner.target} has an effect besides its value, so the branch "
-                f"must not be left out ({ir.source_line(inner)})"
+                f"must not be left out ({source_line(inner)})"
             )
 
 

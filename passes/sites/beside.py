@@ -21,6 +21,7 @@ from torch import fx
 from pab_compile.passes.graph import ir
 from pab_compile.passes.graph.flops import node_flops
 from pab_compile.passes.graph.ops import CASTS, COPIES, PARTS, VIEWS
+from pab_compile.passes.graph.origin import source_line
 from pab_compile.passes.graph.walk import operands
 
 from .adds import stream_of, terms
@@ -136,6 +137,6 @@ def _ends_in(stream: fx.Node, ends: Collection[fx.Node], added: Container[fx.Nod
 
 
 def _said(node: fx.Node) -> str:
-    line = ir.source_line(node)
+    line = source_line(node)
     name = ir.op_name(node) if node.op == "call_function" else node.op
     return f"{name} ({line})" if line else name

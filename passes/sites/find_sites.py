@@ -11,6 +11,7 @@ from torch import fx
 from pab_compile.passes.axes.table import AxisTable
 from pab_compile.passes.graph import ir
 from pab_compile.passes.graph.flops import count_flops
+from pab_compile.passes.graph.origin import module_path, source_line
 from pab_compile.passes.graph.walk import positions, results
 
 from .binding import Binding
@@ -116,7 +117,7 @@ def _bound_early_site(mixer: Mixer) -> Site:
         name="",
         kind=mixer.kind,
         mechanism=mixer.mechanism,
-        module=ir.module_path(mixer.nodes[-1]),
+        module=module_path(mixer.nodes[-1]),
         query_axes=mixer.query_axes,
         key_axes=mixer.key_axes,
         cut=(),
@@ -130,7 +131,7 @@ def _bound_early_site(mixer: Mixer) -> Site:
 def _mlp_site(branch: Branch, axes: AxisTable, cut: str) -> Site:
     cached = cut_of(branch, cut)
     node = cached[0]
-    path = ir.module_path(branch.last_contraction)
+    path = module_path(branch.last_contraction)
     tokens = tuple(name for dim in range(1, _rank(node) - 1) for name in axes.roles(node, dim))
     return Site(
         name="",
@@ -143,7 +144,7 @@ def _mlp_site(branch: Branch, axes: AxisTable, cut: str) -> Site:
         region=branch.ends[-1:],
         cache_bytes=0,
         flops=0,
-        reason=f"residual branch without a token mixer, at {ir.source_line(branch.ends[-1])}",
+        reason=f"residual branch without a token mixer, at {source_line(branch.ends[-1])}",
         ends=cached if cut == "attention" else branch.ends,
     )
 
@@ -154,7 +155,7 @@ def _rank(node: fx.Node) -> int:
 
 def _site_path(mixer: fx.Node, nodes: Iterable[fx.Node]) -> str:
     """Module path of the mixer, or of the first op after it that has one."""
-    paths = (ir.module_path(node) for node in (mixer, *nodes))
+    paths = (module_path(node) for node in (mixer, *nodes))
     return next((path for path in paths if path), "")
 
 

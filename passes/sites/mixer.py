@@ -25,7 +25,7 @@ from torch import fx
 
 from pab_compile.passes.axes.names import BATCH, CHANNEL, TEXT, VIDEO
 from pab_compile.passes.axes.table import AxisTable
-from pab_compile.passes.graph import ir
+from pab_compile.passes.graph.origin import source_line
 
 
 @dataclass(frozen=True)
@@ -102,13 +102,13 @@ class Describer:
         reason = _reason(kind, mechanism, self._print(query), self._print(key))
         if self.axes.frame_major and kind in ("spatial", "temporal"):
             reason += "; the packed tokens are taken as frame-major"
-        where = ir.source_line(nodes[-1]) or ir.source_line(nodes[0])
+        where = source_line(nodes[-1]) or source_line(nodes[0])
         reason += f" ({where})" if where else ""
         return Mixer(tuple(nodes), kind, mechanism, query_axes, key_axes, reason)
 
     def opaque(self, nodes: Sequence[fx.Node], query: fx.Node, key: fx.Node) -> Mixer:
         """An op that is not known, which joins two tensors of tokens."""
-        where = ir.source_line(nodes[0])
+        where = source_line(nodes[0])
         reason = f"unknown op {nodes[0].target}: which tokens it mixes is not known"
         reason += f" ({where})" if where else ""
         axes = self.all_tokens(query), self.all_tokens(key)

@@ -19,6 +19,7 @@ from pab_compile.passes.graph import ir
 from pab_compile.passes.graph.capture import capture
 from pab_compile.passes.graph.inputs import Inputs
 from pab_compile.passes.graph.noise import remove_noise
+from pab_compile.passes.graph.origin import module_path, source_line
 from pab_compile.passes.graph.printer import format_graph
 from pab_compile.passes.graph.tracing import trace_any, trace_pure
 
@@ -127,12 +128,12 @@ def test_inputs_are_named_in_the_words_of_the_caller() -> None:
 
 def test_every_call_knows_its_module() -> None:
     found = through_dynamo(TwoBlocks().forward, values(2, 3))
-    assert [ir.module_path(node) for node in ir.calls(found.graph)] == ["blocks.0", "blocks.1"]
+    assert [module_path(node) for node in ir.calls(found.graph)] == ["blocks.0", "blocks.1"]
 
 
 def test_every_call_knows_its_line() -> None:
     for node in ir.calls(through_dynamo(TwoBlocks().forward, values(2, 3)).graph):
-        line = ir.source_line(node)
+        line = source_line(node)
         assert line.startswith("test_capture.py:")
         assert line.endswith("in forward: return x.softmax(-1)")
 

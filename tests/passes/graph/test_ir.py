@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from pab_compile.passes.graph import ir
+from pab_compile.passes.graph.origin import short_path
 
 CLOSURE = "__closure__[0].cell_contents"
 PATHS = {
@@ -20,4 +20,4 @@ PATHS = {
 
 @pytest.mark.parametrize("path", PATHS)
 def test_a_module_has_its_path_in_the_model_whatever_hooks_are_around_it(path: str) -> None:
-    assert ir.short_path(path) == PATHS[path]
+    assert short_path(path) == PATHS[path]

@@ -13,6 +13,7 @@ from torch import fx
 from pab_compile.dynamo import trace_once
 from pab_compile.passes.graph import ir
 from pab_compile.passes.graph.capture import capture
+from pab_compile.passes.graph.origin import module_path, source_line
 from pab_compile.passes.graph.printer import format_graph
 from pab_compile.passes.graph.tracing import changes_torch, trace
 from pab_compile.passes.graph.written import NotWritableError, describe, read, write
@@ -59,9 +60,9 @@ def test_a_graph_is_read_as_it_was_written() -> None:
     assert format_graph(again) == format_graph(graph)
     for node, other in zip(graph.graph.nodes, again.graph.nodes, strict=True):
         assert ir.layouts(node) == ir.layouts(other)
-        assert (ir.module_path(node), ir.source_line(node)) == (
-            ir.module_path(other),
-            ir.source_line(other),
+        assert (module_path(node), source_line(node)) == (
+            module_path(other),
+            source_line(other),
         )
     for one, two in zip(graph(*args), again(*args), strict=True):
         assert torch.equal(one, two)
