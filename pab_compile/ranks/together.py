@@ -23,7 +23,7 @@ from .course import Moment
 from .prints import prints_of, sampled_prints
 from .send import from_first_rank
 from .team import Team
-from .words import CALL, INPUT, WEIGHT, WEIGHTS, Words, difference, differing
+from .words import CALL, DECISIONS, INPUT, TIMESTEPS, WEIGHT, WEIGHTS, Words, differing
 
 _LISTED, _LENGTH = 8, 40
 
@@ -108,8 +108,8 @@ class Together:
         said = {
             CALL: f"{'begins a generation at ' if is_new else ''}{_place_in(generation)}",
             "reuse": "".join("01"[reused] for reused in moment.reused),
-            "decisions": f"{len(moment.reused)} sites, {moment.decisions.digest()}",
-            "timesteps": _timesteps_of(generation),
+            DECISIONS: f"{len(moment.reused)} sites, {moment.decisions.digest()}",
+            TIMESTEPS: _timesteps_of(generation),
         }
         names: Mapping[int, str] = {}
         if not course.knows(moment):
@@ -129,7 +129,7 @@ class Together:
             own = {name: tensors[position] for position, name in self._weights.items()}
             prints = sampled_prints(own)
             found = self._team.compare({f"{WEIGHT}{name!r}": x for name, x in prints.items()})
-        raise RanksError(difference(found))
+        raise RanksError(self._team.difference(found))
 
     def _prints(self, tensors: Sequence[torch.Tensor], names: Mapping[int, str]) -> Words:
         """Prints of inputs that are not sent."""

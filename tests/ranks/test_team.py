@@ -77,3 +77,14 @@ def test_ranks_that_fail_alike_keep_their_own_error_and_go_on(world: World) -> N
         assert found["seconds"] < 30
         assert found["after"] == ""
         assert_same(found["prediction"], expected["predictions"][-1])
+
+
+@pytest.mark.long
+def test_ranks_that_fail_one_after_the_other_go_on(world: World) -> None:
+    expected = rank_cases.generate(None, "computes always", "none", num_steps=4)
+    first, second = world.run(rank_cases.failing, "apart", PATIENCE, ranks=2, alone=True)
+    assert first["raised"] == "ValueError: no memory left"
+    assert second["raised"].startswith("RanksError: Rank 0 of the mesh failed in a call")
+    for found in (first, second):
+        assert found["after"] == ""
+        assert_same(found["prediction"], expected["predictions"][-1])
