@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+
+import torch
 
 Words = dict[str, str]
 """Fact about a call -> what a rank says of it. All ranks must say the same."""
@@ -12,6 +14,8 @@ INPUT = "input "
 WEIGHT = "weight "
 WEIGHTS = "weights"
 PROGRAM = "program"
+SIZES = "sizes"
+COMPILES = "compiles the model"
 DECISIONS = "decisions"
 TIMESTEPS = "timesteps"
 _SHOWN = 3
@@ -57,11 +61,24 @@ def difference(said: Sequence[Words], numbers: Sequence[int]) -> str:
     found = "; ".join(f"{name} ({both(name)})" for name in names[:_SHOWN])
     more = f"; and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
     sort = next((sort for sort in (INPUT, WEIGHT) if names[0].startswith(sort)), CALL)
+    if names[0] == SIZES:
+        sort = INPUT
     if DECISIONS in names and TIMESTEPS not in names:
         sort = DECISIONS
     return (
         f"The ranks of the mesh differ, so their videos would mix. {found}{more}. {_ADVICE[sort]}"
     )
+
+
+def sizes_of(inputs: Iterable[tuple[str, torch.Tensor]]) -> str:
+    """The sizes of what the caller gives, in one form on every rank."""
+    return ", ".join(f"{name} {list(tensor.shape)}" for name, tensor in inputs)
+
+
+def some_compile(said: Sequence[Words]) -> bool:
+    """Whether some ranks compile what the others have compiled, for inputs of the same sizes."""
+    are_alike = len({words.get(SIZES) for words in said}) == 1
+    return are_alike and any(words.get(CALL, "").startswith(COMPILES) for words in said)
 
 
 def _both(said: Sequence[Words], name: str, numbers: Sequence[int]) -> str:

