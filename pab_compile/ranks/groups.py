@@ -55,7 +55,8 @@ class OwnGroups:
         """
         if len(mesh) == dist.get_world_size():
             return True
-        return getattr(dist.group.WORLD, "bound_device_id", None) is None
+        is_bound = getattr(dist.group.WORLD, "bound_device_id", None) is not None
+        return hasattr(dist.distributed_c10d, "_new_process_group_helper") and not is_bound
 
     def make(self) -> None:
         """Make the groups. All ranks of the mesh must call it."""

@@ -32,7 +32,7 @@ class Stopped(Exception):
 
 @dataclass
 class Lost:
-    """What happens in the third step of a generation on rank 1: ``""`` for nothing."""
+    """What happens in the third step of a generation on rank 1; ``""`` for nothing."""
 
     how: str = ""
 
@@ -83,8 +83,10 @@ def _compiled(lost: Lost, **options: Any) -> Any:
 
 
 def _outcome(model: Any, lost: Lost, how: str) -> Outcome:
-    loop, start = Loop(calls_of(model), ddim_timesteps(STEPS)), 0.0
+    loop, start = Loop(calls_of(model), ddim_timesteps(STEPS)), time.monotonic()
     try:
+        if how == "does not call":
+            raise Stopped("there was no request")
         for step in loop.steps():
             start = time.monotonic()
             if step + 1 == STOP:

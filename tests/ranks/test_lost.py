@@ -11,7 +11,7 @@ from helpers.latte import assert_same
 from helpers.world import World
 
 pytestmark = pytest.mark.xdist_group("ranks")
-TIMEOUT = 4.0
+TIMEOUT, SOON = 3.0, 15.0
 
 
 @pytest.fixture(scope="module")
@@ -26,6 +26,7 @@ def test_a_mesh_smaller_than_the_world_raises_with_the_lost_rank_and_goes_on(
     larger_world: World,
 ) -> None:
     names = [
+        "does not call",
         "nothing",
         "raises outside",
         "after raising",
@@ -41,13 +42,16 @@ def test_a_mesh_smaller_than_the_world_raises_with_the_lost_rank_and_goes_on(
         error, _, video = found[name]
         assert error == "", (name, error)
         assert_same(video, expected)
+    error, seconds, _ = found["does not call"]
+    assert error.startswith("RanksError: Rank 1 of the mesh did not call the model within")
+    assert TIMEOUT <= seconds < SOON
     error, seconds, _ = found["raises outside"]
     assert error.startswith("RanksError: ") and "rank 1 is outside of the model" in error
-    assert seconds < TIMEOUT + 4
+    assert seconds < SOON
     error, seconds, _ = found["has no memory"]
     message = "Rank 1 of the mesh failed in a call of the model: OutOfMemoryError: no memory left"
     assert error == f"RanksError: {message}"
-    assert seconds < 4
+    assert seconds < SOON
     error, seconds, _ = found["is killed"]
     assert error.startswith("RanksError: Rank 1 of the mesh does not answer: its process ended")
-    assert seconds < 8
+    assert seconds < SOON
