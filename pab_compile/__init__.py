@@ -11,7 +11,7 @@ The public names fall into three groups:
   ``Options`` lists the options of the backend.
 - **tune**: ``tune`` finds a plan, by running generations or from what ``observe`` measured;
   ``measure_cost`` measures what steps cost.
-- **ranks**: ``comm``, ``scaling`` and ``least_traffic`` predict what several processes exchange.
+- **ranks**: ``comm``, ``scaling``, ``splits`` and ``least_traffic`` predict what ranks exchange.
 
 Every name is imported from its module at its first use, so ``import pab_compile`` is fast.
 """
@@ -55,6 +55,7 @@ if TYPE_CHECKING:
     from .traffic.comm_report import CommReport
     from .traffic.least_traffic import least_traffic
     from .traffic.scaling import Link, Machine, Scaling, scaling
+    from .traffic.splits import Split, Splits, splits
     from .traffic.wire_cost import wire_cost
     from .tuning.tune import tune
     from .tuning.tuned import Tuned
@@ -107,6 +108,9 @@ _MODULES = {
     "Scaling": "traffic.scaling",
     "Machine": "traffic.scaling",
     "Link": "traffic.scaling",
+    "splits": "traffic.splits",
+    "Splits": "traffic.splits",
+    "Split": "traffic.splits",
     "wire_cost": "traffic.wire_cost",
     "RanksError": "errors",
     "ShardingError": "errors",
@@ -158,6 +162,9 @@ __all__ = [
     "Scaling",
     "Machine",
     "Link",
+    "splits",
+    "Splits",
+    "Split",
     "wire_cost",
     "RanksError",
     "ShardingError",

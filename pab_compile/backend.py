@@ -198,6 +198,7 @@ class CompiledGraph:
                         functools.partial(self._logged, request),
                         self._fingerprint,
                         request.given(),
+                        _keep_fingerprint,
                     )
                     self._programs.add(key, program, may_drop=self._agreement.is_alone)
         return program
@@ -349,6 +350,12 @@ class CompiledGraph:
         )
         live = options.plan if isinstance(options.plan, LivePlan) else None
         return Settings(options, options.make_plan(), compiler, self._given[0], live)
+
+
+def _keep_fingerprint(program: Runnable, fingerprint: str) -> None:
+    """Keep what all ranks compiled alike, for a rank that compiles it once more."""
+    if isinstance(program, CompiledProgram) and program.together is not None:
+        program.together.fingerprint = fingerprint
 
 
 def _check_other_caches() -> None:

@@ -18,6 +18,7 @@ from pab_compile.passes.graph.origin import source_line
 from pab_compile.passes.sites.site import Site
 from pab_compile.plans.form import Form
 from pab_compile.plans.schedule import Schedule
+from pab_compile.ranks.together import Together
 from pab_compile.report.explanation import Finding
 from pab_compile.runtime.caller import NOBODY, Callers
 from pab_compile.runtime.clock import Reading, read_timestep
@@ -207,6 +208,11 @@ class CompiledProgram:
         self._probed = probed
         self._adopting = adopting
         self._marks: WeightMarks | None = None
+
+    @property
+    def together(self) -> Together | None:
+        """The ranks that run the program together; None on one rank."""
+        return self._executor.together
 
     def __call__(
         self,

@@ -18,6 +18,7 @@ from pab_compile.errors import InvariantError, PabError, UnsupportedModelError
 from pab_compile.passes.errors import NotTracedError
 from pab_compile.passes.graph.inputs import Inputs, with_constant_numbers
 from pab_compile.passes.graph.tracing import module_of
+from pab_compile.passes.graph.wrapped import mesh_of
 from pab_compile.passes.rewrite.broadcast import StepBranch
 from pab_compile.passes.sites.site import OUTPUT, Site
 from pab_compile.runtime.clock import version_of
@@ -83,12 +84,16 @@ def may_be_whole(error: Exception) -> bool:
 
 
 def untraced(dynamo_graph: fx.GraphModule, args: Sequence[Any]) -> fx.GraphModule | None:
-    """A graph of one branch that runs a whole Dynamo graph; None if it returns other than tensors.
+    """A graph of one branch that runs a whole Dynamo graph; None if that is impossible.
+
+    It must return tensors, and have none whose parts are on several ranks.
 
     Args:
         dynamo_graph: the graph.
         args: Dynamo's inputs. The tensors among them are the inputs of the result.
     """
+    if any(mesh_of(arg) is not None for arg in args):
+        return None
     inputs = Inputs.of(dynamo_graph, args)
     whole = with_constant_numbers(dynamo_graph, inputs, args)
     returned = whole.graph.output_node().args[0]

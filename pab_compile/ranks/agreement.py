@@ -8,12 +8,13 @@ from typing import TypeVar
 import torch
 from torch import fx
 
+from pab_compile.errors import RanksError
 from pab_compile.options import GivenOptions
 
 from .mesh import named_peers, own_peers
 from .team import Team, team_of
 from .watch import Doing
-from .words import CALL, PROGRAM
+from .words import CALL, COMPILES, PROGRAM, SIZES, sizes_of, some_compile
 
 P = TypeVar("P")
 
@@ -65,6 +66,7 @@ class Agreement:
         compile_here: Callable[[Team | None], P],
         fingerprint_of: Callable[[P, bool], str],
         inputs: Sequence[tuple[str, torch.Tensor]],
+        keep: Callable[[P, str], None],
     ) -> P:
         """Compile a program on this rank, and compare it with those of the other ranks.
 
@@ -73,6 +75,7 @@ class Agreement:
             fingerprint_of: what must be the same on all ranks, of a program. It also gets whether
                 this compiler makes the ranks exchange.
             inputs: what the caller gives, by name.
+            keep: keeps what is the same with the program.
 
         Raises:
             RanksError: the programs differ, or another rank failed.
@@ -88,9 +91,12 @@ class Agreement:
             return compile_here(None)
         if not team.exchanges and not team.is_first(self._options):
             return compile_here(None)
-        sizes = ", ".join(f"{name} {list(tensor.shape)}" for name, tensor in inputs)
         if team.exchanges:  # a rank that computes another step should not wait until it is compiled
-            team.agree({CALL: f"compiles the model for {sizes}"}, may_begin=True)
+            sizes = sizes_of(inputs)
+            words = {CALL: f"{COMPILES} for {sizes}", SIZES: sizes}
+            said = team.compare(words, may_begin=True)
+            if not some_compile(said):
+                raise RanksError(team.difference(said))
         team.here.now(Doing.COMPILING)
         try:
             program = compile_here(team if team.exchanges else None)
@@ -99,5 +105,7 @@ class Agreement:
             raise
         finally:
             team.leave()
-        team.agree({PROGRAM: fingerprint_of(program, team.exchanges)})
+        found = fingerprint_of(program, team.exchanges)
+        team.agree({PROGRAM: found})
+        keep(program, found)
         return program

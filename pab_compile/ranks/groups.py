@@ -2,17 +2,21 @@
 
 A rank that leaves them wakes the ranks that wait in them. The graphs name a group, so a group that
 is made anew gets the name of the one before.
+
+``new_group`` must be called by all processes. If only some of them share a model, the others are
+elsewhere, so the members of a group make it alone.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import timedelta
 from typing import Any
 
 import torch
 import torch.distributed as dist
 
-from .meet import Mesh
+from .meet import Mesh, new_name
 
 
 def timeout_of(world: dist.ProcessGroup) -> timedelta:
@@ -29,7 +33,7 @@ class OwnGroups:
     """The groups of a rank: with those that share its tokens, and those that share its batch.
 
     Args:
-        mesh: the same for every rank of the default group.
+        mesh: the same for every rank in it.
         timeout: how long a rank waits in them for another.
 
     Attributes:
@@ -43,13 +47,25 @@ class OwnGroups:
         self.names = ["", ""]
         self.make()
 
+    @staticmethod
+    def are_possible(mesh: Mesh) -> bool:
+        """Whether the ranks of a mesh can make groups without the other processes.
+
+        NCCL splits groups off one that is bound to a device. All processes must take part in that.
+        """
+        if len(mesh) == dist.get_world_size():
+            return True
+        is_bound = getattr(dist.group.WORLD, "bound_device_id", None) is not None
+        return hasattr(dist.distributed_c10d, "_new_process_group_helper") and not is_bound
+
     def make(self) -> None:
-        """Make the groups. All ranks must call it, since ``new_group`` must be called by all."""
+        """Make the groups. All ranks of the mesh must call it."""
         me = dist.get_rank()
+        new_group = _of_all if len(self._mesh) == dist.get_world_size() else _of_members
         for number in range(2):
             mine = tuple(sorted(self._mesh[me][number]))
             for axis in dict.fromkeys(tuple(sorted(axes[number])) for axes in self._mesh.values()):
-                own = dist.new_group(list(axis), self._timeout) if len(axis) > 1 else None
+                own = new_group(axis, self._timeout) if len(axis) > 1 else None
                 if axis == mine and isinstance(own, dist.ProcessGroup):
                     self._groups[number] = own
                     if self.names[number]:
@@ -67,6 +83,30 @@ class OwnGroups:
                 if name != group.group_name:
                     _unregister(name)
                 dist.destroy_process_group(group)
+
+
+def _of_all(ranks: Sequence[int], timeout: timedelta) -> object:
+    """A group that all processes make. Only its members get it."""
+    return dist.new_group(list(ranks), timeout)
+
+
+def _of_members(ranks: Sequence[int], timeout: timedelta) -> object:
+    """A group that its members make alone. Other ranks get None."""
+    if dist.get_rank() not in ranks:
+        return None
+    c10d: Any = dist.distributed_c10d
+    backend, store = c10d._world.pg_map[dist.group.WORLD]
+    group, _ = c10d._new_process_group_helper(
+        len(ranks),
+        ranks.index(dist.get_rank()),
+        list(ranks),
+        backend,
+        store,
+        group_name=new_name(store, ranks, "groups"),
+        timeout=timeout,
+    )
+    c10d._world.pg_group_ranks[group] = {rank: place for place, rank in enumerate(ranks)}
+    return group
 
 
 def _register(name: Any, group: dist.ProcessGroup) -> None:

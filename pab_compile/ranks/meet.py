@@ -30,14 +30,8 @@ def meet(peers: Peers, store: dist.Store, timeout: timedelta) -> Mesh:
         RanksError: the ranks do not form a mesh, or one of them does not come.
     """
     members = _members(peers, store, timeout)
-    me = members.index(dist.get_rank())
-    place = shared(store, members, "meetings")
     mine = json.dumps([peers.tokens, peers.batch])
-    try:
-        said = _tell(place, "here", me, len(members), mine, timeout)
-    except RanksError:  # the next attempt is at the same meeting, to which the others may come
-        store.add(f"{_place(members, 'meetings')}/{dist.get_rank()}", -1)
-        raise
+    said = _tell(store, "meetings", members, mine, timeout)
     axes = [tuple(tuple(axis) for axis in json.loads(each)) for each in said]
     mesh = dict(zip(members, axes, strict=True))
     for both in axes:
@@ -60,16 +54,19 @@ def _members(peers: Peers, store: dist.Store, timeout: timedelta) -> list[int]:
         return list(range(peers.num_ranks))
     if len(peers.batch) == 1:
         return list(peers.tokens)
-    place, me = shared(store, peers.batch, "columns"), peers.batch.index(dist.get_rank())
-    rows = _tell(place, "row", me, len(peers.batch), json.dumps(peers.tokens), timeout)
+    rows = _tell(store, "columns", peers.batch, json.dumps(peers.tokens), timeout)
     return sorted({rank for row in rows for rank in json.loads(row)})
 
 
 def shared(store: dist.Store, ranks: Sequence[int], what: str) -> dist.Store:
     """A part of a store for some ranks. They must ask for it the same number of times."""
+    return dist.PrefixStore(new_name(store, ranks, what), store)
+
+
+def new_name(store: dist.Store, ranks: Sequence[int], what: str) -> str:
+    """A name for something of some ranks. They must ask for it the same number of times."""
     place = _place(ranks, what)
-    number = store.add(f"{place}/{dist.get_rank()}", 1)
-    return dist.PrefixStore(f"{place}/number {number}", store)
+    return f"{place}/number {store.add(f'{place}/{dist.get_rank()}', 1)}"
 
 
 def _place(ranks: Sequence[int], what: str) -> str:
@@ -77,26 +74,27 @@ def _place(ranks: Sequence[int], what: str) -> str:
 
 
 def _tell(
-    store: dist.Store, what: str, index: int, num: int, mine: str, timeout: timedelta
+    store: dist.Store, what: str, ranks: Sequence[int], mine: str, timeout: timedelta
 ) -> list[str]:
-    """Tell all ranks of a shared store something. Returns what each of them tells.
+    """Tell some ranks something. Returns what each of them tells.
 
-    A rank that gives up takes back what it told, so that no other relies on it.
+    A rank that gives up takes back what it told, so that no other relies on it. Its next attempt is
+    at the same meeting, to which the others may come.
     It does not block in the store, since threads of this process use it too.
     """
-    keys = [f"{what}/{rank}" for rank in range(num)]
-    store.set(keys[index], mine)
+    me, place = dist.get_rank(), shared(store, ranks, what)
+    keys = list(map(str, ranks))
+    place.set(str(me), mine)
     end = time.monotonic() + timeout.total_seconds()
-    while not store.check(keys) or not all(store.multi_get(keys)):
+    while not place.check(keys) or not all(place.multi_get(keys)):
         if time.monotonic() > end:
-            missing = [
-                rank for rank, key in enumerate(keys) if not (store.check([key]) and store.get(key))
-            ]
-            store.set(keys[index], "")
+            missing = [key for key in keys if not (place.check([key]) and place.get(key))]
+            place.set(str(me), "")
+            store.add(f"{_place(ranks, what)}/{me}", -1)
             raise RanksError(
-                f"Rank {', '.join(map(str, missing))} of the mesh did not call the model within "
+                f"Rank {', '.join(missing)} of the mesh did not call the model within "
                 f"the timeout of {timeout.total_seconds():.0f} s, or called it with another mesh. "
                 "It may have failed before. Look at its log."
             )
         time.sleep(_PAUSE)
-    return [each.decode() for each in store.multi_get(keys)]
+    return [each.decode() for each in place.multi_get(keys)]

@@ -16,6 +16,8 @@ from torch import fx
 
 from pab_compile.errors import OptionError, RanksError
 from pab_compile.options import GivenOptions, Options, read_options
+from pab_compile.passes.graph import ir
+from pab_compile.passes.graph.wrapped import mesh_of
 from pab_compile.plans.plan import CallablePlan, Plan
 
 
@@ -130,6 +132,8 @@ def own_peers(graph_module: fx.GraphModule) -> Peers | None:
         graph_module: Dynamo's graph.
     """
     for node in graph_module.graph.nodes:
+        if node.op == "placeholder" and getattr(mesh := mesh_of(ir.example(node)), "ndim", 0) == 1:
+            return Peers.of(mesh.get_group())
         if node.op == "call_function" and str(node.target).startswith("_c10d_functional."):
             names = [word for word in (*node.args, *node.kwargs.values()) if isinstance(word, str)]
             if names:  # the last one is the group; an op that only waits has no name

@@ -1,9 +1,9 @@
 """The team: the ranks that run one model together. They agree, and none waits for a failed one.
 
-A team of all processes has its own process groups, so that it can leave them without closing the
-caller's. A rank that fails leaves them. That wakes the ranks that wait for it, and they leave
-theirs. At the next call all ranks meet and make the groups anew. A team of some processes is woken
-by the timeout of the group. The ranks read what happened in the store of the processes.
+A team has its own process groups, so that it can leave them without closing the caller's. A rank
+that fails leaves them. That wakes the ranks that wait for it, and they leave theirs. At the next
+call all ranks meet and make the groups anew. The ranks read what happened in the store of the
+processes.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from .halves import Halves
 from .meet import Mesh, meet, shared
 from .mesh import Peers
 from .watch import Doing, Question, Watcher, Whereabouts
-from .words import Words, difference
+from .words import Words, difference, in_words, unreachable
 
 PATIENCE = 5.0
 """Seconds for which a failed rank waits for the others to fail in the same call too."""
@@ -79,7 +79,7 @@ class _End:
 
 
 class Team:
-    """The ranks that run a model together. If these are all processes, they get their own groups.
+    """The ranks that run a model together, with their own groups where that is possible.
 
     Args:
         peers: the ranks with which this one shares tokens and batch.
@@ -94,6 +94,7 @@ class Team:
         halves: the ranks of its column, if they share the calls of a step.
         here: what this rank is doing.
         course: what the ranks agreed on.
+        number: of this rank in the default group. Messages say these numbers.
     """
 
     def __init__(
@@ -101,6 +102,7 @@ class Team:
     ) -> None:
         me, members = dist.get_rank(), list(mesh)
         self._rank, self._size = members.index(me), len(members)
+        self.number, self._numbers = me, members
         self._shared = shared(world.get_group_store(), members, "teams")
         self._timeout = timeout_of(world)
         self._compared: list[object] = []
@@ -112,14 +114,14 @@ class Team:
         self._own: OwnGroups | None = None
         names = list(peers.groups)
         mine = [list(peers.tokens), list(peers.batch)]
-        if exchanges and self._size == dist.get_world_size():  # new_group must be called by all
+        if exchanges and OwnGroups.are_possible(mesh):
             mine = [sorted(axis) for axis in mine]
             try:
                 self._own = OwnGroups(mesh, self._timeout)
             except RuntimeError as error:
                 raise RanksError(
                     "The ranks of the mesh could not form their groups within the timeout of "
-                    f"{self._timeout.total_seconds():.0f} s: {_in_words(error)}. A rank may have "
+                    f"{self._timeout.total_seconds():.0f} s: {in_words(error)}. A rank may have "
                     "failed before. Start the processes anew."
                 ) from error
             names = self._own.names
@@ -157,7 +159,7 @@ class Team:
         """
         said = self.compare(words, error, may_begin)
         if any(other != said[0] for other in said):
-            raise RanksError(difference(said))
+            raise RanksError(self.difference(said))
 
     def compare(
         self, words: Words, error: BaseException | None = None, may_begin: bool = False
@@ -177,7 +179,7 @@ class Team:
             self._learn_end()
             self.begin()
         self._agreements += 1
-        reason = None if error is None else _in_words(error)
+        reason = None if error is None else in_words(error)
         before, self.here.last = self.here.doing, words.get("call", self.here.last)
         self.here.now(Doing.AGREEING)
         try:
@@ -189,8 +191,14 @@ class Team:
             raise error
         for rank, (_, reason) in enumerate(map(json.loads, said)):
             if reason is not None:
-                raise RanksError(f"Rank {rank} of the mesh could not compile the model: {reason}")
+                raise RanksError(
+                    f"Rank {self._numbers[rank]} of the mesh could not compile the model: {reason}"
+                )
         return [json.loads(each)[0] for each in said]
+
+    def difference(self, said: Sequence[Words]) -> str:
+        """The message for ranks that say different things."""
+        return difference(said, self._numbers)
 
     def is_first(self, compilation: object) -> bool:
         """Whether a compilation is new.
@@ -212,8 +220,8 @@ class Team:
         if self._end is not None:
             if self._own is None:
                 raise RanksError(
-                    f"{self._end.words}. Only ranks that are all processes of the default group "
-                    "can go on after that: start the processes anew."
+                    f"{self._end.words}. These ranks exchange in groups of the caller, which "
+                    "cannot be made anew here: start the processes anew."
                 )
             self._meet_again(self._end)
         self._calls += 1
@@ -252,7 +260,7 @@ class Team:
                     self._announce(error, question, failed)
                 time.sleep(_PAUSE)
         except RuntimeError:
-            self._end = _End(-1, _unreachable(error))
+            self._end = _End(-1, unreachable(error))
         self._learn_end()
         assert self._end is not None
         if self._end.rank != self._rank or not self._end.is_own:
@@ -263,15 +271,22 @@ class Team:
         answers = question.answers()
         gone = [rank for rank in question.silent() if rank not in failed]
         away = [
-            f"rank {rank} {answer.words}"
+            f"rank {self._numbers[rank]} {answer.words}"
             for rank, answer in answers.items()
             if rank not in failed and answer.doing in (Doing.OUTSIDE, Doing.COMPILING)
         ]
-        missing = [f"rank {rank} does not answer: its process ended or hangs" for rank in gone]
-        words = f"Rank {self._rank} of the mesh failed in a call of the model: {_in_words(error)}"
-        if away or missing:
-            words = f"{words}. Meanwhile {', '.join((*missing, *away))}"
-        self._close(words, gone=gone, is_own=not (away or missing))
+        failure = f"failed in a call of the model: {in_words(error)}"
+        if gone:  # that is probably why this rank failed
+            words = f"{self._no_answer(gone)} Then rank {self.number} {failure}"
+        else:
+            words = f"Rank {self.number} of the mesh {failure}"
+        if away:
+            words = f"{words}. Meanwhile {', '.join(away)}"
+        self._close(words, gone=gone, is_own=not (away or gone))
+
+    def _no_answer(self, ranks: Sequence[int]) -> str:
+        which = f"Rank {', '.join(str(self._numbers[rank]) for rank in ranks)} of the mesh"
+        return f"{which} does not answer: its process ended or hangs."
 
     def _close(self, words: str, gone: Sequence[int] = (), is_own: bool = False) -> None:
         """Say why the team ends, unless another rank has said why."""
@@ -284,7 +299,7 @@ class Team:
             try:
                 self._end = _End(**json.loads(self._store.get(_CLOSED)))
             except RuntimeError as error:
-                self._end = _End(-1, _unreachable(error))
+                self._end = _End(-1, unreachable(error))
         if self._own is not None:
             self._own.leave()
 
@@ -314,7 +329,7 @@ class Team:
             self._learn_end()
             raise
         except RuntimeError as error:
-            self._end = _End(-1, _unreachable(error))
+            self._end = _End(-1, unreachable(error))
             self._learn_end()
             raise RanksError(self._end.words) from error
 
@@ -345,23 +360,22 @@ class Team:
         answers = question.answers()
         missing = [rank for rank, key in enumerate(keys) if not self._store.check([key])]
         for rank in missing:
-            answer = answers.get(rank)
+            number, answer = self._numbers[rank], answers.get(rank)
             if answer is None:
                 if question.age > min(_LONG_SILENCE, self._timeout.total_seconds()):
-                    words = f"Rank {rank} of the mesh does not answer: its process ended or hangs."
-                    self._close(words, gone=[rank])
+                    self._close(self._no_answer([rank]), gone=[rank])
             elif answer.doing is Doing.RUNNING and answer.runs > self.here.runs:
                 self._close(
                     "The ranks of the mesh are at different calls, so they would wait for one "
-                    f"another for ever: rank {self._rank}: {self.here.last}; rank {rank} "
+                    f"another for ever: rank {self.number}: {self.here.last}; rank {number} "
                     f"{answer.words}. Every rank must make the same calls of the model in the same "
                     "order, with the same inputs and number of steps."
                 )
             elif is_late and answer.doing is not Doing.COMPILING:
                 waited = f"{self._timeout.total_seconds():.0f} s"
                 self._close(
-                    f"Rank {rank} of the mesh did not come within the timeout of {waited}: it "
-                    f"{answer.words}. Rank {self._rank} waited at: {self.here.last}."
+                    f"Rank {number} of the mesh did not come within the timeout of {waited}: it "
+                    f"{answer.words}. Rank {self.number} waited at: {self.here.last}."
                 )
         coming = [answers[rank].doing for rank in missing if rank in answers]
         return Doing.COMPILING in coming
@@ -376,14 +390,3 @@ class Team:
             return self._store.check(keys)
         except RuntimeError:
             return False
-
-
-def _unreachable(error: BaseException) -> str:
-    return (
-        "The other ranks of the mesh cannot be reached any more, since the process that has the "
-        f"store of the processes, usually rank 0, has ended: {_in_words(error)}"
-    )
-
-
-def _in_words(error: BaseException) -> str:
-    return f"{type(error).__name__}: {error}"

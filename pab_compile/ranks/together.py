@@ -23,7 +23,20 @@ from .course import Moment
 from .prints import prints_of, sampled_prints
 from .send import from_first_rank
 from .team import Team
-from .words import CALL, INPUT, WEIGHT, WEIGHTS, Words, difference, differing
+from .words import (
+    CALL,
+    DECISIONS,
+    INPUT,
+    PROGRAM,
+    SIZES,
+    TIMESTEPS,
+    WEIGHT,
+    WEIGHTS,
+    Words,
+    differing,
+    sizes_of,
+    some_compile,
+)
 
 _LISTED, _LENGTH = 8, 40
 
@@ -44,6 +57,7 @@ class Together:
     Attributes:
         halves: what shares the calls; None if all ranks make each call together.
         inputs: as given.
+        fingerprint: what all ranks compiled alike.
     """
 
     def __init__(
@@ -60,6 +74,7 @@ class Together:
         self._team = team
         self.halves = team.halves if shares_calls else None
         self.inputs = self._inputs = inputs
+        self.fingerprint = ""
         self._latents, self._clock, self._prompts = latents, clock, frozenset(prompts)
         self._weights = weights
         self._sends = sends
@@ -108,8 +123,8 @@ class Together:
         said = {
             CALL: f"{'begins a generation at ' if is_new else ''}{_place_in(generation)}",
             "reuse": "".join("01"[reused] for reused in moment.reused),
-            "decisions": f"{len(moment.reused)} sites, {moment.decisions.digest()}",
-            "timesteps": _timesteps_of(generation),
+            DECISIONS: f"{len(moment.reused)} sites, {moment.decisions.digest()}",
+            TIMESTEPS: _timesteps_of(generation),
         }
         names: Mapping[int, str] = {}
         if not course.knows(moment):
@@ -121,7 +136,12 @@ class Together:
         self._compare(said, tensors, is_new)
 
     def _compare(self, said: Words, tensors: Sequence[torch.Tensor], may_begin: bool) -> None:
+        own = ((name, tensors[position]) for position, name in self._inputs.items())
+        said = {**said, SIZES: sizes_of(own)}
         found = self._team.compare(said, may_begin=may_begin)
+        while some_compile(found):  # afterwards they make this call too
+            self._team.agree({PROGRAM: self.fingerprint})
+            found = self._team.compare(said)
         names = differing(found)
         if not names:
             return
@@ -129,7 +149,7 @@ class Together:
             own = {name: tensors[position] for position, name in self._weights.items()}
             prints = sampled_prints(own)
             found = self._team.compare({f"{WEIGHT}{name!r}": x for name, x in prints.items()})
-        raise RanksError(difference(found))
+        raise RanksError(self._team.difference(found))
 
     def _prints(self, tensors: Sequence[torch.Tensor], names: Mapping[int, str]) -> Words:
         """Prints of inputs that are not sent."""

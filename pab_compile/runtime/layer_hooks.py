@@ -8,6 +8,7 @@ every layer.
 from __future__ import annotations
 
 import functools
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -21,10 +22,15 @@ GROUPS = "group offloading"
 FROM_DISK = "offloading to disk"
 SEQUENTIAL = "sequential offloading"
 PLACING = "placing layers on devices"
+SHARDED = "fully_shard"
 
 _WAY_OUT = (
     "First attach them, then call pab_compile.enable(model): it casts and moves the weights inside "
     "the graph instead. If the model is enabled already, call disable() on its handle first."
+)
+_WHOLE = (
+    "Shard the model as a whole instead: fully_shard(model, reshard_after_forward=True) alone, and "
+    "not its layers. Then all weights are gathered before a forward and freed after it."
 )
 _FROM_DISK = "Weights that are not in memory cannot be brought inside the graph."
 
@@ -104,6 +110,13 @@ def _is_in_memory(layer: torch.nn.Module, hook: Any) -> bool:
     return all(first[name] is second[name] for name in first)
 
 
+def _is_sharded(layer: torch.nn.Module) -> bool:
+    """Whether ranks gather the weights of a layer just before it runs."""
+    library = sys.modules.get("torch.distributed.fsdp")
+    kinds = (library.FSDPModule, library.FullyShardedDataParallel) if library else ()
+    return isinstance(layer, kinds)
+
+
 def with_cause(
     error: UnsupportedModelError, model: torch.nn.Module | None
 ) -> UnsupportedModelError:
@@ -115,9 +128,11 @@ def with_cause(
     """
     found = () if model is None else layer_hooks(model)
     features = dict.fromkeys(hook.feature for hook in found if hook.layer is not model)
+    way_out = _FROM_DISK if FROM_DISK in features else _WAY_OUT
+    if model is not None and any(map(_is_sharded, list(model.modules())[1:])):
+        features, way_out = {SHARDED: None, **features}, _WHOLE
     if not features:
         return error
-    way_out = _FROM_DISK if FROM_DISK in features else _WAY_OUT
     caused = UnsupportedModelError(
         f"Hooks around the layers of this model ({', '.join(features)}) break the forward at every "
         f"layer. {way_out} What was found so: {error}"

@@ -81,8 +81,9 @@ def _kind_of(node: fx.Node, sites: Sequence[Site]) -> str:
 
 
 def _gathered_at_the_end(program: Program, layout: Layout) -> set[fx.Node]:
-    """What is gathered after the last attention."""
+    """What is gathered after the last attention, and not for a site."""
     before = feeding([node for mixer in program.mixers for node in mixer.nodes])
+    before |= {node for site in program.sites for node in site.region}
     return {
         node
         for node in layout.gathers

@@ -190,15 +190,16 @@ def scaling(
         except (ShardingError, OptionError) as error:
             rows.append(ScalingRow(num_ranks, "", None, None, str(error)))
             continue
-        always = _generation(machine, found, found.work_always, found.always)
-        planned = _generation(machine, found, found.work, found.rows)
+        always = generation_of(machine, found, found.work_always, found.always)
+        planned = generation_of(machine, found, found.work, found.rows)
         rows.append(ScalingRow(num_ranks, found.axis, always, planned))
-    return Scaling(tuple(rows), _generation(machine, one, one.work_always, one.always))
+    return Scaling(tuple(rows), generation_of(machine, one, one.work_always, one.always))
 
 
-def _generation(
+def generation_of(
     machine: Machine, report: CommReport, work: Work, rows: Sequence[CommRow]
 ) -> Generation:
+    """The time of a generation of which a report says what is exchanged."""
     computing = work.flops / machine.flops_per_second
     return Generation(
         max(computing, report.num_steps * machine.call_seconds),

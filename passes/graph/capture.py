@@ -22,7 +22,7 @@ from .fused import take_apart
 from .inlining import inline_calls
 from .inputs import Inputs, with_constant_numbers
 from .noise import remove_noise
-from .refusals import refuse_other_memory
+from .refusals import refuse_other_memory, refuse_shared_weights
 from .rejoin import rejoin
 from .round_trips import round_trips
 from .sizes_only import read_sizes_only
@@ -64,6 +64,7 @@ def capture(
     """
     refuse_other_memory(dynamo_graph)
     inputs = Inputs.of(dynamo_graph, args)
+    refuse_shared_weights(args, inputs.wrapped)
     static_graph = with_constant_numbers(dynamo_graph, inputs, args)
     inline_calls(static_graph)
     fold_mapped_constants(static_graph)

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
+from typing import Any
+
 from torch import fx
 
 from pab_compile.passes.errors import NotTracedError
 
 from . import ir
 from .origin import source_line
+from .wrapped import mesh_of
 
 _OTHER_MEMORY = ("set_", "shallow_copy_data_")
 
@@ -25,3 +29,20 @@ def refuse_other_memory(dynamo_graph: fx.GraphModule) -> None:
                 f"{source_line(node) or 'source unknown'}), as hooks do that cast or move the "
                 "weights of every layer. Put such hooks around the whole model, or take them off."
             )
+
+
+def refuse_shared_weights(args: Iterable[Any], wrapped: Mapping[int, str]) -> None:
+    """Raise an error if ranks share single tensors of a model, as tensor parallelism does.
+
+    Args:
+        args: the inputs of a graph.
+        wrapped: position of an input that is made of other tensors -> its name and type.
+    """
+    shared = [wrapped[n] for n, arg in enumerate(args) if mesh_of(arg) is not None and n in wrapped]
+    if shared:
+        raise NotTracedError(
+            f"Ranks share {len(shared)} tensor(s) of the model, as parallelize_module does "
+            f"({shared[0]}). What they exchange happens inside of such tensors, so the graph does "
+            "not show it. Give each rank whole weights and let the ranks share the tokens: "
+            'options={"mesh": mesh}. To save memory too, fully_shard(model) the model as a whole.'
+        )

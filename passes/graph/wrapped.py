@@ -28,7 +28,14 @@ def plain_tensors(value: Any, name: str = "") -> Iterator[tuple[str, torch.Tenso
         yield name, value
         return
     for attribute in value.__tensor_flatten__()[0]:
-        yield from plain_tensors(getattr(value, attribute), f"{name}.{attribute}")
+        inner = getattr(value, attribute)
+        if isinstance(inner, torch.Tensor):  # a sharded one also holds its mesh
+            yield from plain_tensors(inner, f"{name}.{attribute}")
+
+
+def mesh_of(value: Any) -> Any:
+    """The mesh of ranks that share a tensor (``DTensor``); None if each rank has all of it."""
+    return getattr(value, "device_mesh", None) if is_wrapped(value) else None
 
 
 class Rewrap(torch.nn.Module):

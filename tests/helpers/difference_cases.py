@@ -30,8 +30,12 @@ def differing_ranks(group: dist.ProcessGroup, names: list[str]) -> dict[str, Out
     """One generation per difference. Rank 1 is the one that differs."""
     torch._dynamo.reset()
     is_odd, model = group.rank() == 1, tiny_latte(1)
-    options = {"mesh": Mesh(group), "shard": "t"}
-    compiled: Any = compiled_pab(model, **PLANS["before the gate"], **options)
+    interval = 2
+
+    def plan(site: Any, step: int, *_: Any) -> int | None:
+        return 0 if site.kind in ("spatial", "temporal") and step % interval else None
+
+    compiled: Any = compiled_pab(model, plan=plan, mesh=Mesh(group), shard="t")
     found = {}
     for name in names:
         loop = Loop(calls_of(compiled), ddim_timesteps(STEPS))
@@ -40,12 +44,15 @@ def differing_ranks(group: dist.ProcessGroup, names: list[str]) -> dict[str, Out
             loop.latents = draw_latents(9)
         elif is_odd and name == "prompt":
             loop.prompt = draw_prompt(9)
+        elif is_odd and name == "length":
+            loop.prompt, loop.null_prompt = loop.prompt[:, :3], loop.null_prompt[:, :3]
         elif is_odd and name == "noise":
             loop.update = lambda prediction, _, latents: latents + 0.2 * prediction
         elif is_odd and name == "timesteps":
             loop.timesteps = ddim_timesteps(STEPS + 1)
         elif is_odd and name == "weights":
             weight.mul_(2)
+        interval = 3 if is_odd and name == "plan" else 2
         found[name] = outcome(loop, stop=2 if is_odd and name == "begins again" else None)
         if is_odd and name == "weights":
             weight.div_(2)

@@ -15,6 +15,8 @@ import pab_compile
 from helpers.latte import (
     Guidance,
     Loop,
+    ModelCall,
+    Moment,
     calls_of,
     compiled_pab,
     ddim_timesteps,
@@ -22,7 +24,7 @@ from helpers.latte import (
     tiny_latte,
 )
 from helpers.rank_cases import grid_options
-from helpers.world import Mesh, World
+from helpers.world import Mesh, World, meet_beside
 from pab_compile.ranks import team
 
 STEPS = 5
@@ -70,6 +72,11 @@ def _prompt(loop: Loop, seed: int) -> None:
     loop.prompt.view(-1)[seed % loop.prompt.numel()] += 0.1
 
 
+def _length(loop: Loop, seed: int) -> None:
+    length = 2 + seed % 3
+    loop.prompt, loop.null_prompt = loop.prompt[:, :length], loop.null_prompt[:, :length]
+
+
 def _steps(loop: Loop, seed: int) -> None:
     loop.timesteps = ddim_timesteps(STEPS + 1 + seed % 3)
 
@@ -90,13 +97,23 @@ AT_ONCE: dict[str, Change] = {
     "latents": _latents,
     "one element": _one_element,
     "prompt": _prompt,
+    "length": _length,
     "steps": _steps,
     "timesteps": _timesteps,
     "noise": _noise,
     "size": _size,
 }
-AT_A_STEP = ("cancels", "begins again", "resets", "sleeps", "fails inside", "calls once more")
-KINDS = ("nothing", "weights", "does not call", *AT_ONCE, *AT_A_STEP)
+AT_A_STEP = (
+    "cancels",
+    "begins again",
+    "resets",
+    "sleeps",
+    "fails inside",
+    "calls once more",
+    "states steps",
+    "states a generation",
+)
+KINDS = ("nothing", "weights", "plan", "compiles anew", "does not call", *AT_ONCE, *AT_A_STEP)
 HARMLESS = ("nothing", "sleeps")
 Outcome = tuple[str, float, torch.Tensor | None]
 """The error or ``""``, after how many seconds, and the predictions."""
@@ -149,61 +166,94 @@ def _wrong(difference: Difference, ended: Sequence[Outcome]) -> str:
     return "" if are_equal else "no error, and the videos differ"
 
 
+@dataclass
+class State:
+    """What a rank can change between two generations or steps.
+
+    Attributes:
+        model: the model.
+        fails: whether its pieces raise an error.
+        range: every which step the plan computes.
+    """
+
+    model: torch.nn.Module
+    fails: bool = False
+    range: int = 2
+
+
 def outcomes(
     group: dist.ProcessGroup, mesh: str, differences: Sequence[Difference]
 ) -> list[Outcome]:
     """How every difference ends on this rank. The ranks begin each of them together."""
     team.PATIENCE = 1.0
-    fails = {"now": False}
+    state = State(tiny_latte(1))
 
     def inner(graph_module: Any, _: Any) -> Any:
         def run(*args: torch.Tensor) -> Any:
-            if fails["now"]:
+            if state.fails:
                 raise ValueError("no memory left")
             return graph_module.forward(*args)
 
         return run
 
-    model = tiny_latte(1)
+    def plan(site: Any, step: int, *_: Any) -> int | None:
+        return 0 if site.kind in ("spatial", "temporal", "cross") and step % state.range else None
+
     options: dict[str, Any] = {"mesh": Mesh(group), "shard": "t"}
     guidance: Guidance = "none"
     if mesh == "calls of 2":
         options, guidance = {"batch_mesh": Mesh(group)}, "two calls"
     elif mesh == "rows and tokens of 4":
         options, guidance = grid_options(group, "mesh"), "batched"
-    ranges = {"spatial": 2, "temporal": 2, "cross": 2}
-    compiled: Any = compiled_pab(model, ranges=ranges, inner=inner, **options)
+    compiled: Any = compiled_pab(state.model, plan=plan, inner=inner, **options)
+    _compile(group, Loop(calls_of(compiled), ddim_timesteps(STEPS), guidance=guidance))
     found = []
     for number, difference in enumerate(differences):
-        _meet(group, f"before {number}")
+        meet_beside(group, f"before {number}")
         loop = Loop(calls_of(compiled), ddim_timesteps(STEPS), guidance=guidance)
-        found.append(_outcome(loop, difference, group.rank() == difference.rank, model, fails))
-        fails["now"] = False
-        _meet(group, f"after {number}")
+        found.append(_outcome(loop, difference, group.rank() == difference.rank, state))
+        state.fails, state.range = False, 2
+        meet_beside(group, f"after {number}")
         pab_compile.reset()
     return found
+
+
+def _compile(group: dist.ProcessGroup, loop: Loop) -> None:
+    """Compile the model. On a busy machine a rank may take longer than the short timeout."""
+    for attempt in range(4):
+        meet_beside(group, "compiles")
+        try:
+            loop.run()
+            return
+        except pab_compile.RanksError:
+            if attempt == 3:
+                raise
+            loop = Loop(loop.call, loop.timesteps, guidance=loop.guidance)
 
 
 def _outcome(
     loop: Loop,
     difference: Difference,
     is_other: bool,
-    model: torch.nn.Module,
-    fails: dict[str, bool],
+    state: State,
 ) -> Outcome:
     start = time.monotonic()
-    kind, weight = difference.kind, next(model.parameters())
+    kind, weight = difference.kind, next(state.model.parameters())
     if is_other and kind in AT_ONCE:
         AT_ONCE[kind](loop, difference.seed)
     if is_other and kind == "weights":
         weight.mul_(1.5)
+    if is_other and kind == "plan":
+        state.range = 3
+    if is_other and kind == "compiles anew":
+        torch._dynamo.reset()
     error = ""
     try:
         if is_other and kind == "does not call":
             raise Cancelled("did not call")
         for step in loop.steps():
             if is_other and step + 1 == difference.step:
-                _change(loop, kind, fails)
+                _change(loop, kind, state)
     except (pab_compile.PabError, Cancelled, ValueError) as raised:
         error = f"{type(raised).__name__}: {raised}"
     if is_other and kind == "weights":
@@ -212,7 +262,7 @@ def _outcome(
     return error, time.monotonic() - start, video
 
 
-def _change(loop: Loop, kind: str, fails: dict[str, bool]) -> None:
+def _change(loop: Loop, kind: str, state: State) -> None:
     """What a rank does between two steps."""
     if kind == "cancels":
         raise Cancelled("was cancelled")
@@ -223,18 +273,21 @@ def _change(loop: Loop, kind: str, fails: dict[str, bool]) -> None:
     elif kind == "sleeps":
         time.sleep(2.5)
     elif kind == "fails inside":
-        fails["now"] = True
+        state.fails = True
     elif kind == "calls once more":
         next(Loop(loop.call, loop.timesteps, guidance=loop.guidance).steps())
+    elif kind.startswith("states"):
+        loop.call = _stating(loop.call, kind)
 
 
-def _meet(group: dist.ProcessGroup, where: str) -> None:
-    """Wait for all ranks, beside the groups that they may have left."""
-    store, size = dist.group.WORLD.get_group_store(), group.size()  # type: ignore[union-attr]
-    epoch = store.add(f"fuzz/{where}/{group.rank()}", 1)
-    keys = [f"fuzz/{where}/{rank}/{epoch}" for rank in range(size)]
-    store.set(keys[group.rank()], "")
-    end = time.monotonic() + 60
-    while not store.check(keys):
-        assert time.monotonic() < end, f"a rank did not come: {where}"
-        time.sleep(0.02)
+def _stating(call: ModelCall, kind: str) -> ModelCall:
+    """Calls from now on state where they belong."""
+
+    def stated(x: torch.Tensor, t: torch.Tensor, prompt: torch.Tensor, moment: Moment) -> Any:
+        if kind == "states steps":
+            with pab_compile.step(moment.step, moment.num_steps, lane=moment.lane):
+                return call(x, t, prompt, moment)
+        with pab_compile.generation(timesteps=ddim_timesteps(STEPS)):
+            return call(x, t, prompt, moment)
+
+    return stated

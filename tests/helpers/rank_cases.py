@@ -77,6 +77,17 @@ def generate(
     }
 
 
+def replica(group: dist.ProcessGroup | None, row: int = 0) -> torch.Tensor:
+    """One of two videos at a time, each on two of four ranks, with its own latents and steps."""
+    torch._dynamo.reset()
+    options: dict[str, Any] = {}
+    if group is not None:
+        mesh = init_device_mesh("cpu", (2, 2), mesh_dim_names=("video", "sp"))
+        row, options = dist.get_rank() // 2, {"mesh": mesh["sp"], "shard": "t"}
+    compiled = compiled_pab(tiny_latte(DEPTH), **PLANS["before the gate"], **options)
+    return Loop(calls_of(compiled), ddim_timesteps(5 + row), draw_latents(7 + row)).run()
+
+
 def grid_options(group: dist.ProcessGroup, how: str) -> dict[str, Any]:
     """How ranks share the rows of the batch, and their tokens where there are four of them."""
     if how == "rows":
@@ -236,7 +247,8 @@ def failing(
 ) -> dict[str, Any]:
     """A generation in which some ranks fail in the third step, and what comes after it.
 
-    With two axes they share the batch and the tokens, else the tokens.
+    All of them fail at once, or one after the other (``apart``). With two axes they share the batch
+    and the tokens, else the tokens.
 
     Returns:
         What the failing call raised and after how many seconds; what the next generation raised,
@@ -247,11 +259,13 @@ def failing(
         options = grid_options(group, "mesh")
     else:
         options = {"mesh": Mesh(group), "shard": "t"}
-    fails = {"rank": group.rank() if who == "all" else int(who), "at": 3}
+    is_any = who in ("all", "apart")
+    fails = {"rank": group.rank() if is_any else int(who), "at": 3}
 
     def inner(graph_module: Any, _: Any) -> Any:
         def run(*args: torch.Tensor) -> Any:
             if fails["rank"] == group.rank() and fails["at"] == 0:
+                time.sleep(2 * patience * group.rank() if who == "apart" else 0)
                 raise ValueError("no memory left")
             return graph_module.forward(*args)
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import importlib
 import os
 import tempfile
+import time
 import traceback
 from collections.abc import Callable, Iterable, Sequence
 from datetime import timedelta
@@ -71,7 +72,12 @@ class World:
             process.start()
 
     def run(
-        self, case: Callable[..., Any], *args: Any, ranks: int, alone: bool = False
+        self,
+        case: Callable[..., Any],
+        *args: Any,
+        ranks: int,
+        alone: bool = False,
+        killed: Sequence[int] = (),
     ) -> list[Any]:
         """Run a case on the first ranks; what each of them returned.
 
@@ -79,8 +85,8 @@ class World:
             case: the case.
             args: its arguments after the group.
             ranks: how many.
-            alone: whether these must be all processes. Only such ranks can begin anew after a
-                failure.
+            alone: whether these must be all processes.
+            killed: ranks whose processes end in the case, so that they return nothing.
 
         Raises:
             AssertionError: it raised on some rank; holds that rank's traceback.
@@ -90,7 +96,7 @@ class World:
         where = f"{case.__module__}:{case.__qualname__}"
         for rank in range(ranks):
             self._tasks[rank].put((where, args, ranks))
-        answers = [self._answers.get(timeout=2 * _SECONDS) for _ in range(ranks)]
+        answers = [self._answers.get(timeout=2 * _SECONDS) for _ in range(ranks - len(killed))]
         answers.sort(key=lambda answer: answer[0])
         for rank, ok, result in answers:
             assert ok, f"rank {rank}:\n{result}"
@@ -131,6 +137,18 @@ def _serve(rank: int, size: int, folder: str, tasks: Any, answers: Any, seconds:
         except BaseException:
             answers.put((rank, False, traceback.format_exc()))
     dist.destroy_process_group()
+
+
+def meet_beside(group: dist.ProcessGroup, where: str) -> None:
+    """Wait for all ranks, beside the groups that they may have left."""
+    store, size = dist.group.WORLD.get_group_store(), group.size()  # type: ignore[union-attr]
+    epoch = store.add(f"beside/{where}/{group.rank()}", 1)
+    keys = [f"beside/{where}/{rank}/{epoch}" for rank in range(size)]
+    store.set(keys[group.rank()], "")
+    end = time.monotonic() + 60
+    while not store.check(keys):
+        assert time.monotonic() < end, f"a rank did not come: {where}"
+        time.sleep(0.02)
 
 
 class Counter:

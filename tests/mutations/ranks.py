@@ -83,4 +83,25 @@ RANKS = (
         "return tensors",
         ("tests/ranks/test_differences.py",),
     ),
+    Mutation(
+        "pab_compile/ranks/together.py",
+        "ranks do not compare what their plans decide",
+        'DECISIONS: f"{len(moment.reused)} sites, {moment.decisions.digest()}",',
+        'DECISIONS: "",',
+        ("tests/ranks/test_differences.py",),
+    ),
+    Mutation(
+        "pab_compile/ranks/groups.py",
+        "ranks that are only some of all processes cannot leave their groups",
+        "        if len(mesh) == dist.get_world_size():\n            return True\n",
+        "        if len(mesh) != dist.get_world_size():\n            return False\n",
+        ("tests/ranks/test_lost.py",),
+    ),
+    Mutation(
+        "passes/graph/refusals.py",
+        "weights that ranks share are taken for whole ones",
+        "    if shared:\n",
+        "    if False:\n",
+        ("tests/ranks/test_sharded_weights.py",),
+    ),
 )

@@ -16,6 +16,8 @@ NAMED = {
     "timesteps": "differ",
     "weights": "weight ",
     "begins again": "are at different calls",
+    "plan": "The plan decides otherwise on these ranks",
+    "length": "compiles the model for ",
 }
 
 

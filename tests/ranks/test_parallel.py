@@ -143,3 +143,10 @@ def test_pieces_with_collectives_go_through_inductor(world: World) -> None:
     for found in world.run(rank_cases.generate, *plan, "inductor", ranks=2):
         assert_same(found["predictions"], alone(*plan)["predictions"])
         assert found["pieces"] == alone(*plan)["pieces"]
+
+
+@pytest.mark.long
+def test_rows_of_a_mesh_make_videos_of_their_own(world: World) -> None:
+    expected = [rank_cases.replica(None, row) for row in range(2)]
+    for rank, found in enumerate(world.run(rank_cases.replica, ranks=4, alone=True)):
+        assert_same(found, expected[rank // 2])

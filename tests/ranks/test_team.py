@@ -15,6 +15,7 @@ pytestmark = pytest.mark.xdist_group("ranks")
 PATIENCE = 1.0
 
 
+@pytest.mark.long
 def test_a_rank_that_fails_in_a_step_ends_the_others_and_all_can_begin_anew(world: World) -> None:
     expected = rank_cases.generate(None, "computes always", "none", num_steps=4)
     ranks = world.run(rank_cases.failing, "1", PATIENCE, ranks=2, alone=True)
@@ -75,5 +76,16 @@ def test_ranks_that_fail_alike_keep_their_own_error_and_go_on(world: World) -> N
     for found in world.run(rank_cases.failing, "all", 60.0, ranks=4, alone=True):
         assert found["raised"] == "ValueError: no memory left"
         assert found["seconds"] < 30
+        assert found["after"] == ""
+        assert_same(found["prediction"], expected["predictions"][-1])
+
+
+@pytest.mark.long
+def test_ranks_that_fail_one_after_the_other_go_on(world: World) -> None:
+    expected = rank_cases.generate(None, "computes always", "none", num_steps=4)
+    first, second = world.run(rank_cases.failing, "apart", PATIENCE, ranks=2, alone=True)
+    assert first["raised"] == "ValueError: no memory left"
+    assert second["raised"].startswith("RanksError: Rank 0 of the mesh failed in a call")
+    for found in (first, second):
         assert found["after"] == ""
         assert_same(found["prediction"], expected["predictions"][-1])

@@ -1,0 +1,77 @@
+"""Ways to share a generation are compared by the time that is predicted for each."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+import pab_compile
+from helpers.latte import draw_latents, draw_prompt, tiny_latte
+from pab_compile import Link, Machine, OptionError, Schedule, Splits
+
+STEPS = 10
+SLOW, FREE = Link(0.0, 1e4), Link(0.0, float("inf"))
+
+
+def compared(machine: Machine | float, num_ranks: int, rows: int, **more: Any) -> Splits:
+    return pab_compile.splits(
+        tiny_latte(depth=1),
+        hidden_states=draw_latents(batch=rows),
+        timestep=torch.tensor([500] * rows),
+        encoder_hidden_states=draw_prompt(batch=rows),
+        num_ranks=num_ranks,
+        schedule=Schedule(STEPS, tuple(900.0 - 100 * step for step in range(STEPS))),
+        machine=machine,
+        **more,
+    )
+
+
+def test_every_split_is_listed_with_its_time_and_the_fastest_is_the_best() -> None:
+    found = compared(Machine(1e6, SLOW, SLOW), 4, rows=2)
+    ways = {(row.num_batch_ranks, row.num_token_ranks, row.axis) for row in found.rows}
+    assert {(1, 4, "t"), (1, 4, "h"), (2, 2, "t"), (4, 1, "")} <= ways
+    times = [row.generation.seconds for row in found.rows if row.generation]
+    assert times == sorted(times)
+    assert found.best is found.rows[0]
+    assert found.best.num_batch_ranks == 2  # it exchanges less than four that share the tokens
+    assert found.best.options["batch_parallel"] == found.best.options["sequence_parallel"] == 2
+    assert "4 x 1: " in str(found)  # there are two rows
+
+
+def test_a_split_has_the_time_and_the_bytes_of_its_options() -> None:
+    machine = Machine(1e6, SLOW, SLOW)
+    row = next(row for row in compared(machine, 2, rows=2).rows if row.axis == "t")
+    inputs = {
+        "hidden_states": draw_latents(batch=2),
+        "timestep": torch.tensor([500] * 2),
+        "encoder_hidden_states": draw_prompt(batch=2),
+        "schedule": Schedule(STEPS, tuple(900.0 - 100 * step for step in range(STEPS))),
+    }
+    model, options = tiny_latte(depth=1), row.options
+    report = pab_compile.comm(model, options=options, num_ranks=2, **inputs)  # type: ignore[arg-type]
+    times = pab_compile.scaling(
+        model,
+        options={"shard": "t"},
+        machine=machine,
+        ranks=(2,),
+        **inputs,  # type: ignore[arg-type]
+    )
+    assert row.generation == times[2].planned
+    assert row.wire_bytes == report.wire_bytes
+
+
+def test_two_calls_of_a_step_are_shared_by_halves_of_the_ranks() -> None:
+    one, two = (compared(Machine(1e6, FREE, FREE), 2, rows=1, calls=n) for n in (1, 2))
+    assert all(row.num_batch_ranks == 1 for row in one.rows)
+    assert two.best.options == {"batch_parallel": 2}
+    tokens = next(row.generation for row in two.rows if row.axis == "t")
+    alone = next(row.generation for row in one.rows if row.axis == "t")
+    assert tokens is not None and alone is not None
+    assert tokens.compute == pytest.approx(2 * alone.compute)
+
+
+def test_what_splits_finds_cannot_be_given() -> None:
+    with pytest.raises(OptionError, match="splits finds shard"):
+        compared(1.0, 2, rows=1, options={"shard": "t"})
