@@ -29,6 +29,7 @@ from .compile.collecting import collector_paused
 from .compile.compile_log import CompileLog
 from .compile.floor import offered, takes_request
 from .compile.lower import PieceCompiler
+from .compile.model_fit import ModelFit
 from .compile.number_clocks import NUMBER_WAS_NEW, number_clocks
 from .compile.program import CompiledProgram, InputRoles, Runnable
 from .compile.program_store import ProgramStore
@@ -102,6 +103,7 @@ class CompiledGraph:
         self._progress = CompileProgress()
         self._agreement = Agreement(self._graph_module, options)
         self._whole_forward = WholeForward()
+        self._model_fit = ModelFit()
         self._log = CompileLog()
 
     def __call__(self, *args: Any) -> Any:
@@ -119,15 +121,20 @@ class CompiledGraph:
         """Run the graph in a forward."""
         forwards = current_scope().forwards
         program = self._program(request)
+        plan = self._settings.plan_now
+        note = self._model_fit.of(plan, forward.module())
         if not forward.visited and not request.alone:
-            before, plan = forwards.before(forward), self._settings.plan_now
+            before = forwards.before(forward)
             axes = self._settings.options.axes
             error = self._whole_forward.check(before, program, plan, axes)
             if error is not None:
                 self._refuse(error, stacklevel=3)
         forward.breaks.append(self._break_reason)
         try:
-            return self._run(program, forward, request)
+            outputs = self._run(program, forward, request)
+            if note and forward.place is not None:
+                forward.place.generation.note(note)
+            return outputs
         finally:
             if request.alone:
                 forwards.end(forward)
@@ -256,22 +263,23 @@ class CompiledGraph:
             options.mesh, options.sequence_parallel, options.batch_mesh, options.batch_parallel
         )
         _check_gradients(request.args)
+        calls = model_calls()
+        self._model_fit.of(settings.plan_now, calls[0].module if calls else None)
         settings.compiler.warm_up(request.args)
         watch_hotswap()
         refused: UnsupportedModelError | InvariantError | None
         try:
-            check_no_pipeline(model_calls())
+            check_no_pipeline(calls)
             _check_other_caches()
         except UnsupportedModelError as error:
             self._refuse(error, stacklevel=7)
             return plain_program(request, settings, str(error))
         try:
             program = self._for_sizes(replace(request, team=team))
-            if self._numbers.positions and (calls := model_calls()):
+            if self._numbers.positions and calls:
                 number_clocks.forget(calls[0])
             return program
         except NoTimestepError as error:
-            calls = model_calls()
             refused = number_clocks.check(calls[0], error) if calls else error.as_unsupported()
             if refused is None:
                 return plain_program(request, settings, NUMBER_WAS_NEW)

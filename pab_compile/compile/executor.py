@@ -110,6 +110,7 @@ class Executor:
         other.sites = [named[site.name] for site in self.sites]
         other.uncut = [named[site.name] for site in self.uncut]
         other._claimed = None
+        other.half_batch = self.half_batch.at(sizes)
         other._place = place
         other._returns = [(place, at_size(always, sizes)) for place, always in self._open_returns]
         other.identity = other._identified()

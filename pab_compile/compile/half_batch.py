@@ -11,6 +11,7 @@ from pab_compile.dynamo import compiling
 from pab_compile.passes.errors import ShardingError
 from pab_compile.passes.graph import ir
 from pab_compile.passes.graph.fused import put_together
+from pab_compile.passes.graph.open_sizes import NotOpenError, OpenSizes
 from pab_compile.passes.graph.structure import structure_key
 from pab_compile.passes.parallel.half_rows import half_rows
 from pab_compile.passes.program import Program
@@ -19,6 +20,7 @@ from pab_compile.runtime.cache_entry import Tensors
 from .guidance import WHERE
 from .lazy_function import Function
 from .lower import PieceCompiler
+from .open_graph import OpenGraph
 
 if TYPE_CHECKING:
     from .request import Request
@@ -26,7 +28,7 @@ if TYPE_CHECKING:
 NOT_ANALYSED = "The graph of the model could not be analysed."
 _SEVERAL_GRAPHS = "The forward breaks into several graphs."
 _SEVERAL_RANKS = "Several ranks run it."
-_SEVERAL_SIZES = "The program serves several sizes of requests."
+_OTHER_SIZES = "It was made for requests of other sizes, and does not fit these."
 _NOT_HALVED = WHERE + "half of the batch cannot be computed alone. {}"
 
 
@@ -36,12 +38,28 @@ class HalfBatch:
     Args:
         program: the captured graph with its axes, or why it cannot be halved.
         compiler: compiles the graphs of the halves.
+        sizes: the open sizes of the calls; None for those that the graph was captured at.
+        known: the halves that were compiled for any size.
     """
 
-    def __init__(self, program: Program | str, compiler: PieceCompiler) -> None:
+    def __init__(
+        self,
+        program: Program | str,
+        compiler: PieceCompiler,
+        sizes: tuple[int, ...] | None = None,
+        known: dict[int, Function | OpenGraph | str] | None = None,
+    ) -> None:
         self._program = program
         self._compiler = compiler
-        self._known: dict[int, Function | str] = {}
+        self._known = {} if known is None else known
+        opened = None if isinstance(program, str) else ir.open_sizes(program.graph_module)
+        self._opened: OpenSizes | None = opened
+        self._sizes = opened.given if opened is not None and sizes is None else sizes
+        self._own: dict[int, Function] = {}
+
+    def at(self, sizes: tuple[int, ...]) -> HalfBatch:
+        """The halves of batches of other sizes. What is compiled for all sizes is the same."""
+        return HalfBatch(self._program, self._compiler, sizes, self._known)
 
     def why_not(self, which: int) -> str:
         """Why a half cannot be computed by itself; ``""`` if it can."""
@@ -64,9 +82,16 @@ class HalfBatch:
             with compiling():
                 if which not in self._known:
                     self._known[which] = self._compiled(which)
-        return self._known[which]
+        found = self._known[which]
+        if not isinstance(found, OpenGraph):
+            return found
+        assert self._opened is not None
+        assert self._sizes is not None
+        if not self._opened.admits(self._sizes):
+            return _OTHER_SIZES
+        return self._own.setdefault(which, found.at(self._sizes))
 
-    def _compiled(self, which: int) -> Function | str:
+    def _compiled(self, which: int) -> Function | OpenGraph | str:
         if isinstance(self._program, str):
             return self._program
         try:
@@ -74,7 +99,12 @@ class HalfBatch:
         except ShardingError as error:
             return str(error)
         put_together(graph)
-        return self._compiler.compile(graph, structure_key(graph))
+        if self._opened is None:
+            return self._compiler.compile(graph, structure_key(graph))
+        try:
+            return OpenGraph(graph, self._compiler, self._opened)
+        except NotOpenError as error:
+            return f"The program serves several sizes of requests, and {error}."
 
 
 def halved(program: Program, request: Request) -> Program | str:
@@ -88,6 +118,4 @@ def halved(program: Program, request: Request) -> Program | str:
         return _SEVERAL_GRAPHS
     if request.team is not None:
         return _SEVERAL_RANKS
-    if ir.open_sizes(program.graph_module) is not None:
-        return _SEVERAL_SIZES
     return program if program.axes is not None else NOT_ANALYSED

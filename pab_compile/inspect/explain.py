@@ -25,6 +25,7 @@ from pab_compile.compile.analysis import (
 from pab_compile.compile.call_roles import roles_of_call
 from pab_compile.compile.collecting import collector_paused
 from pab_compile.compile.floor import offered, takes_graph, takes_part
+from pab_compile.compile.model_fit import check_model
 from pab_compile.compile.number_clocks import number_error
 from pab_compile.compile.untraced import may_be_whole, untraced
 from pab_compile.denoisers import denoisers_of, is_pipeline, what_it_is
@@ -93,6 +94,7 @@ def explain(
     Raises:
         OptionError: an option is wrong.
         PabError: no inputs were given, and the model has not run.
+        PlanError: a plan does not fit the model.
         UnsupportedModelError: no graph of the model has latents, a clock and attention.
     """
     if args or kwargs:
@@ -104,17 +106,20 @@ def explain(
     if options is None and (compilation := compilation_of(model)) is not None:
         options = compilation.options
     parsed = parse_options(options)
-    survey = Survey(parsed, parsed.make_plan())
+    plan = parsed.make_plan()
+    survey = Survey(parsed, plan)
     module = getattr(model, "_orig_mod", model)
     forward = module.forward if isinstance(module, torch.nn.Module) else module
     owner = module if isinstance(module, torch.nn.Module) else None
+    note = check_model(plan, owner)
     arguments = by_name(forward, args, kwargs)
     if owner is not None and "forward" in vars(owner):  # a hook is around it
         forward = owner._call_impl
     try:
         with torch.no_grad(), collector_paused():
             trace_once(forward, *arguments, survey.run)
-        return survey.explanation()
+        found = survey.explanation()
+        return replace(found, notes=(*found.notes, note)) if note else found
     except NoTimestepError as error:
         if numbers := timely_numbers(arguments[1]):
             raise number_error(numbers) from error
@@ -124,9 +129,9 @@ def explain(
     except UnsupportedModelError as error:
         if owner is not None and what_it_is(owner):
             raise not_a_denoiser(error, owner) from None
-        if (found := with_cause(error, owner)) is error:
+        if (named := with_cause(error, owner)) is error:
             raise
-        raise found from error
+        raise named from error
 
 
 def _one_model(target: Any) -> Any:

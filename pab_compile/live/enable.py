@@ -50,7 +50,7 @@ def enable(
 
     Raises:
         OptionError: an option is wrong.
-        PlanError: a plan file is malformed.
+        PlanError: a plan file is malformed, or the plan was tuned on another architecture.
         UnsupportedModelError: nothing that denoises was found, or it is compiled already.
     """
     given = {**read_options(options), **more}

@@ -8,9 +8,11 @@ from typing import Any
 
 import torch
 
+from pab_compile.compile.model_fit import check_model
 from pab_compile.errors import PabError
 from pab_compile.inspect.explain import explain
 from pab_compile.plans.live import NOTHING, Choice, LivePlan
+from pab_compile.plans.plan import Plan
 from pab_compile.report.explanation import Explanation
 from pab_compile.runtime.last_runs import stats
 from pab_compile.runtime.stats import RunStats
@@ -56,6 +58,7 @@ class Handle:
         self._is_enabled = True
         self._undo = ExitStack()
         paddings = [Padding(module, buckets) for module in self._modules.values() if buckets]
+        self._check_models(live.current().plan)
         for module in self._modules.values():
             bring_weights(module, self._undo)
         for module in self._modules.values():
@@ -89,7 +92,7 @@ class Handle:
 
         Raises:
             OptionError: it is not a plan, or it does not go with the options of the handle.
-            PlanError: a plan file is malformed.
+            PlanError: a plan file is malformed, or the plan was tuned on another architecture.
         """
         self._check_enabled()
         self._live.set(self._choice(plan))
@@ -171,7 +174,13 @@ class Handle:
     def _choice(self, plan: Any) -> Choice:
         """The plan with its form. What reuses nothing runs in the form that is there."""
         choice = choice_of(plan, self._given)
+        self._check_models(choice.plan)
         return self._live.off() if choice.plan == NOTHING else choice
+
+    def _check_models(self, plan: Plan) -> None:
+        """Check that a plan was tuned on models of these architectures."""
+        for role, module in self._modules.items():
+            check_model(plan, module, role if len(self._modules) > 1 else "")
 
     def _of_each(self, report: Any) -> dict[str, Any]:
         """What a report says of every module that ran."""

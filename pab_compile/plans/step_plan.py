@@ -7,14 +7,15 @@
      "entries": ["C", "C", [-0.9, 1.9], "C"]}
 
 An entry is ``"C"`` (compute), an order of the reuse, or weights of the last computed outputs, the
-oldest first. The weights fit one schedule only. With other timesteps every step computes.
+oldest first. The weights fit one schedule only. With other timesteps every step computes. They fit
+one model only: a file of ``tune`` says which one (``tuned_model``).
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from pab_compile.errors import PlanError
@@ -23,6 +24,7 @@ from pab_compile.passes.sites.site import CUTS, Site
 from .guidance import GuidancePlan, guidance_from_json, guidance_to_json
 from .plan import COMPUTE, Entry, Weights, checked_entry, order_of
 from .schedule import Moment, Schedule
+from .tuned_model import TunedModel, tuned_model_from_json
 
 STEP_PLAN_FORMAT = "pab_compile.plan/2"
 _PRECISION = 5e-3  # bfloat16 has 8 bits
@@ -41,6 +43,7 @@ class StepPlan:
         timesteps: of the schedule that it is made for; None for any.
         coalesce: the option ``coalesce``.
         guidance: which steps compute one of two prompts only; None if none does.
+        model: that it was tuned on; None for any.
     """
 
     entries: tuple[Entry, ...]
@@ -49,6 +52,7 @@ class StepPlan:
     timesteps: tuple[float, ...] | None = None
     coalesce: bool = False
     guidance: GuidancePlan | None = None
+    model: TunedModel | None = field(default=None, repr=False)
 
     @property
     def num_steps(self) -> int:
@@ -144,7 +148,8 @@ def step_plan_from_json(content: Mapping[str, Any], origin: str) -> StepPlan:
     _check_history(entries, origin)
     guidance = guidance_from_json(content.get("guidance"), entries, cut, origin)
     timesteps = _timesteps(content, len(entries), origin)
-    return StepPlan(entries, origin, cut, timesteps, coalesce, guidance)
+    model = tuned_model_from_json(content.get("model"), origin)
+    return StepPlan(entries, origin, cut, timesteps, coalesce, guidance, model)
 
 
 def step_plan_to_json(plan: StepPlan) -> dict[str, Any]:
@@ -157,6 +162,8 @@ def step_plan_to_json(plan: StepPlan) -> dict[str, Any]:
     content |= {"cut": plan.cut, "coalesce": plan.coalesce}
     if plan.timesteps is not None:
         content["timesteps"] = list(plan.timesteps)
+    if plan.model is not None:
+        content["model"] = plan.model.to_json()
     if plan.guidance is not None:
         content["guidance"] = guidance_to_json(plan.guidance)
     return {**content, "entries": entries}

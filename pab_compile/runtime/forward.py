@@ -69,6 +69,7 @@ class Forward:
     Attributes:
         token: an object that only this call has; None after the call.
         starts_at_root: whether its first graph belongs to the model's own ``forward``.
+        module: gives the module that was called; None if it was a function.
         inputs: name -> tensor that the caller passed or that the first graph read.
         visited: the graphs that ran so far, in order.
         findings: what was found in each graph.
@@ -84,6 +85,8 @@ class Forward:
     def __init__(self, call: ModelCall | None) -> None:
         self.token = call.token if call else None
         self.starts_at_root = call is None or call.is_root
+        module = call.module if call else None
+        self.module = (lambda: None) if module is None else weakref.ref(module)
         self.inputs: dict[str, torch.Tensor] = {}
         self.visited: list[Ran] = []
         self.findings: list[Finding] = []

@@ -12,30 +12,29 @@ from .full_runs import FullRuns, finite
 from .pairs import Pairing
 from .row import Row
 from .score import Score, psnr
-from .tuned import CONVERGED, SAME, Alternative
+from .tuned import Alternative
 
 
 def compare(
-    seen: FullRuns, prompts: Sequence[Any], rows: Mapping[str, tuple[Row, Pairing | None]]
+    seen: FullRuns,
+    held_out: Sequence[tuple[Any, Mapping[str, torch.Tensor]]],
+    rows: Mapping[str, tuple[Row, Pairing | None]],
 ) -> tuple[Alternative, ...]:
     """The alternatives on prompts that were held out.
 
     Args:
         seen: makes full runs.
-        prompts: that were held out.
+        held_out: prompts, with what their results should be by the name of the teacher.
         rows: what to compare, by name. The first one is the tuned plan.
     """
     tuned, _ = next(iter(rows.values()))
     count, total = math.ceil(tuned.cost), seen.num_steps
-    names = [SAME] if seen.teacher == SAME else [SAME, CONVERGED]
     found: dict[str, dict[str, list[float]]] = {}
-    for prompt in prompts:
-        own = seen.full(prompt)
+    for prompt, references in held_out:
         ours, *others = ((name, _rerun(seen, prompt, *row)) for name, row in rows.items())
         fewer = f"{count} of {total} steps", seen.fewer(prompt, count)
         results = dict([ours, fewer, *others])
-        for name in names:
-            reference = seen.reference(prompt, name, own)
+        for name, reference in references.items():
             for label, result in results.items():
                 values = found.setdefault(label, {}).setdefault(name, [])
                 values.append(psnr(result, reference))

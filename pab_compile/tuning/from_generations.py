@@ -20,6 +20,7 @@ from pab_compile.errors import CalibrationError
 from pab_compile.live.find import find_denoisers
 from pab_compile.passes.sites.site import OUTPUT
 from pab_compile.plans.step_plan import StepPlan
+from pab_compile.plans.tuned_model import TunedModel
 
 from .compare import compare
 from .full_runs import FullRuns
@@ -125,10 +126,15 @@ def from_generations(
             f"half_steps={list(half_steps)}: they are not the first or the last of the {num_steps} "
             "steps. The first one has no guidance difference before it."
         )
-    rehearsal = Rehearsal(generate, module_of(model, axes or {}), axes)
+    module = module_of(model, axes or {})
+    rehearsal = Rehearsal(generate, module, axes)
     with _bar(progress) as (tell, say):
         seen = FullRuns(rehearsal, num_steps, teacher, teacher_steps or _MORE * num_steps, tell)
         targets = [seen.target(prompt) for prompt in prompts[:fitted]]
+        # Before the fit, so that nothing is lost if one of them cannot be used.
+        computed_so_far = rehearsal.num_computed
+        held = [(prompt, seen.references(prompt)) for prompt in prompts[fitted:]]
+        rehearsal.num_computed = computed_so_far  # to measure is no part of the tuning
         say(memory_line(seen, targets, count, rounds))
         pairing, note = _pairing(rehearsal, guidance, bool(half_steps))
         request = {
@@ -153,10 +159,17 @@ def from_generations(
         if (whole := work.whole) is not None:
             rows["both prompts at every computed step"] = whole.row, None
         calls = rehearsal.num_computed + work.calls_before
-        alternatives = compare(seen, prompts[fitted:], rows)
+        alternatives = compare(seen, held, rows)
     left_out = found.pairing.plan(row) if found.pairing is not None else None
     timesteps = tuple(seen.timesteps)
-    plan = StepPlan(row.entries(), "The tuned plan", OUTPUT, timesteps, guidance=left_out)
+    plan = StepPlan(
+        row.entries(),
+        "The tuned plan",
+        OUTPUT,
+        timesteps,
+        guidance=left_out,
+        model=TunedModel.of(module),
+    )
     return Tuned(
         plan,
         alternatives,

@@ -54,7 +54,7 @@ class FullRuns:
         """What a generation should be: its latents at each step, and its result."""
         own = self.full(prompt)
         self.own.append(own)
-        return own if self.teacher == SAME else self._converged(prompt, own)
+        return own if self.teacher == SAME else self._converged(prompt)
 
     def full(self, prompt: Any) -> Target:
         """The generation with every step computed."""
@@ -80,15 +80,18 @@ class FullRuns:
         self.output_bytes = run.outputs.num_bytes() // self.num_steps
         return Target(prompt, run.latents, finite(run, prompt))
 
-    def reference(self, prompt: Any, name: str, own: Target) -> torch.Tensor:
-        """A result to compare with."""
-        return own.result if name == SAME else self._converged(prompt, own).result
+    def references(self, prompt: Any) -> dict[str, torch.Tensor]:
+        """The results to compare with, by the name of the teacher."""
+        found = {SAME: self.full(prompt).result}
+        if self.teacher != SAME:
+            found[self.teacher] = self._converged(prompt).result
+        return found
 
     def fewer(self, prompt: Any, num_steps: int) -> torch.Tensor:
         """The result with fewer steps."""
         return finite(self._run(prompt, num_steps), prompt)
 
-    def _converged(self, prompt: Any, own: Target) -> Target:
+    def _converged(self, prompt: Any) -> Target:
         """The generation with many more steps; its latents at the timesteps of the steps."""
         run = self._run(prompt, self.teacher_steps)
         latents = [_at(run, timestep) for timestep in self.timesteps]

@@ -289,8 +289,22 @@ def compute_value(node: fx.Node) -> None:
     target: Any = node.target
     args, kwargs = fx.map_arg((node.args, node.kwargs), ir.value)
     ir.set_value(node, target(*args, **kwargs))
+    compute_layouts(node)
+
+
+def compute_layouts(node: fx.Node) -> None:
+    """Record how the sizes of a node that a pass created follow from the open sizes.
+
+    Of an op with several values, all of them are tensors.
+    """
+    target: Any = node.target
     opened = next(filter(None, map(_opened_of, node.all_input_nodes)), None)
-    if opened is not None:
+    if opened is None:
+        return
+    if ir.is_getitem(node):
+        source, index = node.args
+        ir.set_layouts(node, [ir.layouts(source)[index]])  # type: ignore[arg-type, index]
+    else:
         args, kwargs = pytree.tree_map(opened.argument, (list(node.args), dict(node.kwargs)))
         with opened.mode:
             ir.set_layouts(node, opened.layouts(target(*args, **kwargs)))

@@ -14,6 +14,7 @@ import torch
 from torch import fx
 
 from pab_compile.passes.graph import ir
+from pab_compile.passes.graph.open_sizes import compute_layouts
 
 _aten = torch.ops.aten
 
@@ -55,6 +56,7 @@ class Appender:
         ir.set_binding(node, max(times, default=ir.binding(like)))
         ir.forget_axis_names(node)
         ir.set_value(node, self.value(node))
+        compute_layouts(node)
         return node
 
     def value(self, node: fx.Node) -> Any:

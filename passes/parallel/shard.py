@@ -81,7 +81,7 @@ class Ranks:
 
     def counts(self, positions: int) -> tuple[int, ...]:
         """Positions of an axis per rank. The first ranks may have one more than the others."""
-        least, more = divmod(positions, self.size)
+        least, more = positions // self.size, positions % self.size
         return tuple(least + (rank < more) for rank in range(self.size))
 
     def count(self, positions: int) -> int:

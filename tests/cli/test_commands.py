@@ -15,6 +15,7 @@ from diffusers import AutoencoderKL, LattePipeline
 
 from pab_compile.cli import exits, files, main, precompile
 from pab_compile.compile.saved import Saved
+from pab_compile.plans.tuned_model import TunedModel
 from pipelines.catalogue import CASES
 
 SOURCE = """
@@ -114,6 +115,15 @@ def test_tune_writes_a_plan_that_report_takes(source: str, tmp_path: Path, capsy
     page = str(tmp_path / "page.html")
     run = content(capsys, "report", source, "--steps", "6", "--plan", plan, "-o", page, *EAGER)
     assert run["stats"]["model"]["computed_steps"]["output"] in (3, 6)
+
+
+def test_a_plan_of_another_model_is_refused(source: str, tmp_path: Path, capsys: Any) -> None:
+    model = TunedModel("Other", "0123", 5, (0.5,), ()).to_json()
+    plan = {"format": "pab_compile.plan/2", "num_steps": 2, "cut": "output", "entries": ["C", 0]}
+    (path := tmp_path / "plan.json").write_text(json.dumps({**plan, "model": model}))
+    given = ("report", source, "--steps", "2", "--plan", str(path), *EAGER)
+    assert main.main([*given]) == exits.REFUSED
+    assert "was tuned on the model Other with 5 weights" in capsys.readouterr().err
 
 
 def test_precompile_runs_every_prompt_and_saves_what_was_compiled(

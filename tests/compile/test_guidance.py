@@ -12,7 +12,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 import pab_compile
-from helpers.captured import CHANNELS, FRAMES, SPACE, SmallDiT, usual
+from helpers.captured import CHANNELS, FRAMES, HEIGHT, SPACE, WIDTH, SmallDiT, usual, values
 from helpers.latte import assert_different, assert_same
 from helpers.stepping import NUM_STEPS, Stepping, SteppingDit
 
@@ -105,9 +105,14 @@ def in_a_batch(model: Any) -> Call:
     return call
 
 
-def run(call: Call, texts: Any = None, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+def run(
+    call: Call,
+    texts: Any = None,
+    dtype: torch.dtype = torch.float32,
+    latents: torch.Tensor | None = None,
+) -> torch.Tensor:
     """All that the model returned in a generation."""
-    x, found, table = usual("latents").to(dtype), [], timesteps()
+    x, found, table = usual("latents").to(dtype) if latents is None else latents, [], timesteps()
     texts = [text.to(dtype) for text in (prompts() if texts is None else texts)]
     for t in table:
         now = call(x, t, texts)
@@ -122,16 +127,22 @@ def rounded(terms: Sequence[tuple[float, torch.Tensor]], dtype: torch.dtype) -> 
 
 
 def by_hand(
-    dit: Any, left_out: Any = LEFT_OUT, computes: int = 0, dtype: torch.dtype = torch.float32
+    dit: Any,
+    left_out: Any = LEFT_OUT,
+    computes: int = 0,
+    dtype: torch.dtype = torch.float32,
+    given: Any = None,
 ) -> tuple[torch.Tensor, int]:
     """The same with the plan written out; also the number of calls with one prompt.
 
     Args:
         left_out: step -> weights.
         computes: the prompt that always computes.
+        given: the latents and the prompts, if they are not the usual ones.
     """
-    x, found, calls = usual("latents").to(dtype), [], 0
-    texts, other = [text.to(dtype) for text in prompts()], 1 - computes
+    x, texts = (usual("latents"), prompts()) if given is None else given
+    x, found, calls = x.to(dtype), [], 0
+    texts, other = [text.to(dtype) for text in texts], 1 - computes
     for step, t in enumerate(timesteps()):
         now = [x, x]
         if ENTRIES[step] != "C":
@@ -140,13 +151,13 @@ def by_hand(
                 pairs = zip(COMBINE, before, strict=True)
                 now[i] = rounded([(w, found[s][i]) for w, s in pairs], dtype)
         else:
-            now[computes], calls = dit(x, t.expand(2).to(x), texts[computes]), calls + 1
+            now[computes], calls = dit(x, t.expand(len(x)).to(x), texts[computes]), calls + 1
             if str(step) in left_out:
                 pairs = zip(left_out[str(step)], SOURCES[step], strict=True)
                 terms = [(-w, found[s][computes] - found[s][other]) for w, s in pairs]
                 now[other] = rounded([(1.0, now[computes]), *terms], dtype)
             else:
-                now[other], calls = dit(x, t.expand(2).to(x), texts[other]), calls + 1
+                now[other], calls = dit(x, t.expand(len(x)).to(x), texts[other]), calls + 1
         found.append(torch.stack(now))
         x = x - (now[1] + 2 * (now[0] - now[1])) / STEPS
     return torch.stack(found), calls
@@ -204,6 +215,19 @@ def test_half_of_a_batch_takes_half_of_the_operations(dit: Small, tmp_path: Path
     assert counts[3] == counts[6] == 0
     # What reads no latents is computed for all rows: the modulation and the keys of the prompt.
     assert counts[2] == counts[5] < 0.6 * counter.get_total_flops()
+
+
+def test_one_half_serves_requests_of_all_sizes(dit: Small, tmp_path: Path) -> None:
+    model, pieces = compiled(dit, tmp_path, SECOND_HALF), []
+    for videos, tokens in ((2, 7), (3, 9), (5, 8), (4, 11)):
+        x = values(videos, CHANNELS, FRAMES, HEIGHT, WIDTH, seed=videos)
+        texts = [values(videos, tokens, CHANNELS, seed=tokens + i) for i in (0, 1)]
+        expected, _ = by_hand(dit, computes=1, given=(x, texts))
+        assert_same(run(in_a_batch(model), texts, latents=x), expected)
+        seen = pab_compile.stats(model)
+        assert (seen.notes, seen.timeline.strips()) == ((), ["CC~pC~pC"])
+        pieces.append(seen.num_pieces)
+    assert pieces[1] == pieces[2] == pieces[3], "the second size was compiled for all others"
 
 
 class GuidedBranches:

@@ -6,6 +6,13 @@ from .mutation import Mutation
 
 OPEN_SIZES = (
     Mutation(
+        "pab_compile/compile/executor.py",
+        "half of a batch runs with the sizes of another request",
+        "        other.half_batch = self.half_batch.at(sizes)\n",
+        "",
+        ("tests/compile/test_guidance.py",),
+    ),
+    Mutation(
         "passes/graph/size.py",
         "what a pass compared need not hold for other sizes",
         "self.conditions.found[Condition(compare, left, right, result)] = None",

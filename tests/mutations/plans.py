@@ -6,6 +6,30 @@ from .mutation import Mutation
 
 PLANS = (
     Mutation(
+        "pab_compile/plans/tuned_model.py",
+        "a plan that was tuned on another architecture is used",
+        "if self.fingerprint == other.fingerprint:",
+        "if True:",
+        ("tests/plans/test_tuned_model.py", "tests/compile/test_model_fit.py"),
+    ),
+    Mutation(
+        "pab_compile/compile/model_fit.py",
+        "other weights than those of the tuning are not told",
+        'return OTHER_WEIGHTS if plan.model.has_other_weights(found) else ""',
+        'return ""',
+        ("tests/compile/test_model_fit.py",),
+    ),
+    Mutation(
+        "pab_compile/live/handle.py",
+        "a handle takes a plan that was tuned on another architecture",
+        """        choice = choice_of(plan, self._given)
+        self._check_models(choice.plan)
+""",
+        """        choice = choice_of(plan, self._given)
+""",
+        ("tests/compile/test_model_fit.py",),
+    ),
+    Mutation(
         "pab_compile/compile/guidance.py",
         "guidance is left out of a step of three calls",
         "if len(lanes) != 2:",

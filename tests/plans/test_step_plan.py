@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import json
+import tempfile
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from pab_compile.errors import PlanError
 from pab_compile.passes.sites.site import Site
 from pab_compile.plans.decisions import Decision, Decisions
 from pab_compile.plans.form import ALL, Form
 from pab_compile.plans.plan import COMPUTE
-from pab_compile.plans.plan_file import plan_from_json
+from pab_compile.plans.plan_file import load_plan, plan_from_json
 from pab_compile.plans.schedule import Moment, Schedule
 from pab_compile.plans.step_plan import StepPlan, step_plan_to_json
+from pab_compile.plans.tuned_model import TunedModel
 from pab_compile.runtime.cache_entry import CacheEntry
 
 SITE = Site("a", "spatial", "sdpa", "", (), (), (), (), 0, 0, "")
@@ -138,6 +144,42 @@ def test_a_weighted_sum_is_rounded_once(dtype: torch.dtype) -> None:
     torch.testing.assert_close(loaded.double(), exact.t(), atol=1e-6, rtol=rounding)
     assert loaded.stride() == outputs[0].t().stride()
     assert int(number) == 2, "the newest of what is no floating point number"
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=4),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=4), inner),
+    max_leaves=8,
+)
+
+
+def whole() -> dict[str, Any]:
+    """All that a file can say."""
+    model = TunedModel("Model", "0123", 5, (0.5, None), ()).to_json()
+    return content(entries=["C", "C", "C", 0], guidance=BATCH, coalesce=False, model=model)
+
+
+@given(
+    st.sampled_from(["coalesce", "cut", "entries", "guidance", "model", "timesteps"]), json_values
+)
+def test_a_file_with_anything_in_it_is_a_plan_or_an_error(name: str, value: Any) -> None:
+    try:
+        plan = plan_from_json({**whole(), name: value}, "p")
+    except PlanError as error:
+        assert str(error).startswith("p")
+    else:
+        assert plan.num_steps == 4
+
+
+@given(st.integers(0, 500), st.binary(max_size=3))
+def test_a_damaged_file_is_a_plan_or_an_error(place: int, damage: bytes) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "p.json"
+        path.write_bytes(json.dumps(whole()).encode()[:place] + damage)
+        try:
+            load_plan(path)
+        except PlanError:
+            return
 
 
 GUIDANCE = {"prompts": "calls", "weights": {"2": [-0.5, 1.5]}}

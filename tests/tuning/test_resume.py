@@ -118,7 +118,7 @@ def test_a_schedule_that_changes_between_runs_is_refused() -> None:
 
     def generate(seed: int, num_steps: int) -> torch.Tensor:
         x = torch.randn(1, 4, 5, 6, generator=torch.Generator().manual_seed(seed))
-        start = 1000.0 if next(shift) < 2 else 900.0
+        start = 1000.0 if next(shift) < 3 else 900.0
         for t in torch.linspace(start, 100, num_steps):
             x = x - model(x, t.expand(1)) / num_steps
         return x

@@ -17,6 +17,7 @@ from pab_compile.errors import CalibrationError
 from pab_compile.plans.plan import COMPUTE
 from pab_compile.plans.plan_file import load_plan
 from pab_compile.plans.step_plan import StepPlan
+from pab_compile.plans.tuned_model import TunedModel
 from pab_compile.tuning.fit import Fit
 from pab_compile.tuning.from_generations import module_of
 from pab_compile.tuning.rehearsal import Outputs, Rehearsal
@@ -170,9 +171,12 @@ def test_the_compiled_model_does_what_was_rehearsed(
     assert expected.result is not None
     torch.testing.assert_close(actual, expected.result, atol=1e-5, rtol=1e-5)
     assert seen.reused == {"output": 16}  # 8 of 12 steps, two calls each
+    assert seen.notes == (), "it is the model that the plan was tuned on"
 
 
-def test_a_file_says_how_it_was_made_and_is_read_again(tuned: Any, tmp_path: Path) -> None:
+def test_a_file_says_how_it_was_made_and_is_read_again(
+    dit: SmallDiT, tuned: Any, tmp_path: Path
+) -> None:
     tuned.save(path := tmp_path / "plan.json")
     read = load_plan(path)
     assert isinstance(read, StepPlan)
@@ -181,6 +185,7 @@ def test_a_file_says_how_it_was_made_and_is_read_again(tuned: Any, tmp_path: Pat
         tuned.plan.timesteps,
         "output",
     )
+    assert read.model == TunedModel.of(dit)
     content = json.loads(path.read_text())
     assert content["made_by"]["teacher"] == "same"
     assert set(content["measured"]["psnr"]["this plan"]) == {"same"}
@@ -360,6 +365,17 @@ def test_a_result_that_is_not_finite_names_its_prompt() -> None:
 
     with pytest.raises(CalibrationError, match="prompt 1 is not finite"):
         pab_compile.tune(broken, range(3), model=model, num_steps=NUM_STEPS, computed=3)
+
+
+def test_a_held_out_prompt_that_cannot_be_used_is_found_before_the_fit() -> None:
+    model = Curve()
+
+    def broken(seed: int, num_steps: int) -> torch.Tensor:
+        return euler(model, seed, num_steps) * (math.nan if seed == 2 else 1)
+
+    with pytest.raises(CalibrationError, match="prompt 2 is not finite"):
+        pab_compile.tune(broken, range(3), model=model, num_steps=NUM_STEPS, computed=3)
+    assert model.calls == 3 * NUM_STEPS
 
 
 def test_pictures_that_are_no_tensors_are_refused() -> None:
