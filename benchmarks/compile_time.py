@@ -56,12 +56,13 @@ def run(result: Result, quick: bool, progress: Progress) -> None:
             ("the inner compiler", "inner_seconds"),
             ("the capture", "capture_seconds"),
             ("the passes", "pass_seconds"),
+            ("Dynamo", "dynamo_seconds"),
         ):
             shares = [getattr(call, field) / call.seconds for call in calls[name]]
             result.add(f"share of {part}, {name}", median(shares), samples=shares)
     result.notes.append(
         "First calls: from torch.compile(...) to the end of the first call; every one in a process "
-        "of its own, cold ones with an empty TORCHINDUCTOR_CACHE_DIR. The shares leave out Dynamo, "
+        "of its own, cold ones with an empty TORCHINDUCTOR_CACHE_DIR. The shares leave out "
         "the run itself, and what Inductor does once per process."
     )
 
