@@ -27,12 +27,14 @@ class Row:
         name: what it is.
         psnr: reference -> dB of every held-out video.
         note: what else is worth knowing.
+        command: prints the row.
     """
 
     group: str
     name: str
     psnr: Mapping[str, Sequence[float]]
     note: str = ""
+    command: str = ""
 
     @property
     def label(self) -> str:
@@ -93,6 +95,13 @@ def lines_of(model: str, computed: int, rows: Sequence[Row], about: str) -> Iter
         best, solver = best_of(rows, name), best_of(rows, name, FEWER)
         yield f"- To {name} the best is: {best.label}. The best solver is {solver.name}."
     yield from verdicts(computed, rows)
+    commands: dict[str, list[str]] = {}
+    for row in rows:
+        groups = commands.setdefault(row.command, [])
+        if row.group not in groups:
+            groups.append(row.group)
+    for command, groups in commands.items():
+        yield f"- `{command}` prints the rows of: {', '.join(groups)}."
     yield ""
 
 
@@ -132,14 +141,19 @@ class Book:
         return Book(path, found)
 
     def add(self, model: str, computed: int, about: str, row: Row) -> None:
-        """Add a row. It replaces one of the same name; rows of other videos are dropped."""
+        """Add a row. It replaces one of the same name; rows of other videos are dropped.
+
+        The file is read again before, since several runs may fill it.
+        """
+        self.content = Book.at(self.path).content if self.path is not None else self.content
         table = self.content.setdefault(model, {}).setdefault(str(computed), {})
         if table.get("about") != about:
             table.clear()
             table["about"] = about
         psnr = {name: [round(value, 2) for value in values] for name, values in row.psnr.items()}
         rows = [each for each in table.get("rows", []) if _label(each) != row.label]
-        rows.append({"group": row.group, "name": row.name, "note": row.note, "psnr": psnr})
+        texts = {"group": row.group, "name": row.name, "note": row.note, "command": row.command}
+        rows.append({**texts, "psnr": psnr})
         order = [FEWER, PUBLISHED, OURS]
         table["rows"] = sorted(rows, key=lambda each: order.index(each["group"]))
         if self.path is not None:
@@ -148,7 +162,8 @@ class Book:
     def rows(self, model: str, computed: int) -> list[Row]:
         """The rows of a table."""
         table = self.content[model][str(computed)]
-        return [Row(r["group"], r["name"], r["psnr"], r["note"]) for r in table["rows"]]
+        names = ("group", "name", "psnr", "note", "command")
+        return [Row(*(each[name] for name in names)) for each in table["rows"]]
 
     def tables(self) -> Iterator[tuple[str, int, list[Row], str]]:
         """Model, computed steps, rows and what they are of."""

@@ -23,6 +23,8 @@ from .solvers import Velocity, adams_bashforth, euler
 STEPS = 30
 MORE_STEPS = 120
 """Of the converged solution, by Adams-Bashforth 2."""
+TEACHER_STEPS = 60
+"""Of the converged solution that plans are fitted to, by the same solver."""
 GUIDANCE = 2.0
 HELD_OUT_SEED = 10_000
 BATCH = 8
@@ -132,7 +134,7 @@ class Videos:
 
     def generate(self, seed: int, num_steps: int) -> torch.Tensor:
         """One video for ``tune``. With more steps than usual it is the converged one."""
-        solver = adams_bashforth if num_steps == MORE_STEPS else euler
+        solver = adams_bashforth if num_steps in (TEACHER_STEPS, MORE_STEPS) else euler
         with torch.no_grad():
             return solver(self.velocity([seed]), self.noise_of(seed), num_steps, self.shift)
 

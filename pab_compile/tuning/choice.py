@@ -1,8 +1,9 @@
 """Which steps compute, and which of them compute one of two prompts only.
 
 With the cost of ``n`` whole steps, ``f`` steps may compute both prompts and ``2 (n - f)`` one of
-them. They alternate, as F H F H H. Each choice is fitted stage by stage on a few prompts, and the
-one that ends nearest to the targets is taken. The same choice says which half of a batch computes.
+them. They alternate, as F H F H H. Each choice is fitted stage by stage, and the
+one that ends nearest to the targets is taken. A choice with halves has more numbers, so it must be
+nearer by a margin. The same choice says which half of a batch computes.
 """
 
 from __future__ import annotations
@@ -14,8 +15,8 @@ from .fit import Fit, Target
 from .pairs import Pairing
 from .row import Row
 
-JUDGES = 4
-"""Most prompts on which choices are compared."""
+_MARGIN = 0.115
+"""Choices with halves must be nearer by so much in the mean logarithm, 0.5 dB."""
 _WHOLE_SHARES = (0.7, 0.55)
 """Shares of the cost that whole steps may take, to try."""
 
@@ -33,6 +34,11 @@ class Candidate:
     row: Row
     pairing: Pairing | None
     error: float
+
+
+def evenly(count: int, num_steps: int) -> list[int]:
+    """Steps in even gaps."""
+    return [round(number * num_steps / count) for number in range(count)]
 
 
 def halves_of(steps: Sequence[int], whole: int) -> list[int]:
@@ -75,7 +81,7 @@ def candidates(
     lengths: Sequence[float],
     count: int,
     choose: Callable[[int], Sequence[int]],
-    pairing: Pairing,
+    pairing: Pairing | None,
 ) -> list[Candidate]:
     """Choices of steps of one cost, fitted. The first one computes both prompts at all of them.
 
@@ -85,20 +91,35 @@ def candidates(
         lengths: of the steps.
         count: the cost in whole steps.
         choose: gives so many steps.
-        pairing: how a step carries two prompts.
+        pairing: how a step carries two prompts, if one of them may be left out.
     """
+    num_steps = len(lengths)
 
     def fitted(row: Row, pairing: Pairing | None) -> Candidate:
-        judge = fit(targets[:JUDGES], pairing)
-        row = judge.stage_by_stage(row)
-        return Candidate(row, pairing, judge.error(row))
+        fitting = fit(targets, pairing)
+        row = fitting.stage_by_stage(row)
+        return Candidate(row, pairing, fitting.error(row))
 
-    found = [fitted(Row.of(lengths, choose(count)), None)]
-    pairings = pairing.choices
-    for steps, halves in splits(count, choose, len(lengths)):
+    def even(count: int) -> list[int]:
+        return evenly(min(count, num_steps), num_steps)
+
+    ways = [choose] if list(choose(count)) == even(count) else [choose, even]
+    whole = [fitted(Row.of(lengths, way(count)), None) for way in ways]
+    best = min(whole, key=lambda each: each.error)
+    if pairing is None:
+        return [best]
+    found, pairings = [best], pairing.choices
+    for steps, halves in splits(count, even, num_steps):
         tried = [fitted(Row.of(lengths, steps, halves), each) for each in pairings]
-        best = min(tried, key=lambda each: each.error)
-        assert best.pairing is not None
-        pairings = (best.pairing,)
-        found.append(best)
+        one = min(tried, key=lambda each: each.error)
+        assert one.pairing is not None
+        pairings = (one.pairing,)
+        found.append(one)
     return found
+
+
+def chosen(found: Sequence[Candidate]) -> Candidate:
+    """The best one. The first one computes both prompts at all its steps."""
+    whole, *halved = found
+    best = min(halved, key=lambda each: each.error, default=whole)
+    return best if best.error < whole.error - _MARGIN else whole

@@ -48,6 +48,7 @@ def from_generations(
     speedup: float | None = None,
     teacher: Literal["same", "converged"] = SAME,
     rounds: int = 1,
+    budget: float = 60,
     steps: Sequence[int] | None = None,
     half_steps: Sequence[int] = (),
     guidance: bool | None = None,
@@ -77,6 +78,8 @@ def from_generations(
             computed. ``"converged"`` is a generation with many more steps.
         rounds: of the last fit, of all weights together. Each takes most of the model calls. 0
             leaves it out. Interrupt it (Ctrl-C) to keep what was found before.
+        budget: full generations' worth of model calls that the fit may take. If it is too low, the
+            derivatives of the last fit are of fewer prompts, of two at least.
         steps: the steps that compute, the first one is 0. None chooses them.
         half_steps: those of ``steps`` that compute one of two prompts only.
         guidance: whether steps may compute one of the two prompts of guidance only. None tries it
@@ -146,8 +149,10 @@ def from_generations(
             "teacher": teacher,
             "timesteps": seen.timesteps,
         }
-        sizes = [float(own.result.square().mean().sqrt()) for own in seen.own]
-        work = Work(rehearsal, targets, seen, tell, Resume(resume, request, sizes), count, pairing)
+        sizes = [float(each.result.square().mean().sqrt()) for each in targets]
+        work = Work(
+            rehearsal, targets, seen, tell, Resume(resume, request, sizes), count, pairing, budget
+        )
         found = work.find(steps, half_steps, guidance)
         if pairing is not None and found.pairing is None and steps is None:
             note = "Leaving guidance out at some steps was tried, and it was not better."

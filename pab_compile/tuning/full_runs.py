@@ -27,7 +27,6 @@ class FullRuns:
 
     Attributes:
         timesteps: of a generation.
-        own: the runs with every step computed.
         calls_per_step: model calls per step.
         output_bytes: of all that the model returns at one step.
     """
@@ -46,15 +45,16 @@ class FullRuns:
         self.teacher_steps = teacher_steps
         self.tell = tell
         self.timesteps: list[float] = []
-        self.own: list[Target] = []
         self.calls_per_step = 1.0
         self.output_bytes = 0
 
     def target(self, prompt: Any) -> Target:
         """What a generation should be: its latents at each step, and its result."""
-        own = self.full(prompt)
-        self.own.append(own)
-        return own if self.teacher == SAME else self._converged(prompt)
+        if self.teacher == SAME:
+            return self.full(prompt)
+        if not self.timesteps:
+            self.full(prompt)
+        return self._converged(prompt)
 
     def full(self, prompt: Any) -> Target:
         """The generation with every step computed."""

@@ -22,9 +22,7 @@ def memory_line(seen: FullRuns, targets: Sequence[Target], count: int, rounds: i
         count: number of computed steps.
         rounds: of the last fit.
     """
-    held = {
-        id(x): _bytes(x) for each in (*targets, *seen.own) for x in (*each.latents, each.result)
-    }
+    held = {id(x): _bytes(x) for each in targets for x in (*each.latents, each.result)}
     latents, outputs = sum(held.values()), 2 * len(targets) * count * seen.output_bytes
     results = sum(_bytes(each.result) for each in targets)
     derivatives = _NUMBERS * count * results if rounds else 0

@@ -7,6 +7,7 @@ A call that computed before, with the same inputs, is not computed again: its ou
 from __future__ import annotations
 
 import inspect
+import itertools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -23,6 +24,7 @@ from pab_compile.plans.guidance import BATCH, FIRST, GuidancePlan
 from pab_compile.plans.plan import COMPUTE, Entry
 from pab_compile.runtime.cache_entry import combine, minus
 
+from .half_batch import HalfBatches, half_of
 from .pairs import Pairs
 
 Generate = Callable[[Any, int], Any]
@@ -41,21 +43,25 @@ class Outputs:
 
     Attributes:
         found: step and number of the call within the step -> leaves.
+        halves: step and half of the batch -> leaves, where one half ran alone.
         spec: how the leaves make what was returned.
     """
 
     found: dict[tuple[int, int], Leaves] = field(default_factory=dict)
+    halves: dict[tuple[int, int], Leaves] = field(default_factory=dict)
     spec: Any = None
 
     def num_bytes(self) -> int:
         """Bytes of all of them."""
-        tensors = (x for leaves in self.found.values() for x in leaves)
+        held = itertools.chain(self.found.values(), self.halves.values())
+        tensors = (x for leaves in held for x in leaves)
         return sum(x.numel() * x.element_size() for x in tensors if isinstance(x, torch.Tensor))
 
     def until(self, step: int) -> Outputs:
         """Those of the steps up to one."""
         found = {place: leaves for place, leaves in self.found.items() if place[0] <= step}
-        return Outputs(found, self.spec)
+        halves = {place: leaves for place, leaves in self.halves.items() if place[0] <= step}
+        return Outputs(found, halves, self.spec)
 
 
 @dataclass(eq=False)
@@ -67,14 +73,14 @@ class Run:
         latents: what the first call of each step got.
         result: what ``generate`` returned, in float32; None if the generation was stopped.
         outputs: of the computed calls.
-        num_computed: number of calls that computed.
+        num_computed: number of calls that computed. Half of a batch counts half.
     """
 
     timesteps: list[float] = field(default_factory=list)
     latents: list[torch.Tensor] = field(default_factory=list)
     result: torch.Tensor | None = None
     outputs: Outputs = field(default_factory=Outputs)
-    num_computed: int = 0
+    num_computed: float = 0
 
 
 class Rehearsal:
@@ -86,7 +92,7 @@ class Rehearsal:
         axes: the option ``axes``, which may state the timestep and the latents.
 
     Attributes:
-        num_computed: number of model calls that computed so far.
+        num_computed: number of model calls that computed so far. Half of a batch counts half.
         pairs: how the calls of the generations that computed every step carry two prompts.
     """
 
@@ -98,7 +104,8 @@ class Rehearsal:
         self._axes = dict(axes or {})
         plain = getattr(model, "_orig_mod", model)
         self._signature = inspect.signature(plain.forward)
-        self.num_computed = 0
+        self.num_computed: float = 0
+        self.half_batches = HalfBatches()
         self.pairs = Pairs()
         self._schedules: dict[int, list[float]] = {}
 
@@ -119,8 +126,8 @@ class Rehearsal:
             entries: one per step, each ``COMPUTE`` or weights; None computes every step.
             known: outputs of calls that had the same inputs. New ones are added.
             stop: the step at which the generation ends, once its latents are known.
-            guidance: which steps compute one of two prompts only. A batch with both is computed as
-                a whole, and what the plan leaves out is replaced.
+            guidance: which steps compute one of two prompts only. Of a batch with
+                both, half is computed where that gives the same.
 
         Raises:
             CalibrationError: timestep or latents cannot be told, nothing comparable is returned, or
@@ -237,8 +244,8 @@ class _State:
         left_out = self.guidance.weights[step] if self.guidance is not None else None
         if self.guidance is not None and left_out is not None:
             if self.guidance.prompts == BATCH:
-                whole = self._computed((step, self.number), forward, args, kwargs)
-                leaves = self._with_one_half(whole, step, left_out)
+                half = self._computed_half(step, forward, args, kwargs)
+                leaves = self._with_one_half(half, step, left_out)
             elif self.number == 1:
                 leaves = self._answer(self.given[step, 0], step, left_out)
             else:
@@ -262,6 +269,18 @@ class _State:
                 self.rehearsal.pairs.see_outputs(leaves)
         return outputs.found[place]
 
+    def _computed_half(
+        self, step: int, forward: Callable[..., Any], args: Any, kwargs: Any
+    ) -> Leaves:
+        """What the model returns for the rows of the prompt that computes."""
+        halves, place = self.run.outputs.halves, (step, self._which)
+        if place not in halves:
+            batches, rows = self.rehearsal.half_batches, len(self.run.latents[-1])
+            leaves, calls = batches.run(forward, args, kwargs, rows, self._which)
+            halves[place] = tuple(map(_kept, leaves))
+            self.run.num_computed += calls
+        return halves[place]
+
     def _last_given(self, step: int, count: int) -> list[Leaves]:
         """The last outputs of this call of the step, the oldest first."""
         steps = [s for s in range(step) if (s, self.number) in self.given]
@@ -275,9 +294,8 @@ class _State:
         terms = [*map(self._difference, sources), computed]
         return _combined(terms, [*(-weight for weight in weights), 1.0])
 
-    def _with_one_half(self, whole: Leaves, step: int, weights: Sequence[float]) -> Leaves:
+    def _with_one_half(self, computed: Leaves, step: int, weights: Sequence[float]) -> Leaves:
         """The outputs of a batch of which one half is left out."""
-        computed, _ = self._halves(whole)
         pairs = zip(computed, self._answer(computed, step, weights), strict=True)
         joined = [(one, other) if self._which == 0 else (other, one) for one, other in pairs]
         return tuple(
@@ -298,9 +316,7 @@ class _State:
 
     def _halves(self, leaves: Leaves) -> tuple[Leaves, Leaves]:
         """The half that computes, and the other one."""
-        parts = [x.chunk(2) if isinstance(x, torch.Tensor) else (x, x) for x in leaves]
-        one, other = self._which, 1 - self._which
-        return tuple(part[one] for part in parts), tuple(part[other] for part in parts)
+        return half_of(leaves, self._which), half_of(leaves, 1 - self._which)
 
     @property
     def _which(self) -> int:

@@ -38,7 +38,7 @@ class Progress:
     row: Row
     pairing: Pairing | None
     rounds: int
-    calls: int
+    calls: float
 
 
 class Resume:
@@ -146,7 +146,7 @@ class Resume:
             raise ValueError("it leaves guidance out, but does not say how, or the reverse")
         if not isinstance(content["request"], dict) or not isinstance(content["sizes"], list):
             raise ValueError("it does not say what it was tuned for")
-        return Progress(row, pairing, int(content["rounds"]), int(content["calls"]))
+        return Progress(row, pairing, int(content["rounds"]), float(content["calls"]))
 
 
 def _numbers(listed: Sequence[Any]) -> tuple[float, ...]:

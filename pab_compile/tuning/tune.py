@@ -26,6 +26,7 @@ def tune(
     speedup: float | None = None,
     teacher: Literal["same", "converged"] = "same",
     rounds: int = 1,
+    budget: float = 60,
     steps: Sequence[int] | None = None,
     half_steps: Sequence[int] = (),
     guidance: bool | None = None,

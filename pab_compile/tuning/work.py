@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from pab_compile.errors import CalibrationError
 
-from .choice import JUDGES, Candidate, candidates
+from .choice import Candidate, candidates, chosen
 from .fit import Fit, Target
 from .full_runs import FullRuns
 from .pairs import Pairing
@@ -16,6 +17,16 @@ from .rehearsal import Rehearsal
 from .resume import Progress, Resume
 from .row import Row, lengths_of
 from .steps import choose_steps
+from .together import derivative_calls, together
+
+_log = logging.getLogger(__name__)
+
+_FEWEST = 2
+"""Prompts whose derivatives are found in any case."""
+_SHARE, _ENOUGH = 2 / 3, 4
+"""Share of the prompts whose derivatives are found, and their number at most."""
+_STEPS_OF_A_ROUND = 4
+"""Steps that a round is expected to try."""
 
 
 @dataclass(eq=False)
@@ -30,6 +41,7 @@ class Work:
         file: what was found so far.
         count: the cost in whole steps.
         pairing: how a step carries two prompts, if one of them may be left out.
+        budget: full generations' worth of model calls that the fit may take.
         whole: the best choice of steps that computes both prompts, if another one was chosen.
         calls_before: model calls of earlier runs of the same request.
     """
@@ -41,14 +53,15 @@ class Work:
     file: Resume
     count: int
     pairing: Pairing | None
+    budget: float
     whole: Candidate | None = None
-    calls_before: int = 0
+    calls_before: float = 0
     _resumed: Progress | None = None
 
     def find(
         self, steps: Sequence[int] | None, half_steps: Sequence[int], guidance: bool | None
     ) -> Candidate:
-        """The steps to compute. It is fitted if its error is known, on some prompts at least."""
+        """The steps to compute. They are fitted if the error is known."""
         lengths = lengths_of(self.seen.timesteps)
         if (progress := self.file.load(lengths)) is not None:
             self._resumed, self.calls_before = progress, progress.calls
@@ -65,10 +78,8 @@ class Work:
             return Candidate(row, best, math.inf)
 
         def choose(count: int) -> list[int]:
-            return choose_steps(self.seen.own, lengths, min(count, len(lengths)))
+            return choose_steps(self.targets, lengths, min(count, len(lengths)))
 
-        if self.pairing is None:
-            return Candidate(Row.of(lengths, choose(self.count)), None, math.inf)
         found = candidates(self._fit, self.targets, lengths, self.count, choose, self.pairing)
         guided = [each for each in found if each.pairing is not None]
         if guidance and not guided:
@@ -76,7 +87,7 @@ class Work:
                 f"With {self.count} of {len(lengths)} steps no step can leave guidance out: two "
                 "must compute both prompts, and one more compute one of them."
             )
-        best = min(guided if guidance else found, key=lambda each: each.error)
+        best = min(guided, key=lambda each: each.error) if guidance else chosen(found)
         self.whole = found[0] if best is not found[0] else None
         return best
 
@@ -89,8 +100,7 @@ class Work:
         ]
         line = Row.of(found.row.lengths, found.row.computed, halves)
         fit = self._fit(self.targets, found.pairing)
-        is_fitted = len(self.targets) <= JUDGES and math.isfinite(found.error)
-        is_fitted = is_fitted or self._resumed is not None
+        is_fitted = self._resumed is not None or math.isfinite(found.error)
         row = found.row if is_fitted else fit.stage_by_stage(line)
         done = 0 if self._resumed is None else self._resumed.rounds
         if self._resumed is None:
@@ -98,21 +108,39 @@ class Work:
         fit.advance = lambda: self.tell("fitting all weights together")
         best = row
 
-        def keep(row: Row) -> None:
+        def keep(row: Row, is_round: bool) -> None:
             nonlocal best, done
-            best, done = row, done + 1
+            best, done = row, done + is_round
             self._keep(row, found.pairing, done)
 
         try:
             if rounds > done:
-                fit.together(row, rounds - done, keep)
+                together(fit, row, rounds - done, self._affordable(fit, row), keep)
         except KeyboardInterrupt:
             self.tell("interrupted: keeping the weights that were found")
         return best, line
 
+    def _affordable(self, fit: Fit, row: Row) -> int:
+        """On how many prompts the derivatives of a round are found."""
+        per_step = self.seen.calls_per_step
+        left = self.budget * row.num_steps * per_step - self._calls
+        left -= _STEPS_OF_A_ROUND * len(self.targets) * row.cost * per_step
+        number = math.floor(left / max(1, derivative_calls(row) * per_step))
+        wanted = min(_ENOUGH, math.ceil(_SHARE * len(self.targets)))
+        number = min(max(number, _FEWEST), wanted)
+        if number < wanted:
+            _log.info(
+                "The budget of %g full generations allows the derivatives of %d prompts.",
+                self.budget, number,
+            )  # fmt: skip
+        return number
+
+    @property
+    def _calls(self) -> float:
+        return self.rehearsal.num_computed + self.calls_before
+
     def _keep(self, row: Row, pairing: Pairing | None, rounds: int) -> None:
-        calls = self.rehearsal.num_computed + self.calls_before
-        self.file.save(Progress(row, pairing, rounds, calls))
+        self.file.save(Progress(row, pairing, rounds, self._calls))
 
     def _judged(self, row: Row, pairing: Pairing | None) -> Candidate:
         fit = self._fit(self.targets, pairing)

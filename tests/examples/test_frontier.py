@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from benchmarks.frontier.main import command_of, parse
 from benchmarks.frontier.solvers import levels_of
 from benchmarks.frontier.table import CONVERGED, FEWER, OURS, SAME, Book, Row, lines_of
 from benchmarks.frontier.weights import computed_of, gaps_of, taylor
@@ -28,6 +30,21 @@ def test_the_best_row_is_marked_also_if_it_is_not_ours_and_targets_say_what_is_m
     assert "at least 3 dB. Found -1.0 dB: missed by 4.0 dB." in text
 
 
+def test_each_section_names_the_commands_of_its_rows() -> None:
+    def told(args: list[str], group: str, name: str) -> Row:
+        command = command_of(parse(args), "joint", 10, group)
+        return replace(row(name, "x", 1, 1), command=command)
+
+    rows = [
+        told(["--held-out", "4", "--moves", "3"], "fewer", FEWER),
+        told(["--held-out", "4", "--models", "deep", "joint", "--prompts", "5"], "tuned", OURS),
+    ]
+    text = "\n".join(lines_of("joint", 10, rows, "4 videos"))
+    what = "`python -m benchmarks frontier --models joint --computed 10 --only"
+    assert f"- {what} fewer --held-out 4` prints the rows of: fewer steps." in text
+    assert f"- {what} tuned --held-out 4 --prompts 5` prints the rows of: tuned." in text
+
+
 def test_rows_of_another_run_replace_those_of_the_same_name_and_videos(tmp_path: Path) -> None:
     path = tmp_path / "rows.json"
     book = Book.at(path)
@@ -39,6 +56,8 @@ def test_rows_of_another_run_replace_those_of_the_same_name_and_videos(tmp_path:
         ("fewer steps, Euler", 30),
         ("tuned, x", 40),
     ]
+    book.add("deep", 7, "2 videos", row(FEWER, "Euler", 30, 20))
+    assert len(Book.at(path).rows("joint", 10)) == 2, "rows of runs side by side are kept"
     Book.at(path).add("joint", 10, "3 videos", row(FEWER, "Euler", 31, 21))
     assert len(Book.at(path).rows("joint", 10)) == 1
 

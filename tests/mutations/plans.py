@@ -96,11 +96,25 @@ PLANS = (
         ("tests/plans/test_step_plan.py",),
     ),
     Mutation(
-        "pab_compile/tuning/fit.py",
+        "pab_compile/tuning/together.py",
         "what was computed with other weights is replayed",
-        "[each.until(at) for each in outputs]",
-        "outputs",
+        "[each.until(at) for each in here.outputs[: len(fit.targets)]]",
+        "here.outputs",
         ("tests/tuning/test_tune.py",),
+    ),
+    Mutation(
+        "pab_compile/tuning/together.py",
+        "weights that are worse for prompts without derivatives are taken",
+        "if gain > 0 and there.error(others) < here.error(others):",
+        "if gain > 0:",
+        ("tests/tuning/test_together.py",),
+    ),
+    Mutation(
+        "pab_compile/tuning/half_batch.py",
+        "half of a batch runs alone though that gives something else",
+        "if self._are_alike.get(key, False):",
+        "if key in self._are_alike:",
+        ("tests/tuning/test_half_batch.py",),
     ),
     Mutation(
         "pab_compile/plans/plan.py",

@@ -11,7 +11,7 @@ import torch
 
 import pab_compile
 from pab_compile.errors import CalibrationError
-from pab_compile.tuning.fit import Fit
+from pab_compile.tuning import work
 
 NUM_STEPS = 8
 
@@ -49,7 +49,7 @@ def interrupted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         raise RuntimeError("out of memory")
 
     with monkeypatch.context() as patch:
-        patch.setattr(Fit, "together", broken)
+        patch.setattr(work, "together", broken)
         with pytest.raises(RuntimeError, match="out of memory"):
             tune(tmp_path / "tune.json")
     return tmp_path / "tune.json"
