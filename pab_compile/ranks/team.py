@@ -308,12 +308,16 @@ class Team:
         assert self._own is not None
         self._epoch += 1
         self._begin_epoch()
+        while self._store_has([_CLOSED]):  # the others waited here for this rank, and gave up
+            self._epoch += 1
+            self._begin_epoch()
         try:
             self._tell("again", "")
         except RanksError as error:
             self._end = self._end or before
             raise RanksError(
-                f"{before.words}. The ranks cannot begin anew: {error} Start the processes anew."
+                f"{before.words}. The ranks could not begin anew: {error} They try again at the "
+                "next call. If a process has ended, start all anew."
             ) from error
         self._own.make()
 

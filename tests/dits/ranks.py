@@ -121,7 +121,24 @@ def _line(*cells: str) -> str:
 
 def _text(lines: dict[str, list[str]]) -> str:
     rows = [line for name in CATALOGUE for line in lines.get(name, ())]
-    return HEAD + "\n".join([_line(*COLUMNS), "|---" * len(COLUMNS) + "|", *rows]) + "\n"
+    table = "\n".join([_line(*COLUMNS), "|---" * len(COLUMNS) + "|", *rows])
+    return f"{HEAD}{_summary(lines)}\n\n{table}\n"
+
+
+def _summary(lines: dict[str, list[str]]) -> str:
+    """How many models are shared and refused, and which were not run."""
+    refused = [name for name in lines if all("| refused |" in line for line in lines[name])]
+    every = [line.split(" | ") for each in lines.values() for line in each]
+    shared = [cells for cells in every if cells[3] != "refused"]
+    worst = max((float(cells[4]) for cells in shared), default=0.0)
+    told = sum(cells[7].startswith("yes") for cells in shared)
+    found = (
+        f"{len(lines) - len(refused)} of {len(lines)} models are shared, and {len(refused)} are "
+        f"refused ({', '.join(refused) or 'none'}).\nThe largest difference is {worst:.1e}. "
+        f"`comm` foretold {told} of {len(shared)} rows."
+    )
+    left = [name for name in CATALOGUE if name not in lines]
+    return f"{found}\nNot run: {', '.join(left)}." if left else found
 
 
 def _lines_before() -> dict[str, list[str]]:

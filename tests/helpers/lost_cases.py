@@ -85,7 +85,7 @@ def _compiled(lost: Lost, **options: Any) -> Any:
 def _outcome(model: Any, lost: Lost, how: str) -> Outcome:
     loop, start = Loop(calls_of(model), ddim_timesteps(STEPS)), time.monotonic()
     try:
-        if how == "does not call":
+        if how.startswith("does not call"):
             raise Stopped("there was no request")
         for step in loop.steps():
             start = time.monotonic()

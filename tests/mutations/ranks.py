@@ -98,6 +98,13 @@ RANKS = (
         ("tests/ranks/test_lost.py",),
     ),
     Mutation(
+        "pab_compile/ranks/team.py",
+        "a rank that missed an attempt to begin anew never meets the others again",
+        "        while self._store_has([_CLOSED]):",
+        "        while False:",
+        ("tests/ranks/test_lost.py",),
+    ),
+    Mutation(
         "passes/graph/refusals.py",
         "weights that ranks share are taken for whole ones",
         "    if shared:\n",

@@ -29,16 +29,15 @@ def test_a_mesh_smaller_than_the_world_raises_with_the_lost_rank_and_goes_on(
         "does not call",
         "nothing",
         "raises outside",
+        "does not call after it",
         "after raising",
         "has no memory",
         "after no memory",
-        "has no memory",
-        "compiles anew",
         "is killed",
     ]
     expected = cases.alone()
     (found,) = larger_world.run(cases.losing, names, ranks=2, killed=[1])
-    for name in ("nothing", "after raising", "after no memory", "compiles anew"):
+    for name in ("nothing", "after raising", "after no memory"):
         error, _, video = found[name]
         assert error == "", (name, error)
         assert_same(video, expected)
@@ -48,6 +47,9 @@ def test_a_mesh_smaller_than_the_world_raises_with_the_lost_rank_and_goes_on(
     error, seconds, _ = found["raises outside"]
     assert error.startswith("RanksError: ") and "rank 1 is outside of the model" in error
     assert seconds < SOON
+    error, seconds, _ = found["does not call after it"]
+    assert "The ranks could not begin anew: Rank 1 of the mesh did not come" in error
+    assert seconds < SOON
     error, seconds, _ = found["has no memory"]
     message = "Rank 1 of the mesh failed in a call of the model: OutOfMemoryError: no memory left"
     assert error == f"RanksError: {message}"
@@ -55,3 +57,13 @@ def test_a_mesh_smaller_than_the_world_raises_with_the_lost_rank_and_goes_on(
     error, seconds, _ = found["is killed"]
     assert error.startswith("RanksError: Rank 1 of the mesh does not answer: its process ended")
     assert seconds < SOON
+
+
+@pytest.mark.long
+def test_a_model_that_is_compiled_anew_after_a_failure_works(world: World) -> None:
+    expected = cases.alone()
+    names = ["nothing", "has no memory", "compiles anew"]
+    for found in world.run(cases.losing, names, ranks=2, alone=True):
+        assert "no memory left" in found["has no memory"][0]
+        assert found["compiles anew"][0] == ""
+        assert_same(found["compiles anew"][2], expected)
