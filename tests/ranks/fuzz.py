@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from helpers.difference_fuzz import TIMEOUT, check
 from helpers.world import World
 
-CHUNK = 50
+CHUNK = 25
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -30,10 +30,10 @@ def main(arguments: Sequence[str]) -> int:
                 if why:
                     wrong += 1
                     print(f"seed {seed}, {kind}: {why}", flush=True)
+            print(f"{sum(tried.values())} cases, {wrong} ended wrongly", flush=True)
     finally:
         world.close()
     print(", ".join(f"{kind} {number}" for kind, number in sorted(tried.items())))
-    print(f"{num} cases, {wrong} ended wrongly")
     return wrong
 
 
