@@ -17,8 +17,8 @@ converged solution (the same noise, Adams-Bashforth 2 with 120 steps).
 - *tuned*: plans of ``pab_compile.tune``, fitted on other videos, to either reference. The converged
   solution that they are fitted to has 60 steps.
 
-``--quick`` takes 7 calls only, 2 held-out videos and 3 others, and leaves out the last fit. It
-shows that everything runs; two videos say little of quality.
+``--quick`` takes 7 calls only, 2 held-out videos and 3 others, and leaves out the last fit. So it
+shows that everything runs, and little of quality.
 """
 
 from __future__ import annotations
