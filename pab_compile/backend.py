@@ -28,13 +28,15 @@ from .compile.call_roles import roles_of_call
 from .compile.collecting import collector_paused
 from .compile.compile_log import CompileLog
 from .compile.floor import offered, takes_request
+from .compile.input_roles import InputRoles
 from .compile.lower import PieceCompiler
 from .compile.model_fit import ModelFit
 from .compile.number_clocks import NUMBER_WAS_NEW, number_clocks
-from .compile.program import CompiledProgram, InputRoles, Runnable
+from .compile.program import CompiledProgram
 from .compile.program_store import ProgramStore
 from .compile.progress import CompileProgress
 from .compile.request import Request
+from .compile.runnable import Runnable
 from .compile.settings import Settings
 from .compile.whole_forward import WholeForward
 from .dynamo import compiling, model_calls

@@ -53,11 +53,13 @@ from .analysis import (
 from .executor import Executor
 from .floor import takes_graph, takes_part
 from .half_batch import HalfBatch, halved
+from .input_roles import InputRoles, roles_of
 from .learn_sizes import learn_sizes
 from .open_whole import plain_part
 from .parts import captured_part, place_of, placed_at
-from .program import CompiledProgram, InputRoles, PlainProgram, Runnable
+from .program import CompiledProgram
 from .request import Request
+from .runnable import PlainProgram, Runnable
 from .settings import Settings
 from .untraced import may_be_whole, untraced
 
@@ -115,7 +117,7 @@ def _compiled(part: Part, request: Request, settings: Settings) -> Runnable:
         settings = replace(settings, plan=NOTHING, live=None)
     reusable = (site for site in program.sites if site.can_broadcast)
     reuses = once or any(settings.plan.may_reuse(site) for site in reusable)
-    roles = _roles_of(program, part, request, settings.options)
+    roles = roles_of(program, part, request, settings.options)
     kept_bytes = _kept_bytes(program, settings.options) if request.is_observed else 0
     before = replace(program)
     found = _sharded_and_coalesced(found, program, request, settings, dumper)
@@ -244,43 +246,6 @@ def _analysed(
         return None, finding(part, None, settings.plan, reason_of(error, part))
     kept_in = settings.options.keeping.dtype
     return program, finding(part, program, settings.plan, alone=request.alone, kept_in=kept_in)
-
-
-def _roles_of(program: Program, part: Part, request: Request, options: Options) -> InputRoles:
-    """What the inputs are; asked before the rewrite, which changes the graph."""
-    inputs = ir.placeholders(part.graph_module.graph)
-    written = ir.mutated_inputs(part.graph_module)
-    weights = tuple(
-        number
-        for number, node in enumerate(inputs)
-        if ir.is_constant_input(node) and number not in written
-    )
-    if program.axes is None and request.placed is not None:
-        return replace(request.placed, sees_all=False, weights=weights)
-    if program.axes is None:
-        shown = request.shown()
-        assert shown is not None
-        return replace(
-            shown,
-            prompt_inputs=program.prompt_inputs,
-            may_step=program.may_step,
-            sees_all=False,
-            is_blind=True,
-            weights=weights,
-            by_name=True,
-        )
-    stated = (name for name, role in options.axes.items() if role == "step")
-    has_attention = any(site.can_broadcast and site.kind != "mlp" for site in program.sites)
-    return InputRoles(
-        latents=program.latents,
-        clock=program.clock,
-        prompt_inputs=program.prompt_inputs,
-        may_step=program.may_step,
-        stepping=(*program.stepping, *stated),
-        sees_all=request.alone,
-        is_blind=(program.has_eager_inputs or not has_attention) and not request.alone,
-        weights=weights,
-    )
 
 
 def _kept_bytes(program: Program, options: Options) -> int:

@@ -15,7 +15,7 @@ from pab_compile.passes.axes.input_roles import LATENT_NAMES, sounds_like_text
 from pab_compile.passes.graph.number_inputs import sounds_like_time
 from pab_compile.passes.sites.binding import STATED_CLOCK, STATED_PROMPT, STATED_STEP
 
-from .program import InputRoles
+from .input_roles import InputRoles
 
 _ENTRY = re.compile(r"(\[\d+\])+$")
 

@@ -22,8 +22,8 @@ from pab_compile.dynamo import model_calls
 from pab_compile.passes.graph.join import Given
 
 from .lower import PieceCompiler
-from .program import Runnable
 from .request import Request
+from .runnable import Runnable
 
 _log = logging.getLogger(__name__)
 _MAX_INPUTS = 6

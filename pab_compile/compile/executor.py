@@ -8,7 +8,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import fx
@@ -39,7 +39,8 @@ from .lane_step import LaneStep
 from .lower import PieceCompiler
 from .lowering import Lowering
 from .merged_branch import at_sizes
-from .op import Op, Start
+from .op import Op
+from .wiring import feeds_preludes_only, made_by_python, num_read, starts_of
 
 _log = logging.getLogger(__name__)
 _WARMING = "pieces ran uncompiled at some steps, since they were still compiled in the background"
@@ -158,7 +159,7 @@ class Executor:
                 num_watched += 1
             key, function = lowering.lower(node, module)
             inputs = tuple(register[n] for n in node.all_input_nodes)
-            starts = _starts(module, inputs)
+            starts = starts_of(module, inputs)
             self._wiring.append(f"{list(inputs)} {starts}")
             position = {user: int(user.args[1]) for user in node.users}  # type: ignore[arg-type]
             dying = [n for n in node.all_input_nodes if last_use[n] is node and n not in returned]
@@ -166,7 +167,7 @@ class Executor:
                 Op(
                     key=key,
                     function=function,
-                    inputs=inputs[: _num_read(module)],
+                    inputs=inputs[: num_read(module)],
                     outputs=tuple((number, register[user]) for user, number in position.items()),
                     frees=tuple(register[n] for n in dying),
                     site=site,
@@ -176,11 +177,11 @@ class Executor:
                     is_demanded=watched >= 0
                     or (isinstance(module, Piece) and module.sort == DEMANDED),
                     watched=watched,
-                    made=_made_by_python(node, register) if watched >= 0 else (),
+                    made=made_by_python(node, register) if watched >= 0 else (),
                     cached=tuple(
                         number
                         for user, number in position.items()
-                        if not _feeds_preludes_only(user, cut_graph)
+                        if not feeds_preludes_only(user, cut_graph)
                     ),
                 )
             )
@@ -388,34 +389,3 @@ class Executor:
 
 def _device_of(tensors: Sequence[torch.Tensor]) -> torch.device:
     return next((tensor.device for tensor in tensors), torch.device("cpu"))
-
-
-def _num_read(module: StepBranch | Piece) -> int | None:
-    """How many inputs a branch reads to compute; None for all."""
-    return module.num_inputs if isinstance(module, StepBranch) else None
-
-
-def _starts(module: StepBranch | Piece, inputs: Sequence[int]) -> tuple[Start | None, ...]:
-    """The starts of a branch; empty if it has none."""
-    if not isinstance(module, StepBranch) or not any(module.starts):
-        return ()
-    ends = map(ir.tensor, ir.outputs(module.compute.graph))
-    return tuple(
-        None
-        if end is None or start is None
-        else Start(inputs[start.position], start.dtype, end.dtype)
-        for end, start in zip(ends, module.starts, strict=True)
-    )
-
-
-def _made_by_python(call: fx.Node, register: Mapping[fx.Node, int]) -> tuple[int, ...]:
-    """The registers of the tensors that a piece reads and Python made."""
-    return tuple(register[node] for node in call.all_input_nodes if ir.is_made(node))
-
-
-def _feeds_preludes_only(value: fx.Node, cut_graph: fx.GraphModule) -> bool:
-    modules = [
-        cut_graph.get_submodule(str(user.target)) if user.op == "call_module" else None
-        for user in value.users
-    ]
-    return all(isinstance(module, Piece) and module.sort == PRELUDE for module in modules)

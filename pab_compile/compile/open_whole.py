@@ -15,8 +15,8 @@ from pab_compile.report.explanation import Finding
 
 from .open_graph import OpenGraph
 from .parts import placed_at
-from .program import PlainProgram
 from .request import Request
+from .runnable import PlainProgram
 from .settings import Settings
 
 

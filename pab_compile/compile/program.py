@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
 
 import torch
 
 from pab_compile import dynamo
 from pab_compile.calibration.observe import Probed, current_observer
 from pab_compile.calibration.stopwatch import now
-from pab_compile.passes.axes.stated import is_named
-from pab_compile.passes.graph import ir
-from pab_compile.passes.graph.join import Origin, Part
+from pab_compile.passes.graph.join import Part
 from pab_compile.passes.graph.origin import source_line
 from pab_compile.passes.sites.site import Site
 from pab_compile.plans.form import Form
@@ -22,7 +20,7 @@ from pab_compile.ranks.together import Together
 from pab_compile.report.explanation import Finding
 from pab_compile.runtime.caller import NOBODY, Callers
 from pab_compile.runtime.clock import Reading, read_timestep
-from pab_compile.runtime.forward import Forward, Ran, callers
+from pab_compile.runtime.forward import Forward
 from pab_compile.runtime.generation import Generation, Place
 from pab_compile.runtime.lane import Call
 from pab_compile.runtime.last_runs import last_runs
@@ -36,6 +34,8 @@ from pab_compile.runtime.weights import WeightMarks
 
 from .adopting import Adopting
 from .executor import Executor
+from .input_roles import InputRoles
+from .runnable import AtSizes, Restate, written_back
 from .shared_calls import run_call
 
 _OTHER_WEIGHTS = (
@@ -46,128 +46,6 @@ _OTHER_LAYER = (
     "a graph ran with other weights than before{}, so its outputs were not reused: Python code "
     "chose another layer, or the layers in another order"
 )
-
-
-class AtSizes(Protocol):
-    """Makes a program of one for other sizes."""
-
-    def __call__(
-        self, sizes: tuple[int, ...], origins: tuple[Origin | None, ...]
-    ) -> Runnable | None:
-        """The program for these sizes; None if the one for other sizes does not show it.
-
-        Args:
-            sizes: the open sizes of the graph, then those of the graphs that feed it.
-            origins: where its inputs come from.
-        """
-        ...
-
-
-class Restate(Protocol):
-    """Compiles a graph again."""
-
-    def __call__(self, names: Collection[str], clock: str, form: Form | None) -> Runnable:
-        """The program for a form, if inputs of these names step as the timestep does."""
-        ...
-
-
-class Runnable(Ran, Protocol):
-    """A graph of a forward, ready to run."""
-
-    at_sizes: AtSizes | None
-
-    def __call__(
-        self,
-        forward: Forward,
-        args: Sequence[Any],
-        tensors: Sequence[torch.Tensor],
-        restate: Restate,
-    ) -> Any:
-        """Run it in a forward.
-
-        Args:
-            forward: the call of the model.
-            args: Dynamo's inputs.
-            tensors: the tensors among them.
-            restate: compiles the graph again if some of its inputs turn out to be stepping.
-        """
-        ...
-
-
-class PlainProgram:
-    """A graph that is computed at every step.
-
-    Args:
-        part: the captured graph, whose tensors ``function`` takes. None if it was not captured:
-            then ``function`` takes Dynamo's inputs.
-        function: computes the graph.
-        finding: what was found in the graph, with the reason why nothing is reused.
-
-    Attributes:
-        at_sizes: makes the program for other open sizes, and for inputs of these origins; gives
-            None where this one shows nothing.
-    """
-
-    def __init__(self, part: Part | None, function: Callable[..., Any], finding: Finding) -> None:
-        self.part = part
-        self.sites: Sequence[Site] = ()
-        self.finding = finding
-        self.at_sizes: AtSizes | None = None
-        self._function = function
-
-    def __call__(
-        self,
-        forward: Forward,
-        args: Sequence[Any],
-        tensors: Sequence[torch.Tensor],
-        restate: Restate,
-    ) -> Any:
-        """Compute the graph."""
-        if self.part is None:
-            outputs = self._function(*args)
-        else:
-            with dynamo.torchs_own_functions():
-                outputs = self._function(*tensors)
-            outputs = _written_back(self.part, tensors, outputs)
-        forward.finish(self, tensors, outputs)
-        return outputs
-
-
-@dataclass(frozen=True)
-class InputRoles:
-    """What the inputs of a graph, and of the graphs that feed it, mean to the model's caller.
-
-    Attributes:
-        latents: name of the tensor that is denoised.
-        clock: name of the timestep.
-        prompt_inputs: names of the per-prompt inputs.
-        may_step: those of them that may turn out to change at every step.
-        stepping: names of other inputs that change at every step.
-        sees_all: whether the graph is the whole forward, so that other inputs do not matter.
-        is_blind: whether Python code between the graphs makes some of its inputs, or the graph has
-            no attention that could show what the prompts are. Then every input of the caller
-            distinguishes lanes. A graph that is the whole forward is never blind.
-        weights: positions of the weights, which distinguish models that share code.
-        by_name: whether only names show the latents and the clock.
-    """
-
-    latents: str
-    clock: str
-    prompt_inputs: tuple[str, ...]
-    may_step: tuple[str, ...]
-    stepping: tuple[str, ...]
-    sees_all: bool
-    is_blind: bool
-    weights: tuple[int, ...]
-    by_name: bool = False
-
-    def prompts_in(self, inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """Those of the forward's inputs that stay the same during a generation."""
-        if self.sees_all:
-            return {name: inputs[name] for name in self.prompt_inputs}
-        others = {self.latents, self.clock, *self.stepping}
-        others |= {callers(name) for name in others}
-        return {name: tensor for name, tensor in inputs.items() if not is_named(name, others)}
 
 
 class CompiledProgram:
@@ -241,7 +119,7 @@ class CompiledProgram:
         prompts, positions = self.roles.prompt_inputs, self.roles.weights
         outputs = run_call(executor, tensors, place, self.part, prompts, positions, self._marks_of)
         outputs = self._without_samples(outputs, place, identity)
-        outputs = _written_back(self.part, tensors, outputs)
+        outputs = written_back(self.part, tensors, outputs)
         if place is not None:
             executor.report(place.generation)
             if is_first:
@@ -437,15 +315,3 @@ def _step_apart(level: Level, generation: Generation | None) -> int:
     if not level.is_next:
         return generation.step
     return 0 if generation.is_last_step else generation.step + 1
-
-
-def _written_back(
-    part: Part | None, inputs: Sequence[torch.Tensor], outputs: Sequence[Any]
-) -> Sequence[Any]:
-    """Write to the inputs what the graph writes to them, and return the other outputs."""
-    if part is None:
-        return outputs
-    written = ir.mutated_inputs(part.graph_module)
-    for number, value in zip(written, outputs, strict=False):
-        inputs[number].copy_(value)
-    return outputs[len(written) :]

@@ -12,7 +12,7 @@ from collections.abc import Hashable
 
 from pab_compile.runtime.generation import Generation
 
-from .program import Runnable
+from .runnable import Runnable
 
 MAX_PROGRAMS = 64
 MAX_BYTES = 2**30

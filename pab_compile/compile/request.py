@@ -15,7 +15,7 @@ from pab_compile.plans.form import Form
 from pab_compile.ranks.team import Team
 
 from .analysis import Known
-from .program import InputRoles
+from .input_roles import InputRoles
 
 
 @dataclass(frozen=True, eq=False)

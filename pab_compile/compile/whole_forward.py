@@ -18,7 +18,7 @@ from pab_compile.plans.plan import Plan
 from pab_compile.runtime.forward import Forward
 
 from .analysis import nothing_found
-from .program import Runnable
+from .runnable import Runnable
 
 
 class WholeForward:

@@ -160,7 +160,7 @@ COMPILING = (
         ("tests/runtime/test_graphs_without_attention.py",),
     ),
     Mutation(
-        "pab_compile/compile/build.py",
+        "pab_compile/compile/input_roles.py",
         "a prompt that only a graph without latents reads distinguishes no lanes",
         "            shown,\n            prompt_inputs=program.prompt_inputs,",
         "            shown,",

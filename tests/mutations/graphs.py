@@ -153,7 +153,7 @@ GRAPHS = (
         ("tests/passes/graph/test_constants.py",),
     ),
     Mutation(
-        "passes/graph/ir.py",
+        "passes/graph/origin.py",
         "a site is named after the hook around its module",
         '_AROUND_FORWARD.sub("", dotted)',
         "dotted",

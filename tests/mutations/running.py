@@ -215,4 +215,25 @@ RUNNING = (
         "                    pass",
         ("tests/compile/test_cache_budget.py",),
     ),
+    Mutation(
+        "pab_compile/live/buckets.py",
+        "a mask that does not hide the padding is taken",
+        "is_changed = more > 0 or given.get(mask) is None",
+        "is_changed = False",
+        ("tests/live/test_buckets.py",),
+    ),
+    Mutation(
+        "pab_compile/live/buckets.py",
+        "a prompt that was written in place keeps its padded form",
+        "and found[1] == source._version",
+        "",
+        ("tests/live/test_buckets.py",),
+    ),
+    Mutation(
+        "passes/graph/size.py",
+        "a number is remembered for other sizes",
+        "key = tuple(sizes)",
+        "key = self.given",
+        ("tests/compile/test_open_sizes.py",),
+    ),
 )
