@@ -8,7 +8,8 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
 
 import digits
+import solvers
 
 import plans
 
-__all__ = ["digits", "plans"]
+__all__ = ["digits", "plans", "solvers"]

@@ -4,11 +4,13 @@
     python -m benchmarks.quality --model joint
     python -m benchmarks.quality --quick      # few videos: a check that it runs, no measurement
     python -m benchmarks.quality --plans linear3 "linear3, whole output"    # these; writes no files
+    python -m benchmarks.quality --plans "tuned, 7 of 30" --update          # replaces their rows
 
 Every plan generates the same videos from the same noise. In turns, batch by batch, so that a
 machine's drift meets all plans alike: the speed is the median over the batches of the ratio to
-stock `torch.compile` in the same turn. What every plan has to beat is no reuse at fewer steps, so
-that is there too. Against the videos of the model without any reuse:
+stock `torch.compile` in the same turn. What every plan has to beat is no reuse at fewer steps, with
+the model's own sampler or with one of second order, so that is there too. Against the videos of the
+model without any reuse:
 
 - PSNR (dB, at most 100) and SSIM of the frames (scikit-image);
 - motion error: ``|d - d_ref| / |d_ref|`` for the differences ``d`` of successive frames, 0 is best;
@@ -24,7 +26,7 @@ import json
 import statistics
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -39,14 +41,16 @@ from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
 import pab_compile
 
-from .examples import digits
+from .examples import digits, solvers
 from .quality_hooks import HOOKED
 from .quality_plans import PLANS
 from .results import RESULTS_DIR, versions
 
 STOCK = "stock torch.compile"
 SAME_DB = 100.0
-FEWER = (1.5, 2, 3)
+FEWER = (20, 15, 10)
+SECOND_ORDER = (15, 10, 7)
+"""Of 30 steps, as many as are taken without reuse."""
 
 
 @dataclass
@@ -83,6 +87,12 @@ class Score:
             self.motion.append(float(np.linalg.norm(moved - moves) / np.linalg.norm(moves)))
 
 
+def _fewer() -> tuple[dict[str, int], dict[str, int]]:
+    """Rows without reuse, by the sampler of the model and by the one of second order."""
+    names = {f"no reuse, {n} steps": n for n in FEWER}
+    return names, {f"no reuse, {n} steps, Adams-Bashforth 2": n for n in SECOND_ORDER}
+
+
 def interval(values: list[float]) -> tuple[float, float]:
     """95 % bootstrap interval of the mean."""
     if len(set(values)) < 2:
@@ -102,8 +112,11 @@ def measure(args: argparse.Namespace, console: Console) -> list[Score]:
         calls[name] = torch.compile(trained.model, backend="pab", options=options)
     for name, hook in ({} if args.plans else HOOKED[args.model]).items():
         calls[name] = hook(trained.model)
-    fewer = {f"no reuse, {n} steps": n for n in (round(args.steps / d) for d in FEWER)}
-    calls |= dict.fromkeys(fewer, calls[STOCK])
+    fewer, second = (
+        {name: round(n * args.steps / 30) for name, n in names.items()} for names in _fewer()
+    )
+    calls |= dict.fromkeys([*fewer, *second], calls[STOCK])
+    solved = replace(trained, scheduler=solvers.AdamsBashforth())
     scores = {name: Score(name) for name in calls}
     prompts = torch.arange(args.videos) % digits.NUM_DIGITS
     noise = digits.make_noise(args.videos, seed=args.seed)
@@ -118,8 +131,9 @@ def measure(args: argparse.Namespace, console: Console) -> list[Score]:
             pab_compile.reset()
             getattr(calls[name], "before", lambda: None)()
             start = time.perf_counter()
-            num_steps = fewer.get(name, args.steps)
-            videos = digits.generate(trained, *batch, model=calls[name], num_steps=num_steps)
+            num_steps = {**fewer, **second}.get(name, args.steps)
+            sampled = solved if name in second else trained
+            videos = digits.generate(sampled, *batch, model=calls[name], num_steps=num_steps)
             bar.advance(task)
             return videos, time.perf_counter() - start
 
@@ -184,6 +198,20 @@ def plot(scores: list[Score], path: Path) -> None:
     pyplot.close(figure)
 
 
+def updated(scores: list[Score], model: str, videos: str) -> list[Score]:
+    """The scores of an earlier run of the same videos, with these in their place.
+
+    Rows of plans that are no more are left out.
+    """
+    content = json.loads((RESULTS_DIR / f"quality_{model}.json").read_text())
+    if not content["settings"].startswith(videos):
+        raise SystemExit(f"The files are of other videos than {videos!r}: run it without --update.")
+    known = [STOCK, *PLANS[model], *HOOKED[model], *(name for names in _fewer() for name in names)]
+    earlier = {score["plan"]: Score(**score) for score in content["scores"]}
+    rows = earlier | {score.plan: score for score in scores}
+    return [rows[name] for name in known if name in rows]
+
+
 def write(scores: list[Score], name: str, settings: str) -> list[Path]:
     """Table, numbers and picture."""
     lines = [f"| {' | '.join(HEADERS)} |", "|---|" + "---:|" * (len(HEADERS) - 1)]
@@ -205,6 +233,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--quick", action="store_true", help="4 videos, 10 steps; writes no files")
     parser.add_argument("--plans", nargs="+", metavar="NAME", help="these plans; writes no files")
+    parser.add_argument("--update", action="store_true", help="write them to the files")
     args, console = parser.parse_args(), Console()
     if unknown := set(args.plans or ()).difference(PLANS[args.model]):
         parser.error(f"no plan is called {sorted(unknown)[0]!r}; known: {list(PLANS[args.model])}")
@@ -216,14 +245,22 @@ def main() -> None:
         table.add_row(*cells(score))
     console.print(table)
     used = ", ".join(f"{name} {number}" for name, number in versions().items())
-    settings = (
+    videos = (
         f"{args.videos} videos of {args.model} in batches of {args.batch}, {args.steps} steps, "
-        f"guidance 2, seed {args.seed}. Command: python -m benchmarks.quality --model {args.model} "
-        f"--videos {args.videos} --batch {args.batch} --steps {args.steps} --seed {args.seed}. "
-        f"Versions: {used}"
+        f"guidance 2, seed {args.seed}. "
     )
+    chosen = [f'"{name}"' for name in args.plans or ()]
+    command = (
+        f"python -m benchmarks.quality --model {args.model} --videos {args.videos} --batch "
+        f"{args.batch} --steps {args.steps} --seed {args.seed}"
+    )
+    command = " ".join([command, *(["--plans", *chosen] if chosen else [])])
+    said = f"Rows are of several runs, the last one: {command} --update" if args.update else command
+    settings = f"{videos}Command: {said}. Versions: {used}"
     console.print(settings, highlight=False)
-    if not args.quick and not args.plans:
+    if args.update:
+        scores = updated(scores, args.model, videos)
+    if not args.quick and (args.update or not args.plans):
         paths = write(scores, f"quality_{args.model}", settings)
         console.print(f"wrote {', '.join(map(str, paths))}")
 

@@ -24,6 +24,10 @@ def _every(range_: int, order: int) -> Options:
     return {"ranges": ranges, "predict": order, "window": (0.1, 1.0)}
 
 
+def _tuned(model: str) -> dict[str, Options]:
+    return {f"tuned, {n} of 30": plans.plans_of(model)[f"tuned-{n}"] for n in plans.TUNED}
+
+
 def gate_cross(site: Any, step: int, num_steps: int, _: float | None) -> int | None:
     """Cross-attention is computed in the first third of the steps, then repeated to the end."""
     return 0 if site.kind == "cross" and step >= num_steps // 3 else None
@@ -65,7 +69,7 @@ PLANS: dict[str, dict[str, Options]] = {
         "cross alone, 6": _attention(1, 1, 6),
         "cross gated off (T-GATE)": {"plan": gate_cross},
         "middle blocks, every 2nd": {"plan": middle_blocks(3)},
-        "calibrated": plans.plans_of("latte")["calibrated"],
+        **_tuned("latte"),
         **_PREDICTED,
     },
     "joint": {
@@ -73,7 +77,7 @@ PLANS: dict[str, dict[str, Options]] = {
         "PAB for CogVideoX": {"ranges": {"joint": 2}, "window": (100, 850)},
         "MLPs alone, 2": {"ranges": {"mlp": 2}},
         "middle blocks, every 2nd": {"plan": middle_blocks(4)},
-        "calibrated": plans.plans_of("joint")["calibrated"],
+        **_tuned("joint"),
         **_PREDICTED,
     },
 }

@@ -7,6 +7,8 @@ from typing import Any
 import digits
 
 NONE = "none"
+TUNED = (10, 7)
+"""Of 30 steps, how many the tuned plans compute."""
 ALL_KINDS = ("spatial", "temporal", "cross", "full", "joint", "mlp")
 RULES: dict[str, dict[str, Any]] = {
     # The paper's setting: spatial attention every 2nd step, temporal every 4th, cross every 6th;
@@ -23,9 +25,12 @@ RULES: dict[str, dict[str, Any]] = {
 }
 
 
-def plans_of(model: str) -> dict[str, dict[str, Any]]:
-    """Returns the plans by name, among them the one that calibrate_digits.py chose for `model`.
+def plan_file(computed: int) -> str:
+    """Returns the name of the plan file with so many computed steps, in a model's folder."""
+    return f"plan_{computed}.json"
 
-    That one treats all sites alike and caches sums of their outputs.
-    """
-    return {**RULES, "calibrated": {"plan": digits.find_folder(model) / "plan.json"}}
+
+def plans_of(model: str) -> dict[str, dict[str, Any]]:
+    """Returns the plans by name, among them those that `tune_digits.py` made for `model`."""
+    folder = digits.find_folder(model)
+    return RULES | {f"tuned-{count}": {"plan": folder / plan_file(count)} for count in TUNED}

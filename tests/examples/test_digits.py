@@ -7,10 +7,15 @@ from typing import Any
 
 import digits
 import pytest
+import solvers
 import torch
 
 import pab_compile
 import plans
+from benchmarks.frontier.solvers import adams_bashforth
+from pab_compile.plans.plan_file import load_plan
+from pab_compile.plans.step_plan import StepPlan
+from pab_compile.plans.tuned_model import TunedModel
 
 SUMS = {"ranges": "linear3"}
 PATCHES = digits.NUM_FRAMES * digits.SIZE**2 // 4
@@ -47,14 +52,28 @@ def generate(trained: digits.DigitsModel, options: dict[str, Any]) -> pab_compil
     return pab_compile.stats(model)
 
 
+@pytest.mark.parametrize("family", ["latte", "joint"])
+@pytest.mark.parametrize("cost", plans.TUNED)
+def test_the_tuned_plans_of_a_model_are_its_own(family: str, cost: int) -> None:
+    plan = load_plan(plans.plans_of(family)[f"tuned-{cost}"]["plan"])
+    assert isinstance(plan, StepPlan)
+    assert (plan.num_steps, plan.cost) == (30, cost)
+    found = TunedModel.of(digits.load(digits.find_folder(family)).model)
+    assert plan.model is not None
+    assert plan.model.misfit(found) == ""
+    assert not plan.model.has_other_weights(found)
+
+
 @pytest.mark.long
 @pytest.mark.parametrize("family", ["latte", "joint"])
-def test_the_calibrated_plan_of_a_model_computes_all_sites_at_few_steps(family: str) -> None:
+@pytest.mark.parametrize("cost", plans.TUNED)
+def test_a_tuned_plan_of_a_model_reuses_as_it_says(family: str, cost: int) -> None:
     trained = digits.load(digits.find_folder(family))
-    found = generate(trained, plans.plans_of(family)["calibrated"])
-    assert found.steps == 30
-    (num_computed,) = set(found.computed_steps.values())
-    assert 0 < num_computed <= 10
+    options = plans.plans_of(family)[f"tuned-{cost}"]
+    found, plan = generate(trained, options), load_plan(options["plan"])
+    assert isinstance(plan, StepPlan)
+    assert found.notes == ()
+    assert found.reused == {"output": 30 - plan.num_computed}
 
 
 @pytest.mark.long
@@ -73,11 +92,24 @@ def test_inductor_takes_what_is_predicted_for_what_was_computed() -> None:
     torch.testing.assert_close(*videos, rtol=0, atol=1e-4)
 
 
-@pytest.mark.long
-def test_the_calibrated_plan_of_another_model_is_refused() -> None:
+def test_the_tuned_plan_of_another_model_is_refused() -> None:
     trained = digits.load(digits.find_folder("joint"))
-    with pytest.raises(pab_compile.PlanError, match="made for another model"):
-        generate(trained, plans.plans_of("latte")["calibrated"])
+    with pytest.raises(pab_compile.PlanError, match="was tuned on the model Latte"):
+        generate(trained, plans.plans_of("latte")["tuned-10"])
+
+
+def test_two_velocities_are_followed_as_the_benchmark_does() -> None:
+    def velocity(video: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
+        return torch.tanh(video) * timestep / 500
+
+    noise, levels = digits.make_noise(1), torch.linspace(1, 1 / 7, 7).tolist()
+    solver, video = solvers.AdamsBashforth(), noise
+    for _ in range(2):  # the second generation begins anew
+        solver.set_timesteps(sigmas=levels)
+        video = noise
+        for t in solver.timesteps:
+            video = solver.step(velocity(video, t), t, video).prev_sample
+    torch.testing.assert_close(video, adams_bashforth(velocity, noise, 7))
 
 
 @pytest.mark.parametrize("family", digits.FAMILIES)

@@ -1,13 +1,14 @@
-"""Calibrates a trained model: observes it, chooses a plan, and tries the plan on other videos.
+"""Observes a trained model: what changes from step to step, and the plan that this predicts.
 
-    python examples/calibrate_digits.py
-    python examples/calibrate_digits.py --model joint
-    python examples/calibrate_digits.py --speedup 3 --out /tmp/plan.json
+    python examples/observe_digits.py
+    python examples/observe_digits.py --model joint
+    python examples/observe_digits.py --speedup 3 --out outputs/observed.json
 
 Observes a generation of one video per digit, from other noise than the demo's, draws what it saw,
-and saves the plan of least predicted error at a speed-up, counted in FLOPs. Then it generates
+and finds the plan of least predicted error at a speed-up, counted in FLOPs. Then it generates
 videos from noise that is neither's, with the plan at several numbers of steps, and with a plain
-rule for comparison, and prints both distances from the videos without reuse.
+rule for comparison, and prints both distances from the videos without reuse. The plans of
+`tune_digits.py` are better: they are judged by running them.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from rich.table import Table
 from stages import Stages
 
 import pab_compile
-from plans import ALL_KINDS, plans_of
+from plans import ALL_KINDS
 
 OBSERVED_SEED, CHECKED_SEED = 1000, 2000
 SUMS = {"cut": "branch", "coalesce": True}
@@ -71,10 +72,11 @@ def distances(
     return found
 
 
-def calibrate(trained: digits.DigitsModel, args: argparse.Namespace, stages: Stages) -> None:
+def try_plan(trained: digits.DigitsModel, args: argparse.Namespace, stages: Stages) -> None:
     """Saves the plan, and prints how it does on other videos."""
     seen, console = observe(trained, args.steps, stages), stages.console
-    args.plot.parent.mkdir(parents=True, exist_ok=True)
+    for path in (args.plot, args.out):
+        path.parent.mkdir(parents=True, exist_ok=True)
     seen.plot().savefig(args.plot, dpi=80)
     found = pab_compile.tune(seen, speedup=args.speedup, max_order=args.max_order)
     found.save(args.out)
@@ -107,13 +109,12 @@ def main() -> None:
     parser.add_argument("--max-order", type=int, default=1, help="0 repeats, 1 linear, 2 quadratic")
     parser.add_argument("--videos", type=int, default=4, help="to try the plan on; 0: do not")
     parser.add_argument("--tried", type=int, nargs="+", default=[20, 30, 50], help="steps")
-    parser.add_argument("--out", type=Path, help="the plan (default: beside the model)")
+    parser.add_argument("--out", type=Path, default=Path("outputs/observed.json"), help="the plan")
     parser.add_argument("--plot", type=Path, default=Path("outputs/observed.png"))
     args, console = parser.parse_args(), Console()
-    args.out = args.out or plans_of(args.model)["calibrated"]["plan"]
     trained = digits.load(digits.find_folder(args.model))
     with Stages(console, 1 + len(args.tried) * bool(args.videos)) as stages:
-        calibrate(trained, args, stages)
+        try_plan(trained, args, stages)
 
 
 if __name__ == "__main__":
