@@ -54,9 +54,9 @@ def read_buckets(given: Any) -> dict[str, Bucket]:
         )
     found = {}
     for name, value in given.items():
-        multiple, mask = (
-            value if isinstance(value, (tuple, list)) and len(value) == 2 else (value, None)
-        )
+        is_pair = isinstance(value, (tuple, list)) and len(value) == 2
+        multiple: Any = value[0] if is_pair else value
+        mask: Any = value[1] if is_pair else None
         is_number = isinstance(multiple, int) and not isinstance(multiple, bool) and multiple >= 1
         if not is_number or not isinstance(mask, (str, type(None))):
             raise OptionError(
