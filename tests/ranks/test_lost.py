@@ -11,7 +11,8 @@ from helpers.latte import assert_same
 from helpers.world import World
 
 pytestmark = pytest.mark.xdist_group("ranks")
-TIMEOUT, SOON = 3.0, 15.0
+TIMEOUT, SOON = 8.0, 25.0
+"""Seconds. A rank that calls the model for the first time must trace it within the timeout."""
 
 
 @pytest.fixture(scope="module")
@@ -22,6 +23,7 @@ def larger_world() -> Iterator[World]:
     found.close()
 
 
+@pytest.mark.long
 def test_a_mesh_smaller_than_the_world_raises_with_the_lost_rank_and_goes_on(
     larger_world: World,
 ) -> None:

@@ -15,7 +15,6 @@ pytestmark = pytest.mark.xdist_group("ranks")
 PATIENCE = 1.0
 
 
-@pytest.mark.long
 def test_a_rank_that_fails_in_a_step_ends_the_others_and_all_can_begin_anew(world: World) -> None:
     expected = rank_cases.generate(None, "computes always", "none", num_steps=4)
     ranks = world.run(rank_cases.failing, "1", PATIENCE, ranks=2, alone=True)
