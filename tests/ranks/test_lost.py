@@ -23,7 +23,6 @@ def larger_world() -> Iterator[World]:
     found.close()
 
 
-@pytest.mark.long
 def test_a_mesh_smaller_than_the_world_raises_with_the_lost_rank_and_goes_on(
     larger_world: World,
 ) -> None:
