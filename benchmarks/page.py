@@ -72,7 +72,8 @@ of [`enable`](enable.md)).""",
         """Equal blocks share their compiled pieces, so a deeper model has no more of them.
 A second process reads what the first one traced ([architecture](architecture.md#capture)). The
 rest of its time is the trace by Dynamo, the start of Inductor, the passes and the run.
-Dynamo traces in every process, which takes a larger share of a cold first call than the target allows.
+Dynamo traces in every process. That alone is a larger share of a cold first call than the target
+allows.
 `precompile` moves the time before the first request.""",
     ),
     Section(
