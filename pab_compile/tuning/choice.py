@@ -1,9 +1,9 @@
 """Which steps compute, and which of them compute one of two prompts only.
 
 With the cost of ``n`` whole steps, ``f`` steps may compute both prompts and ``2 (n - f)`` one of
-them. They alternate, as F H F H H. Each choice is fitted stage by stage, and the
-one that ends nearest to the targets is taken. A choice with halves has more numbers, so it must be
-nearer by a margin. The same choice says which half of a batch computes.
+them. They alternate, as F H F H H. Each choice is fitted stage by stage, and the one that ends
+nearest to the targets is taken. A choice with halves has more numbers, so it must be nearer by a
+margin. The same choice says which half of a batch computes.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from .row import Row
 _MARGIN = 0.46
 """Choices with halves must be nearer by so much in the mean logarithm, 2 dB.
 
-Their further weights also fit what is peculiar to the prompts of the fit. A choice that was 1.7 dB
-nearer there ended 1.2 dB farther on others, after all weights were fitted together.
+Their further weights also fit what is peculiar to the prompts of the fit. So what they gain there
+is partly lost on others.
 """
 _WHOLE_SHARES = (0.7, 0.55)
 """Shares of the cost that whole steps may take, to try."""

@@ -70,7 +70,7 @@ def _solved(
     numbers = torch.zeros(len(used), product.shape[1], dtype=torch.float64)
     for _ in range(rounds):
         errors = _errors(gram, product, square, numbers).clamp(min=_LEAST * square)
-        weights = used / errors.clamp(min=1e-30)
+        weights = used / errors.clamp(min=_TINY)
         sums = torch.einsum("cp,pij->cij", weights, gram)
         sums = sums + torch.diag_embed(ridges[:, None] * sums.diagonal(dim1=1, dim2=2) + _TINY)
         goals = torch.einsum("cp,pi->ci", weights, product)
