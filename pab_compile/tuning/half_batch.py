@@ -49,7 +49,7 @@ class HalfBatches:
             return half, 1.0
         try:
             alone = _alone(forward, args, kwargs, rows, which)
-        except Exception:  # noqa: BLE001: it is the model's, which may need the whole batch
+        except Exception:  # it is the model's, which may need the whole batch
             alone = ()
         self._are_alike[key] = _are_close(alone, half)
         return half, 1.5

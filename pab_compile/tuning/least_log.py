@@ -35,10 +35,8 @@ def least_log(
     ridge = ridges[:1]
     if count > 2:
         others = 1 - torch.eye(count, dtype=torch.float64)
-        numbers = _solved(
-            gram, product, square, others.repeat(len(ridges), 1),
-            ridges.repeat_interleave(count), _ROUNDS_LEFT_OUT,
-        )  # fmt: skip
+        used, tried = others.repeat(len(ridges), 1), ridges.repeat_interleave(count)
+        numbers = _solved(gram, product, square, used, tried, _ROUNDS_LEFT_OUT)
         errors = _errors(gram, product, square, numbers).view(len(ridges), count, count)
         left_out = errors.diagonal(dim1=1, dim2=2).clamp(min=_LEAST * square)
         ridge = ridges[left_out.log().mean(1).argmin()][None]

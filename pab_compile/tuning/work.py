@@ -129,10 +129,8 @@ class Work:
         wanted = min(_ENOUGH, math.ceil(_SHARE * len(self.targets)))
         number = min(max(number, _FEWEST), wanted)
         if number < wanted:
-            _log.info(
-                "The budget of %g full generations allows the derivatives of %d prompts.",
-                self.budget, number,
-            )  # fmt: skip
+            said = "The budget of %g full generations allows the derivatives of %d prompts."
+            _log.info(said, self.budget, number)
         return number
 
     @property
