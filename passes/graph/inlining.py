@@ -3,11 +3,13 @@
 Before::
 
     %y = tag_activation_checkpoint(%block, %x)      # torch.utils.checkpoint
+    %z = invoke_subgraph(%block, "block_0", %x)     # torch.compiler.nested_compile_region
     %w = Tensor(%weight)                            # a subclass that is taken as a plain tensor
 
 After::
 
     %y = (linear(%x, ...), ...)                     # the body of %block
+    %z = (linear(%x, ...), ...)                     # likewise
     %weight
 """
 
@@ -23,7 +25,13 @@ from torch import fx
 
 from . import ir
 
-_WRAPPERS = ("tag_activation_checkpoint", "wrap", "wrap_activation_checkpoint")
+_WRAPPERS = {
+    "tag_activation_checkpoint": 1,
+    "wrap": 1,
+    "wrap_activation_checkpoint": 1,
+    "invoke_subgraph": 2,
+}
+"""Calls that run a body, and the number of their arguments before those of the body."""
 
 
 def inline_calls(graph_module: fx.GraphModule) -> int:
@@ -63,15 +71,14 @@ def _is_constructor(node: fx.Node) -> bool:
 
 def _inline_body(graph_module: fx.GraphModule, node: fx.Node) -> int:
     body_node = node.args[0] if node.args else None
-    if ir.op_name(node) not in _WRAPPERS or not isinstance(body_node, fx.Node):
-        return 0
-    if body_node.op != "get_attr":
+    own = _WRAPPERS.get(ir.op_name(node))
+    if own is None or not isinstance(body_node, fx.Node) or body_node.op != "get_attr":
         return 0
     body = graph_module.get_submodule(str(body_node.target))
     assert isinstance(body, fx.GraphModule), body_node.target
     inner = inline_calls(body)
     with graph_module.graph.inserting_before(node):
-        results = _copy_body(graph_module, body, str(body_node.target), node.args[1:])
+        results = _copy_body(graph_module, body, str(body_node.target), node.args[own:])
     for user in ir.users(node):
         assert user.target is operator.getitem, f"{user} does not pick one of several results"
         user.replace_all_uses_with(results[int(str(user.args[1]))])

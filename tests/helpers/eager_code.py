@@ -124,6 +124,14 @@ class Checkpointed(Dit):
         return self.last(checkpoint(super().block, x, context, use_reentrant=False))
 
 
+class NestedRegion(Dit):
+    """A block that torch compiles once for all its calls."""
+
+    @torch.compiler.nested_compile_region
+    def block(self, x: torch.Tensor, context: torch.Tensor) -> torch.Tensor:
+        return super().block(x, context)
+
+
 class Autocast(Dit):
     """Attention in bfloat16, and the residual stream in the type of the model."""
 
@@ -153,6 +161,7 @@ TRAITS: dict[str, Callable[[], Dit]] = {
     "an assertion about the prompt": ChecksPrompt,
     "an assertion about the latents": ChecksLatents,
     "a checkpointed block": Checkpointed,
+    "a nested compile region": NestedRegion,
     "autocast inside": Autocast,
     "nn.MultiheadAttention": lambda: Dit(TorchsOwn),
     "a packed weight": lambda: Dit(Packed),

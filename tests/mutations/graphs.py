@@ -98,9 +98,16 @@ GRAPHS = (
     ),
     Mutation(
         "passes/graph/inlining.py",
+        "the body of a region takes the region's name for its input",
+        '"invoke_subgraph": 2',
+        '"invoke_subgraph": 1',
+        ("tests/passes/graph/test_inlining.py",),
+    ),
+    Mutation(
+        "passes/graph/inlining.py",
         "what a checkpoint wraps stays an op of its own",
-        '_WRAPPERS = ("tag_activation_checkpoint", ',
-        "_WRAPPERS = (",
+        '    "tag_activation_checkpoint": 1,\n',
+        "",
         ("tests/passes/graph/test_inlining.py",),
     ),
     Mutation(

@@ -26,6 +26,14 @@ def outer(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
     return one - two
 
 
+region = torch.compiler.nested_compile_region(inner)
+
+
+def regions(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    one, two = region(x, y)
+    return region(one, two)[0]
+
+
 def nested(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
     return checkpoint(outer, x, y, use_reentrant=False) + 1
 
@@ -76,6 +84,15 @@ sub
 """,
     )
     assert torch.equal(graph_module(x, y)[0], outer(x, y))
+
+
+def test_the_body_of_a_region_takes_the_place_of_every_call() -> None:
+    x, y = values(3, 3), values(3, 3, seed=1)
+    graph_module = dynamo_graph(regions, x, y)
+    assert targets(graph_module).count("invoke_subgraph") == 2
+    assert inline_calls(graph_module) == 2
+    assert targets(graph_module) == ["sin", "add", "mul"] * 2
+    assert torch.equal(graph_module(x, y)[0], regions(x, y))
 
 
 def test_checkpoints_in_checkpoints_are_inlined_in_every_type() -> None:
