@@ -14,7 +14,7 @@ from pab_compile.passes.graph.capture import capture
 from pab_compile.passes.graph.join import Made, Origin, Part, are_fixed
 from pab_compile.passes.graph.open_sizes import SizeInputs, closed_at
 from pab_compile.passes.graph.structure import structure_key
-from pab_compile.passes.graph.tracing import trace
+from pab_compile.passes.graph.trace import trace
 
 from .compile_log import timed
 from .request import Request

@@ -26,7 +26,8 @@ from torch import fx
 import pab_compile.passes
 from pab_compile.dynamo import inductor_cache
 from pab_compile.passes.graph import ir
-from pab_compile.passes.graph.tracing import changes_torch, trace
+from pab_compile.passes.graph.trace import trace
+from pab_compile.passes.graph.tracing import changes_torch
 from pab_compile.passes.graph.written import NotWritableError, describe, read, write
 
 _log = logging.getLogger(__name__)

@@ -26,7 +26,8 @@ from .refusals import refuse_other_memory, refuse_shared_weights
 from .rejoin import rejoin
 from .round_trips import round_trips
 from .sizes_only import read_sizes_only
-from .tracing import fake, trace
+from .trace import trace
+from .tracing import fake
 from .unscatter import unscatter
 from .whole_sums import whole_sums
 from .wrapped import take_plain

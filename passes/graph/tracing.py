@@ -1,4 +1,4 @@
-"""Tracing: a graph with fake inputs becomes a functional, pre-dispatch ATen graph.
+"""Tracing: what torch traces with, and its fake tensors.
 
 This is one of three files that may use private torch APIs. The others are ``pab_compile/dynamo.py``
 and ``pab_compile/compile/lower.py``. They import these APIs only on use, so that
@@ -10,7 +10,8 @@ from __future__ import annotations
 import os
 import sys
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from types import BuiltinFunctionType, FunctionType
 from typing import TYPE_CHECKING, Any
 
@@ -28,33 +29,6 @@ if TYPE_CHECKING:
 _FOLDERS = os.path.join(os.path.dirname(torch.__file__), "")
 
 Decompositions = dict[torch._ops.OpOverload, Callable[..., Any]]
-
-
-def trace(static_graph: fx.GraphModule, tensors: Sequence[torch.Tensor]) -> fx.GraphModule:
-    """Trace a graph of tensors only. Foreign ops that consist of plain ops are decomposed.
-
-    Args:
-        static_graph: a graph whose placeholders are tensors.
-        tensors: one per placeholder: real, meta or fake.
-
-    Raises:
-        RuntimeError: torch cannot trace it. Every vmap that it entered is left again.
-        NotImplementedError: torch cannot trace it either.
-        UnsupportedModelError: it writes to one of its constants.
-    """
-    from torch._C._functorch import _vmap_decrement_nesting, maybe_current_level
-
-    fake_args = fake(tensors)
-    level = maybe_current_level()
-    try:
-        captured = _trace(static_graph, fake_args, {})
-        if composite := _composite_ops(captured.graph):
-            captured = _trace(static_graph, fake_args, composite)
-    except (RuntimeError, NotImplementedError):
-        while maybe_current_level() != level:
-            _vmap_decrement_nesting()
-        raise
-    return captured
 
 
 def module_of(root: torch.nn.Module | dict[str, Any], graph: fx.Graph) -> fx.GraphModule:
@@ -77,28 +51,28 @@ def with_code(graph_module: fx.GraphModule) -> fx.GraphModule:
     return fx.GraphModule(graph_module, graph_module.graph)
 
 
-def _trace(
-    static_graph: fx.GraphModule, fake_args: Sequence[FakeTensor], decompositions: Decompositions
-) -> fx.GraphModule:
+@contextmanager
+def tracing() -> Iterator[None]:
+    """Graphs that are made inside write their code late, and errors leave no vmap entered."""
+    from torch._C._functorch import _vmap_decrement_nesting, maybe_current_level
     from torch.fx._lazy_graph_module import _use_lazy_graph_module
 
-    with warnings.catch_warnings(), _use_lazy_graph_module(True):
-        # A second trace decomposes foreign ops that consist of plain ops.
-        warnings.filterwarnings("ignore", "At pre-dispatch tracing, we assume")
-        captured = trace_pure(static_graph, fake_args, decompositions)
-        return captured or trace_any(static_graph, fake_args, decompositions)
+    level = maybe_current_level()
+    try:
+        with warnings.catch_warnings(), _use_lazy_graph_module(True):
+            # A second trace decomposes foreign ops that consist of plain ops.
+            warnings.filterwarnings("ignore", "At pre-dispatch tracing, we assume")
+            yield
+    except (RuntimeError, NotImplementedError):
+        while maybe_current_level() != level:
+            _vmap_decrement_nesting()
+        raise
 
 
-def _composite_ops(graph: fx.Graph) -> Decompositions:
-    """Foreign ops that consist of plain ops, each with its decomposition."""
+def is_composite(op: torch._ops.OpOverload) -> bool:
+    """Whether an op consists of other ops, into which ``op.decompose`` takes it apart."""
     key = torch._C.DispatchKey.CompositeImplicitAutograd  # pyright: ignore
-    foreign = [node.target for node in ir.calls(graph) if ir.is_foreign(node)]
-    return {
-        op: op.decompose
-        for op in foreign
-        if isinstance(op, torch._ops.OpOverload)
-        and torch._C._dispatch_has_kernel_for_dispatch_key(op.name(), key)  # pyright: ignore
-    }
+    return torch._C._dispatch_has_kernel_for_dispatch_key(op.name(), key)  # pyright: ignore
 
 
 def trace_pure(
@@ -122,27 +96,52 @@ def trace_pure(
     def run(*args: Any) -> Any:
         nonlocal writes
         outputs = fx.Interpreter(static_graph).run(*args)
-        writes = any(_is_written_to(arg) for arg in args)
+        writes = any(is_written_to(arg) or has_new_layout(arg) for arg in args)
         return outputs
 
+    captured = trace_function(run, fake_args, fake_args[0].fake_mode, decompositions)
+    return None if writes else captured
+
+
+def trace_function(
+    function: Callable[..., Any],
+    tensors: Sequence[FakeTensor],
+    mode: FakeTensorMode,
+    decompositions: Decompositions | None = None,
+) -> fx.GraphModule:
+    """Trace a function of tensors once. What it writes to its inputs is not in the graph.
+
+    Args:
+        function: it gets functional tensors, of which the functions below tell more.
+        tensors: its arguments.
+        mode: that of the tensors.
+        decompositions: of ops.
+    """
     from torch._dispatch.python import enable_python_dispatcher
     from torch._subclasses.functional_tensor import FunctionalTensorMode, dispatch_functionalize
     from torch.fx.experimental.proxy_tensor import make_fx
     from torch.fx.traceback import preserve_node_meta
 
-    function = dispatch_functionalize(run, FunctionalTensorMode(pre_dispatch=True, export=True))
-    with torch.no_grad(), fake_args[0].fake_mode, enable_python_dispatcher(), preserve_node_meta():
-        captured = make_fx(function, decompositions, tracing_mode="real", pre_dispatch=True)(
-            *fake_args
-        )
-    return None if writes else captured
+    functional_mode = FunctionalTensorMode(pre_dispatch=True, export=True)
+    functional = dispatch_functionalize(function, functional_mode)
+    with torch.no_grad(), mode, enable_python_dispatcher(), preserve_node_meta():
+        traced = make_fx(functional, decompositions, tracing_mode="real", pre_dispatch=True)
+        return traced(*tensors)
 
 
-def _is_written_to(tensor: Any) -> bool:
-    """Whether a graph changed the values or the shape of a functional tensor among its inputs."""
-    inner = tensor.elem
-    changed = torch._functionalize_has_data_mutation(inner)  # pyright: ignore
-    return changed or torch._functionalize_has_metadata_mutation(inner)  # pyright: ignore
+def is_written_to(tensor: Any) -> bool:
+    """Whether a function changed the values of a functional tensor among its inputs."""
+    return torch._functionalize_has_data_mutation(tensor.elem)  # pyright: ignore
+
+
+def has_new_layout(tensor: Any) -> bool:
+    """Whether a function changed the shape or the strides of a functional tensor in place."""
+    return torch._functionalize_has_metadata_mutation(tensor.elem)  # pyright: ignore
+
+
+def memory_of(tensor: Any) -> int:
+    """Names the memory of a functional tensor. Views have that of their base."""
+    return tensor.elem.untyped_storage()._cdata
 
 
 def trace_any(

@@ -15,7 +15,8 @@ from pab_compile.passes.graph import ir
 from pab_compile.passes.graph.capture import capture
 from pab_compile.passes.graph.origin import module_path, source_line
 from pab_compile.passes.graph.printer import format_graph
-from pab_compile.passes.graph.tracing import changes_torch, trace
+from pab_compile.passes.graph.trace import trace
+from pab_compile.passes.graph.tracing import changes_torch
 from pab_compile.passes.graph.written import NotWritableError, describe, read, write
 
 
