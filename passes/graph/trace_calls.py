@@ -86,7 +86,8 @@ def trace_calls(
         The traced graph. None for any other graph, for one that needs a tensor after it wrote to
         another one in the same memory, and for one whose calls seldom repeat.
     """
-    if not fake_args or not _repeats(static_graph):
+    calls = [node for node in static_graph.graph.nodes if node.op in _CALLS]
+    if not fake_args or not _repeat(calls) or any(map(_is_private, calls)):
         return None
     tracer = _CallTracer(static_graph, fake_args[0].fake_mode, decompositions)
     placeholders = iter(fake_args)
@@ -103,11 +104,15 @@ def trace_calls(
     raise AssertionError("a graph without an output")
 
 
-def _repeats(static_graph: fx.GraphModule) -> bool:
+def _repeat(calls: Sequence[fx.Node]) -> bool:
     """Whether lines of the model run often, as those of equal blocks do."""
-    calls = [node for node in static_graph.graph.nodes if node.op in _CALLS]
     lines = {(node.target, node.meta.get("stack_trace")) for node in calls}
     return len(calls) >= _OFTEN * len(lines)
+
+
+def _is_private(node: fx.Node) -> bool:
+    """Whether a call may change what later calls do, as those that enter a mode or a vmap."""
+    return getattr(node.target, "__name__", "").startswith("_")
 
 
 class _CallTracer:
@@ -306,6 +311,8 @@ def _key(value: Any) -> Any:
     """What tells one argument from another."""
     if isinstance(value, _Place):
         return value
+    if isinstance(value, (float, complex)):
+        return type(value), repr(value)  # 0.0 is not -0.0
     if isinstance(value, _OPTIONS):
         return type(value), value
     if isinstance(value, (tuple, list)):

@@ -24,23 +24,28 @@ from pab_compile.passes.graph.tracing import fake, trace_function, trace_pure
 Function = Callable[[torch.Tensor, torch.Tensor], Any]
 
 
+def seen(
+    function: Function, dtype: torch.dtype = torch.float32
+) -> tuple[fx.GraphModule, list[Any]]:
+    """A function as Dynamo sees it, and fake inputs."""
+    inputs = [values(4, 4).to(dtype), values(4, 4, seed=1).to(dtype)]
+    found: list[Any] = []
+
+    def look(graph_module: fx.GraphModule, given: Sequence[Any]) -> Any:
+        found.extend([copy_graph(graph_module), fake(given)])
+        return graph_module.forward(*given)
+
+    with torch.no_grad():
+        trace_once(function, inputs, {}, look)
+    return found[0], found[1]
+
+
 def traced(
     function: Function, dtype: torch.dtype = torch.float32
 ) -> tuple[fx.GraphModule | None, fx.GraphModule | None, fx.GraphModule]:
     """A function traced call by call, all at once, and as Dynamo sees it."""
-    inputs = [values(4, 4).to(dtype), values(4, 4, seed=1).to(dtype)]
-    found: list[fx.GraphModule] = []
-    order: list[int] = []
-
-    def look(graph_module: fx.GraphModule, given: Sequence[Any]) -> Any:
-        found.append(copy_graph(graph_module))
-        order.extend([0 if torch.equal(tensor, inputs[0]) else 1 for tensor in given])
-        return graph_module.forward(*given)
-
-    with torch.no_grad():
-        trace_once(function, [tensor.clone() for tensor in inputs], {}, look)
-    fakes = fake([inputs[number] for number in order])
-    return trace_calls(found[0], fakes), trace_pure(found[0], fakes), found[0]
+    graph_module, fakes = seen(function, dtype)
+    return trace_calls(graph_module, fakes), trace_pure(graph_module, fakes), graph_module
 
 
 def text(graph_module: fx.GraphModule) -> str:
@@ -160,6 +165,15 @@ def test_a_view_that_nothing_needs_any_more_does_not_matter(
     assert by_calls is not None
     assert at_once is not None
     assert text(by_calls) == text(at_once)
+
+
+def test_modes_that_a_graph_enters_are_left_to_one_trace(monkeypatch: pytest.MonkeyPatch) -> None:
+    def mapped(x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
+        return torch.vmap(lambda row: row * w)(x)
+
+    monkeypatch.setattr(tracing_calls, "_OFTEN", 0)
+    monkeypatch.setattr(tracing_calls, "trace_function", lambda *_: pytest.fail("it ran"))
+    assert trace_calls(*seen(mapped)) is None
 
 
 def test_calls_that_seldom_repeat_are_traced_at_once() -> None:
