@@ -45,6 +45,8 @@ from .videos import REFERENCES, STEPS, TEACHER_STEPS, Reuse, Videos
 from .weights import after_the_first, annealed, evenly, repeated, taylor
 
 GROUPS = ("fewer", "published", "tuned")
+BUDGET = 60
+"""Full generations that the fit of a tuned plan may take."""
 ANNEALED_ON = 4
 """Videos that the steps of residual reuse are annealed on."""
 
@@ -84,7 +86,9 @@ def published_rows(videos: Videos, computed: int, moves: int) -> Iterator[Row]:
         yield Row(PUBLISHED, name, videos.score(found), note)
 
 
-def tuned_rows(videos: Videos, computed: int, prompts: int, rounds: int) -> Iterator[Row]:
+def tuned_rows(
+    videos: Videos, computed: int, prompts: int, rounds: int, budget: float
+) -> Iterator[Row]:
     """Plans of ``tune``, run as users run them."""
     for teacher in ("same", "converged"):
         tuned = pab_compile.tune(
@@ -96,6 +100,7 @@ def tuned_rows(videos: Videos, computed: int, prompts: int, rounds: int) -> Iter
             teacher=teacher,
             teacher_steps=TEACHER_STEPS,
             rounds=rounds,
+            budget=budget,
             held_out=1,
             progress=False,
         )
@@ -123,7 +128,7 @@ def measure(args: argparse.Namespace, book: Book, console: Console) -> None:
                 ways = {
                     "fewer": fewer_rows(videos, computed),
                     "published": published_rows(videos, computed, args.moves),
-                    "tuned": tuned_rows(videos, computed, args.prompts, args.rounds),
+                    "tuned": tuned_rows(videos, computed, args.prompts, args.rounds, args.budget),
                 }
                 for group in args.only:
                     bar.update(task, description=f"{model}, {computed} of {STEPS}: {group}")
@@ -141,10 +146,11 @@ def command_of(args: argparse.Namespace, model: str, computed: int, group: str) 
     """The command that prints these rows and no others."""
     what = f"--models {model} --computed {computed} --only {group} --held-out {args.held_out}"
     rounds = "" if args.rounds == 1 else f" --rounds {args.rounds}"
+    budget = "" if args.budget == BUDGET else f" --budget {args.budget:g}"
     more = {
         "fewer": "",
         "published": f" --moves {args.moves}",
-        "tuned": f" --prompts {args.prompts}{rounds}",
+        "tuned": f" --prompts {args.prompts}{rounds}{budget}",
     }
     return f"python -m benchmarks frontier {what}{more[group]}"
 
@@ -181,6 +187,7 @@ def parse(given: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--prompts", type=int, default=8, help="videos to fit on")
     parser.add_argument("--moves", type=int, default=60, help="of annealed steps")
     parser.add_argument("--rounds", type=int, default=1, help="of the last fit of tuned plans")
+    parser.add_argument("--budget", type=float, default=BUDGET, help="of tuned plans, generations")
     parser.add_argument("--quick", action="store_true", help="7 calls, 2 videos, no last fit")
     args = parser.parse_args(given)
     if args.quick:

@@ -79,7 +79,7 @@ def from_generations(
         rounds: of the last fit, of all weights together. Each takes most of the model calls. 0
             leaves it out. Interrupt it (Ctrl-C) to keep what was found before.
         budget: full generations' worth of model calls that the fit may take. If it is too low, the
-            derivatives of the last fit are of fewer prompts, of two at least.
+            derivatives of the last fit are of fewer prompts, of two at least, and it ends early.
         steps: the steps that compute, the first one is 0. None chooses them.
         half_steps: those of ``steps`` that compute one of two prompts only.
         guidance: whether steps may compute one of the two prompts of guidance only. None tries it

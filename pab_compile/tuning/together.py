@@ -69,6 +69,7 @@ def together(
     rounds: int = 1,
     on: int | None = None,
     keep: Callable[[Row, bool], object] = lambda row, is_round: None,
+    may_try: Callable[[], bool] = lambda: True,
 ) -> Row:
     """The row after some rounds. It is never worse on the prompts of the fit.
 
@@ -78,6 +79,7 @@ def together(
         rounds: how often derivatives are found, at most.
         on: the number of prompts whose derivatives are found; None: all.
         keep: called with every better row, and once more at the end of a round.
+        may_try: asked before every step whether its generations may run.
     """
     places = [(stage, i) for stage in row.stages for i in range(row.count(stage))]
     here = _Point.of(fit, row)
@@ -86,7 +88,7 @@ def together(
         slopes, start = _Slopes.at(fit.on(on), here, places), here.error()
         damping = _DAMPING
         for _ in range(_TRIES):
-            if damping > _MOST:
+            if damping > _MOST or not may_try():
                 break
             change = slopes.step(here.residuals, damping)
             there = _Point.of(fit, here.moved(places, change))

@@ -115,23 +115,32 @@ class Work:
 
         try:
             if rounds > done:
-                together(fit, row, rounds - done, self._affordable(fit, row), keep)
+                one_try = len(self.targets) * self._cost(row)
+                may_try = lambda: self._left >= one_try  # noqa: E731
+                together(fit, row, rounds - done, self._affordable(row), keep, may_try)
         except KeyboardInterrupt:
             self.tell("interrupted: keeping the weights that were found")
         return best, line
 
-    def _affordable(self, fit: Fit, row: Row) -> int:
+    def _affordable(self, row: Row) -> int:
         """On how many prompts the derivatives of a round are found."""
-        per_step = self.seen.calls_per_step
-        left = self.budget * row.num_steps * per_step - self._calls
-        left -= _STEPS_OF_A_ROUND * len(self.targets) * row.cost * per_step
-        number = math.floor(left / max(1, derivative_calls(row) * per_step))
+        left = self._left - _STEPS_OF_A_ROUND * len(self.targets) * self._cost(row)
+        number = math.floor(left / max(1, derivative_calls(row) * self.seen.calls_per_step))
         wanted = min(_ENOUGH, math.ceil(_SHARE * len(self.targets)))
         number = min(max(number, _FEWEST), wanted)
         if number < wanted:
             said = "The budget of %g full generations allows the derivatives of %d prompts."
             _log.info(said, self.budget, number)
         return number
+
+    def _cost(self, row: Row) -> float:
+        """Model calls of one generation."""
+        return row.cost * self.seen.calls_per_step
+
+    @property
+    def _left(self) -> float:
+        """Model calls that the budget still allows."""
+        return self.budget * self.seen.num_steps * self.seen.calls_per_step - self._calls
 
     @property
     def _calls(self) -> float:

@@ -47,6 +47,13 @@ def test_curved_results_are_met_with_the_derivatives_of_one_round() -> None:
     assert fit.runs < 10
 
 
+def test_no_step_is_tried_that_may_not() -> None:
+    fit: Any = Wanted([(0.5, -0.2, 0.3)] * 3, bend=0.3)
+    may_try = iter([True, False])
+    together(fit, START, on=2, may_try=lambda: next(may_try))
+    assert fit.runs == 2  # Where it begins, and one step. Derivatives run on fits of their own.
+
+
 @pytest.mark.parametrize(
     ("others", "moves"), [((0.5, -0.2, 0.3), True), ((-1.0, 1.0, -1.0), False)]
 )
