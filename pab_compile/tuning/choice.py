@@ -3,7 +3,7 @@
 With the cost of ``n`` whole steps, ``f`` steps may compute both prompts and ``2 (n - f)`` one of
 them. They alternate, as F H F H H. Each choice is fitted stage by stage, and the one that ends
 nearest to the targets is taken. A choice with halves has more numbers, so it must be nearer by a
-margin. The same choice says which half of a batch computes.
+small margin. The same choice says which half of a batch computes.
 """
 
 from __future__ import annotations
@@ -15,11 +15,10 @@ from .fit import Fit, Target
 from .pairs import Pairing
 from .row import Row
 
-_MARGIN = 0.46
-"""Choices with halves must be nearer by so much in the mean logarithm, 2 dB.
+_MARGIN = 0.115
+"""Choices with halves must be nearer by so much in the mean logarithm, 0.5 dB.
 
-Their further weights also fit what is peculiar to the prompts of the fit. So what they gain there
-is partly lost on others.
+They have more numbers to fit, so of two that are alike the other is taken.
 """
 _WHOLE_SHARES = (0.7, 0.55)
 """Shares of the cost that whole steps may take, to try."""
