@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from .generation import Generation
 from .lane import Call
 from .spacing import is_evenly_spaced
-from .visible_schedule import VisibleSchedule
+from .visible_schedule import VisibleSchedule, may_repeat
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ def step_of(generation: Generation, call: Call) -> Step | None:
     going_on = [v for v in generation.visible if v.has(following, reading.value)]
     if going_on and (not is_equal or _is_twice(going_on, generation.visible, following)):
         return Step(following)
-    if generation.is_stated and (is_equal or _goes_onwards(generation.seen, reading.value)):
+    if generation.is_stated and _follows_stated(generation, call):
         return Step(following)
     if is_equal:
         return Step(here)
@@ -64,6 +64,19 @@ def step_of(generation: Generation, call: Call) -> Step | None:
     timesteps = [*generation.seen, reading.value]
     is_shown = generation.is_one or here == 0 or is_evenly_spaced(timesteps, call.clock_dtype)
     return Step(following, is_shown=is_shown)
+
+
+def _follows_stated(generation: Generation, call: Call) -> bool:
+    """Whether a call is of the next step of a schedule that the user stated, in whatever unit.
+
+    A timestep that came before is the next step's only if the schedule may have it twice. Else it
+    is another call of the same step, such as one of another window or with other weights.
+    """
+    value, timesteps = call.reading.value, generation.schedule.timesteps
+    assert value is not None
+    if value != generation.timestep:
+        return _goes_onwards(generation.seen, value)
+    return timesteps is None or may_repeat(timesteps, generation.step, value, call.clock_dtype)
 
 
 def _is_twice(

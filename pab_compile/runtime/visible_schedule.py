@@ -122,6 +122,23 @@ def _going_on(rows: Sequence[_Row], timestep: float, dtype: torch.dtype) -> list
     return []
 
 
+def may_repeat(timesteps: Sequence[float], step: int, timestep: float, dtype: torch.dtype) -> bool:
+    """Whether the step after a step may show the model the same timestep.
+
+    Args:
+        timesteps: the schedule that the user stated, in any unit.
+        step: the step.
+        timestep: what the model got at this step.
+        dtype: of the model's timestep.
+    """
+    both = timesteps[step : step + 2]
+    if len(both) < 2:
+        return False
+    if found := _going_on([_Row(None, 0, both)], timestep, dtype):
+        return any(schedule.has(1, timestep) for schedule in found)
+    return math.isclose(*both, rel_tol=precision_of(dtype))
+
+
 def holder_of(callers: Callers, table: torch.Tensor) -> Run | None:
     """The innermost function that has a scheduler's table in its variables."""
     address = table.untyped_storage().data_ptr()

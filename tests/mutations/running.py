@@ -146,6 +146,13 @@ RUNNING = (
         ("tests/runtime/test_continuation.py",),
     ),
     Mutation(
+        "pab_compile/runtime/continuation.py",
+        "a second call of a step is the next step of a stated schedule",
+        "return timesteps is None or may_repeat(",
+        "return timesteps is not None or may_repeat(",
+        ("tests/runtime/test_continuation.py",),
+    ),
+    Mutation(
         "pab_compile/runtime/caller.py",
         "a call has as many places as offsets in the bytecode",
         "    if sys.version_info < (3, 11):",

@@ -205,3 +205,32 @@ def test_a_sampler_may_take_every_second_timestep() -> None:
 def test_a_schedule_that_was_stated_is_not_replaced_by_one_that_was_seen() -> None:
     tracker = Tracker(Schedule(5), is_one=True)
     assert [num for _, _, num in sample(tracker, LONG[:4])] == [5] * 4
+
+
+def test_a_stated_schedule_that_repeats_no_timestep_makes_two_calls_of_a_step_one_step() -> None:
+    """Windows of one video, or calls with other weights, are no steps that follow each other."""
+    tracker, parts = Tracker(Schedule(5, LONG), is_one=True), [torch.zeros(1), torch.zeros(1)]
+    for part in parts:
+        found = by_value(tracker, 1000 * LONG[0], latents=part)
+        assert found.step == 0
+    assert not found.trusted
+    assert by_value(tracker, 1000 * LONG[1]).step == 1
+
+
+@pytest.mark.parametrize(
+    ("timesteps", "given", "dtype"),
+    [
+        ((1.0, 0.9, 0.9, 0.4), (1.0, 0.9, 0.9, 0.4), torch.float32),
+        ((999.0, 998.5, 700.0), (1000.0, 1000.0, 700.0), torch.bfloat16),
+        ((3.5, 3.5, 1.0), (0.3, 0.3, 0.1), torch.float32),  # in a unit of its own
+    ],
+)
+def test_a_stated_schedule_may_repeat_a_timestep(
+    timesteps: tuple[float, ...], given: tuple[float, ...], dtype: torch.dtype
+) -> None:
+    tracker = Tracker(Schedule(len(timesteps), timesteps), is_one=True)
+    parts = [torch.zeros(1) for _ in given]
+    found = [
+        by_value(tracker, t, dtype=dtype, latents=x).step for t, x in zip(given, parts, strict=True)
+    ]
+    assert found == list(range(len(given)))
