@@ -17,6 +17,7 @@ from pab_compile.passes.sites.binding import STATED_CLOCK, STATED_PROMPT, STATED
 
 from .input_roles import InputRoles
 
+_CLOCK_NAMES = (("timestep",), ("timesteps", "t"))  # the surest first
 _ENTRY = re.compile(r"(\[\d+\])+$")
 
 
@@ -34,8 +35,12 @@ def roles_of_call(
         stated: the user's ``axes`` option.
     """
     clocks = [name for name, tensor in inputs.items() if _is_clock(name, tensor, stated)]
-    for better in ([n for n in clocks if stated.get(n)], [n for n in clocks if n == "timestep"]):
-        clocks = better if len(better) == 1 else clocks
+    surer = [
+        [n for n in clocks if stated.get(n) == STATED_CLOCK],
+        *([n for n in clocks if n in names] for names in _CLOCK_NAMES),
+        [n for n in clocks if stated.get(n)],
+    ]
+    clocks = next((better for better in surer if len(better) == 1), clocks)
     lists: dict[str, list[str]] = {}
     for name, tensor in inputs.items():
         if _may_be_latents(name, tensor, stated):

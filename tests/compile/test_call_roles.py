@@ -31,6 +31,13 @@ CALL = {"hidden_states": VIDEO, "timestep": ROWS, "encoder_hidden_states": TOKEN
             ("timestep_r",),
         ),
         (
+            {"x": VIDEO, "t": ROWS, "sigmas": torch.zeros(1), "sample_sigmas": torch.zeros(9)},
+            "x",
+            "t",
+            ("sample_sigmas",),
+            ("sigmas",),
+        ),
+        (
             {**CALL, "control": VIDEO, "guidance": ROWS},
             "hidden_states",
             "timestep",
