@@ -1,7 +1,7 @@
 """Runs benchmarks: `python -m benchmarks [NAME ...] [--quick]`; `--help` lists the names.
 
-`budget`, `frontier` and `sizes` have options of their own, which `python -m benchmarks NAME --help`
-lists.
+`budget`, `comfyui`, `frontier` and `sizes` have options of their own, which
+`python -m benchmarks NAME --help` lists.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from . import (
     budget,
+    comfyui,
     compile_time,
     efficiency,
     few_steps,
@@ -44,6 +45,7 @@ BENCHMARKS: dict[str, Callable[[Result, bool, Progress], None]] = {
 """Name -> function that fills a result; what each measures is in README.md."""
 COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
     "budget": budget.main,
+    "comfyui": comfyui.main,
     "frontier": frontier.main,
     "sizes": sizes.main,
 }

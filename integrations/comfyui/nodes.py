@@ -26,6 +26,10 @@ class PABModel:
         """What the node shows."""
         plan = {"default": "", "tooltip": "Path of a plan file. It replaces the level."}
         budget = {"default": "", "tooltip": "Memory for caches, such as 8GiB. Empty: any amount."}
+        whole = {
+            "default": False,
+            "tooltip": "Reuse outputs of whole steps: for models whose parts are not recognised.",
+        }
         return {
             "required": {
                 "model": ("MODEL",),
@@ -34,14 +38,20 @@ class PABModel:
             "optional": {
                 "plan_file": ("STRING", plan),
                 "memory_budget": ("STRING", budget),
+                "whole_output": ("BOOLEAN", whole),
             },
         }
 
     def apply(
-        self, model: Any, level: str, plan_file: str = "", memory_budget: str = ""
+        self,
+        model: Any,
+        level: str,
+        plan_file: str = "",
+        memory_budget: str = "",
+        whole_output: bool = False,
     ) -> tuple[Any]:
         """The patched model."""
-        return (patched(model, options_of(level, plan_file, memory_budget)),)
+        return (patched(model, options_of(level, plan_file, memory_budget, whole_output)),)
 
 
 class PABReport:
@@ -81,17 +91,22 @@ class PABReport:
         return {"ui": {"text": [text]}, "result": (text,)}
 
 
-def options_of(level: str, plan_file: str = "", memory_budget: str = "") -> dict[str, Any]:
+def options_of(
+    level: str, plan_file: str = "", memory_budget: str = "", whole_output: bool = False
+) -> dict[str, Any]:
     """Options of the backend.
 
     Args:
         level: a level, or ``off``.
         plan_file: the path of a plan file, or ``""``. It replaces the level.
         memory_budget: memory for caches, or ``""``.
+        whole_output: whether whole steps are reused instead of parts of the model.
     """
     options: dict[str, Any] = {"ranges": LEVELS.get(level, {})}
     if plan_file.strip():
         options = {"plan": plan_file.strip()}
     if memory_budget.strip():
         options["cache_budget"] = memory_budget.strip()
+    if whole_output:
+        options["cut"] = "output"
     return options

@@ -7,7 +7,8 @@ workflows act on the module inside, as without compilation.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping
+from contextvars import ContextVar
 from typing import Any
 
 import pab_compile
@@ -17,20 +18,39 @@ MODULE = "diffusion_model"
 ONE_CALL_PER_STEP = frozenset(
     f"sample_{name}"
     for name in (
-        "euler",
-        "euler_ancestral",
-        "dpmpp_2m",
-        "dpmpp_2m_sde",
-        "dpmpp_3m_sde",
         "ddpm",
         "deis",
+        "dpmpp_2m",
+        "dpmpp_2m_cfg_pp",
+        "dpmpp_2m_sde",
+        "dpmpp_2m_sde_gpu",
+        "dpmpp_2m_sde_heun",
+        "dpmpp_2m_sde_heun_gpu",
+        "dpmpp_3m_sde",
+        "dpmpp_3m_sde_gpu",
+        "er_sde",
+        "euler",
+        "euler_ancestral",
+        "euler_ancestral_cfg_pp",
+        "euler_cfg_pp",
+        "gradient_estimation",
+        "gradient_estimation_cfg_pp",
         "ipndm",
+        "ipndm_v",
         "lcm",
         "lms",
         "res_multistep",
+        "res_multistep_ancestral",
+        "res_multistep_ancestral_cfg_pp",
+        "res_multistep_cfg_pp",
+        "unipc",
+        "unipc_bh2",
     )
 )
-"""Samplers that call the model once at every sigma. Others make calls in between."""
+"""Samplers that call the model once at every sigma. Others make calls in between, or may do so."""
+
+UNTRACEABLE = frozenset({"attention_split", "attention_sub_quad"})
+"""Attentions that measure the free memory at every call, which Dynamo cannot trace."""
 
 
 def patched(model: Any, options: Mapping[str, Any]) -> Any:
@@ -39,17 +59,34 @@ def patched(model: Any, options: Mapping[str, Any]) -> Any:
     Args:
         model: a ``ModelPatcher``.
         options: options of the backend.
+
+    Raises:
+        RuntimeError: nothing could be reused with the attention that ComfyUI was started with.
     """
     from comfy.patcher_extension import WrappersMP
     from comfy_api.torch_helpers import set_torch_compile_wrapper
 
+    if options.get("ranges") != {} and options.get("cut") != "output":
+        _check_attention()
     clone = model.clone()
-    # The options of the sampler change at every step. Their values enter no graph.
-    given = {**options, "guard_filter_fn": _without_sampler_options}
-    set_torch_compile_wrapper(model=clone, backend="pab", options=given, keys=[MODULE])
-    clone.remove_wrappers_with_key(WrappersMP.SAMPLER_SAMPLE, KEY)
-    clone.add_wrapper_with_key(WrappersMP.SAMPLER_SAMPLE, KEY, in_generation)
+    set_torch_compile_wrapper(model=clone, backend="pab", options=dict(options), keys=[MODULE])
+    around = {WrappersMP.SAMPLER_SAMPLE: in_generation, WrappersMP.APPLY_MODEL: call_model}
+    for kind, wrapper in around.items():
+        clone.remove_wrappers_with_key(kind, KEY)
+        clone.add_wrapper_with_key(kind, KEY, wrapper)
     return clone
+
+
+def _check_attention() -> None:
+    from comfy.ldm.modules import attention
+
+    name = getattr(attention.optimized_attention, "__name__", "")
+    if name in UNTRACEABLE:
+        raise RuntimeError(
+            f"ComfyUI runs attention with {name}, which asks for the free memory at every call. "
+            "The compiler cannot trace this, so it would find nothing to reuse. Start ComfyUI with "
+            "--use-pytorch-cross-attention, or let the node reuse the whole output."
+        )
 
 
 def in_generation(
@@ -57,8 +94,12 @@ def in_generation(
 ) -> Any:
     """Run a sampler in a generation of its own, which knows the timesteps if they are certain."""
     timesteps = timesteps_of(executor, guider, sigmas)
-    with pab_compile.generation(timesteps=timesteps):
-        return executor(guider, sigmas, *args, **kwargs)
+    token = _hooks.set(HookedWeights())
+    try:
+        with pab_compile.generation(timesteps=timesteps):
+            return executor(guider, sigmas, *args, **kwargs)
+    finally:
+        _hooks.reset(token)
 
 
 def timesteps_of(executor: Any, guider: Any, sigmas: Any) -> list[float] | None:
@@ -72,6 +113,74 @@ def timesteps_of(executor: Any, guider: Any, sigmas: Any) -> list[float] | None:
     return found if is_falling else None
 
 
-def _without_sampler_options(guards: Sequence[Any]) -> list[bool]:
-    """Which guards Dynamo checks: all but those on the options of the sampler."""
-    return ["transformer_options" not in guard.name for guard in guards]
+def call_model(
+    executor: Callable[..., Any],
+    x: Any,
+    t: Any,
+    c_concat: Any = None,
+    c_crossattn: Any = None,
+    control: Any = None,
+    transformer_options: Mapping[str, Any] | None = None,
+    **kwargs: Any,
+) -> Any:
+    """Call the model without the functions around it, and say so if its weights are others."""
+    from comfy.patcher_extension import WrappersMP
+
+    options = transformer_options or {}
+    patcher = getattr(executor.class_obj, "current_patcher", None)
+    if (weights := _hooks.get()) is not None:
+        weights.called(options, getattr(patcher, "current_hooks", None))
+    inside = without_callers(options, WrappersMP.DIFFUSION_MODEL)
+    return executor(x, t, c_concat, c_crossattn, control, inside, **kwargs)
+
+
+def without_callers(options: Mapping[str, Any], innermost: str) -> dict[str, Any]:
+    """The options of a model without the wrappers of what is around it.
+
+    Dynamo compiles a model again if it is called with other functions in its options. Those that
+    run around the model are others for each clone of a patcher, and the model does not call them.
+    What it does call, such as patches of its attentions, stays, and Dynamo checks it.
+
+    Args:
+        options: ``transformer_options``.
+        innermost: the kind of the wrappers that the model itself calls.
+    """
+    wrappers = options.get("wrappers", {})
+    kept = {name: value for name, value in options.items() if name not in ("wrappers", "callbacks")}
+    return {**kept, "wrappers": {innermost: wrappers[innermost]} if innermost in wrappers else {}}
+
+
+class HookedWeights:
+    """Tells the library when hooks exchange weights between the steps of a generation.
+
+    ComfyUI writes such weights in a way that torch does not count. If each prompt has the same
+    hooks at every step, there is nothing to tell: what a prompt reuses has its own weights.
+    """
+
+    def __init__(self) -> None:
+        self._known: dict[Hashable, Hashable] = {}
+        self._first: object = None
+
+    def called(self, options: Mapping[str, Any], hooks: Any) -> None:
+        """Note a call of the model.
+
+        Args:
+            options: ``transformer_options``, which name the prompts of the batch.
+            hooks: the hooks that the weights have, or None.
+        """
+        batch, now = tuple(options.get("uuids", ())), options.get("sigmas")
+        strengths = tuple((id(each), _strength(each)) for each in hooks.hooks) if hooks else ()
+        self._first = now if self._first is None else self._first
+        is_late = batch not in self._known and now is not self._first
+        if self._known.get(batch, strengths) != strengths or (
+            is_late and any({*self._known.values(), strengths})
+        ):
+            pab_compile.weights_changed()
+        self._known[batch] = strengths
+
+
+def _strength(hook: Any) -> float:
+    return float(getattr(hook, "strength_model", getattr(hook, "strength", 1.0)))
+
+
+_hooks: ContextVar[HookedWeights | None] = ContextVar("hooks", default=None)

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 import sys
 from collections.abc import Callable
@@ -21,6 +22,7 @@ from helpers.captured import SmallDiT
 class WrappersMP:
     SAMPLER_SAMPLE = "sampler_sample"
     APPLY_MODEL = "apply_model"
+    DIFFUSION_MODEL = "diffusion_model"
 
 
 class Executor:
@@ -36,13 +38,31 @@ class Executor:
         return self.wrappers[0](rest, *args, **kwargs)
 
 
+class Overridable(SmallDiT):
+    """A model that lets its options change what an attention returns, as ComfyUI's do."""
+
+    def forward(
+        self,
+        x: torch.Tensor,
+        timestep: torch.Tensor,
+        words: torch.Tensor,
+        transformer_options: dict[str, Any],
+    ) -> torch.Tensor:
+        assert WrappersMP.APPLY_MODEL not in transformer_options["wrappers"]
+        result = super().forward(x, timestep, words)
+        if "optimized_attention_override" in transformer_options:
+            result = transformer_options["optimized_attention_override"](result)
+        return result
+
+
 class BaseModel:
     """What ComfyUI's patchers hold: the module, and how sigmas become timesteps."""
 
     def __init__(self) -> None:
         torch.manual_seed(0)
-        self.diffusion_model = SmallDiT(1).requires_grad_(False)
+        self.diffusion_model = Overridable(1).requires_grad_(False)
         self.model_sampling = SimpleNamespace(timestep=lambda sigma: sigma * 1000)
+        self.current_patcher: ModelPatcher | None = None
 
 
 class ModelPatcher:
@@ -50,9 +70,11 @@ class ModelPatcher:
         self.model = model
         self.model_options: dict[str, Any] = {"transformer_options": {}}
         self.wrappers: dict[str, dict[str, list[Any]]] = {}
+        self.current_hooks: Any = None
 
     def clone(self) -> ModelPatcher:
         made = ModelPatcher(self.model)
+        made.model_options = copy.deepcopy(self.model_options)
         made.wrappers = {
             kind: {key: list(all_) for key, all_ in by_key.items()}
             for kind, by_key in self.wrappers.items()
@@ -95,18 +117,38 @@ def set_torch_compile_wrapper(
     model.add_wrapper_with_key(WrappersMP.APPLY_MODEL, "torch.compile", wrapper)
 
 
-def sample(patcher: ModelPatcher, sampler: Callable[..., Any], sigmas: torch.Tensor) -> Any:
-    """Sample as ComfyUI does: wrappers around the sampler, and around every call of the model."""
+def sample(
+    patcher: ModelPatcher,
+    sampler: Callable[..., Any],
+    sigmas: torch.Tensor,
+    hook: Callable[[float], None] = lambda sigma: None,
+) -> Any:
+    """Sample as ComfyUI does: wrappers around the sampler, and around every call of the model.
+
+    Args:
+        patcher: the model.
+        sampler: ``sample_euler`` or ``sample_heun``.
+        sigmas: its steps and the end.
+        hook: is called before each call of the model, as hooks are that change its weights.
+    """
     model, words = patcher.model, torch.ones(2, 7, 4)
+    model.current_patcher = patcher
     guider = SimpleNamespace(inner_model=model)
 
-    def apply(x: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
+    def apply(x: torch.Tensor, sigma: torch.Tensor, *conditions: Any) -> torch.Tensor:
         timestep = model.model_sampling.timestep(sigma).expand(len(x))
-        return model.diffusion_model(x, timestep, words)
+        return model.diffusion_model(x, timestep, words, conditions[-1])
 
     def denoise(x: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
+        hook(float(sigma))
         inside = patcher.all_wrappers(WrappersMP.APPLY_MODEL)
-        return Executor(apply, model, inside)(x, sigma)
+        options = {
+            **patcher.model_options["transformer_options"],
+            "wrappers": patcher.wrappers,
+            "uuids": ["a", "b"],
+            "sigmas": sigma,
+        }
+        return Executor(apply, model, inside)(x, sigma, None, None, None, options)
 
     def run(guider: Any, sigmas: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
         return sampler(denoise, noise, sigmas)
@@ -116,6 +158,10 @@ def sample(patcher: ModelPatcher, sampler: Callable[..., Any], sigmas: torch.Ten
     ksampler = SimpleNamespace(sampler_function=sampler)
     with torch.inference_mode():
         return Executor(run, ksampler, around)(guider, sigmas, noise)
+
+
+def attention_pytorch() -> None:
+    """What ComfyUI computes attentions with. Only its name counts here."""
 
 
 def sample_euler(model: Any, x: torch.Tensor, sigmas: torch.Tensor) -> torch.Tensor:
@@ -137,6 +183,8 @@ def install(patch: pytest.MonkeyPatch, outputs: Path) -> None:
     """Put the fake in the place of ComfyUI's modules."""
     modules = {
         "comfy": {},
+        "comfy.ldm": {},
+        "comfy.ldm.modules": {"attention": SimpleNamespace(optimized_attention=attention_pytorch)},
         "comfy.patcher_extension": {"WrappersMP": WrappersMP},
         "comfy_api": {},
         "comfy_api.torch_helpers": {"set_torch_compile_wrapper": set_torch_compile_wrapper},

@@ -3,39 +3,29 @@
 from __future__ import annotations
 
 import importlib
-import importlib.util
 import inspect
-import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
 import pab_compile
-from helpers import comfy
+from helpers import comfy, comfy_nodes, real_comfy
 
-ROOT = Path(__file__).parents[2]
 SIGMAS = torch.linspace(1, 0, 13)
 
 
 @pytest.fixture
-def nodes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> ModuleType:
-    """The node pack, as ComfyUI loads a folder of ``custom_nodes``."""
+def nodes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[ModuleType]:
+    """The node pack, in the fake."""
     comfy.install(monkeypatch, tmp_path)
-    folder = ROOT / "integrations" / "comfyui"
-    where = {"submodule_search_locations": [str(folder)]}
-    spec = importlib.util.spec_from_file_location("pab_nodes", folder / "__init__.py", **where)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    for name in [name for name in sys.modules if name.startswith("pab_nodes")]:
-        monkeypatch.delitem(sys.modules, name)
-    monkeypatch.setitem(sys.modules, "pab_nodes", module)
-    spec.loader.exec_module(module)
-    return module
+    with comfy_nodes.loaded() as pack:
+        yield pack
 
 
 def patched(nodes: ModuleType, patcher: Any, **options: Any) -> Any:
@@ -86,7 +76,7 @@ def test_a_sampler_with_calls_in_between_is_told_no_schedule(nodes: ModuleType) 
     result = comfy.sample(model, comfy.sample_heun, SIGMAS)
     assert result.isfinite().all()
     patch = importlib.import_module("pab_nodes.patch")
-    executor = comfy.Executor(lambda: None, comfy.SimpleNamespace(sampler_function=len), [])
+    executor = comfy.Executor(lambda: None, SimpleNamespace(sampler_function=len), [])
     assert patch.timesteps_of(executor, None, SIGMAS) is None
 
 
@@ -97,8 +87,8 @@ def test_the_model_before_the_node_stays_as_it_is_and_a_second_node_replaces_the
     once = patched(nodes, plain)
     twice = patched(nodes, once)
     assert plain.wrappers == {}
-    for kind in ("apply_model", "sampler_sample"):
-        assert len(once.all_wrappers(kind)) == len(twice.all_wrappers(kind)) == 1
+    for kind, number in (("apply_model", 2), ("sampler_sample", 1)):
+        assert len(once.all_wrappers(kind)) == len(twice.all_wrappers(kind)) == number
 
 
 def test_weights_that_are_moved_away_and_back_are_seen(nodes: ModuleType) -> None:
@@ -111,10 +101,71 @@ def test_weights_that_are_moved_away_and_back_are_seen(nodes: ModuleType) -> Non
     assert torch.equal(comfy.sample(model, comfy.sample_euler, SIGMAS), before)
 
 
+def test_a_patch_of_attentions_holds_for_a_model_that_was_compiled_without(
+    nodes: ModuleType,
+) -> None:
+    plain = comfy.ModelPatcher(comfy.BaseModel())
+    model = patched(nodes, plain, ranges={})
+    comfy.sample(model, comfy.sample_euler, SIGMAS)
+    halved = [each.clone() for each in (plain, model)]
+    for each in halved:
+        options = each.model_options["transformer_options"]
+        options["optimized_attention_override"] = lambda result: 0.5 * result
+    expected, found = (comfy.sample(each, comfy.sample_euler, SIGMAS) for each in halved)
+    torch.testing.assert_close(found, expected)
+
+
+def test_weights_that_hooks_change_during_a_generation_are_announced(nodes: ModuleType) -> None:
+    plain = comfy.ModelPatcher(comfy.BaseModel())
+    model = patched(nodes, plain)
+    hook = SimpleNamespace(strength=1.0)
+    model.current_hooks = SimpleNamespace(hooks=[hook])
+
+    def fade(sigma: float) -> None:
+        hook.strength = 1.0 if sigma > 0.5 else 0.0
+
+    comfy.sample(model, comfy.sample_euler, SIGMAS)
+    assert pab_compile.stats(plain.get_model_object("diffusion_model")).notes == ()
+    comfy.sample(model, comfy.sample_euler, SIGMAS, fade)
+    [note] = pab_compile.stats(plain.get_model_object("diffusion_model")).notes
+    assert "weights or buffers changed" in note
+
+
+def test_hooks_of_prompts_that_appear_later_are_announced(
+    nodes: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    patch = importlib.import_module("pab_nodes.patch")
+    announced: list[bool] = []
+    monkeypatch.setattr(pab_compile, "weights_changed", lambda: announced.append(True))
+    weights, hooks = patch.HookedWeights(), SimpleNamespace(hooks=[SimpleNamespace(strength=1.0)])
+    sigmas = torch.ones(1), torch.ones(1)
+    for sigma in sigmas:
+        weights.called({"uuids": ["a"], "sigmas": sigma}, hooks)
+        weights.called({"uuids": ["b"], "sigmas": sigma}, None)
+    assert announced == []
+    weights.called({"uuids": ["c"], "sigmas": sigmas[1]}, None)
+    assert announced == [True]
+
+
+def test_an_attention_that_dynamo_cannot_trace_is_refused_where_parts_are_reused(
+    nodes: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from comfy.ldm.modules import attention  # type: ignore[import-not-found]
+
+    patch = importlib.import_module("pab_nodes.patch")
+    monkeypatch.setattr(attention.optimized_attention, "__name__", "attention_sub_quad")
+    plain = comfy.ModelPatcher(comfy.BaseModel())
+    with pytest.raises(RuntimeError, match="--use-pytorch-cross-attention"):
+        patched(nodes, plain)
+    for options in ({"ranges": {}}, {"ranges": "linear3", "cut": "output"}):
+        assert patch.patched(plain, options) is not plain
+
+
 def test_options_of_the_node(nodes: ModuleType) -> None:
     options_of = importlib.import_module("pab_nodes.nodes").options_of
     assert options_of("fast") == {"ranges": "linear4"}
     assert options_of("off") == {"ranges": {}}
+    assert options_of("fast", whole_output=True) == {"ranges": "linear4", "cut": "output"}
     assert options_of("fast", " plan.json ", "8GiB") == {
         "plan": "plan.json",
         "cache_budget": "8GiB",
@@ -123,7 +174,11 @@ def test_options_of_the_node(nodes: ModuleType) -> None:
 
 CHECK = """
 import inspect, sys
-sys.argv = ["main.py", "--cpu"]
+sys.path.append(sys.argv[1])
+from helpers import real_comfy
+real_comfy.load()
+import comfy.cli_args
+comfy.cli_args.args.use_pytorch_cross_attention = False
 from comfy.model_patcher import ModelPatcher
 from comfy.patcher_extension import WrapperExecutor, WrappersMP
 from comfy.samplers import KSAMPLER
@@ -139,14 +194,22 @@ assert list(inspect.signature(KSAMPLER.sample).parameters)[1:3] == ["model_wrap"
 executor = WrapperExecutor.new_class_executor(max, "owner", [lambda e, *a: (e.class_obj, e(*a))])
 assert executor.execute(1, 2) == ("owner", 2)
 assert folder_paths.get_output_directory()
+assert (WrappersMP.APPLY_MODEL, WrappersMP.DIFFUSION_MODEL) == ("apply_model", "diffusion_model")
+from comfy.hooks import HookGroup, WeightHook
+from comfy.ldm.modules import attention
+from comfy.model_base import BaseModel
+names = list(inspect.signature(BaseModel._apply_model).parameters)
+assert names[1:7] == ["x", "t", "c_concat", "c_crossattn", "control", "transformer_options"], names
+assert HookGroup().hooks == [] and WeightHook().strength_model == 1.0
+assert attention.optimized_attention.__name__ == "attention_sub_quad"  # on a CPU, without a flag
 """
 
 
 def test_the_calls_are_those_of_a_real_comfyui() -> None:
-    path = os.environ.get("COMFYUI_PATH")
-    if not path:
+    if (path := real_comfy.path()) is None:
         pytest.skip("COMFYUI_PATH names no ComfyUI")
+    tests = str(Path(__file__).parents[1])
     done = subprocess.run(
-        [sys.executable, "-c", CHECK], cwd=path, capture_output=True, text=True, check=False
+        [sys.executable, "-c", CHECK, tests], cwd=path, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
