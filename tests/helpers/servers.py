@@ -53,7 +53,8 @@ def install(monkeypatch: pytest.MonkeyPatch, folder: Path | None) -> None:
     for name in ("cachedit", "magcache", "seacache", "stepcache", "teacache"):
         add(f"{VLLM}.cache.{name}", {f"{backend}Backend": dict for backend in OTHERS})
     chosen = add(f"{VLLM}.cache.selector", {"get_cache_backend": get_cache_backend}, is_read=True)
-    add(f"{VLLM}.worker.diffusion_model_runner", {"get_cache_backend": chosen.get_cache_backend})
+    for user in ("diffusion_model_runner", "gpu_worker"):  # of the newest, and of older versions
+        add(f"{VLLM}.worker.{user}", {"get_cache_backend": chosen.get_cache_backend})
     hooks = {"HookRegistry": HookRegistry, "HookType": HookType}
     hooks = vars(add("sglang.srt.plugins.hook_registry", hooks, is_read=True))
     add(f"{SGLANG}.platforms.plugins", {"HookRegistry": hooks["HookRegistry"]})

@@ -62,9 +62,10 @@ def test_vllm_omni_finds_the_backend_and_generates_with_it(load: Callable[[str],
     vllm = load("vllm_omni")
     vllm.register()
     vllm.register()
-    runner = sys.modules[vllm._RUNNER]
+    runner = sys.modules["vllm_omni.diffusion.worker.diffusion_model_runner"]
     get, config = runner.get_cache_backend, servers.DiffusionCacheConfig.from_dict(LEVEL)
-    assert get is sys.modules["vllm_omni.diffusion.cache.selector"].get_cache_backend
+    for user in ("cache.selector", "worker.gpu_worker"):
+        assert get is sys.modules[f"vllm_omni.diffusion.{user}"].get_cache_backend
     assert get("none", {}) is None
     with pytest.raises(ValueError, match="Unsupported cache backend"):
         get("other", {})

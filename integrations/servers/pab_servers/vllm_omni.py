@@ -7,7 +7,6 @@ that of ``vllm_omni.diffusion.cache.base.CacheBackend`` (tested against 0.30).
 from __future__ import annotations
 
 import dataclasses
-import sys
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -15,9 +14,9 @@ import pab_compile
 from pab_compile import OptionError
 
 from .configuration import enable, read
+from .replacing import replace
 
 NAME = "pab"
-_RUNNER = "vllm_omni.diffusion.worker.diffusion_model_runner"
 
 
 def register() -> None:
@@ -34,9 +33,7 @@ def register() -> None:
         return selected(cache_backend, cache_config)
 
     get_cache_backend.knows_pab = True  # type: ignore[attr-defined]
-    selector.get_cache_backend = get_cache_backend
-    if (runner := sys.modules.get(_RUNNER)) is not None:  # it has the function under its own name
-        runner.get_cache_backend = get_cache_backend  # type: ignore[attr-defined]
+    replace("vllm_omni", "get_cache_backend", selected, get_cache_backend)
 
 
 def backend_class() -> Callable[[Any], Any]:

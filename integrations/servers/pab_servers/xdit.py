@@ -5,21 +5,18 @@ xDiT has no plugins, so call ``register`` in the script that makes the pipeline.
 
 from __future__ import annotations
 
-import sys
+import importlib
 from typing import Any
 
 from .configuration import enable, read
+from .replacing import replace
 
 NAME = "pab"
-_PACKAGE = "xfuser.model_executor.cache"
-_ADAPTERS = f"{_PACKAGE}.adapters"
-_USERS = (_PACKAGE, "xfuser.model_executor.pipelines.base_pipeline")
+_ADAPTERS = "xfuser.model_executor.cache.adapters"
 
 
 def register() -> None:
     """Let ``apply_cache`` know the method. A second time this does nothing."""
-    import importlib
-
     adapters = importlib.import_module(_ADAPTERS)
     applied = adapters.apply_cache
     if getattr(applied, "knows_pab", False):
@@ -51,10 +48,7 @@ def register() -> None:
         return target
 
     apply_cache.knows_pab = True  # type: ignore[attr-defined]
-    for name in (_ADAPTERS, *_USERS):
-        module = sys.modules.get(name)
-        if module is not None and getattr(module, "apply_cache", None) is applied:
-            module.apply_cache = apply_cache  # type: ignore[attr-defined]
+    replace("xfuser", "apply_cache", applied, apply_cache)
 
 
 def _enabled(target: Any, role: str, cache_config: str | None) -> Any:
