@@ -22,6 +22,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .auto_split import AutoSplit
     from .calibration.calibrate import Calibration, calibrate, predicted_error
     from .calibration.cost import Cost, measure_cost
     from .calibration.observation import Observation, load_observation
@@ -39,10 +40,13 @@ if TYPE_CHECKING:
         ShardingError,
         UnsupportedModelError,
     )
+    from .forecast.comm_report import CommReport
+    from .forecast.ways import Split, Splits
     from .inspect.explain import explain
     from .live.enable import enable
     from .live.handle import Handle
     from .live.precompile import precompile
+    from .machine import Link, Machine
     from .options import Options
     from .plans.schedule import Schedule
     from .report.explanation import Explanation, SiteReport
@@ -52,10 +56,9 @@ if TYPE_CHECKING:
     from .runtime.scope import generation, reset, step
     from .runtime.weights import weights_changed
     from .traffic.comm import comm
-    from .traffic.comm_report import CommReport
     from .traffic.least_traffic import least_traffic
-    from .traffic.scaling import Link, Machine, Scaling, scaling
-    from .traffic.splits import Split, Splits, splits
+    from .traffic.scaling import Scaling, scaling
+    from .traffic.splits import splits
     from .traffic.wire_cost import wire_cost
     from .tuning.tune import tune
     from .tuning.tuned import Tuned
@@ -102,15 +105,16 @@ _MODULES = {
     "ObservationError": "errors",
     # ranks
     "comm": "traffic.comm",
-    "CommReport": "traffic.comm_report",
+    "CommReport": "forecast.comm_report",
     "least_traffic": "traffic.least_traffic",
     "scaling": "traffic.scaling",
     "Scaling": "traffic.scaling",
-    "Machine": "traffic.scaling",
-    "Link": "traffic.scaling",
+    "Machine": "machine",
+    "Link": "machine",
+    "AutoSplit": "auto_split",
     "splits": "traffic.splits",
-    "Splits": "traffic.splits",
-    "Split": "traffic.splits",
+    "Splits": "forecast.ways",
+    "Split": "forecast.ways",
     "wire_cost": "traffic.wire_cost",
     "RanksError": "errors",
     "ShardingError": "errors",
@@ -162,6 +166,7 @@ __all__ = [
     "Scaling",
     "Machine",
     "Link",
+    "AutoSplit",
     "splits",
     "Splits",
     "Split",

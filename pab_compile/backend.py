@@ -41,6 +41,7 @@ from .compile.settings import Settings
 from .compile.whole_forward import WholeForward
 from .dynamo import compiling, model_calls
 from .errors import GradModeError
+from .forecast.auto import with_chosen_split
 from .options import BACKGROUND, GivenOptions, parse_options
 from .plans.form import Form
 from .plans.live import LivePlan
@@ -203,6 +204,7 @@ class CompiledGraph:
             with compiling():
                 program = self._programs.find(key)
                 if program is None:
+                    self._choose_split(request)
                     program = self._agreement.compiled(
                         functools.partial(self._logged, request),
                         self._fingerprint,
@@ -211,6 +213,16 @@ class CompiledGraph:
                     )
                     self._programs.add(key, program, may_drop=self._agreement.is_alone)
         return program
+
+    def _choose_split(self, request: Request) -> None:
+        """With ``shard="auto"``, let the ranks agree on how they share a generation."""
+        try:
+            is_open = self._settings.options.auto is not None
+        except PabError:  # it is raised where all ranks hear of it
+            return
+        if is_open:
+            self._settings = with_chosen_split(request, self._settings)
+            self._agreement = Agreement(self._graph_module, self._settings.options)
 
     def _key(self, request: Request) -> tuple[Any, ...]:
         inputs = request.origins, self._inputs.specialisation(request.args)

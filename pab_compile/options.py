@@ -13,6 +13,7 @@ import torch
 from pab_compile.errors import OptionError
 from pab_compile.passes.sites.site import CUTS, KINDS, OUTPUT
 
+from .auto_split import AUTO_SHARD, AutoSplit, check_auto
 from .dynamo import known_modes
 from .option_text import read_text
 from .option_values import (
@@ -97,7 +98,9 @@ class Options:
         batch_parallel: the number of ranks that share the rows of the batch. It replaces
             batch_mesh. With ``sequence_parallel``, successive ranks share tokens.
         shard: the axis of the tokens to shard: ``t``, ``h``, ``w``, or ``s`` for all in one. None:
-            the axis for which the ranks exchange the fewest bytes.
+            the axis for which the ranks exchange the fewest bytes. ``auto``: the ranks of ``mesh``,
+            or all processes, share tokens and batch in the way that takes the least predicted time.
+            ``pab_compile.AutoSplit`` states the devices, and two calls per step.
         inputs: what ranks that share a generation do with their inputs. ``checked``: they compare
             prints of them and raise an error if they differ. ``first rank``: those of the first
             rank are sent to all. Every rank still needs the same schedule.
@@ -124,7 +127,7 @@ class Options:
     sequence_parallel: int | None = None
     batch_mesh: Any = None
     batch_parallel: int | None = None
-    shard: str | None = None
+    shard: str | AutoSplit | None = None
     inputs: str = "checked"
     dump: str | Path | None = None
     on_unsupported: str = "raise"
@@ -133,7 +136,7 @@ class Options:
     def keeping(self) -> Keeping:
         """How the outputs of sites are kept."""
         budget, is_given = self.cache_budget, self.cache_budget is not None
-        if not is_given and not self.cache_offload and self.num_ranks * self.num_batch_ranks == 1:
+        if not is_given and not self.cache_offload and not self.is_shared:
             budget = DEFAULT_BUDGET
         narrows = self.cache_dtype == AUTO
         dtype = dtype_of(self.cache_dtype)
@@ -148,6 +151,23 @@ class Options:
     def num_batch_ranks(self) -> int:
         """Number of ranks that share the rows of the batch."""
         return self.batch_mesh.size() if self.batch_mesh is not None else self.batch_parallel or 1
+
+    @property
+    def auto(self) -> AutoSplit | None:
+        """What is assumed if ranks find how they share a generation. None if they do not."""
+        if isinstance(self.shard, AutoSplit):
+            return self.shard
+        return AutoSplit() if self.shard == AUTO_SHARD else None
+
+    @property
+    def axis(self) -> str | None:
+        """The axis of the tokens that the ranks share, if it is known."""
+        return self.shard if isinstance(self.shard, str) and self.auto is None else None
+
+    @property
+    def is_shared(self) -> bool:
+        """Whether ranks share a generation."""
+        return self.num_ranks * self.num_batch_ranks > 1 or self.auto is not None
 
     def make_plan(self) -> Plan:
         """The plan that these options describe. A live plan gives the one that holds now."""
@@ -271,7 +291,7 @@ def _check_warm(parsed: Options) -> None:
             "belong to the thread that makes them: leave one out, or take "
             "'max-autotune-no-cudagraphs'."
         )
-    if parsed.num_ranks * parsed.num_batch_ranks > 1:
+    if parsed.is_shared:
         raise OptionError(
             f"warm={parsed.warm!r} was given, and ranks share a generation. They compile "
             "together: leave warm out."
@@ -290,6 +310,9 @@ def _check_parallel(parsed: Options) -> None:
             f"{' and '.join(given)} were given together. Give mesh and batch_mesh, or "
             "sequence_parallel and batch_parallel, but not one of each pair."
         )
+    if parsed.auto is not None:
+        check_auto(parsed.auto, [name for name in given if name != "mesh"])
+        given = [*given, "shard"]
     if given and parsed.cache_budget is not None:
         raise OptionError(
             f"cache_budget and {given[0]} were given together. Ranks that share a generation have "
@@ -301,8 +324,8 @@ def _check_parallel(parsed: Options) -> None:
                 f"{name}={mesh!r} is no DeviceMesh. Make one with "
                 'torch.distributed.device_mesh.init_device_mesh("cuda", (N,)).'
             )
-    if parsed.shard is not None:
-        check_choice("shard", parsed.shard, SHARDED_AXES)
+    if parsed.shard is not None and parsed.auto is None:
+        check_choice("shard", parsed.shard, (*SHARDED_AXES, AUTO_SHARD))
         if "mesh" not in given and "sequence_parallel" not in given:
             raise OptionError(
                 f"shard={parsed.shard!r} names an axis of the tokens, but no option says "
@@ -323,11 +346,11 @@ def _check_output(parsed: Options) -> None:
             f"cut='output' has sites of the kind 'output' only, and {said} nothing of it, so "
             'nothing would be reused. Give ranges="linear3", ranges={"output": 3}, or a plan.'
         )
-    num_ranks = parsed.num_ranks * parsed.num_batch_ranks
-    if num_ranks > 1:
+    if parsed.is_shared:
+        num_ranks = parsed.num_ranks * parsed.num_batch_ranks
+        which = "shard='auto'" if parsed.auto else f"{num_ranks} ranks that share a generation"
         raise OptionError(
-            f"cut='output' and {num_ranks} ranks that share a generation were given together. "
-            "Use another cut, or one rank."
+            f"cut='output' and {which} were given together. Use another cut, or one rank."
         )
 
 

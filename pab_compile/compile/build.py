@@ -271,7 +271,8 @@ def _sharded_and_coalesced(
         found = with_flops(found, Costs.of(merged, plan, alone=True), merged.sites, plan)
     if grid is not None:
         refuse_own_exchanges(program.graph_module.graph)
-        run_passes(program, _sharding(grid, plan, options.shard), dumper.watch)
+        run_passes(program, _sharding(grid, plan, options.axis), dumper.watch)
+        program.sharding = (*settings.sharing, *program.sharding)
         _log.info("\n".join(program.sharding))
     if coalesces:
         run_passes(program, (Coalesce(plan.pattern),), dumper.watch)

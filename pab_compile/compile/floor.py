@@ -110,4 +110,4 @@ def takes_graph(
 
 def _is_allowed(options: Options) -> bool:
     """Whether options are not those already, and allow them."""
-    return options.cut != OUTPUT and options.num_ranks * options.num_batch_ranks == 1
+    return options.cut != OUTPUT and not options.is_shared

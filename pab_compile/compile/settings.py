@@ -23,6 +23,7 @@ class Settings:
         compiler: compiles the pieces.
         compilation: identifies the ``torch.compile`` call: the options as the user gave them.
         live: the plan that can be exchanged, if there is one.
+        sharing: the table by which ranks chose how they share a generation, if they did.
     """
 
     options: Options
@@ -30,6 +31,7 @@ class Settings:
     compiler: PieceCompiler
     compilation: object
     live: LivePlan | None = None
+    sharing: tuple[str, ...] = ()
 
     @property
     def plan_now(self) -> Plan:

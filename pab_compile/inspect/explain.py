@@ -30,7 +30,8 @@ from pab_compile.compile.number_clocks import number_error
 from pab_compile.compile.untraced import may_be_whole, untraced
 from pab_compile.denoisers import denoisers_of, is_pipeline, what_it_is
 from pab_compile.dynamo import compilation_of, compiling, trace_once
-from pab_compile.errors import InvariantError, PabError, UnsupportedModelError
+from pab_compile.errors import InvariantError, PabError, RanksError, UnsupportedModelError
+from pab_compile.forecast.auto import lines_of, table_of
 from pab_compile.options import GivenOptions, Options, parse_options
 from pab_compile.passes.errors import NoTimestepError
 from pab_compile.passes.graph.capture import break_reason, capture
@@ -56,6 +57,7 @@ from pab_compile.plans.budget import (
 )
 from pab_compile.plans.plan import Plan
 from pab_compile.plans.share import computed_share
+from pab_compile.ranks.mesh import ranks_for
 from pab_compile.report.dump import Dumper
 from pab_compile.report.explanation import Explanation, Finding
 from pab_compile.runtime.forward import Forward, Forwards
@@ -255,12 +257,14 @@ class Survey:
         part = program
         sites = program.sites
         is_shared = alone or holds_attention(program)  # of several graphs, only one is sharded
+        if is_shared and self._options.auto is not None:
+            found = replace(found, notes=(*found.notes, *self._ways(program)))
         if is_shared and self._options.num_batch_ranks > 1:
             part = first_part(program, self._options.num_batch_ranks)
             found = replace(found, notes=(*found.notes, *part.sharding))
         if is_shared and self._options.num_ranks > 1:
             share = partial(computed_share, self._plan)
-            choice = choose(part, self._options.num_ranks, share, self._options.shard)
+            choice = choose(part, self._options.num_ranks, share, self._options.axis)
             found = replace(found, notes=(*found.notes, *choice.lines()))
         if self._options.coalesce:
             merged = coalesce(program.graph_module, program.sites, self._plan.pattern)
@@ -274,6 +278,16 @@ class Survey:
         if self._options.keeping.budget is not None:
             self._claims += claims_of(sites, self._plan, self._options.keeping.dtype)
         return found
+
+    def _ways(self, program: Program) -> Sequence[str]:
+        """The ways to share a generation between which ranks would choose."""
+        try:
+            num_ranks = len(ranks_for(self._options.mesh))
+        except RanksError as error:
+            return [f"shard='auto' chose nothing here: {error}"]
+        if num_ranks == 1:
+            return ["shard='auto': there is one process, so nothing is shared"]
+        return lines_of(table_of(program, self._options, self._plan, num_ranks, self._device.type))
 
     def explanation(self) -> Explanation:
         """What was found in all graphs."""

@@ -17,7 +17,7 @@ from .choose import RULE, SHAPE, choice_of
 from .find import find_denoisers
 from .handle import Handle
 
-_RANKS = ("mesh", "sequence_parallel", "batch_mesh", "batch_parallel")
+_RANKS = ("mesh", "sequence_parallel", "batch_mesh", "batch_parallel", "shard")
 
 
 def enable(

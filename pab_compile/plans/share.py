@@ -31,10 +31,7 @@ def share_of_any(plan: Plan, sites: Sequence[Site], schedule: Schedule | None = 
     if isinstance(plan, CallablePlan) or not all(site.can_broadcast for site in sites):
         return 1.0
     if schedule is None or schedule.num_steps is None:
-        num_steps = plan.num_steps if isinstance(plan, (TablePlan, StepPlan)) else _NUM_STEPS
-        timesteps = plan.timesteps if isinstance(plan, StepPlan) else None
-        falling = tuple(1000 * (1 - step / num_steps) for step in range(num_steps))
-        schedule = Schedule(num_steps, timesteps or falling)
+        schedule = assumed_schedule(plan)
     timesteps = schedule.timesteps or (0.0,)
     decisions = Decisions(plan, sites, schedule, timesteps[0])
     num_steps = schedule.num_steps
@@ -44,3 +41,11 @@ def share_of_any(plan: Plan, sites: Sequence[Site], schedule: Schedule | None = 
         for step in range(num_steps)
     )
     return sum(any(not site.reuses for site in step) for step in decided) / num_steps
+
+
+def assumed_schedule(plan: Plan) -> Schedule:
+    """The steps that stand for those of a generation whose steps are unknown."""
+    num_steps = plan.num_steps if isinstance(plan, (TablePlan, StepPlan)) else _NUM_STEPS
+    timesteps = plan.timesteps if isinstance(plan, StepPlan) else None
+    falling = tuple(1000 * (1 - step / num_steps) for step in range(num_steps))
+    return Schedule(num_steps, timesteps or falling)

@@ -53,6 +53,21 @@ class Peers:
         return len(self.tokens) * len(self.batch)
 
 
+@dataclass(frozen=True)
+class RankAxis:
+    """Ranks in the place of an axis of a ``DeviceMesh``. Their groups are made later.
+
+    Attributes:
+        ranks: numbers in the default group.
+    """
+
+    ranks: tuple[int, ...]
+
+    def size(self) -> int:
+        """Number of ranks."""
+        return len(self.ranks)
+
+
 def peers_of(
     mesh: Any = None,
     sequence_parallel: int | None = None,
@@ -71,6 +86,9 @@ def peers_of(
         RanksError: there is no process group, or it has another number of ranks.
     """
     if mesh is not None or batch_mesh is not None:
+        if isinstance(mesh or batch_mesh, RankAxis):
+            alone = (dist.get_rank(),)
+            return Peers(mesh.ranks if mesh else alone, batch_mesh.ranks if batch_mesh else alone)
         found = Peers.of(_group_of("mesh", mesh), _group_of("batch_mesh", batch_mesh))
         if len(set(found.tokens) & set(found.batch)) > 1:
             raise RanksError(
@@ -100,6 +118,26 @@ def peers_of(
         tuple(range(first, first + num_tokens)),
         tuple(range(rank % num_tokens, num_ranks, num_tokens)),
     )
+
+
+def ranks_for(mesh: Any = None) -> tuple[int, ...]:
+    """All ranks that share a generation in a way that they find themselves.
+
+    Args:
+        mesh: a ``DeviceMesh`` of one axis with these ranks. None: all processes.
+
+    Raises:
+        RanksError: there is no process group, or the mesh has several axes.
+    """
+    if not dist.is_available() or not dist.is_initialized():
+        raise RanksError(
+            "shard='auto' lets the processes of a process group share a generation, and there is "
+            "none. Start them with torchrun --nproc-per-node, and call "
+            "torch.distributed.init_process_group() before the model."
+        )
+    if mesh is None:
+        return tuple(range(dist.get_world_size()))
+    return Peers.of(_group_of("mesh", mesh)).tokens
 
 
 def _group_of(option: str, mesh: Any) -> dist.ProcessGroup | None:
@@ -157,7 +195,7 @@ def fingerprint(options: Options, plan: Plan, graph: str) -> str:
         options.coalesce,
         options.predict_in,
         options.keeping.dtype,
-        options.shard,
+        options.axis,
         options.mode,
         options.axes,
         options.inputs,

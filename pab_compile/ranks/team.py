@@ -94,6 +94,8 @@ class Team:
         halves: the ranks of its column, if they share the calls of a step.
         here: what this rank is doing.
         course: what the ranks agreed on.
+        place: of this rank among those of the team.
+        choices: what the ranks chose together for all later calls.
         number: of this rank in the default group. Messages say these numbers.
     """
 
@@ -103,9 +105,11 @@ class Team:
         me, members = dist.get_rank(), list(mesh)
         self._rank, self._size = members.index(me), len(members)
         self.number, self._numbers = me, members
+        self.place = self._rank
         self._shared = shared(world.get_group_store(), members, "teams")
         self._timeout = timeout_of(world)
         self._compared: list[object] = []
+        self.choices: list[object] = []
         self.exchanges = exchanges
         self.here = Whereabouts()
         self.course = Course()

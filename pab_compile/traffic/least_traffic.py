@@ -13,11 +13,12 @@ from typing import Any
 import torch
 
 from pab_compile.errors import CalibrationError
+from pab_compile.forecast.comm_report import CommReport
+from pab_compile.forecast.predict import options_for, predict
 from pab_compile.passes.program import Program
 from pab_compile.plans.schedule import Schedule
 
-from .comm import look_at, options_for, predict
-from .comm_report import CommReport
+from .comm import look_at
 
 
 def least_traffic(

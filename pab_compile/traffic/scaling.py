@@ -16,76 +16,15 @@ from typing import Any
 import torch
 
 from pab_compile.errors import OptionError, ShardingError
+from pab_compile.forecast.predict import options_for, predict
+from pab_compile.forecast.seconds import Generation, generation_of
+from pab_compile.machine import Machine
 from pab_compile.plans.schedule import Schedule
 from pab_compile.report.table import table_lines
 
-from .comm import look_at, options_for, predict
-from .comm_report import CommReport, CommRow, Work
+from .comm import look_at
 
 RANKS = (1, 2, 4, 8, 16, 32, 64)
-
-
-@dataclass(frozen=True)
-class Link:
-    """A connection between devices.
-
-    Attributes:
-        seconds: latency of a collective.
-        bytes_per_second: bandwidth of one device, in one direction.
-    """
-
-    seconds: float
-    bytes_per_second: float
-
-
-@dataclass(frozen=True)
-class Machine:
-    """Devices in nodes.
-
-    Attributes:
-        flops_per_second: rate of one device, over whole steps of a model.
-        inside: link between the devices of a node.
-        across: link between nodes.
-        node_size: devices per node.
-        call_seconds: shortest time of a call of the model, on any number of devices.
-    """
-
-    flops_per_second: float
-    inside: Link = Link(20e-6, 300e9)
-    across: Link = Link(40e-6, 40e9)
-    node_size: int = 8
-    call_seconds: float = 0.0
-
-    def seconds(self, rows: Sequence[CommRow], num_ranks: int) -> float:
-        """The seconds of the collectives of a generation."""
-        if num_ranks == 1:
-            return 0.0
-        near = (min(num_ranks, self.node_size) - 1) / (num_ranks - 1)
-        latency = (self.inside if near == 1 else self.across).seconds
-        num = sum(row.num_sites * row.collectives * row.computed_steps for row in rows)
-        sent = sum(row.wire_bytes for row in rows)
-        return num * latency + max(
-            sent * near / self.inside.bytes_per_second,
-            sent * (1 - near) / self.across.bytes_per_second,
-        )
-
-
-@dataclass(frozen=True)
-class Generation:
-    """The time of one generation, in seconds.
-
-    Attributes:
-        compute: seconds of the computation.
-        exchange: seconds of the collectives.
-    """
-
-    compute: float
-    exchange: float
-
-    @property
-    def seconds(self) -> float:
-        """All seconds."""
-        return self.compute + self.exchange
 
 
 @dataclass(frozen=True)
@@ -194,14 +133,3 @@ def scaling(
         planned = generation_of(machine, found, found.work, found.rows)
         rows.append(ScalingRow(num_ranks, found.axis, always, planned))
     return Scaling(tuple(rows), generation_of(machine, one, one.work_always, one.always))
-
-
-def generation_of(
-    machine: Machine, report: CommReport, work: Work, rows: Sequence[CommRow]
-) -> Generation:
-    """The time of a generation of which a report says what is exchanged."""
-    computing = work.flops / machine.flops_per_second
-    return Generation(
-        max(computing, report.num_steps * machine.call_seconds),
-        machine.seconds(rows, report.num_ranks * report.num_batch_ranks),
-    )

@@ -1,92 +1,21 @@
-"""Splits: the ways in which ranks can share a generation, by the time that is predicted for each.
-
-Ranks can share the rows of the batch (or the two calls of guidance), the tokens along one of their
-axes, or both. ``choose`` in the passes compares token axes by bytes. This compares all ways by the
-seconds of computation and exchange.
-"""
+"""``splits``: compares the ways in which ranks can share a generation. It needs no ranks."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 
-from pab_compile.errors import OptionError, ShardingError
-from pab_compile.passes.parallel.choose import candidates
-from pab_compile.passes.parallel.split_batch import shares_calls
-from pab_compile.passes.program import Program
+from pab_compile.errors import OptionError
+from pab_compile.forecast.predict import options_for, predict
+from pab_compile.forecast.ways import Splits, ways_to_share
+from pab_compile.machine import Machine
 from pab_compile.plans.schedule import Schedule
-from pab_compile.report.table import table_lines
 
-from .comm import look_at, options_for, predict
-from .scaling import Generation, Machine, generation_of
+from .comm import look_at
 
 _PARALLEL = ("mesh", "sequence_parallel", "batch_mesh", "batch_parallel", "shard")
-
-
-@dataclass(frozen=True)
-class Split:
-    """One way to share a generation.
-
-    Attributes:
-        num_batch_ranks: ranks that share the batch or the two calls.
-        num_token_ranks: ranks that share the tokens.
-        axis: the axis of the tokens that they share; ``""`` for one rank.
-        generation: the predicted time; None if this way is impossible.
-        wire_bytes: bytes that the first rank sends in a generation.
-        reason: why it is impossible.
-    """
-
-    num_batch_ranks: int
-    num_token_ranks: int
-    axis: str
-    generation: Generation | None = None
-    wire_bytes: float = 0.0
-    reason: str = ""
-
-    @property
-    def options(self) -> dict[str, Any]:
-        """The options of the backend for this way, on all processes of the default group."""
-        found: dict[str, Any] = {}
-        if self.num_token_ranks > 1:
-            found = {"sequence_parallel": self.num_token_ranks, "shard": self.axis}
-        if self.num_batch_ranks > 1:
-            found["batch_parallel"] = self.num_batch_ranks
-        return found
-
-
-@dataclass(frozen=True)
-class Splits:
-    """All ways to share a generation.
-
-    Attributes:
-        rows: those that are possible, the fastest first, then the others.
-    """
-
-    rows: tuple[Split, ...]
-
-    @property
-    def best(self) -> Split:
-        """The way that takes the least time.
-
-        Raises:
-            ShardingError: none is possible; says why.
-        """
-        first = self.rows[0]
-        if first.generation is None:
-            raise ShardingError(f"So many ranks cannot share the model. {first.reason}")
-        return first
-
-    def __str__(self) -> str:
-        """A table. Below it are the reasons why some ways are impossible."""
-        headings = ("batch x tokens", "axis", "s", "in collectives", "MB sent")
-        lines = table_lines(headings, map(_cells, self.rows), num_left=2, width=80)
-        reasons = [
-            f"{_name(row)}: {' '.join(row.reason.splitlines())}" for row in self.rows if row.reason
-        ]
-        return "\n".join((*lines, *reasons))
 
 
 def splits(
@@ -128,57 +57,4 @@ def splits(
     if not isinstance(machine, Machine):
         one = predict(program, alone, 1, schedule)
         machine = Machine(calls * one.work_always.flops / machine)
-    rows = [
-        _split(program, {**given, **way.options}, way, schedule, machine, calls)
-        for way in _ways(program, num_ranks, calls)
-    ]
-    return Splits(tuple(sorted(rows, key=_seconds)))
-
-
-def _ways(program: Program, num_ranks: int, calls: int) -> Iterator[Split]:
-    """The ways to try."""
-    axes = [name for name, _ in candidates(program.inferred_axes)]
-    for num_batch in (num for num in range(1, num_ranks + 1) if num_ranks % num == 0):
-        if num_batch > 1 and shares_calls(program, num_batch) and calls != 2:
-            continue  # a single call of a single row
-        num_tokens = num_ranks // num_batch
-        yield from (Split(num_batch, num_tokens, axis) for axis in axes if num_tokens > 1)
-        if num_tokens == 1:
-            yield Split(num_batch, 1, "")
-
-
-def _split(
-    program: Program,
-    options: Mapping[str, Any],
-    way: Split,
-    schedule: Schedule,
-    machine: Machine,
-    calls: int,
-) -> Split:
-    num_batch, num_tokens, axis = way.num_batch_ranks, way.num_token_ranks, way.axis
-    num_ranks = num_batch * num_tokens
-    try:
-        report = predict(program, options_for(options, num_ranks), num_ranks, schedule)
-    except (ShardingError, OptionError) as error:
-        return Split(num_batch, num_tokens, axis, reason=str(error))
-    each = 1 if num_batch > 1 and shares_calls(program, num_batch) else calls
-    found = generation_of(machine, report, report.work, report.rows)
-    found = Generation(each * found.compute, each * found.exchange)
-    return Split(num_batch, num_tokens, axis, found, each * report.wire_bytes)
-
-
-def _seconds(row: Split) -> float:
-    return float("inf") if row.generation is None else row.generation.seconds
-
-
-def _name(row: Split) -> str:
-    return f"{row.num_batch_ranks} x {row.num_token_ranks}{row.axis and f' along {row.axis}'}"
-
-
-def _cells(row: Split) -> Sequence[str]:
-    name = f"{row.num_batch_ranks} x {row.num_token_ranks}"
-    if row.generation is None:
-        return (name, row.axis, "-")
-    share = row.generation.exchange / row.generation.seconds
-    seconds = f"{row.generation.seconds:.3g}"
-    return (name, row.axis, seconds, f"{share:.1%}", f"{row.wire_bytes / 1e6:.4g}")
+    return ways_to_share(program, given, num_ranks, schedule, machine, calls)

@@ -19,8 +19,8 @@ from dits.catalogue import CATALOGUE
 from helpers.captured import Captured, analysed, captured_module
 from helpers.lockstep import Step, check_generations
 from pab_compile import Schedule
+from pab_compile.forecast.predict import predict
 from pab_compile.options import parse_options
-from pab_compile.traffic.comm import predict
 
 SIZES = {"frames": 6, "height": 8, "width": 10}
 CONFIGS: dict[str, dict[str, Any]] = {

@@ -92,6 +92,11 @@ def grid_options(group: dist.ProcessGroup, how: str) -> dict[str, Any]:
     """How ranks share the rows of the batch, and their tokens where there are four of them."""
     if how == "rows":
         return {"batch_mesh": Mesh(group)}
+    if how.startswith("auto"):
+        machine = pab_compile.Machine(1e9 * (1 + (how == "auto, other machines") * group.rank()))
+        calls = 2 if how == "auto, two calls" else 1
+        auto = pab_compile.AutoSplit(calls, machine if "machines" in how else None)
+        return {"mesh": Mesh(group), "shard": "auto" if how == "auto" else auto}
     if how == "counted":
         return {"sequence_parallel": 2, "batch_parallel": 2, "shard": "t"}
     assert how == "mesh"
@@ -130,7 +135,8 @@ def refused_rows(group: dist.ProcessGroup, case: str) -> str:
     """The error that a rank meets when the ranks cannot share a batch."""
     guidance: Any = "none" if case == "one call" else "batched"
     model: Any = tiny_latte(depth=1)
-    options = grid_options(group, "counted" if case == "other meshes" else "rows")
+    how = {"other meshes": "counted", "other machines": "auto, other machines"}.get(case, "rows")
+    options = grid_options(group, how)
     if case == "other meshes" and group.rank() == 2:
         options = {"sequence_parallel": 4}
     elif case == "different plans":

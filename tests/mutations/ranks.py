@@ -6,6 +6,13 @@ from .mutation import Mutation
 
 RANKS = (
     Mutation(
+        "pab_compile/forecast/auto.py",
+        "ranks follow predictions of their own",
+        'team.agree({PROGRAM: "not understood" if table is None else str(table)})',
+        "team.agree({})",
+        ("tests/ranks/test_batch_parallel.py",),
+    ),
+    Mutation(
         "pab_compile/ranks/together.py",
         "ranks do not agree on the calls of a first step",
         "if not self._team.course.follows(moment):",

@@ -51,6 +51,28 @@ def test_ranks_with_a_row_each_generate_what_one_process_does_and_gather_only(
     assert ranks[0]["sent"] == predicted(plan, 2, 2) > 0
 
 
+@pytest.mark.sample("batched-auto-2 ranks for the batch or the calls of a step")
+@pytest.mark.parametrize(
+    ("guidance", "how", "chosen"),
+    [
+        ("batched", "auto", "2 ranks for the batch or the calls of a step"),
+        ("none", "auto", "2 ranks for the tokens along t"),
+        ("two calls", "auto, two calls", "2 ranks for the batch or the calls of a step"),
+    ],
+)
+def test_ranks_choose_how_they_share_and_say_why(
+    world: World, guidance: str, how: str, chosen: str
+) -> None:
+    expected = alone("linear3", how, 1, guidance)
+    found = world.run(rank_cases.generate_rows, "linear3", how, 1, guidance, ranks=2)
+    for each in found:
+        assert_same(each["predictions"], expected["predictions"])
+        assert f"shard='auto' takes {chosen}" in each["notes"]
+        assert any("in collectives" in note for note in each["notes"])
+    assert found[0]["notes"] == found[1]["notes"]
+    assert found[0]["cache"] < expected["cache"]
+
+
 @pytest.mark.long
 def test_rows_that_do_not_divide_are_shared_unevenly(world: World) -> None:
     case = ("before the gate", "rows", 3, "none")
@@ -85,6 +107,7 @@ def test_four_ranks_share_both_the_batch_and_the_tokens(world: World, plan: str,
         ("one call", 2, r"But a step makes 1 call\. Leave batch_mesh and batch_parallel out"),
         ("mixed", 2, r"aten.flip.*stands in the way.*Leave batch_mesh and batch_parallel out"),
         ("different plans", 2, "do not run the same program"),
+        ("other machines", 2, "do not run the same program"),
         ("other meshes", 4, "do not form one mesh.*rank 2 shares tokens with .0, 1, 2, 3."),
     ],
 )

@@ -9,7 +9,7 @@ import torch
 
 import pab_compile
 from helpers.latte import draw_latents, draw_prompt, tiny_latte
-from pab_compile import Link, Machine, OptionError, Schedule, Splits
+from pab_compile import Link, Machine, OptionError, Schedule, ShardingError, Splits
 
 STEPS = 10
 SLOW, FREE = Link(0.0, 1e4), Link(0.0, float("inf"))
@@ -70,6 +70,11 @@ def test_two_calls_of_a_step_are_shared_by_halves_of_the_ranks() -> None:
     alone = next(row.generation for row in one.rows if row.axis == "t")
     assert tokens is not None and alone is not None
     assert tokens.compute == pytest.approx(2 * alone.compute)
+
+
+def test_too_many_ranks_are_an_error_that_says_why() -> None:
+    with pytest.raises(ShardingError, match="So many ranks cannot share the model. .*fewer than"):
+        compared(1.0, 512, rows=1).best
 
 
 def test_what_splits_finds_cannot_be_given() -> None:
