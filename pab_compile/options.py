@@ -101,6 +101,9 @@ class Options:
             the axis for which the ranks exchange the fewest bytes. ``auto``: the ranks of ``mesh``,
             or all processes, share tokens and batch in the way that takes the least predicted time.
             ``pab_compile.AutoSplit`` states the devices, and two calls per step.
+        ring_parallel: the number of ranks of a ring. Of the ranks that share the tokens, neighbours
+            share the heads of attention over all tokens, and those of a ring pass keys and values
+            on. None: rings are made where an attention has fewer heads than there are ranks.
         inputs: what ranks that share a generation do with their inputs. ``checked``: they compare
             prints of them and raise an error if they differ. ``first rank``: those of the first
             rank are sent to all. Every rank still needs the same schedule.
@@ -128,6 +131,7 @@ class Options:
     batch_mesh: Any = None
     batch_parallel: int | None = None
     shard: str | AutoSplit | None = None
+    ring_parallel: int | None = None
     inputs: str = "checked"
     dump: str | Path | None = None
     on_unsupported: str = "raise"
@@ -324,6 +328,8 @@ def _check_parallel(parsed: Options) -> None:
                 f"{name}={mesh!r} is no DeviceMesh. Make one with "
                 'torch.distributed.device_mesh.init_device_mesh("cuda", (N,)).'
             )
+    if parsed.ring_parallel is not None:
+        _check_ring(parsed)
     if parsed.shard is not None and parsed.auto is None:
         check_choice("shard", parsed.shard, (*SHARDED_AXES, AUTO_SHARD))
         if "mesh" not in given and "sequence_parallel" not in given:
@@ -332,6 +338,22 @@ def _check_parallel(parsed: Options) -> None:
                 "which ranks share them: give mesh or sequence_parallel; to comm, num_ranks; to "
                 "scaling, ranks."
             )
+
+
+def _check_ring(parsed: Options) -> None:
+    ring = parsed.ring_parallel
+    if isinstance(ring, bool) or not isinstance(ring, int) or ring < 2:
+        raise OptionError(f"ring_parallel={ring!r}: a ring has an integer of ranks, from 2 up.")
+    if parsed.auto is not None or (parsed.mesh is None and parsed.sequence_parallel is None):
+        raise OptionError(
+            f"ring_parallel={ring} says how ranks share the tokens, but no option says how many "
+            "do: give mesh or sequence_parallel; to comm, num_ranks; to scaling, ranks."
+        )
+    if parsed.num_ranks % ring:
+        raise OptionError(
+            f"ring_parallel={ring}, and {parsed.num_ranks} ranks share the tokens. They form "
+            f"rings of equal length: give a divisor of {parsed.num_ranks}."
+        )
 
 
 def _check_output(parsed: Options) -> None:

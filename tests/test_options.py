@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from pab_compile.auto_split import AutoSplit
 from pab_compile.errors import OptionError, PabError, RanksError
 from pab_compile.options import Options, parse_options, read_options
 from pab_compile.passes.sites.site import KINDS, Site
@@ -237,6 +238,12 @@ def test_kinds_without_a_range_are_computed_at_every_step() -> None:
         ({"mesh": 2}, "no DeviceMesh"),
         ({"shard": "t"}, "give mesh or sequence_parallel; to comm, num_ranks"),
         ({"sequence_parallel": 2, "shard": "x"}, "not a choice"),
+        ({"shard": "auto", "batch_parallel": 2}, "'auto' finds how many ranks share"),
+        ({"shard": "auto", "cache_budget": 2**30}, "leave cache_budget out"),
+        ({"shard": AutoSplit(calls=3)}, "calls is 1, or 2"),
+        ({"ring_parallel": 2}, "give mesh or sequence_parallel"),
+        ({"sequence_parallel": 6, "ring_parallel": 4}, "give a divisor of 6"),
+        ({"sequence_parallel": 4, "ring_parallel": 1}, "from 2 up"),
         ({"batch_parallel": 0}, "batch_parallel=0: .* from 1 up"),
         ({"batch_mesh": 2}, "batch_mesh=2 is no DeviceMesh"),
         ({"batch_parallel": 2, "shard": "t"}, "which ranks share them"),

@@ -271,7 +271,7 @@ def _sharded_and_coalesced(
         found = with_flops(found, Costs.of(merged, plan, alone=True), merged.sites, plan)
     if grid is not None:
         refuse_own_exchanges(program.graph_module.graph)
-        run_passes(program, _sharding(grid, plan, options.axis), dumper.watch)
+        run_passes(program, _sharding(grid, plan, options), dumper.watch)
         program.sharding = (*settings.sharing, *program.sharding)
         _log.info("\n".join(program.sharding))
     if coalesces:
@@ -302,11 +302,15 @@ def _rewrite(
         run_passes(program, (Overlap(),), dumper.watch)
 
 
-def _sharding(grid: Grid, plan: Plan, axis: str | None) -> tuple[Pass, ...]:
+def _sharding(grid: Grid, plan: Plan, options: Options) -> tuple[Pass, ...]:
     """The passes that make the graph of one rank: its rows of the batch, then their tokens."""
     batch = (SplitBatch(grid.batch),) if grid.batch.size > 1 else ()
     share = partial(computed_share, plan)
-    tokens = (ShardTokens(grid.tokens, share, axis),) if grid.tokens.size > 1 else ()
+    tokens = (
+        (ShardTokens(grid.tokens, share, options.axis, options.ring_parallel),)
+        if grid.tokens.size > 1
+        else ()
+    )
     return (*batch, *tokens)
 
 

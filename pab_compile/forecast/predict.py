@@ -88,7 +88,7 @@ def predict(program: Program, options: Options, num_ranks: int, schedule: Schedu
         last = at_the_end(layout, Ranks(num_batch), num_steps, "gather of the batch", BATCH)
         program = first_part(program, num_batch)
     ranks = Ranks(num_ranks // num_batch)
-    choice = _choice(program, ranks, share, options.axis)
+    choice = _choice(program, ranks, share, options)
     is_shared = choice is not None and (ranks.size > 1 or num_batch == 1)
     runs_for = _runs_for(program, plan, options.coalesce)
     part, runs = _one_rank(program, choice, ranks)
@@ -149,11 +149,11 @@ def _one_rank(program: Program, choice: Choice | None, ranks: Ranks) -> tuple[Pr
 
 
 def _choice(
-    program: Program, ranks: Ranks, share: Callable[[Site], float], wanted: str | None
+    program: Program, ranks: Ranks, share: Callable[[Site], float], options: Options
 ) -> Choice | None:
     """The axis that the ranks share. A single rank needs none."""
     try:
-        return choose(program, ranks.size, share, wanted)
+        return choose(program, ranks.size, share, options.axis, options.ring_parallel)
     except ShardingError:
         if ranks.size > 1:
             raise

@@ -264,7 +264,8 @@ class Survey:
             found = replace(found, notes=(*found.notes, *part.sharding))
         if is_shared and self._options.num_ranks > 1:
             share = partial(computed_share, self._plan)
-            choice = choose(part, self._options.num_ranks, share, self._options.axis)
+            wanted = (self._options.axis, self._options.ring_parallel)
+            choice = choose(part, self._options.num_ranks, share, *wanted)
             found = replace(found, notes=(*found.notes, *choice.lines()))
         if self._options.coalesce:
             merged = coalesce(program.graph_module, program.sites, self._plan.pattern)

@@ -196,6 +196,7 @@ def fingerprint(options: Options, plan: Plan, graph: str) -> str:
         options.predict_in,
         options.keeping.dtype,
         options.axis,
+        options.ring_parallel,
         options.mode,
         options.axes,
         options.inputs,

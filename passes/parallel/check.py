@@ -14,6 +14,7 @@ from pab_compile.passes.sites.site import Site
 
 from .emit import Exchange
 from .layout import Layout
+from .ring import PassedOn
 from .shard import Ranks
 
 
@@ -81,7 +82,7 @@ def _check_sizes(node: fx.Node, ranks: Ranks) -> None:
 
 
 def check_exchanges(
-    graph_module: fx.GraphModule, purposes: Mapping[fx.Node, Exchange], ranks: Ranks
+    graph_module: fx.GraphModule, purposes: Mapping[fx.Node, Exchange | PassedOn], ranks: Ranks
 ) -> None:
     """Check that every collective fits those of the other ranks.
 

@@ -86,6 +86,7 @@ def choose(
     num_ranks: int,
     share: Callable[[Site], float],
     wanted: str | None = None,
+    ring: int | None = None,
 ) -> Choice:
     """Choose the axis of least expected bytes. Among similar ones, choose the best balanced.
 
@@ -96,6 +97,7 @@ def choose(
         num_ranks: number of ranks.
         share: the share of the steps at which the plan computes a site.
         wanted: the axis that the user asks for, if any.
+        ring: ranks of a ring; None for rings only where heads run out.
 
     Raises:
         ShardingError: no axis can be sharded, or not the wanted one; says why.
@@ -109,7 +111,7 @@ def choose(
         )
     flops = _step_flops(program.graph_module.graph)
     every = {
-        name: functools.partial(_look_at, name, axis, program, num_ranks, share, flops)
+        name: functools.partial(_look_at, name, axis, program, num_ranks, share, flops, ring)
         for name, axis in found
     }
     looked_at = tuple(look() for name, look in every.items() if wanted in (None, name))
@@ -155,11 +157,13 @@ def _look_at(
     num_ranks: int,
     share: Callable[[Site], float],
     flops: Mapping[fx.Node, int],
+    ring: int | None,
 ) -> Option:
     nothing = Fraction(0)
     try:
         graph = program.graph_module.graph
-        layout = lay_out(graph, program.inferred_axes, program.mixers, axis, num_ranks)
+        found = (program.inferred_axes, program.mixers)
+        layout = lay_out(graph, *found, axis, num_ranks, ring=ring)
     except ShardingError as error:
         return Option(name, None, nothing, nothing, str(error))
     shared = _shared(layout, flops)
@@ -180,7 +184,8 @@ def _look_at(
             for crossing in (*detour.entering, *detour.leaving)
         )
         kind = "an op that mixes it" if site is None else f"{site.kind} attention"
-        where = "gathers its keys" if detour.kept else f"runs along {detour.axis.name}"
+        stays = detour.kept and detour.ring is None
+        where = "gathers its keys" if stays else f"runs along {detour.axis.name}"
         if any(crossing.adds_up for crossing in detour.leaving):
             where = "adds up the sums of all ranks"
         word = f"{kind} {where}, computed at {float(often):.0%} of the steps"

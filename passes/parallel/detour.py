@@ -25,6 +25,7 @@ from pab_compile.passes.graph.minimum_cut import minimum_cut
 from pab_compile.passes.graph.walk import in_order, results
 
 from .placement import Axis, place
+from .ring import Ring, ring_for
 from .rules import judge
 from .shard import Shard
 from .verdict import Shards, Verdict, first_operand, shape_of, wrap
@@ -40,12 +41,16 @@ class Crossing:
         target: how it is sharded after; None where every rank gets all of it.
         adds_up: whether each rank has a part of a sum, and every rank gets the whole sum. The
             source is then how what is summed is sharded.
+        ring: the ring of the attention for which it is exchanged, if it is in rings.
+        hop: how often it has come to the next rank of its ring then; 0 if it is not passed on.
     """
 
     node: fx.Node
     source: Shard
     target: Shard | None
     adds_up: bool = False
+    ring: Ring | None = None
+    hop: int = 0
 
     @property
     def num_bytes(self) -> int:
@@ -68,6 +73,7 @@ class Detour:
         leaving: tensors re-sharded after it.
         kept: its outputs that are already sharded along the main axis. Those that every rank has
             in full have None.
+        ring: the ring in which its core is computed, if it is.
     """
 
     axis: Axis
@@ -76,6 +82,7 @@ class Detour:
     entering: tuple[Crossing, ...]
     leaving: tuple[Crossing, ...]
     kept: Mapping[fx.Node, Shard | None] = field(default_factory=dict)
+    ring: Ring | None = None
 
     @property
     def num_bytes(self) -> int:
@@ -127,6 +134,47 @@ def find_detour(
     if not all(local[node].is_whole for node in cut):
         return f"the axis {other.name} has replicated positions"
     return Detour(other, tuple(core), verdicts, entering, tuple(leaving))
+
+
+def in_rings(
+    main: Axis, core: Sequence[fx.Node], shards: Shards, num_ranks: int, length: int | None = None
+) -> Detour | str:
+    """Plan an attention in rings, on the main axis and on as many heads as there are.
+
+    Args:
+        main: the sharded axis.
+        core: the mixing ops in graph order.
+        shards: how all values before them are sharded.
+        num_ranks: number of ranks.
+        length: ranks of a ring; None for rings as short as the heads allow.
+
+    Returns:
+        A detour along the heads, or why there is none.
+    """
+    if len(core) > 1:
+        return "it is not in rings, since it is written out by hand"
+    found = ring_for(core[0], shards, num_ranks, length)
+    if isinstance(found, str):
+        return found
+    ring, call = found
+    node, shard = core[0], shards[call.query]
+    keys = list(dict.fromkeys((call.key, call.value)))
+    hops = [
+        Crossing(n, shards[n], shards[n], ring=ring, hop=hop)
+        for hop in range(1, ring.length)
+        for n in keys
+    ]
+    axis = Axis(ring.name, main.size, main.holds)
+    verdicts = {node: Verdict((shard,))}
+    if ring.num_heads == 1:
+        return Detour(axis, (node,), verdicts, tuple(hops), (), {node: shard}, ring)
+    assert call.heads is not None
+    heads = Shard(call.heads, shape_of(call.query)[call.heads])
+    switched = [
+        Crossing(n, shards[n], heads, ring=ring) for n in dict.fromkeys((call.query, *keys))
+    ]
+    back = Crossing(node, heads, shard, ring=ring)
+    return Detour(axis, (node,), verdicts, (*switched, *hops), (back,), ring=ring)
 
 
 def gather_keys(

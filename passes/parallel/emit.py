@@ -16,6 +16,7 @@ from torch import fx
 from pab_compile.passes.graph import ir
 
 from .append import Appender
+from .ring import PassedOn
 from .shard import Ranks, Shard
 
 _aten = torch.ops.aten
@@ -31,14 +32,21 @@ class Exchange:
         source: how it is sharded before, without replicated positions; None where all ranks add up
             what they have.
         target: how it is sharded after; None where every rank gets all of it.
+        among: the ranks that take part; None for all.
     """
 
     shape: tuple[int, ...]
     source: Shard | None
     target: Shard | None
+    among: Ranks | None = None
 
     def elements(self, sender: int, receiver: int, ranks: Ranks) -> int:
         """Elements that one rank sends to another: the sender's share of the receiver's part."""
+        if self.among is not None:
+            sender, receiver = sender - self.among.before, receiver - self.among.before
+            if not (0 <= sender < self.among.size and 0 <= receiver < self.among.size):
+                return 0
+            ranks = self.among
         if self.source is None:
             return math.prod(self.shape)
         row = math.prod(self.shape) // self.source.size
@@ -59,7 +67,21 @@ class Emitter(Appender):
     def __init__(self, graph: fx.Graph, ranks: Ranks) -> None:
         super().__init__(graph)
         self.ranks = ranks
-        self.made: dict[fx.Node, Exchange] = {}
+        self.made: dict[fx.Node, Exchange | PassedOn] = {}
+        self._is_even = True
+
+    def among(self, ranks: Ranks, is_even: bool) -> Emitter:
+        """An emitter for exchanges among some of the ranks, in the same graph.
+
+        Args:
+            ranks: these ranks.
+            is_even: whether such ranks have equal parts everywhere. The graphs of all ranks then
+                have the same ops.
+        """
+        found = Emitter(self.graph, ranks)
+        found.made = self.made
+        found._is_even = is_even
+        return found
 
     def take(self, x: fx.Node, shard: Shard) -> fx.Node:
         """This rank's part of a replicated tensor."""
@@ -79,7 +101,14 @@ class Emitter(Appender):
             middle = self.reshape(middle, (*shape[:dim], num, *shape[dim + 1 :]), x)
         return self.cat([part for part in (low, middle, high) if part is not None], dim, x)
 
-    def switch(self, x: fx.Node, source: Shard, target: Shard, like: fx.Node) -> fx.Node:
+    def switch(
+        self,
+        x: fx.Node,
+        source: Shard,
+        target: Shard,
+        like: fx.Node,
+        full: Sequence[int] | None = None,
+    ) -> fx.Node:
         """Re-shard: this rank's part along ``source`` becomes its part along ``target``.
 
         Args:
@@ -87,8 +116,9 @@ class Emitter(Appender):
             source: may have replicated positions, of which each rank keeps its part of ``target``.
             target: may have replicated positions, which each rank gets from all others.
             like: the node of the full graph, for its shape.
+            full: the shape of the full tensor, if it is another one.
         """
-        shape = ir.shape(like) or ()
+        shape = tuple(full or ir.shape(like) or ())
         if source.is_whole:
             return self._exchange(x, source, target, shape, like)
         assert source.outer == 1 and target.is_whole
@@ -129,7 +159,7 @@ class Emitter(Appender):
             sizes = [outer * count * inner for count in counts]
             copies = self.call(_aten.repeat.default, flat, [self.ranks.size], like=like)
             mine = [sizes[self.ranks.rank]] * len(sizes)
-            got = self._all_to_all(copies, sizes, mine, exchange, like)
+            got = self.exchanged(copies, sizes, mine, exchange, like)
         joined = self._join(got, [(outer, count, inner) for count in counts], 1, like)
         middle = self.reshape(joined, inside, like)
         return self.cat([part for part in (low, middle, high) if part is not None], dim, like)
@@ -140,16 +170,17 @@ class Emitter(Appender):
         self.made[sent] = Exchange(ir.shape(x) or (), None, None)
         return self.call(_c10d.wait_tensor.default, sent, like=like)
 
-    def _all_to_all(
+    def exchanged(
         self,
         flat: fx.Node,
         received: Sequence[int],
         sent: Sequence[int],
-        exchange: Exchange,
+        exchange: Exchange | PassedOn,
         like: fx.Node,
     ) -> fx.Node:
-        """Exchange parts of a flat tensor and wait for them."""
-        sizes = (list(received), list(sent), self.ranks.group)
+        """Exchange parts of a flat tensor and wait for them. Sizes are per rank."""
+        in_group = self.ranks.in_group
+        sizes = (in_group(received), in_group(sent), self.ranks.group)
         started = self.call(_c10d.all_to_all_single.default, flat, *sizes, like=like)
         self.made[started] = exchange
         return self.call(_c10d.wait_tensor.default, started, like=like)
@@ -177,8 +208,9 @@ class Emitter(Appender):
         per_source = rest // sizes[at_source]
         sent = [num * rest for num in rows]
         received = [rows[mine] * per_source * count for count in counts_s]
-        exchange = Exchange(tuple(shape), source, target)
-        got = self._all_to_all(self.reshape(y, (-1,), like), received, sent, exchange, like)
+        among = self.ranks if self.ranks.before or self.ranks.after else None
+        exchange = Exchange(tuple(shape), source, target, among)
+        got = self.exchanged(self.reshape(y, (-1,), like), received, sent, exchange, like)
         after = [sizes[d] for d in order]
         place = order.index(at_source)
         after[0] = rows[mine]
@@ -204,7 +236,7 @@ class Emitter(Appender):
         self, flat: fx.Node, shapes: Sequence[Sequence[int]], dim: int, like: fx.Node
     ) -> fx.Node:
         """Parts that lie one after another in memory, concatenated along a dimension."""
-        if len(set(shapes)) == 1:  # equal parts: a permutation will do
+        if len(set(shapes)) == 1 and self._is_even:  # equal parts: a permutation will do
             shape, num = list(shapes[0]), len(shapes)
             stacked = self.reshape(flat, (num, *shape), like)
             order = [*range(1, dim + 1), 0, *range(dim + 1, len(shape) + 1)]

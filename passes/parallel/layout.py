@@ -20,7 +20,7 @@ from pab_compile.passes.graph.walk import fed_by, feeding
 from pab_compile.passes.sites.binding import Binding
 from pab_compile.passes.sites.mixer import Mixer
 
-from .detour import Detour, find_detour, gather_keys, sum_up
+from .detour import Detour, find_detour, gather_keys, in_rings, sum_up
 from .placement import Axis, describe, heads_of, place, products, token_axes
 from .rules import judge
 from .shard import Shard
@@ -81,6 +81,7 @@ def lay_out(
     axis: Axis,
     num_ranks: int,
     detours: bool = True,
+    ring: int | None = None,
 ) -> Layout:
     """Decide how every tensor is sharded along an axis.
 
@@ -93,6 +94,7 @@ def lay_out(
         detours: whether ops may run along another axis, or in full on every rank. Otherwise no op
             before the last attention may mix the axis, and the ranks exchange nothing before they
             gather.
+        ring: ranks of a ring; None for rings only where heads run out.
 
     Raises:
         ShardingError: the axis has fewer positions than there are ranks, or lies in no dimension.
@@ -103,7 +105,7 @@ def lay_out(
             f"The axis {axis.name!r} has {axis.size} positions, fewer than the {num_ranks} ranks "
             "that share it."
         )
-    planner = _Planner(graph, axes, mixers, axis, num_ranks, detours)
+    planner = _Planner(graph, axes, mixers, axis, num_ranks, detours, ring)
     replicated: set[fx.Node] = set()
     while True:
         try:
@@ -121,7 +123,9 @@ class _Planner:
         axis: Axis,
         num_ranks: int,
         detours: bool,
+        ring: int | None,
     ) -> None:
+        self._ring = ring
         self._may_detour = detours
         self._graph = graph
         self._axes = axes
@@ -250,7 +254,12 @@ class _Planner:
         reasons: list[str] = []
         found: list[Detour] = []
         heads = heads_of(self._axes, core[0])
-        if heads is not None and heads.size < self._num_ranks:
+        ring: Detour | str = ""
+        if core[0] in self._mixer_of:
+            ring = in_rings(self._axis, core, self._shards, self._num_ranks, self._ring)
+        if self._ring is not None and isinstance(ring, Detour):
+            heads = None
+        elif heads is not None and heads.size < self._num_ranks:
             reasons.append(f"it has {heads.size} heads only")
             heads = None
         for other in (*self._others, *([heads] if heads else [])):
@@ -262,6 +271,9 @@ class _Planner:
         if found:
             return min(found, key=lambda detour: detour.num_bytes)
         if core[0] in self._mixer_of:
+            if isinstance(ring, Detour):
+                return ring
+            reasons.append(ring)
             staying = gather_keys(self._axes, self._axis, core, self._shards)
             if isinstance(staying, Detour):
                 return staying

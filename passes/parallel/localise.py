@@ -20,9 +20,11 @@ from pab_compile.passes.graph.tracing import module_of
 
 from .detour import Crossing, Detour
 from .emit import Emitter, Exchange
+from .emit_ring import emit_ring
 from .layout import Layout
 from .local_call import local_call
 from .placement import describe
+from .ring import PassedOn
 from .shard import Ranks, Shard
 from .verdict import Verdict
 
@@ -42,7 +44,7 @@ class Localised:
     graph_module: fx.GraphModule
     nodes: dict[fx.Node, fx.Node]
     exchanges: dict[Detour, tuple[fx.Node, ...]]
-    purposes: dict[fx.Node, Exchange]
+    purposes: dict[fx.Node, Exchange | PassedOn]
     gathers: dict[fx.Node, tuple[fx.Node, ...]]
 
 
@@ -92,7 +94,8 @@ class _Builder:
             self.graph.output(fx.map_arg(node.args[0], self._full))
             ir.copy_facts(ir.output_node(self.graph), node)
         elif (detour := self._detour_of.get(node)) is not None:
-            self._add_inside(node, detour)
+            add = self._add_inside if detour.ring is None else self._add_ring
+            add(node, detour)
         elif node in self._layout.gathered or not self._is_local(node):
             self._add_replicated(node)
         elif ir.is_getitem(node):
@@ -160,6 +163,14 @@ class _Builder:
             self.main[node] = self._switch(local[node], crossing, detour)
         elif node in detour.kept:
             self.main[node] = local[node]
+
+    def _add_ring(self, node: fx.Node, detour: Detour) -> None:
+        """Append an attention that runs in rings."""
+        assert detour.ring is not None
+        known = len(self.purposes)
+        shards = self._layout.shards
+        self.main[node] = emit_ring(self._emitter, node, detour.ring, shards, self.main)
+        self.exchanges[detour] += tuple(self.purposes)[known:]
 
     def _pick(self, node: fx.Node, local: Mapping[fx.Node, fx.Node]) -> fx.Node:
         """One output of an op with several."""

@@ -73,11 +73,19 @@ class Ranks:
         size: number of ranks.
         rank: the rank that the graph is for.
         group: name of their process group.
+        before: ranks of the group before them, which take no part.
+        after: ranks of the group behind them, which take no part.
     """
 
     size: int
     rank: int = 0
     group: str = "0"
+    before: int = 0
+    after: int = 0
+
+    def in_group(self, numbers: Sequence[int]) -> list[int]:
+        """Numbers of these ranks, as numbers of all ranks of the group: 0 for the others."""
+        return [*(0,) * self.before, *numbers, *(0,) * self.after]
 
     def counts(self, positions: int) -> tuple[int, ...]:
         """Positions of an axis per rank. The first ranks may have one more than the others."""

@@ -38,17 +38,19 @@ class ShardTokens:
         ranks: the ranks, and which of them the graph is for.
         share: the share of the steps at which the plan computes a site.
         axis: the axis that the user asks for; None to choose it by bytes.
+        ring: ranks of a ring; None for rings only where heads run out.
     """
 
     ranks: Ranks
     share: Callable[[Site], float]
     axis: str | None = None
+    ring: int | None = None
     name: str = "parallel"
 
     def __call__(self, program: Program) -> int:
         """Rewrite the graph for one rank. Returns the number of its collectives."""
         graph_module = program.graph_module
-        choice = choose(program, self.ranks.size, self.share, self.axis)
+        choice = choose(program, self.ranks.size, self.share, self.axis, self.ring)
         check_layout(choice.layout)
         local = localise(graph_module, choice.layout, self.ranks)
         check_exchanges(local.graph_module, local.purposes, self.ranks)

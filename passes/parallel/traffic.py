@@ -7,6 +7,7 @@ rank sends to itself. The *wire* bytes are those that one rank sends to the othe
 
 from __future__ import annotations
 
+from dataclasses import replace
 from fractions import Fraction
 
 from torch import fx
@@ -14,7 +15,10 @@ from torch import fx
 from pab_compile.passes.graph import ir
 
 from .detour import Crossing
+from .emit import Exchange
+from .ring import PassedOn, Ring, elements_of_row
 from .shard import Ranks, Shard
+from .verdict import shape_of
 
 
 def convention_bytes(crossing: Crossing, num_ranks: int) -> Fraction:
@@ -31,6 +35,8 @@ def convention_bytes(crossing: Crossing, num_ranks: int) -> Fraction:
 def sent_bytes(crossing: Crossing, ranks: Ranks) -> int:
     """Bytes that a rank sends to the others in one re-sharding."""
     source, target = crossing.source, crossing.target
+    if crossing.ring is not None:
+        return _sent_in_ring(crossing, crossing.ring, ranks)
     if crossing.adds_up:
         return round(convention_bytes(crossing, ranks.size))
     if target is None:
@@ -44,6 +50,26 @@ def sent_bytes(crossing: Crossing, ranks: Ranks) -> int:
     per_row = total // (source.size * target.full)
     rows = [target.local(count) for count in ranks.counts(target.size)]
     return mine * per_row * (sum(rows) - rows[ranks.rank])
+
+
+def _sent_in_ring(crossing: Crossing, ring: Ring, ranks: Ranks) -> int:
+    """Bytes that a rank sends to the others for an attention in rings."""
+    node, source, target = crossing.node, crossing.source, crossing.target
+    shape, mine, value = list(shape_of(node)), ring.place(ranks.rank), ir.tensor(node)
+    assert target is not None and value is not None
+    if crossing.hop:
+        row = elements_of_row(shape, source)
+        purpose = PassedOn(ring, crossing.hop, source.size, row, shape[source.dim - 1])
+        sent = purpose.elements(ranks.rank, ring.following(ranks.rank), ranks)
+        return sent * value.element_size()
+    among = ring.sharing(ranks)
+    is_back = source.dim < target.dim
+    tokens = ring.part(target if is_back else source, ranks, mine)
+    bare = tokens if is_back else replace(tokens, before=0, after=0)
+    shape[tokens.dim] = bare.full
+    exchange = Exchange(tuple(shape), *((source, bare) if is_back else (bare, target)), among)
+    others = [rank for rank in range(ranks.size) if rank != ranks.rank]
+    return sum(exchange.elements(ranks.rank, n, ranks) for n in others) * value.element_size()
 
 
 def gathered_bytes(node: fx.Node, shard: Shard, ranks: Ranks) -> int:

@@ -29,7 +29,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "wan": {"num_attention_heads": 4},
     "flux": {"num_attention_heads": 4},
     "hunyuan_video": {"num_attention_heads": 4},
-    # Fewer heads than ranks: every rank gets all keys and values.
+    # Fewer heads than ranks: in rings.
     "cogvideox, two heads": {"num_attention_heads": 2, "sample_frames": 21},
     "wan, two heads": {"num_attention_heads": 2},
 }
@@ -70,16 +70,16 @@ def test_ranks_generate_what_one_device_does_with_any_reuse(
 
 
 @pytest.mark.xdist_group("wan, two heads")
-def test_gathered_keys_are_counted_as_what_comes_in() -> None:
+def test_keys_in_a_ring_are_counted_as_often_as_they_are_passed_on() -> None:
     model, _ = model_of("wan, two heads")
     options = parse_options({"ranges": {}, "sequence_parallel": 3, "shard": "t"})
     found = predict(analysed(model), options, 3, Schedule(5))
     keys = 2 * 6 * 4 * 5 * 24 * 4  # rows, frames, rows and columns of tokens, channels, bytes
-    assert found.convention_bytes == 5 * 2 * 2 * keys * 2 / 3  # k and v of two sites
+    assert found.convention_bytes == 5 * 2 * 2 * keys * 2 / 3  # k and v of two sites, twice
     assert found.wire_bytes == found.convention_bytes + sum(
         row.wire_bytes for row in found.rows if row.what == "gather at the end"
     )
     b, t, h, w, n, steps = sympy.symbols("b t h w N steps_full")
     size = {b: 2, t: 6, h: 4, w: 5, n: 3, steps: 5}
     assert float(found.formula.subs(size)) == found.convention_bytes
-    assert "gathers its keys" in str(found)
+    assert "runs along rings of 3" in str(found)

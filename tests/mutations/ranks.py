@@ -6,6 +6,35 @@ from .mutation import Mutation
 
 RANKS = (
     Mutation(
+        "passes/parallel/emit_ring.py",
+        "keys that a row does not see count as keys with a score of zero",
+        "        if mask is not None:\n            sees",
+        "        if False:\n            sees",
+        ("tests/passes/parallel/test_ring.py",),
+    ),
+    Mutation(
+        "passes/parallel/emit_ring.py",
+        "keys of the prompt count once per rank of a ring",
+        "part = self._columns(mask, place, False)",
+        "part = self._columns(mask, place, True)",
+        ("tests/passes/parallel/test_ring.py",),
+    ),
+    Mutation(
+        "passes/parallel/emit_ring.py",
+        "the prompt is passed on with the tokens",
+        "        stop = part.full - part.after\n"
+        "        return self._to.slice(x, part.dim, part.before, stop, self._node)",
+        "        return x",
+        ("tests/passes/parallel/test_ring.py",),
+    ),
+    Mutation(
+        "passes/parallel/ring.py",
+        "a causal attention is merged from parts that are not",
+        'if ir.argument(node, 5, "is_causal", False):',
+        "if False:",
+        ("tests/passes/parallel/test_ring.py",),
+    ),
+    Mutation(
         "pab_compile/forecast/auto.py",
         "ranks follow predictions of their own",
         'team.agree({PROGRAM: "not understood" if table is None else str(table)})',

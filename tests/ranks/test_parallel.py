@@ -79,7 +79,7 @@ def test_any_number_of_ranks_generates_what_one_process_does(
     ("name", "axis", "cut", "num_ranks", "exchanges"),
     [
         ("cogvideox", "s", "attention", 2, 2 * 4),
-        ("wan", "w", "attention", 4, 2 * 2),  # two heads: k and v go to every rank
+        ("wan", "w", "attention", 4, 2 * 6),  # two heads: in rings of two
         ("flux", "s", "gated", 2, 4 * 4),
         ("hunyuan_video", "s", "gated", 2, 2 * 4),
     ],

@@ -103,23 +103,22 @@ def test_the_graph_of_a_rank_in_print() -> None:
     check_golden("sharded_temporal_block", lines(nodes[first : last + 1]))
 
 
-def full_attention(is_causal: bool) -> Captured:
-    """One head of attention over all tokens."""
+def full_attention(is_causal: bool, wider: int = 0) -> Captured:
+    """One head of attention over all tokens, whose values may be wider than its keys."""
 
     def model(latents, timestep, w_in, w_time, w_q, w_k, w_v, w_out):  # type: ignore[no-untyped-def]
         x = tokens_of(latents, w_in) + time_embedding(timestep, w_time)
         q, k, v = (linear(x, weight) for weight in (w_q, w_k, w_v))
-        y = scaled_dot_product_attention(q, k, v, is_causal=is_causal)
+        v = torch.cat([v, v], -1) if wider else v
+        y = scaled_dot_product_attention(q, k, v, is_causal=is_causal)[..., :CHANNELS]
         return latents_of(x + linear(y, w_out))
 
     return captured(model)
 
 
 @pytest.mark.parametrize("num_ranks", [2, 3])
-def test_with_fewer_heads_than_ranks_queries_stay_and_keys_come_from_everywhere(
-    num_ranks: int,
-) -> None:
-    model = full_attention(is_causal=False)
+def test_without_a_ring_queries_stay_and_keys_come_from_everywhere(num_ranks: int) -> None:
+    model = full_attention(is_causal=False, wider=1)
     _, layout = laid_out(model, "t", num_ranks)
     (detour,) = layout.detours
     (attention,) = detour.kept
@@ -136,10 +135,10 @@ def test_attention_that_looks_at_the_places_of_its_queries_is_computed_in_full()
     check_ranks(model, layout)
 
 
-def test_one_head_whose_queries_are_its_keys_is_computed_in_full() -> None:
+def test_one_head_whose_queries_are_its_keys_runs_in_a_ring() -> None:
     model = captured(joint_attention)
     _, layout = laid_out(model, "t", 2)
-    assert layout.in_full
+    assert layout.detours[0].ring is not None and not layout.in_full
     check_ranks(model, layout)
 
 
