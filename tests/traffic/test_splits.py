@@ -74,7 +74,9 @@ def test_two_calls_of_a_step_are_shared_by_halves_of_the_ranks() -> None:
 
 def test_too_many_ranks_are_an_error_that_says_why() -> None:
     found = compared(1.0, 512, rows=1)
-    with pytest.raises(ShardingError, match=r"So many ranks cannot share the model\. (?s:.*)fewer than"):
+    with pytest.raises(
+        ShardingError, match=r"So many ranks cannot share the model(?s:.*)fewer than"
+    ):
         print(found.best)
 
 
