@@ -34,7 +34,7 @@ from .plans.plan_file import PREDICT_IN, load_plan
 from .plans.presets import DEFAULT_RANGES, DEFAULT_WINDOW, PRESETS, Window
 from .plans.step_plan import StepPlan
 
-SHARDED_AXES = ("t", "h", "w", "s")
+SHARDED_AXES = ("t", "h", "w", "s", "packed")
 _ADDED = ("gated", "branch")  # cuts at what is added to the stream, so that sums can take its place
 FIRST_RANK = "first rank"
 INPUTS = ("checked", FIRST_RANK)
@@ -97,7 +97,8 @@ class Options:
             two ranks computes one of the two calls of guidance.
         batch_parallel: the number of ranks that share the rows of the batch. It replaces
             batch_mesh. With ``sequence_parallel``, successive ranks share tokens.
-        shard: the axis of the tokens to shard: ``t``, ``h``, ``w``, or ``s`` for all in one. None:
+        shard: the axis of the tokens to shard: ``t``, ``h``, ``w``, or ``s`` for all in one;
+            ``packed`` for a sequence of prompts and tokens as the model packs it. None:
             the axis for which the ranks exchange the fewest bytes. ``auto``: the ranks of ``mesh``,
             or all processes, share tokens and batch in the way that takes the least predicted time.
             ``pab_compile.AutoSplit`` states the devices, and two calls per step.

@@ -14,6 +14,7 @@ from typing import Any
 from pab_compile.errors import OptionError, ShardingError
 from pab_compile.machine import Machine
 from pab_compile.passes.parallel.choose import candidates
+from pab_compile.passes.parallel.placement import PACKED, packed_axis
 from pab_compile.passes.parallel.split_batch import shares_calls
 from pab_compile.passes.program import Program
 from pab_compile.plans.schedule import Schedule
@@ -118,18 +119,25 @@ def ways_to_share(
         _split(program, {**options, **way.options}, way, schedule, machine, calls)
         for way in _ways(program, num_ranks, calls)
     ]
+    if not any(row.generation for row in rows if row.num_token_ranks > 1):
+        rows += [
+            _split(program, {**options, **way.options}, way, schedule, machine, calls)
+            for way in _ways(program, num_ranks, calls, packed=True)
+        ]
     return Splits(tuple(sorted(rows, key=_seconds)))
 
 
-def _ways(program: Program, num_ranks: int, calls: int) -> Iterator[Split]:
-    """The ways to try."""
+def _ways(program: Program, num_ranks: int, calls: int, packed: bool = False) -> Iterator[Split]:
+    """The ways to try: with the axes of the latents, or those with the sequence as it is packed."""
     axes = [name for name, _ in candidates(program.inferred_axes)]
+    if packed:
+        axes = [PACKED] if packed_axis(program.inferred_axes, program.mixers) else []
     for num_batch in (num for num in range(1, num_ranks + 1) if num_ranks % num == 0):
         if num_batch > 1 and shares_calls(program, num_batch) and calls != 2:
             continue  # a single call of a single row
         num_tokens = num_ranks // num_batch
         yield from (Split(num_batch, num_tokens, axis) for axis in axes if num_tokens > 1)
-        if num_tokens == 1:
+        if num_tokens == 1 and not packed:
             yield Split(num_batch, 1, "")
 
 

@@ -19,7 +19,7 @@ from pab_compile.passes.sites.site import Site
 
 from .detour import Detour
 from .layout import Layout, lay_out
-from .placement import Axis, describe, products, token_axes
+from .placement import PACKED, Axis, describe, packed_axis, products, token_axes
 from .shard import Ranks
 from .traffic import convention_bytes, gathered_bytes
 
@@ -37,7 +37,7 @@ class Option:
     """An axis that could be sharded.
 
     Attributes:
-        name: ``t``, ``h``, ``w``, or ``s`` for all tokens in one.
+        name: ``t``, ``h``, ``w``, ``s`` for all tokens in one, or ``packed``.
         layout: how the graph is sharded along it, or None.
         step_bytes: expected bytes per rank and step. The plan says how often a site computes.
         shared: the share of the operations of a step of which each rank computes a part.
@@ -90,7 +90,8 @@ def choose(
 ) -> Choice:
     """Choose the axis of least expected bytes. Among similar ones, choose the best balanced.
 
-    Axes along which the ranks would compute more in full than along another one are left out.
+    Axes along which the ranks would compute more in full than along another one are left out. A
+    sequence of prompts and tokens is shared as it is (``packed``) if no axis of the latents can be.
 
     Args:
         program: a captured graph with its sites.
@@ -103,6 +104,9 @@ def choose(
         ShardingError: no axis can be sharded, or not the wanted one; says why.
     """
     found = candidates(program.inferred_axes)
+    packed = packed_axis(program.inferred_axes, program.mixers)
+    if packed is not None and wanted == PACKED:
+        found = ((PACKED, packed),)
     names = [name for name, _ in found]
     if wanted is not None and wanted not in names:
         raise ShardingError(
@@ -116,6 +120,9 @@ def choose(
     }
     looked_at = tuple(look() for name, look in every.items() if wanted in (None, name))
     possible = [option for option in looked_at if option.layout is not None]
+    if not possible and wanted is None and packed is not None:
+        looked_at += (_look_at(PACKED, packed, program, num_ranks, share, flops, ring),)
+        possible = [option for option in looked_at if option.layout is not None]
     if not possible:
         others = [look() for name, look in every.items() if wanted not in (None, name)]
         raise ShardingError(_refusal(looked_at, others, num_ranks))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from torch import fx
@@ -12,12 +12,16 @@ from pab_compile.passes.axes.atoms import Atom, Dim, leaves, size
 from pab_compile.passes.axes.attention_call import attention_call
 from pab_compile.passes.axes.names import VIDEO
 from pab_compile.passes.axes.table import AxisTable
+from pab_compile.passes.graph import ir
 from pab_compile.passes.graph.contractions import contraction
 from pab_compile.passes.graph.origin import source_line
+from pab_compile.passes.sites.binding import Binding
+from pab_compile.passes.sites.mixer import Mixer
 
 from .shard import Shard
 
 HEADS = "heads"
+PACKED = "packed"
 
 
 @dataclass(frozen=True, eq=False)
@@ -25,7 +29,8 @@ class Axis:
     """A product of atoms that can be sharded over ranks.
 
     Attributes:
-        name: ``t``, ``h``, ``w``, ``s`` (packed tokens), a product such as ``h*w``, or ``heads``.
+        name: ``t``, ``h``, ``w``, ``s`` (all tokens in one dimension), a product such as ``h*w``,
+            ``packed`` or ``heads``.
         size: its number of positions.
         holds: whether an atom is a part of the axis.
     """
@@ -97,6 +102,26 @@ def _token_axis(axes: AxisTable, names: tuple[str, ...], num: int) -> Axis:
         return bool(roles) and wanted.issuperset(roles) and not atom.contracted
 
     return Axis("*".join(names), num, holds)
+
+
+def packed_axis(axes: AxisTable, mixers: Sequence[Mixer]) -> Axis | None:
+    """The positions of one sequence that holds prompts and tokens of the latents, in any order.
+
+    A model may scatter them into it by indices, so that no dimension shows where the tokens of the
+    latents are. The axis is that of most queries.
+    """
+    found: dict[Atom, int] = {}
+    for mixer in mixers:
+        call = attention_call(mixer.nodes[0], axes.dims)
+        if call is None or ir.binding(mixer.nodes[0]) != Binding.LATENT:
+            continue
+        atoms = [atom for atom in leaves(axes.dims(call.query)[call.tokens]) if atom.size > 1]
+        if len(atoms) == 1:
+            found[atoms[0]] = found.get(atoms[0], 0) + atoms[0].size
+    if not found:
+        return None
+    most = max(found, key=found.__getitem__)
+    return Axis(PACKED, most.size, frozenset([most]).__contains__)
 
 
 def heads_of(axes: AxisTable, node: fx.Node) -> Axis | None:

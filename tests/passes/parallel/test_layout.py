@@ -13,6 +13,8 @@ from helpers.captured import (
     CHANNELS,
     FRAMES,
     SPACE,
+    TEXT,
+    TOKENS,
     Captured,
     analysed,
     attend,
@@ -140,6 +142,37 @@ def test_one_head_whose_queries_are_its_keys_runs_in_a_ring() -> None:
     _, layout = laid_out(model, "t", 2)
     assert layout.detours[0].ring is not None and not layout.in_full
     check_ranks(model, layout)
+
+
+def scattered(
+    latents: torch.Tensor,
+    timestep: torch.Tensor,
+    prompt: torch.Tensor,
+    where: torch.Tensor,
+    w_in: torch.Tensor,
+    w_time: torch.Tensor,
+    w_text: torch.Tensor,
+    w_q: torch.Tensor,
+    w_k: torch.Tensor,
+    w_out: torch.Tensor,
+) -> torch.Tensor:
+    """Prompt and tokens are put into one sequence, at places that only a tensor knows."""
+    x = tokens_of(latents, w_in) + time_embedding(timestep, w_time)
+    both = torch.cat([linear(prompt, w_text), x], 1)
+    x = torch.zeros_like(both).index_copy(1, where, both)
+    for _ in range(2):
+        q, k = (linear(x, w).unflatten(-1, (2, -1)).transpose(1, 2) for w in (w_q, w_k))
+        x = x + linear(scaled_dot_product_attention(q, k, k).transpose(1, 2).flatten(2), w_out)
+    return latents_of(x.index_select(1, where)[:, TEXT:])
+
+
+@pytest.mark.parametrize("num_ranks", [2, 3, 4])
+def test_a_sequence_in_an_order_that_is_not_known_is_shared_as_it_is(num_ranks: int) -> None:
+    order = torch.randperm(TEXT + TOKENS, generator=torch.Generator().manual_seed(0))
+    model = captured(scattered, where=order)
+    found = choose(analysed(model), num_ranks, lambda _: 1.0)
+    assert found.option.name == "packed" and found.option.shared > 0.9
+    check_ranks(model, found.layout)
 
 
 def test_too_few_positions_are_refused_before_anything_runs() -> None:
