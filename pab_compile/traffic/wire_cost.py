@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from pab_compile.calibration.cost import Cost
-
-from .comm_report import CommReport
+from pab_compile.forecast.comm_report import CommReport
 
 
 def wire_cost(report: CommReport) -> Cost:

@@ -116,7 +116,7 @@ class _RingEmitter:
         )
         flat = to.reshape(x, (-1,), self._node)
         got = to.exchanged(flat, received, sent, purpose, self._node)
-        shape = list(ir.shape(x) or ())
+        shape = list(shape_of(x))
         place = (self._place - hop) % ring.length
         part = ring.part(shard, ranks, place)
         shape[part.dim] = part.sharded
@@ -140,14 +140,14 @@ class _RingEmitter:
         else:
             several = to.call(op, *operands, like=node, scale=scale)
         found, weight = (to.pick(several, index, node) for index in range(2))
-        rows = (ir.shape(query) or ())[self._call.tokens]
+        rows = shape_of(query)[self._call.tokens]
         weight = to.slice(weight, 2, 0, rows, node)  # some kernels pad it
         if mask is not None:
             sees = to.call(_aten.amax.default, mask, [-1], like=node)
             blind = to.call(_aten.eq.Scalar, sees, float("-inf"), like=node)
             weight = to.call(_aten.masked_fill.Scalar, weight, blind, _NOTHING, like=node)
         weight = to.call(_aten.unsqueeze.default, weight, -1, like=node)
-        if len(ir.shape(query) or ()) == 3:
+        if len(shape_of(query)) == 3:
             found = to.call(_aten.squeeze.dim, found, 1, like=node)
             weight = to.call(_aten.squeeze.dim, weight, 1, like=node)
         return found, weight
@@ -180,7 +180,7 @@ class _RingEmitter:
         mask = to.reshape(mask, (*(1,) * (4 - len(shape)), *shape), self._node)
         mask = self._range(mask, 2, self._shards[call.query], self._place, True)
         mask = self._range(mask, 3, self._shards[call.key], place, with_all)
-        if self._is_switched and (ir.shape(mask) or ())[1] > 1:
+        if self._is_switched and shape_of(mask)[1] > 1:
             mask = self._among.take(mask, self._heads)
         value, query = ir.tensor(mask), ir.tensor(call.query)
         assert value is not None and query is not None
@@ -190,7 +190,7 @@ class _RingEmitter:
 
     def _range(self, x: fx.Node, dim: int, shard: Shard, place: int, with_all: bool) -> fx.Node:
         """The positions of one place, and those that every rank has."""
-        if (ir.shape(x) or ())[dim] == 1 != shard.full:
+        if shape_of(x)[dim] == 1 != shard.full:
             return x
         low, high = self._ring.bounds(self._to.ranks, shard.size, place)
         middle = (shard.before + low * shard.inner, shard.before + high * shard.inner)
@@ -200,12 +200,12 @@ class _RingEmitter:
         return self._to.cat(parts, dim, self._node)
 
     def _expanded(self, mask: fx.Node, query: fx.Node, key: fx.Node) -> fx.Node:
-        rows, columns = ir.shape(query) or (), ir.shape(key) or ()
+        rows, columns = shape_of(query), shape_of(key)
         shape = [*rows[:3], columns[2]]
         return self._to.call(_aten.expand.default, mask, shape, like=self._node)
 
     def _with_heads(self, x: fx.Node) -> fx.Node:
-        if len(ir.shape(x) or ()) == 4:
+        if len(shape_of(x)) == 4:
             return x
         return self._to.call(_aten.unsqueeze.default, x, 1, like=self._node)
 
