@@ -208,6 +208,7 @@ OPTIONS: dict[str, Any] = {
     "an amount without a unit": {"cache_budget": "8 big"},
     "a dtype that is none": {"cache_dtype": "fp8"},
     "ranks without processes": {"sequence_parallel": 2},
+    "ranks that would choose, without processes": {"shard": "auto"},
 }
 SITUATIONS |= {
     f"options: {name}": (lambda options=options: call(options)) for name, options in OPTIONS.items()

@@ -100,7 +100,10 @@ def test_four_ranks_share_both_the_batch_and_the_tokens(world: World, plan: str,
     assert ranks[0]["sent"] == predicted(plan, 2, 4, shard="t")
 
 
-@pytest.mark.sample("different plans-2-do not run the same program")
+@pytest.mark.sample(
+    "different plans-2-do not run the same program",
+    "other machines-2-do not run the same program",
+)
 @pytest.mark.parametrize(
     ("case", "num_ranks", "message"),
     [
