@@ -97,6 +97,9 @@ def check_ranks(model: Captured, layout: Layout, tolerance: float = 1e-5) -> Non
                 assert_same(got.float(), expected.float(), tolerance)
 
 
+@pytest.mark.sample(
+    "2-s-4-heads, in rings of 2-before", "2-s-5-rings of 5-behind", "1-t-3-rings of 3-"
+)
 @pytest.mark.parametrize("how", ["", "before", "behind"])
 @pytest.mark.parametrize(
     ("heads", "axis", "num_ranks", "name"),
@@ -147,6 +150,7 @@ def test_no_rank_gets_all_keys() -> None:
             assert (ir.shape(node) or (0,))[0] <= BATCH * CHANNELS * -(-TOKENS // 4)
 
 
+@pytest.mark.sample("rows and keys", "heads")
 @pytest.mark.parametrize("masked", MASKS)
 def test_masks_hide_the_same_keys_wherever_they_are(masked: str) -> None:
     model = attention(2, "before", MASKS[masked])
@@ -163,6 +167,7 @@ def test_in_bfloat16_parts_are_merged_in_float32() -> None:
     check_ranks(narrow, laid_out(narrow, "s", 4), 0.02)
 
 
+@pytest.mark.sample("before-2-4", "-1-3")
 @pytest.mark.parametrize(("heads", "num_ranks"), [(2, 4), (2, 5), (1, 3)])
 @pytest.mark.parametrize("how", ["", "before"])
 def test_bytes_are_those_that_a_rank_sends(how: str, heads: int, num_ranks: int) -> None:
