@@ -256,7 +256,7 @@ class _CallTracer:
         return name
 
 
-def _apart(values: Sequence[FakeTensor]) -> list[FakeTensor]:
+def _apart(values: Sequence[FakeTensor]) -> list[Any]:
     """The values, with a view in the place of one that is there twice. Copies share their value."""
     seen: set[int] = set()
     return [v.detach() if id(v) in seen else seen.add(id(v)) or v for v in values]
@@ -283,9 +283,9 @@ def _placed(value: Any, operands: dict[fx.Node, _Place]) -> Any:
 
 def _filled(value: Any, tensors: Sequence[Any]) -> Any:
     """A value with tensors in their places."""
-    if isinstance(value, (tuple, list, dict, slice, _Place)) and not isinstance(value, torch.Size):
-        return map_aggregate(value, lambda x: tensors[x.number] if isinstance(x, _Place) else x)
-    return value
+    if isinstance(value, torch.Size):
+        return value
+    return map_aggregate(value, lambda x: tensors[x.number] if isinstance(x, _Place) else x)
 
 
 def _results(value: Any, outputs: list[torch.Tensor]) -> Any:
