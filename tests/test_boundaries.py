@@ -33,6 +33,7 @@ LAYERS: dict[str, tuple[tuple[str, ...], ...]] = {
         ("errors", "dynamo"),
         ("plans", "denoisers", "machine"),
         ("option_values", "option_text", "auto_split"),
+        ("option_ranks",),
         ("options", "report"),
         ("runtime",),
         ("calibration", "ranks"),
