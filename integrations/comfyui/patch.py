@@ -6,8 +6,11 @@ workflows act on the module inside, as without compilation.
 
 from __future__ import annotations
 
+import functools
 import itertools
-from collections.abc import Callable, Hashable, Mapping
+import logging
+from collections.abc import Callable, Hashable, Iterator, Mapping
+from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
 
@@ -49,6 +52,10 @@ ONE_CALL_PER_STEP = frozenset(
 )
 """Samplers that call the model once at every sigma. Others make calls in between, or may do so."""
 
+_UNCOMPILED = (
+    "PAB: the model is loaded in part and has a LoRA, so its weights are computed at every call, "
+    "and nothing is reused. Free memory for the whole model, or switch whole_output on."
+)
 UNTRACEABLE = frozenset({"attention_split", "attention_sub_quad"})
 """Attentions that measure the free memory at every call, which Dynamo cannot trace."""
 
@@ -66,11 +73,12 @@ def patched(model: Any, options: Mapping[str, Any]) -> Any:
     from comfy.patcher_extension import WrappersMP
     from comfy_api.torch_helpers import set_torch_compile_wrapper
 
-    if options.get("ranges") != {} and options.get("cut") != "output":
+    if reuses_parts := options.get("ranges") != {} and options.get("cut") != "output":
         _check_attention()
     clone = model.clone()
     set_torch_compile_wrapper(model=clone, backend="pab", options=dict(options), keys=[MODULE])
-    around = {WrappersMP.SAMPLER_SAMPLE: in_generation, WrappersMP.APPLY_MODEL: call_model}
+    sampling = functools.partial(in_generation, reuses_parts)
+    around = {WrappersMP.SAMPLER_SAMPLE: sampling, WrappersMP.APPLY_MODEL: call_model}
     for kind, wrapper in around.items():
         clone.remove_wrappers_with_key(kind, KEY)
         clone.add_wrapper_with_key(kind, KEY, wrapper)
@@ -90,16 +98,35 @@ def _check_attention() -> None:
 
 
 def in_generation(
-    executor: Callable[..., Any], guider: Any, sigmas: Any, *args: Any, **kwargs: Any
+    reuses_parts: bool,
+    executor: Callable[..., Any],
+    guider: Any,
+    sigmas: Any,
+    *args: Any,
+    **kwargs: Any,
 ) -> Any:
     """Run a sampler in a generation of its own, which knows the timesteps if they are certain."""
     timesteps = timesteps_of(executor, guider, sigmas)
-    token = _hooks.set(HookedWeights())
+    is_uncompiled = reuses_parts and are_made_at_calls(getattr(guider.inner_model, MODULE))
+    if is_uncompiled:
+        logging.warning(_UNCOMPILED)
+    tokens = _hooks.set(HookedWeights()), _uncompiled.set(is_uncompiled)
     try:
         with pab_compile.generation(timesteps=timesteps):
             return executor(guider, sigmas, *args, **kwargs)
     finally:
-        _hooks.reset(token)
+        _hooks.reset(tokens[0])
+        _uncompiled.reset(tokens[1])
+
+
+def are_made_at_calls(module: Any) -> bool:
+    """Whether weights are computed at every call, as those of a LoRA in a part that is not loaded.
+
+    Their factors are inputs of the compiled graph like any other. A layer that multiplies tokens by
+    them would be taken for cross-attention.
+    """
+    names = ("weight_function", "bias_function")
+    return any(getattr(part, name, None) for part in module.modules() for name in names)
 
 
 def timesteps_of(executor: Any, guider: Any, sigmas: Any) -> list[float] | None:
@@ -131,7 +158,23 @@ def call_model(
     if (weights := _hooks.get()) is not None:
         weights.called(options, getattr(patcher, "current_hooks", None))
     inside = without_callers(options, WrappersMP.DIFFUSION_MODEL)
-    return executor(x, t, c_concat, c_crossattn, control, inside, **kwargs)
+    with _uncompiled_module(executor.class_obj):
+        return executor(x, t, c_concat, c_crossattn, control, inside, **kwargs)
+
+
+@contextmanager
+def _uncompiled_module(owner: Any) -> Iterator[None]:
+    """Let the model run uncompiled, if this generation must."""
+    compiled = getattr(owner, MODULE)
+    original = getattr(compiled, "_orig_mod", None) if _uncompiled.get() else None
+    if original is None:
+        yield
+        return
+    setattr(owner, MODULE, original)
+    try:
+        yield
+    finally:
+        setattr(owner, MODULE, compiled)
 
 
 def without_callers(options: Mapping[str, Any], innermost: str) -> dict[str, Any]:
@@ -183,4 +226,5 @@ def _strength(hook: Any) -> float:
     return float(getattr(hook, "strength_model", getattr(hook, "strength", 1.0)))
 
 
+_uncompiled: ContextVar[bool] = ContextVar("uncompiled", default=False)
 _hooks: ContextVar[HookedWeights | None] = ContextVar("hooks", default=None)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import logging
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -129,6 +130,23 @@ def test_weights_that_hooks_change_during_a_generation_are_announced(nodes: Modu
     comfy.sample(model, comfy.sample_euler, SIGMAS, fade)
     [note] = pab_compile.stats(plain.get_model_object("diffusion_model")).notes
     assert "weights or buffers changed" in note
+
+
+def test_weights_that_are_made_at_every_call_are_not_compiled_and_that_is_said(
+    nodes: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: list[str] = []
+    monkeypatch.setattr(logging, "warning", said.append)
+    plain = comfy.ModelPatcher(comfy.BaseModel())
+    module = plain.get_model_object("diffusion_model")
+    module.weight_function = [lambda weight: weight]  # as a LoRA of a part that is not loaded
+    expected = comfy.sample(plain, comfy.sample_euler, SIGMAS)
+    assert torch.equal(comfy.sample(patched(nodes, plain), comfy.sample_euler, SIGMAS), expected)
+    assert ["whole_output" in text for text in said] == [True]
+    assert plain.get_model_object("diffusion_model") is module
+    module.weight_function = []
+    found = comfy.sample(patched(nodes, plain), comfy.sample_euler, SIGMAS)
+    assert not torch.equal(found, expected)
 
 
 def test_hooks_of_prompts_that_appear_later_are_announced(

@@ -193,6 +193,26 @@ def test_loras_and_weights_that_are_cast_on_the_fly(nodes: ModuleType, cast: Any
     assert torch.equal(check(patcher, model), before)
 
 
+def test_a_lora_in_parts_that_are_not_loaded_is_computed(
+    nodes: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import comfy.model_management as management
+
+    def load_little(models: list[Any], **_: Any) -> None:
+        for model in models:
+            model.unpatch_model()
+            model.load(torch.device("cpu"), lowvram_model_memory=30_000)
+
+    monkeypatch.setattr(management, "load_models_gpu", load_little)
+    patcher = with_lora(real_comfy.patcher(WAN), 1.0)
+    expected = real_comfy.sample(patcher, WAN)
+    assert patcher.lowvram_patch_counter() > 0
+    assert torch.equal(real_comfy.sample(patched(patcher), WAN), expected)
+    whole = real_comfy.sample(patched(patcher, ranges="linear3", cut="output"), WAN)
+    assert stats_of(patcher).reused["output"] > 0
+    assert not torch.equal(whole, expected)
+
+
 def test_patches_of_attentions_hold_whenever_they_are_made(nodes: ModuleType) -> None:
     """A model that was compiled without them must not run instead."""
 
