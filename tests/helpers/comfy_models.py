@@ -5,143 +5,37 @@ Each is the configuration that ComfyUI reads from a checkpoint, with fewer and n
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Any
-
-TEXT = 16
-"""Channels of all prompts."""
-
-
-@dataclass(frozen=True)
-class Tiny:
-    """How a tiny model is made and called.
-
-    Args:
-        config: the class of ``comfy.supported_models``.
-        latents: the shape of the latents, with the batch.
-        unet: the arguments of the module.
-        pooled: channels of the pooled prompt, or None.
-        has_mask: whether a prompt has an attention mask.
-        text: channels of the prompt.
-        extras: further entries of a prompt: shapes, or values.
-    """
-
-    config: str
-    latents: tuple[int, ...]
-    unet: dict[str, Any]
-    pooled: int | None = None
-    has_mask: bool = False
-    text: int = TEXT
-    extras: dict[str, Any] = field(default_factory=dict)
-
-
-_PICTURE = (1, 16, 8, 8)
-_VIDEO = (1, 16, 2, 8, 8)
-_FLUX: dict[str, Any] = {
-    "in_channels": 16,
-    "patch_size": 2,
-    "out_channels": 16,
-    "vec_in_dim": 8,
-    "context_in_dim": TEXT,
-    "hidden_size": 48,
-    "mlp_ratio": 2.0,
-    "num_heads": 2,
-    "depth": 1,
-    "depth_single_blocks": 2,
-    "axes_dim": [8, 8, 8],
-    "theta": 10000,
-    "qkv_bias": True,
-}
-_CHROMA = {key: value for key, value in _FLUX.items() if key != "vec_in_dim"} | {
-    "in_channels": 64,
-    "out_channels": 64,
-    "in_dim": 64,
-    "out_dim": 48,
-    "hidden_dim": 32,
-    "n_layers": 1,
-}
-_HUNYUAN = _FLUX | {
-    "image_model": "hunyuan_video",
-    "patch_size": [1, 2, 2],
-    "theta": 256,
-    "guidance_embed": True,
-    "byt5": False,
-    "meanflow": False,
-}
-_WAN: dict[str, Any] = {
-    "image_model": "wan2.1",
-    "model_type": "t2v",
-    "in_dim": 16,
-    "dim": 48,
-    "out_dim": 16,
-    "ffn_dim": 96,
-    "freq_dim": 32,
-    "text_dim": TEXT,
-    "num_heads": 2,
-    "num_layers": 2,
-}
-_COSMOS: dict[str, Any] = {
-    "max_img_h": 32,
-    "max_img_w": 32,
-    "max_frames": 16,
-    "in_channels": 16,
-    "out_channels": 16,
-    "patch_spatial": 2,
-    "patch_temporal": 1,
-    "model_channels": 48,
-    "concat_padding_mask": True,
-    "crossattn_emb_channels": TEXT,
-    "pos_emb_cls": "rope3d",
-    "pos_emb_interpolation": "crop",
-    "use_adaln_lora": True,
-    "adaln_lora_dim": 8,
-    "num_blocks": 2,
-    "num_heads": 2,
-    "rope_h_extrapolation_ratio": 1.0,
-    "rope_w_extrapolation_ratio": 1.0,
-    "rope_t_extrapolation_ratio": 2.0,
-    "extra_h_extrapolation_ratio": 1.0,
-    "extra_w_extrapolation_ratio": 1.0,
-    "extra_t_extrapolation_ratio": 1.0,
-}
-_UNET: dict[str, Any] = {
-    "image_size": 8,
-    "use_spatial_transformer": True,
-    "legacy": False,
-    "in_channels": 4,
-    "out_channels": 4,
-    "model_channels": 32,
-    "num_res_blocks": [1, 1],
-    "channel_mult": [1, 2],
-    "transformer_depth": [1, 1],
-    "transformer_depth_middle": 1,
-    "transformer_depth_output": [1, 1, 1, 1],
-    "context_dim": TEXT,
-    "num_heads": 2,
-    "num_head_channels": -1,
-    "use_temporal_attention": False,
-}
+from helpers.comfy_tiny import (
+    CHROMA,
+    COSMOS,
+    FLUX,
+    HUNYUAN,
+    PICTURE,
+    TEXT,
+    UNET,
+    VIDEO,
+    WAN,
+    Tiny,
+)
 
 MODELS: dict[str, Tiny] = {
-    "Wan 2.1": Tiny("WAN21_T2V", _VIDEO, _WAN),
-    "Wan 2.1 image to video": Tiny("WAN21_I2V", _VIDEO, _WAN | {"model_type": "i2v", "in_dim": 36}),
+    "Wan 2.1": Tiny("WAN21_T2V", VIDEO, WAN),
+    "Wan 2.1 image to video": Tiny("WAN21_I2V", VIDEO, WAN | {"model_type": "i2v", "in_dim": 36}),
     "Wan 2.1 VACE": Tiny(
         "WAN21_Vace",
-        _VIDEO,
-        _WAN | {"model_type": "vace", "vace_layers": 1, "vace_in_dim": 96},
+        VIDEO,
+        WAN | {"model_type": "vace", "vace_layers": 1, "vace_in_dim": 96},
     ),
-    "Wan 2.2": Tiny("WAN22_T2V", (1, 48, 2, 8, 8), _WAN | {"in_dim": 48, "out_dim": 48}),
-    "Flux": Tiny(
-        "Flux", _PICTURE, _FLUX | {"image_model": "flux", "guidance_embed": True}, pooled=8
-    ),
+    "Wan 2.2": Tiny("WAN22_T2V", (1, 48, 2, 8, 8), WAN | {"in_dim": 48, "out_dim": 48}),
+    "Flux": Tiny("Flux", PICTURE, FLUX | {"image_model": "flux", "guidance_embed": True}, pooled=8),
     "Flux schnell": Tiny(
-        "FluxSchnell", _PICTURE, _FLUX | {"image_model": "flux", "guidance_embed": False}, pooled=8
+        "FluxSchnell", PICTURE, FLUX | {"image_model": "flux", "guidance_embed": False}, pooled=8
     ),
-    "Chroma": Tiny("Chroma", _PICTURE, _CHROMA | {"image_model": "chroma"}),
+    "Chroma": Tiny("Chroma", PICTURE, CHROMA | {"image_model": "chroma"}),
     "Chroma Radiance": Tiny(
         "ChromaRadiance",
         (1, 3, 32, 32),
-        _CHROMA
+        CHROMA
         | {
             "image_model": "chroma_radiance",
             "in_channels": 3,
@@ -156,11 +50,11 @@ MODELS: dict[str, Tiny] = {
             "nerf_embedder_dtype": None,
         },
     ),
-    "HunyuanVideo": Tiny("HunyuanVideo", _VIDEO, _HUNYUAN, pooled=8),
+    "HunyuanVideo": Tiny("HunyuanVideo", VIDEO, HUNYUAN, pooled=8),
     "HunyuanImage 2.1": Tiny(
         "HunyuanImage21",
         (1, 64, 8, 8),
-        _HUNYUAN
+        HUNYUAN
         | {
             "in_channels": 64,
             "out_channels": 64,
@@ -199,7 +93,7 @@ MODELS: dict[str, Tiny] = {
     ),
     "Stable Diffusion 3": Tiny(
         "SD3",
-        _PICTURE,
+        PICTURE,
         {
             "in_channels": 16,
             "patch_size": 2,
@@ -221,7 +115,7 @@ MODELS: dict[str, Tiny] = {
     ),
     "Lumina 2": Tiny(
         "Lumina2",
-        _PICTURE,
+        PICTURE,
         {
             "image_model": "lumina2",
             "patch_size": 2,
@@ -241,8 +135,8 @@ MODELS: dict[str, Tiny] = {
     ),
     "Cosmos": Tiny(
         "CosmosT2V",
-        _VIDEO,
-        _COSMOS
+        VIDEO,
+        COSMOS
         | {
             "image_model": "cosmos",
             "block_config": "FA-CA-MLP",
@@ -255,8 +149,8 @@ MODELS: dict[str, Tiny] = {
     ),
     "Cosmos Predict 2": Tiny(
         "CosmosT2IPredict2",
-        _VIDEO,
-        _COSMOS
+        VIDEO,
+        COSMOS
         | {
             "image_model": "cosmos_predict2",
             "pos_emb_learnable": True,
@@ -295,7 +189,7 @@ MODELS: dict[str, Tiny] = {
     ),
     "HiDream": Tiny(
         "HiDream",
-        _PICTURE,
+        PICTURE,
         {
             "image_model": "hidream",
             "attention_head_dim": 24,
@@ -318,7 +212,7 @@ MODELS: dict[str, Tiny] = {
     ),
     "OmniGen 2": Tiny(
         "Omnigen2",
-        _PICTURE,
+        PICTURE,
         {
             "image_model": "omnigen2",
             "axes_dim_rope": [8, 8, 8],
@@ -428,5 +322,5 @@ MODELS: dict[str, Tiny] = {
             "guidance_embed": False,
         },
     ),
-    "Stable Diffusion 1.5": Tiny("SD15", (1, 4, 8, 8), _UNET | {"adm_in_channels": None}),
+    "Stable Diffusion 1.5": Tiny("SD15", (1, 4, 8, 8), UNET | {"adm_in_channels": None}),
 }

@@ -15,7 +15,8 @@ from typing import Any
 
 import torch
 
-from helpers.comfy_models import MODELS, Tiny
+from helpers.comfy_models import MODELS
+from helpers.comfy_tiny import Tiny
 
 _NOT_NEEDED = ("torchvision", "torchaudio")
 _INSIDE = ("transforms", "functional")
