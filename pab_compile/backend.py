@@ -42,6 +42,7 @@ from .compile.whole_forward import WholeForward
 from .dynamo import compiling, model_calls
 from .errors import GradModeError
 from .forecast.auto import with_chosen_split
+from .known_numbers import reads_known_numbers
 from .options import BACKGROUND, GivenOptions, parse_options
 from .plans.form import Form
 from .plans.live import LivePlan
@@ -57,6 +58,7 @@ from .runtime.weights import watch_hotswap
 _MAX_OPEN = 8  # analyses of one graph for open sizes; then each further size has its own
 
 
+@reads_known_numbers
 def pab(
     graph_module: fx.GraphModule,
     example_inputs: Sequence[Any],

@@ -1,7 +1,7 @@
 """What this library needs of Dynamo and Inductor besides compiling: locks, stack and caches.
 
-Three files may use private torch APIs: this one, ``passes/graph/tracing.py`` and
-``compile/lower.py``.
+Four files may use private torch APIs: this one, ``passes/graph/tracing.py``, ``compile/lower.py``
+and ``known_numbers.py``.
 """
 
 from __future__ import annotations
@@ -17,6 +17,8 @@ from typing import Any
 
 import torch
 from torch import fx
+
+from .known_numbers import reads_known_numbers
 
 _MODULE_FILE = torch.nn.modules.module.__file__
 _PARTS = ("<lambda>", "<listcomp>", "<genexpr>", "<setcomp>", "<dictcomp>")
@@ -112,7 +114,7 @@ def trace_once(
 
     try:
         # Static, since sizes that earlier calls made dynamic would be symbols.
-        torch.compile(traced, backend=backend, dynamic=False)(*args, **kwargs)
+        torch.compile(traced, backend=reads_known_numbers(backend), dynamic=False)(*args, **kwargs)
     finally:
         reset_code(traced.__code__)
 

@@ -30,7 +30,8 @@ LAYERS: dict[str, tuple[tuple[str, ...], ...]] = {
     ),
     "pab_compile": (
         ("passes",),
-        ("errors", "dynamo"),
+        ("errors", "known_numbers"),
+        ("dynamo",),
         ("plans", "denoisers", "machine"),
         ("option_values", "option_text", "auto_split"),
         ("option_ranks",),
@@ -51,6 +52,7 @@ MAY_USE = {
     "passes/graph/tracing.py": ("torch._C", "torch._dynamo", "torch._functorch"),
     "pab_compile/compile/lower.py": PRIVATE_APIS,
     "pab_compile/dynamo.py": PRIVATE_APIS,
+    "pab_compile/known_numbers.py": ("torch._dynamo",),
 }
 REQUIRED = {"networkx", "sympy", "torch"}  # what passes/ may import besides the standard library
 

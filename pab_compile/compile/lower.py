@@ -4,8 +4,9 @@ Pieces with the same structure, shapes, strides and dtypes share one compiled fu
 inputs. The inner compiler gets plain ``fx.GraphModule``s, so its caches on disk do not depend on
 this library.
 
-Three files may use private torch APIs: this one, ``dynamo.py`` and ``passes/graph/tracing.py``.
-They import them when they need them, so that ``import pab_compile`` is fast.
+Four files may use private torch APIs: this one, ``dynamo.py``, ``known_numbers.py`` and
+``passes/graph/tracing.py``. They import them when they need them, so that ``import pab_compile``
+is fast.
 """
 
 from __future__ import annotations

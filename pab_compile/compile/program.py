@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -11,6 +12,7 @@ import torch
 from pab_compile import dynamo
 from pab_compile.calibration.observe import Probed, current_observer
 from pab_compile.calibration.stopwatch import now
+from pab_compile.passes.graph import autocast
 from pab_compile.passes.graph.join import Part
 from pab_compile.passes.graph.origin import source_line
 from pab_compile.passes.sites.site import Site
@@ -117,7 +119,11 @@ class CompiledProgram:
             label = None if self.roles.sees_all else (len(forward.visited) + 1, self._where())
             place.generation.record.late.labels[executor.identity] = label
         prompts, positions = self.roles.prompt_inputs, self.roles.weights
-        outputs = run_call(executor, tensors, place, self.part, prompts, positions, self._marks_of)
+        # A captured graph has its casts as ops. One that cannot be captured still needs autocast.
+        with nullcontext() if self.part is None else autocast.off():
+            outputs = run_call(
+                executor, tensors, place, self.part, prompts, positions, self._marks_of
+            )
         outputs = self._without_samples(outputs, place, identity)
         outputs = written_back(self.part, tensors, outputs)
         if place is not None:

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 import torch
 
 from pab_compile import dynamo
-from pab_compile.passes.graph import ir
+from pab_compile.passes.graph import autocast, ir
 from pab_compile.passes.graph.join import Origin, Part
 from pab_compile.passes.sites.site import Site
 from pab_compile.plans.form import Form
@@ -94,7 +94,7 @@ class PlainProgram:
         if self.part is None:
             outputs = self._function(*args)
         else:
-            with dynamo.torchs_own_functions():
+            with dynamo.torchs_own_functions(), autocast.off():
                 outputs = self._function(*tensors)
             outputs = written_back(self.part, tensors, outputs)
         forward.finish(self, tensors, outputs)

@@ -13,11 +13,15 @@ After::
 What autocast casts is not written down here. Every op of a region runs on fake tensors, once under
 autocast and then with casts of its inputs made explicit. Both runs must dispatch the same ops on
 the same types. Otherwise the region is refused, as for an op that casts values inside of it.
+
+If the model is called under autocast, all ops are made explicit. The result is then traced, and
+runs, without autocast (``off``): a region that switches it off has ops that must not be cast.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
 import torch
@@ -51,6 +55,19 @@ def has_autocast(graph: fx.Graph) -> bool:
     return any(ir.op_name(node) == _ENTER for node in graph.nodes)
 
 
+def off() -> AbstractContextManager[Any]:
+    """Switch off the autocast that is on: a captured graph has its casts as ops."""
+    types = _types_around()
+    return _without_autocast(types) if types else nullcontext()
+
+
+def _types_around() -> tuple[str, ...]:
+    """The types of devices for which autocast is on."""
+    if not torch.is_autocast_enabled():  # usual, and fast; it means CUDA
+        return ("cpu",) if torch.is_autocast_enabled("cpu") else ()
+    return tuple(type_ for type_ in ("cpu", "cuda") if torch.is_autocast_enabled(type_))
+
+
 def cast_explicitly(
     static_graph: fx.GraphModule, fake_args: Sequence[torch.Tensor]
 ) -> fx.GraphModule:
@@ -68,9 +85,6 @@ def cast_explicitly(
     for node in static_graph.graph.nodes:
         values[node] = graph.node_copy(node, values.__getitem__)
     result = module_of(static_graph, graph)
-    for node in graph.nodes:
-        if ir.op_name(node) == _ENTER and torch.is_autocast_enabled(str(node.args[0])):
-            raise _refused(node, "the model is called under autocast already")
     mode = next(arg.fake_mode for arg in fake_args if hasattr(arg, "fake_mode"))  # type: ignore[attr-defined]
     with torch.no_grad(), mode:
         _Explicit(result).run_all(fake_args)
@@ -88,6 +102,7 @@ class _Explicit(fx.Interpreter):
     def __init__(self, module: fx.GraphModule) -> None:
         super().__init__(module, garbage_collect_values=False)
         self.extra_traceback = False
+        self._around = _types_around()
         self._open: list[fx.Node] = []
         self._casts: dict[tuple[fx.Node, torch.dtype], fx.Node] = {}
 
@@ -105,7 +120,7 @@ class _Explicit(fx.Interpreter):
             self._open.append(n)
         elif name == _EXIT:
             self._open.remove(n.all_input_nodes[0])
-        elif self._open and n.op.startswith("call_"):
+        elif (self._open or self._around) and n.op.startswith("call_"):
             self._make_explicit(n)
         return super().run_node(n)
 
@@ -118,7 +133,7 @@ class _Explicit(fx.Interpreter):
         given = self.fetch_args_kwargs_from_env(node)
         inputs = [leaf for leaf in pytree.tree_leaves(given) if isinstance(leaf, torch.Tensor)]
         wanted = self._dispatched(node, given, inputs)
-        device, stated = str(self._open[-1].args[0]), self._open[-1].args[1]
+        device, stated = self._innermost()
         low = stated if isinstance(stated, torch.dtype) else torch.get_autocast_dtype(device)
         every = {id(t): low for t in inputs if t.is_floating_point() and t.device.type == device}
         for casts in ({}, wanted.casts_of_inputs, every):
@@ -126,13 +141,24 @@ class _Explicit(fx.Interpreter):
             if found is not None and wanted.equals(found, low, leaves_as_they_are=casts != every):
                 break
         else:
-            raise _refused(self._open[-1], f"{ir.op_name(node)} casts values inside of it")
+            entered = self._open[-1] if self._open else node
+            raise _refused(entered, f"{ir.op_name(node)} casts values inside of it")
 
         def explicit(source: fx.Node) -> fx.Node:
             cast_to = casts.get(id(self.env[source]))
             return source if cast_to is None else self._cast(source, cast_to)
 
         node.args, node.kwargs = fx.map_arg((node.args, node.kwargs), explicit)
+
+    def _innermost(self) -> tuple[str, Any]:
+        """The type of device of the innermost autocast, and the type that it states."""
+        if self._open:
+            return str(self._open[-1].args[0]), self._open[-1].args[1]
+        return self._around[-1], None
+
+    def _off(self) -> _without_autocast:
+        """Leave autocast for a while, around the graph too."""
+        return _without_autocast((*self._around, *(str(node.args[0]) for node in self._open)))
 
     def _dispatched(self, node: fx.Node, given: Any, inputs: Sequence[torch.Tensor]) -> _Watch:
         """What an op dispatches."""
@@ -149,7 +175,7 @@ class _Explicit(fx.Interpreter):
         def cast(leaf: Any) -> Any:
             return leaf.to(casts[id(leaf)]) if id(leaf) in casts else leaf
 
-        with _without_autocast(self._open):
+        with self._off():
             try:
                 return self._dispatched(node, pytree.tree_map(cast, given), ())
             except RuntimeError:  # of types that do not go together
@@ -165,7 +191,7 @@ class _Explicit(fx.Interpreter):
             with source.graph.inserting_after(after):
                 self._casts[key] = source.graph.call_method("to", (source, dtype))
             self._casts[key].meta = {k: v for k, v in source.meta.items() if k != "example_value"}
-            with _without_autocast(self._open):
+            with self._off():
                 self.env[self._casts[key]] = self.env[source].to(dtype)
         return self._casts[key]
 
@@ -231,11 +257,10 @@ def _is_tensor(value: Any) -> bool:
 
 
 class _without_autocast:
-    """Leaves the open regions for a while."""
+    """Switches autocast off for types of devices."""
 
-    def __init__(self, opened: Sequence[fx.Node]) -> None:
-        types = dict.fromkeys(str(node.args[0]) for node in opened)
-        self._contexts = [torch.autocast(type_, enabled=False) for type_ in types]
+    def __init__(self, types: Sequence[str]) -> None:
+        self._contexts = [torch.autocast(type_, enabled=False) for type_ in dict.fromkeys(types)]
 
     def __enter__(self) -> None:
         for context in self._contexts:

@@ -16,6 +16,7 @@ from pab_compile.passes.errors import NotTracedError
 
 from . import ir
 from .autocast import cast_explicitly, has_autocast
+from .autocast import off as autocast_off
 from .constants import check_constants, is_fake
 from .folding import fold_mapped_constants
 from .fused import take_apart
@@ -74,7 +75,10 @@ def capture(
     try:
         if has_autocast(static_graph.graph):
             static_graph = cast_explicitly(static_graph, fake(inputs.tensors(args)))
-        captured = tracer(static_graph, inputs.tensors(args))
+            with autocast_off():
+                captured = tracer(static_graph, inputs.tensors(args))
+        else:
+            captured = tracer(static_graph, inputs.tensors(args))
     except (RuntimeError, NotImplementedError) as error:
         raise NotTracedError(
             f"The graph could not be captured: {str(error).splitlines()[0]}. "

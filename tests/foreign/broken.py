@@ -13,9 +13,11 @@ from .base import COLUMNS, FRAMES, HEADS, HEIGHT, TEXT, TOKENS, WIDTH, Foreign
 from .models import ListLatents
 from .packed import LENGTHS
 
+GRID = FRAMES, HEIGHT, COLUMNS
+
 
 class ReadGrids(ListLatents):
-    """Lists of videos; the grid of each is a tensor, which every attention reads numbers from.
+    """Lists of videos; the grid of each is in a tensor, which every attention reads numbers from.
 
     Videos are padded to one length. The positions of each are made from its own grid.
     """
@@ -26,12 +28,17 @@ class ReadGrids(ListLatents):
         super().__init__()
         self.embedding = nn.Conv3d(4, WIDTH, 1)
 
+    def inputs(self, step: int, num_steps: int) -> dict[str, Any]:
+        return {**super().inputs(step, num_steps), "grids": torch.tensor([GRID, GRID])}
+
     def forward(  # type: ignore[override]
-        self, x: Sequence[torch.Tensor], timestep: torch.Tensor, context: Sequence[torch.Tensor]
+        self,
+        x: Sequence[torch.Tensor],
+        timestep: torch.Tensor,
+        context: Sequence[torch.Tensor],
+        grids: torch.Tensor,
     ) -> list[torch.Tensor]:
-        embedded = [self.embedding(video[None]) for video in x]
-        grids = torch.stack([torch.tensor(video.shape[2:]) for video in embedded])
-        rows = [video.flatten(2).transpose(1, 2) for video in embedded]
+        rows = [self.embedding(video[None]).flatten(2).transpose(1, 2) for video in x]
         padded = [
             torch.cat([row, row.new_zeros(1, self.ROOM - row.shape[1], WIDTH)], 1) for row in rows
         ]
@@ -109,10 +116,14 @@ class LoopInForward(ReadGrids):
     """
 
     def forward(  # type: ignore[override]
-        self, x: Sequence[torch.Tensor], timestep: torch.Tensor, context: Sequence[torch.Tensor]
+        self,
+        x: Sequence[torch.Tensor],
+        timestep: torch.Tensor,
+        context: Sequence[torch.Tensor],
+        grids: torch.Tensor,
     ) -> list[torch.Tensor]:
         tokens = torch.cat([self.embedding(video[None]).flatten(2).transpose(1, 2) for video in x])
-        self.grids = torch.stack([torch.tensor(video.shape[1:]) for video in x])
+        self.grids = grids
         y, text = tokens + self.embed(timestep), self.text(torch.stack(list(context)))
         for number in range(self.DEPTH):
             y = self.block(number, y, text)
@@ -127,13 +138,11 @@ class SharedFrequencies(LoopInForward):
     and for the keys of every layer with the same input.
     """
 
-    def forward(  # type: ignore[override]
-        self, x: Sequence[torch.Tensor], timestep: torch.Tensor, context: Sequence[torch.Tensor]
-    ) -> list[torch.Tensor]:
+    def forward(self, *args: Any, **kwargs: Any) -> list[torch.Tensor]:  # type: ignore[override]
         num_pairs = WIDTH // HEADS // 2
         angles = torch.outer(torch.arange(TOKENS), 1 / torch.arange(1, 1 + num_pairs))
         self.frequencies = torch.polar(torch.ones_like(angles), angles)
-        return super().forward(x, timestep, context)
+        return super().forward(*args, **kwargs)
 
     def turned(self, x: torch.Tensor) -> torch.Tensor:
         parts = self.frequencies.split([2, WIDTH // HEADS // 2 - 2], 1)

@@ -16,12 +16,15 @@ from helpers.counting import counting
 from helpers.latte import assert_different, assert_same
 
 from .base import RANGES, Foreign, as_oracle
+from .known import KNOWN
 from .models import MODELS
 from .packed import PACKED, WrittenKeys
 from .styles import STYLES
 
 NUM_STEPS = 6
-EVERY = [pytest.param(make, id=name) for name, make in {**MODELS, **PACKED, **STYLES}.items()]
+EVERY = [
+    pytest.param(make, id=name) for name, make in {**MODELS, **PACKED, **STYLES, **KNOWN}.items()
+]
 
 
 def build(make: Callable[[], Foreign], dtype: torch.dtype = torch.float32) -> Foreign:
@@ -49,6 +52,8 @@ def tensors(outputs: Any) -> list[torch.Tensor]:
     "videos in one row",
     "keys are written",
     "gradients are switched",
+    "grids of sizes, a loop in the forward",
+    "keys are cut to lengths",
 )
 @pytest.mark.parametrize("make", EVERY)
 def test_kinds_are_found_and_reuse_is_what_the_model_repeats_itself(

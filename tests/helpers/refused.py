@@ -93,14 +93,6 @@ class OtherMemory(Small):
         return super().body(x)
 
 
-class OtherAutocast(Small):
-    """Autocast inside of a model that is called under autocast."""
-
-    def body(self, x: torch.Tensor) -> torch.Tensor:
-        with torch.autocast("cpu", torch.bfloat16):
-            return super().body(x)
-
-
 class VmapOfInput(Small):
     """What vmap makes of the latents cannot be traced."""
 
@@ -155,7 +147,6 @@ REFUSED: dict[str, Case] = {
     "no layout": Case(NoLayout, "is not known", PICTURE),
     "six dimensions": Case(ManyDimensions, "have 6 dimensions", (2, 1, 1, 3, 2, WIDTH)),
     "other memory": Case(OtherMemory, "gives a tensor other memory"),
-    "autocast": Case(OtherAutocast, "under autocast already", around=lambda: torch.autocast("cpu")),
     "vmap of an input": Case(VmapOfInput, "could not be captured"),
     "attention of text alone": Case(OfTextAlone, "does not read the latents"),
     "several graphs": Case(Broken, "in this forward of"),

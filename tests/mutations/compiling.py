@@ -6,6 +6,13 @@ from .mutation import Mutation
 
 COMPILING = (
     Mutation(
+        "pab_compile/compile/program.py",
+        "autocast around the call casts what a region of the forward does not cast",
+        "with nullcontext() if self.part is None else autocast.off():",
+        "with nullcontext():",
+        ("tests/models/test_autocast.py",),
+    ),
+    Mutation(
         "passes/graph/written.py",
         "a graph with other constants is read in the place of this one",
         "args = self._encoded(tuple(node.args)), self._encoded(dict(node.kwargs))",

@@ -6,6 +6,20 @@ from .mutation import Mutation
 
 GRAPHS = (
     Mutation(
+        "passes/graph/autocast.py",
+        "what is outside of a region is not cast although autocast is on around the call",
+        'return ("cpu",) if torch.is_autocast_enabled("cpu") else ()',
+        "return ()",
+        ("tests/passes/graph/test_autocast.py",),
+    ),
+    Mutation(
+        "pab_compile/known_numbers.py",
+        "tensors of several numbers have no constant",
+        "_MAX_ELEMENTS = 256",
+        "_MAX_ELEMENTS = 1",
+        ("tests/test_known_numbers.py",),
+    ),
+    Mutation(
         "passes/graph/rejoin.py",
         "a concatenation of parts with a gap between them is taken for the whole",
         "part is None or part.start != place or",

@@ -107,10 +107,23 @@ def test_a_second_capture_changes_nothing() -> None:
     assert [op for op in ops(again) if op != "detach"] == ops(once)
 
 
-def test_a_region_where_autocast_is_on_already_is_refused() -> None:
-    for model in (attention, unused):
-        with LOW, pytest.raises(NotTracedError, match="called under autocast already"):
-            through_dynamo(model, values(3, 3), values(3, 3))
+@pytest.mark.parametrize("model", [attention, nested, several, unused])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_under_autocast_all_casts_are_in_the_graph(model: Model, dtype: torch.dtype) -> None:
+    """The graph runs without autocast, which would cast what a region left as it was."""
+
+    def around(x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
+        y = model(x @ x, w)
+        return (y[0] if isinstance(y, tuple) else y) @ w[0]
+
+    args = values(3, 3, seed=1).to(dtype), values(3, 3, seed=2)
+    with LOW:
+        expected = around(*args)
+        graph_module = through_dynamo(around, *args)
+        with autocast.off():
+            (actual,) = graph_module(*args)
+    assert actual.dtype == expected.dtype
+    assert torch.equal(actual, expected)
 
 
 def inside(x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:

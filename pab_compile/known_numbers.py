@@ -1,0 +1,85 @@
+"""Dynamo may read numbers from tensors that were made of numbers.
+
+::
+
+    grid = torch.stack([torch.tensor(video.shape[1:]) for video in videos])
+    for frames, height, width in grid.tolist(): ...
+
+The numbers are known while Dynamo traces, yet Dynamo breaks the graph there. In a loop over blocks
+it then does not compile the forward at all. FakeTensors of one element remember their constant, and
+ops on such tensors are computed. Traces for the backend remember up to ``_MAX_ELEMENTS`` elements.
+torch itself forgets a constant that is written to. A size that is left open has no constant.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+_MAX_ELEMENTS = 256
+_MARK = "_pab_reads_known_numbers"
+
+
+def reads_known_numbers(backend: Callable[..., Any]) -> Callable[..., Any]:
+    """Let Dynamo read known numbers when it traces for this backend.
+
+    Args:
+        backend: a function that Dynamo gives its graphs to. It is marked, and returned.
+    """
+    setattr(backend, _MARK, True)
+    _extend_dynamo()
+    return backend
+
+
+@functools.cache
+def _extend_dynamo() -> None:
+    """Extend torch, once per process. Other backends see no difference."""
+    from torch._dynamo.output_graph import OutputGraph
+    from torch._dynamo.variables.tensor import TensorVariable
+
+    started = OutputGraph.__init__
+
+    @functools.wraps(started)
+    def start(self: Any, *args: Any, **kwargs: Any) -> None:
+        started(self, *args, **kwargs)
+        if _is_marked(self.compiler_fn):
+            mode = self.tracing_context.fake_mode
+            mode.may_turn_const = functools.partial(_may_turn_constant, mode)
+
+    OutputGraph.__init__ = start  # type: ignore[method-assign]
+    for name in ("item", "tolist"):
+        _read_constants(TensorVariable, name)
+
+
+def _read_constants(variable_class: Any, name: str) -> None:
+    """Let a method of Dynamo's tensors return a constant where the numbers are known."""
+    from torch._dynamo.variables.base import VariableTracker
+
+    read = getattr(variable_class, f"method_{name}")
+
+    @functools.wraps(read)
+    def method(self: Any, tx: Any, *args: Any, **kwargs: Any) -> Any:
+        example = self.as_proxy().node.meta.get("example_value")
+        constant = getattr(example, "constant", None)
+        if constant is None or not _is_marked(tx.output.compiler_fn):
+            return read(self, tx, *args, **kwargs)
+        return VariableTracker.build(tx, getattr(constant, name)())
+
+    setattr(variable_class, f"method_{name}", method)
+
+
+def _is_marked(backend: Any) -> bool:
+    return hasattr(getattr(backend, "compiler_fn", backend), _MARK)
+
+
+def _may_turn_constant(mode: Any, tensor: torch.Tensor) -> bool:
+    """What torch asks of a tensor before it remembers it, but for the number of elements."""
+    return (
+        tensor.numel() <= _MAX_ELEMENTS
+        and tensor.layout is torch.strided
+        and not mode.is_our_fake(tensor)
+        and tensor.device.type != "meta"
+    )

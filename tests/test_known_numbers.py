@@ -1,0 +1,67 @@
+"""Dynamo reads the numbers of tensors that were made of numbers, and no others."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import fx
+
+from pab_compile.known_numbers import reads_known_numbers
+
+
+def compiled(function: Callable[..., Any], is_marked: bool = True) -> tuple[Any, list[Any]]:
+    """A compiled function, and the graphs that its backend gets."""
+    graphs: list[fx.GraphModule] = []
+
+    def backend(graph_module: fx.GraphModule, _: Any) -> Callable[..., Any]:
+        graphs.append(graph_module)
+        return graph_module.forward
+
+    if is_marked:
+        reads_known_numbers(backend)
+    torch._dynamo.reset()
+    return torch.compile(function, backend=backend, dynamic=False), graphs
+
+
+def of_sizes(x: torch.Tensor) -> torch.Tensor:
+    for first, second in torch.stack([torch.tensor(x.shape)]).tolist():
+        x = x.reshape(second, first) * first
+    return x[: torch.tensor([2, 1])[0]]
+
+
+def written(x: torch.Tensor, n: torch.Tensor) -> torch.Tensor:
+    grid = torch.tensor([1, 2])
+    alias = grid[:1]
+    alias.copy_(n)
+    return x * grid.tolist()[0]
+
+
+def given(x: torch.Tensor, n: torch.Tensor) -> torch.Tensor:
+    return x * n.item()
+
+
+def test_numbers_of_sizes_do_not_break_the_graph() -> None:
+    x = torch.randn(3, 4)
+    function, graphs = compiled(of_sizes)
+    assert torch.equal(function(x), of_sizes(x))
+    assert len(graphs) == 1
+    other = torch.randn(5, 2)
+    assert torch.equal(function(other), of_sizes(other))
+
+
+def test_other_backends_see_no_difference() -> None:
+    compiled(of_sizes)
+    function, graphs = compiled(of_sizes, is_marked=False)
+    function(torch.randn(3, 4))
+    assert len(graphs) > 1
+
+
+@pytest.mark.parametrize("function", [written, given])
+def test_numbers_that_are_written_or_given_are_not_known(function: Callable[..., Any]) -> None:
+    ours, _ = compiled(function)
+    x = torch.ones(2)
+    for value in (3, 7):
+        assert torch.equal(ours(x, torch.tensor([value])), x * value)
