@@ -16,6 +16,7 @@ from pab_compile.passes.graph.number_inputs import sounds_like_time
 
 _HELPERS = ("controlnet", "adapter", "encoder", "vae", "vocoder", "upsampler", "embedder")
 _NO_AXES: Mapping[str, str] = {}
+_EMPTY = (lambda: None).__code__
 
 
 def parts_of(pipeline: Any) -> dict[str, torch.nn.Module]:
@@ -97,3 +98,19 @@ def how_to_compile(pipeline: Any) -> str:
         f'pipe.{roles[0]} = torch.compile(pipe.{roles[0]}, backend="pab"), or '
         "pab_compile.enable(pipe)."
     )
+
+
+def methods_around_forward(module: torch.nn.Module) -> list[str]:
+    """Other methods of a module that run its forward, such as one that guides.
+
+    They call ``self.forward``, so they pass by what compiles the call of the module. Methods that
+    ``forward`` itself names are parts of it.
+    """
+    inner = getattr(module, "_orig_mod", module)
+    inside = getattr(getattr(type(inner).forward, "__code__", None), "co_names", ())
+    return [
+        name
+        for name in dir(type(inner))
+        if name.startswith("forward_") and name not in inside
+        if "forward" in getattr(getattr(type(inner), name), "__code__", _EMPTY).co_names
+    ]

@@ -20,6 +20,7 @@ from pab_compile.runtime.stats import RunStats
 from .bring_weights import bring_weights
 from .buckets import COMPILED_CALL, Bucket, Padding
 from .choose import choice_of
+from .other_methods import run_compiled
 
 
 class Handle:
@@ -63,6 +64,7 @@ class Handle:
             bring_weights(module, self._undo)
         for module in self._modules.values():
             module.compile(backend="pab", options=dict(options), dynamic=dynamic)
+            run_compiled(module, self._undo)
         for padding in paddings:
             padding.attach()
 

@@ -14,6 +14,7 @@ from pab_compile.denoisers import (
     denoisers_of,
     how_to_compile,
     is_pipeline,
+    methods_around_forward,
     parts_of,
     what_it_is,
 )
@@ -144,9 +145,21 @@ def last_generation(compiled: Any, missing: str) -> LastRun:
         name = getattr(compiled, "__qualname__", type(compiled).__name__)
         raise PabError(
             f"{missing}: this {name} has not completed a step compiled with "
-            f'backend="pab". {_why_none(compiled, compilation)}'
+            f'backend="pab". {_why_none(compiled, compilation)}{_other_methods(compiled)}'
         )
     return found
+
+
+def _other_methods(compiled: Any) -> str:
+    """Which methods of a model pass by what compiles its call; ``""`` if there are none."""
+    module = getattr(compiled, "_orig_mod", compiled)
+    names = methods_around_forward(module) if isinstance(module, torch.nn.Module) else []
+    if not names:
+        return ""
+    return (
+        f" Its {' and '.join(names)} call forward, which is then not compiled: use enable(model), "
+        'or model.forward = torch.compile(model.forward, backend="pab").'
+    )
 
 
 def _no_model(target: Any) -> str:
