@@ -42,7 +42,7 @@ from .compile.whole_forward import WholeForward
 from .dynamo import compiling, model_calls
 from .errors import GradModeError
 from .forecast.auto import with_chosen_split
-from .known_numbers import reads_known_numbers
+from .known_numbers import reads_known_numbers, state_sizes
 from .options import BACKGROUND, GivenOptions, parse_options
 from .plans.form import Form
 from .plans.live import LivePlan
@@ -95,6 +95,7 @@ class CompiledGraph:
         options: GivenOptions,
         mode: str | None,
     ) -> None:
+        state_sizes(graph_module)
         self._measured = measure(graph_module)
         self._numbers = take_numbers(self._measured.rest, callers_name_of)
         self._graph_module = self._numbers.graph_module

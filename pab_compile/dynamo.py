@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from .known_numbers import reads_known_numbers
+from .known_numbers import reads_known_numbers, state_sizes
 
 _MODULE_FILE = torch.nn.modules.module.__file__
 _PARTS = ("<lambda>", "<listcomp>", "<genexpr>", "<setcomp>", "<dictcomp>")
@@ -104,6 +104,8 @@ def trace_once(
     from torch._dynamo.eval_frame import reset_code
 
     def backend(graph_module: fx.GraphModule, _: Sequence[Any]) -> Callable[..., Any]:
+        state_sizes(graph_module)
+
         def run(*inputs: Any) -> Any:
             return look(graph_module, inputs)
 

@@ -18,8 +18,10 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch import fx
 
 _MAX_ELEMENTS = 256
+_TAKE_SIZES = ("view", "reshape", "expand", "repeat")
 _MARK = "_pab_reads_known_numbers"
 
 
@@ -83,3 +85,25 @@ def _may_turn_constant(mode: Any, tensor: torch.Tensor) -> bool:
         and not mode.is_our_fake(tensor)
         and tensor.device.type != "meta"
     )
+
+
+def state_sizes(graph_module: fx.GraphModule) -> None:
+    """Let known numbers that a graph of Dynamo takes as sizes be numbers, not tensors.
+
+    Dynamo leaves elements of a tensor as they are in ``x.view(2, *grid)``.
+    """
+    for node in graph_module.graph.nodes:
+        if node.op == "call_method" and node.target in _TAKE_SIZES:
+            sizes = [_number(arg) for arg in node.args[1:]]
+            node.args = (node.args[0], *sizes)
+
+
+def _number(arg: Any) -> Any:
+    """The number that a node always is; anything else as it is."""
+    constant = getattr(arg.meta.get("example_value"), "constant", None) if _is_node(arg) else None
+    is_one = constant is not None and constant.ndim == 0 and not constant.is_floating_point()
+    return int(constant) if is_one else arg
+
+
+def _is_node(arg: Any) -> bool:
+    return isinstance(arg, fx.Node)

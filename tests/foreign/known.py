@@ -24,7 +24,8 @@ class GridsOfSizes(ReadGrids):
         self, x: Sequence[torch.Tensor], timestep: torch.Tensor, context: Sequence[torch.Tensor]
     ) -> list[torch.Tensor]:
         grids = torch.stack([torch.tensor(video.shape[1:]) for video in x])
-        return super().forward(x, timestep, context, grids)
+        (first, *others) = super().forward(x, timestep, context, grids)
+        return [first.view(first.shape[0], *grids[0]), *others]
 
 
 class LoopOverBlocks(GridsOfSizes, LoopInForward):

@@ -14,6 +14,13 @@ GRAPHS = (
     ),
     Mutation(
         "pab_compile/known_numbers.py",
+        "sizes that are elements of a known tensor remain tensors",
+        "return int(constant) if is_one else arg",
+        "return arg",
+        ("tests/foreign/test_foreign.py",),
+    ),
+    Mutation(
+        "pab_compile/known_numbers.py",
         "tensors of several numbers have no constant",
         "_MAX_ELEMENTS = 256",
         "_MAX_ELEMENTS = 1",
