@@ -101,8 +101,9 @@ def state_sizes(graph_module: fx.GraphModule) -> None:
 def _number(arg: Any) -> Any:
     """The number that a node always is; anything else as it is."""
     constant = getattr(arg.meta.get("example_value"), "constant", None) if _is_node(arg) else None
-    is_one = constant is not None and constant.ndim == 0 and not constant.is_floating_point()
-    return int(constant) if is_one else arg
+    if constant is None or constant.ndim or constant.is_floating_point():
+        return arg
+    return int(constant)
 
 
 def _is_node(arg: Any) -> bool:

@@ -25,10 +25,11 @@ class GridsOfSizes(ReadGrids):
     ) -> list[torch.Tensor]:
         grids = torch.stack([torch.tensor(video.shape[1:]) for video in x])
         (first, *others) = super().forward(x, timestep, context, grids)
-        return [first.view(first.shape[0], *grids[0]), *others]
+        sizes: Any = grids[0]
+        return [first.view(first.shape[0], *sizes), *others]
 
 
-class LoopOverBlocks(GridsOfSizes, LoopInForward):
+class LoopOverBlocks(GridsOfSizes, LoopInForward):  # type: ignore[override]
     """... and the loop over blocks stands in the forward, which autocast casts in part."""
 
     def block(self, number: int, x: torch.Tensor, text: torch.Tensor) -> torch.Tensor:
@@ -47,7 +48,7 @@ class CutToLengths(GridsOfSizes):
     ROOM = LoopInForward.ROOM
 
     def self_attention(self, number: int, x: torch.Tensor) -> torch.Tensor:
-        attention = self.attentions[2 * number]
+        attention: Any = self.attentions[2 * number]
         q, k, v = attention.heads(x, x)
         lengths = torch.tensor([k.shape[2]] * len(k), dtype=torch.int32)
         k, v = (torch.stack([t[:, :n] for t, n in zip(y, lengths, strict=True)]) for y in (k, v))

@@ -15,7 +15,7 @@ GRAPHS = (
     Mutation(
         "pab_compile/known_numbers.py",
         "sizes that are elements of a known tensor remain tensors",
-        "return int(constant) if is_one else arg",
+        "return int(constant)",
         "return arg",
         ("tests/foreign/test_foreign.py",),
     ),
