@@ -22,6 +22,7 @@ from torch import fx
 
 _MAX_ELEMENTS = 256
 _TAKE_SIZES = ("view", "reshape", "expand", "repeat")
+_READS = ("item", "tolist")
 _MARK = "_pab_reads_known_numbers"
 
 
@@ -38,21 +39,28 @@ def reads_known_numbers(backend: Callable[..., Any]) -> Callable[..., Any]:
 
 @functools.cache
 def _extend_dynamo() -> None:
-    """Extend torch, once per process. Other backends see no difference."""
-    from torch._dynamo.output_graph import OutputGraph
-    from torch._dynamo.variables.tensor import TensorVariable
+    """Extend torch, once per process. Other backends see no difference.
 
+    A torch that lacks one of these places stays as it is. Then graphs break at the numbers.
+    """
+    try:
+        from torch._dynamo.output_graph import OutputGraph
+        from torch._dynamo.variables.tensor import TensorVariable
+    except ImportError:
+        return
+    if not all(hasattr(TensorVariable, f"method_{name}") for name in _READS):
+        return
     started = OutputGraph.__init__
 
     @functools.wraps(started)
     def start(self: Any, *args: Any, **kwargs: Any) -> None:
         started(self, *args, **kwargs)
-        if _is_marked(self.compiler_fn):
-            mode = self.tracing_context.fake_mode
+        mode = getattr(getattr(self, "tracing_context", None), "fake_mode", None)
+        if hasattr(mode, "may_turn_const") and _is_marked(getattr(self, "compiler_fn", None)):
             mode.may_turn_const = functools.partial(_may_turn_constant, mode)
 
     OutputGraph.__init__ = start  # type: ignore[method-assign]
-    for name in ("item", "tolist"):
+    for name in _READS:
         _read_constants(TensorVariable, name)
 
 
