@@ -55,7 +55,7 @@ def _extend_dynamo() -> None:
     @functools.wraps(started)
     def start(self: Any, *args: Any, **kwargs: Any) -> None:
         started(self, *args, **kwargs)
-        mode = getattr(getattr(self, "tracing_context", None), "fake_mode", None)
+        mode: Any = getattr(getattr(self, "tracing_context", None), "fake_mode", None)
         if hasattr(mode, "may_turn_const") and _is_marked(getattr(self, "compiler_fn", None)):
             mode.may_turn_const = functools.partial(_may_turn_constant, mode)
 
