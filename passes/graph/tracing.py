@@ -1,8 +1,8 @@
 """Tracing: what torch traces with, and its fake tensors.
 
-This is one of three files that may use private torch APIs. The others are ``pab_compile/dynamo.py``
-and ``pab_compile/compile/lower.py``. They import these APIs only on use, so that
-``import pab_compile`` costs little.
+This is one of four files that may use private torch APIs. The others are ``pab_compile/dynamo.py``,
+``pab_compile/known_numbers.py`` and ``pab_compile/compile/lower.py``. They import these APIs only
+on use, so that ``import pab_compile`` costs little.
 """
 
 from __future__ import annotations
