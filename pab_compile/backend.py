@@ -54,10 +54,12 @@ from .runtime.layer_hooks import with_cause
 from .runtime.misplaced import check_no_pipeline, with_place
 from .runtime.scope import current_scope
 from .runtime.weights import watch_hotswap
+from .sdp_kernel import traces_sdp_kernel
 
 _MAX_OPEN = 8  # analyses of one graph for open sizes; then each further size has its own
 
 
+@traces_sdp_kernel
 @reads_known_numbers
 def pab(
     graph_module: fx.GraphModule,

@@ -23,7 +23,7 @@ from torch import fx
 _MAX_ELEMENTS = 256
 _TAKE_SIZES = ("view", "reshape", "expand", "repeat")
 _READS = ("item", "tolist")
-_MARK = "_pab_reads_known_numbers"
+_MARK = "_pab_extends_dynamo"
 
 
 def reads_known_numbers(backend: Callable[..., Any]) -> Callable[..., Any]:
@@ -32,9 +32,19 @@ def reads_known_numbers(backend: Callable[..., Any]) -> Callable[..., Any]:
     Args:
         backend: a function that Dynamo gives its graphs to. It is marked, and returned.
     """
-    setattr(backend, _MARK, True)
+    mark(backend)
     _extend_dynamo()
     return backend
+
+
+def mark(backend: Callable[..., Any]) -> None:
+    """Mark a backend: Dynamo is extended for marked ones only."""
+    setattr(backend, _MARK, True)
+
+
+def is_marked(backend: Any) -> bool:
+    """Whether a backend is marked; it may be wrapped by ``torch.compile``."""
+    return hasattr(getattr(backend, "compiler_fn", backend), _MARK)
 
 
 @functools.cache
@@ -56,7 +66,7 @@ def _extend_dynamo() -> None:
     def start(self: Any, *args: Any, **kwargs: Any) -> None:
         started(self, *args, **kwargs)
         mode: Any = getattr(getattr(self, "tracing_context", None), "fake_mode", None)
-        if hasattr(mode, "may_turn_const") and _is_marked(getattr(self, "compiler_fn", None)):
+        if hasattr(mode, "may_turn_const") and is_marked(getattr(self, "compiler_fn", None)):
             mode.may_turn_const = functools.partial(_may_turn_constant, mode)
 
     OutputGraph.__init__ = start  # type: ignore[method-assign]
@@ -74,15 +84,11 @@ def _read_constants(variable_class: Any, name: str) -> None:
     def method(self: Any, tx: Any, *args: Any, **kwargs: Any) -> Any:
         example = self.as_proxy().node.meta.get("example_value")
         constant = getattr(example, "constant", None)
-        if constant is None or not _is_marked(tx.output.compiler_fn):
+        if constant is None or not is_marked(tx.output.compiler_fn):
             return read(self, tx, *args, **kwargs)
         return VariableTracker.build(tx, getattr(constant, name)())
 
     setattr(variable_class, f"method_{name}", method)
-
-
-def _is_marked(backend: Any) -> bool:
-    return hasattr(getattr(backend, "compiler_fn", backend), _MARK)
 
 
 def _may_turn_constant(mode: Any, tensor: torch.Tensor) -> bool:

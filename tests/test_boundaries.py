@@ -31,7 +31,7 @@ LAYERS: dict[str, tuple[tuple[str, ...], ...]] = {
     "pab_compile": (
         ("passes",),
         ("errors", "known_numbers"),
-        ("dynamo",),
+        ("sdp_kernel", "dynamo"),
         ("plans", "denoisers", "machine"),
         ("option_values", "option_text", "auto_split"),
         ("option_ranks",),
@@ -53,6 +53,7 @@ MAY_USE = {
     "pab_compile/compile/lower.py": PRIVATE_APIS,
     "pab_compile/dynamo.py": PRIVATE_APIS,
     "pab_compile/known_numbers.py": ("torch._dynamo",),
+    "pab_compile/sdp_kernel.py": ("torch._dynamo",),
 }
 REQUIRED = {"networkx", "sympy", "torch"}  # what passes/ may import besides the standard library
 

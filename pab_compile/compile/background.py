@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from pab_compile.dynamo import compiling
+from pab_compile.passes.graph import autocast
 
 from .lazy_function import Function, LazyFunction
 
@@ -114,11 +115,12 @@ class WarmingFunction(LazyFunction):
 
     def _submit(self, compile_it: Compile, device: torch.device | None) -> None:
         num_threads = torch.get_num_threads()  # kernels for a CPU depend on it
+        same_autocast = autocast.same_in_thread()
 
         def job() -> None:
             torch.set_num_threads(num_threads)  # of this thread
             try:
-                with torch.no_grad(), _on(device), compiling():
+                with torch.no_grad(), same_autocast, _on(device), compiling():
                     self._compiled = compile_it()
             except BaseException as error:  # raised where the function is called
                 self._error = error

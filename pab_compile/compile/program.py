@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -119,8 +118,7 @@ class CompiledProgram:
             label = None if self.roles.sees_all else (len(forward.visited) + 1, self._where())
             place.generation.record.late.labels[executor.identity] = label
         prompts, positions = self.roles.prompt_inputs, self.roles.weights
-        # A captured graph has its casts as ops. One that cannot be captured still needs autocast.
-        with nullcontext() if self.part is None else autocast.off():
+        with autocast.as_traced(self.part and self.part.graph_module):
             outputs = run_call(
                 executor, tensors, place, self.part, prompts, positions, self._marks_of
             )

@@ -94,7 +94,7 @@ class PlainProgram:
         if self.part is None:
             outputs = self._function(*args)
         else:
-            with dynamo.torchs_own_functions(), autocast.off():
+            with dynamo.torchs_own_functions(), autocast.as_traced(self.part.graph_module):
                 outputs = self._function(*tensors)
             outputs = written_back(self.part, tensors, outputs)
         forward.finish(self, tensors, outputs)

@@ -14,8 +14,9 @@ What autocast casts is not written down here. Every op of a region runs on fake 
 autocast and then with casts of its inputs made explicit. Both runs must dispatch the same ops on
 the same types. Otherwise the region is refused, as for an op that casts values inside of it.
 
-If the model is called under autocast, all ops are made explicit. The result is then traced, and
-runs, without autocast (``off``): a region that switches it off has ops that must not be cast.
+If the model is called under autocast as well, all ops are made explicit. The result is then traced,
+and runs, without autocast: a region that switches it off has ops that must not be cast. A graph
+without regions is traced, compiled and run under the autocast around it (``as_traced``).
 """
 
 from __future__ import annotations
@@ -56,9 +57,25 @@ def has_autocast(graph: fx.Graph) -> bool:
 
 
 def off() -> AbstractContextManager[Any]:
-    """Switch off the autocast that is on: a captured graph has its casts as ops."""
+    """Switch off the autocast that is on."""
     types = _types_around()
-    return _without_autocast(types) if types else nullcontext()
+    return _without(types) if types else nullcontext()
+
+
+def as_traced(captured: fx.GraphModule | None) -> AbstractContextManager[Any]:
+    """What a graph runs in: without autocast if its casts are ops.
+
+    Args:
+        captured: the captured graph; None for one that could not be captured.
+    """
+    has_casts = captured is not None and ir.has_explicit_casts(captured)
+    return off() if has_casts else nullcontext()
+
+
+def same_in_thread() -> AbstractContextManager[Any]:
+    """The autocast that is on now, to enter in another thread: each thread has its own."""
+    types = _types_around()
+    return _Contexts([torch.autocast(type_, torch.get_autocast_dtype(type_)) for type_ in types])
 
 
 def _types_around() -> tuple[str, ...]:
@@ -156,9 +173,9 @@ class _Explicit(fx.Interpreter):
             return str(self._open[-1].args[0]), self._open[-1].args[1]
         return self._around[-1], None
 
-    def _off(self) -> _without_autocast:
+    def _off(self) -> _Contexts:
         """Leave autocast for a while, around the graph too."""
-        return _without_autocast((*self._around, *(str(node.args[0]) for node in self._open)))
+        return _without((*self._around, *(str(node.args[0]) for node in self._open)))
 
     def _dispatched(self, node: fx.Node, given: Any, inputs: Sequence[torch.Tensor]) -> _Watch:
         """What an op dispatches."""
@@ -256,11 +273,16 @@ def _is_tensor(value: Any) -> bool:
     return isinstance(value, torch.Tensor)
 
 
-class _without_autocast:
+def _without(types: Sequence[str]) -> _Contexts:
     """Switches autocast off for types of devices."""
+    return _Contexts([torch.autocast(type_, enabled=False) for type_ in dict.fromkeys(types)])
 
-    def __init__(self, types: Sequence[str]) -> None:
-        self._contexts = [torch.autocast(type_, enabled=False) for type_ in dict.fromkeys(types)]
+
+class _Contexts:
+    """Several contexts of autocast at once."""
+
+    def __init__(self, contexts: Sequence[torch.autocast]) -> None:
+        self._contexts = contexts
 
     def __enter__(self) -> None:
         for context in self._contexts:

@@ -17,6 +17,7 @@ from pab_compile.passes.errors import NotTracedError
 from . import ir
 from .autocast import cast_explicitly, has_autocast
 from .autocast import off as autocast_off
+from .chosen_kernels import state_kernels
 from .constants import check_constants, is_fake
 from .folding import fold_mapped_constants
 from .fused import take_apart
@@ -69,6 +70,7 @@ def capture(
     refuse_shared_weights(args, inputs.wrapped)
     static_graph = with_constant_numbers(dynamo_graph, inputs, args)
     inline_calls(static_graph)
+    state_kernels(static_graph)
     fold_mapped_constants(static_graph)
     if inputs.wrapped:
         take_plain(static_graph, inputs.given_tensors(args))
@@ -77,6 +79,7 @@ def capture(
             static_graph = cast_explicitly(static_graph, fake(inputs.tensors(args)))
             with autocast_off():
                 captured = tracer(static_graph, inputs.tensors(args))
+            ir.set_explicit_casts(captured)
         else:
             captured = tracer(static_graph, inputs.tensors(args))
     except (RuntimeError, NotImplementedError) as error:

@@ -22,6 +22,7 @@ _EAGER = "pab_eager"
 _VOLATILE = "pab_volatile"
 _MADE = "pab_made"
 _MUTATED = "pab_mutated"
+_CASTS = "pab_casts"
 _BINDING = "pab_binding"
 _AXES = "pab_axes"
 _FUSED = "pab_fused"
@@ -208,10 +209,10 @@ def must_stay(node: fx.Node) -> bool:
 
 
 def is_foreign(node: fx.Node) -> bool:
-    """Whether the op is not one of torch's own, so that its computation is unknown."""
+    """Whether the op is neither torch's nor ours, so that its computation is unknown."""
     if isinstance(node.target, torch._ops.HigherOrderOperator):
         return True
-    return op_namespace(node) not in ("", "aten", "prims", "_c10d_functional")
+    return op_namespace(node) not in ("", "aten", "prims", "_c10d_functional", "pab_compile")
 
 
 def is_call(node: fx.Node, *names: str) -> bool:
@@ -314,6 +315,16 @@ def mutated_inputs(graph_module: fx.GraphModule) -> tuple[int, ...]:
 def set_mutated_inputs(graph_module: fx.GraphModule, positions: tuple[int, ...]) -> None:
     """Record which inputs a captured graph writes to."""
     graph_module.meta[_MUTATED] = positions
+
+
+def has_explicit_casts(graph_module: fx.GraphModule) -> bool:
+    """Whether the casts of autocast are ops of a captured graph, so that it runs without it."""
+    return bool(graph_module.meta.get(_CASTS))
+
+
+def set_explicit_casts(graph_module: fx.GraphModule) -> None:
+    """Record that the casts of autocast are ops of a captured graph."""
+    graph_module.meta[_CASTS] = True
 
 
 def binding(node: fx.Node) -> Any:

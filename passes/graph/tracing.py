@@ -1,8 +1,9 @@
 """Tracing: what torch traces with, and its fake tensors.
 
-This is one of four files that may use private torch APIs. The others are ``pab_compile/dynamo.py``,
-``pab_compile/known_numbers.py`` and ``pab_compile/compile/lower.py``. They import these APIs only
-on use, so that ``import pab_compile`` costs little.
+This is one of five files that may use private torch APIs. The others are
+``pab_compile/compile/lower.py``, ``pab_compile/dynamo.py``, ``known_numbers.py`` and
+``sdp_kernel.py`` beside it. They import these APIs only on use, so that ``import pab_compile``
+costs little.
 """
 
 from __future__ import annotations

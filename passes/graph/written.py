@@ -20,7 +20,7 @@ from . import ir
 from .constants import is_fake
 from .tracing import fake_mode, function_name, module_of
 
-_NAMESPACES = ("aten", "prims")
+_NAMESPACES = ("aten", "prims", "pab_compile")
 _MOST_CONSTANT_BYTES = 2**20
 _CONSTANTS: dict[str, Any] = {
     str(value): value

@@ -1,4 +1,4 @@
-"""Foreign models that read numbers from tensors which they made of numbers, such as sizes."""
+"""Foreign models that Dynamo follows for this backend only, or whose numbers it knows."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch.nn import functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from .base import Foreign
 from .broken import LoopInForward, ReadGrids, SharedFrequencies
@@ -55,9 +56,22 @@ class CutToLengths(GridsOfSizes):
         return attention.back(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
 
 
+class ChosenKernels(Foreign):
+    """Self-attention states its kernel, and cross-attention does so in the deprecated way."""
+
+    def self_attention(self, number: int, x: torch.Tensor) -> torch.Tensor:
+        with sdpa_kernel(SDPBackend.MATH):
+            return super().self_attention(number, x)
+
+    def cross_attention(self, number: int, x: torch.Tensor, text: torch.Tensor) -> torch.Tensor:
+        with torch.backends.cuda.sdp_kernel(enable_flash=False, enable_mem_efficient=False):
+            return super().cross_attention(number, x, text)
+
+
 KNOWN: dict[str, Callable[[], Foreign]] = {
     "grids of sizes": GridsOfSizes,
     "grids of sizes, a loop in the forward": LoopOverBlocks,
     "grids of sizes, one turn for all": OneTurnForAll,
     "keys are cut to lengths": CutToLengths,
+    "kernels are chosen": ChosenKernels,
 }

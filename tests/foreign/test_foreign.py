@@ -54,7 +54,9 @@ def tensors(outputs: Any) -> list[torch.Tensor]:
     "gradients are switched",
     "grids of sizes, a loop in the forward",
     "keys are cut to lengths",
+    "kernels are chosen",
 )
+@pytest.mark.filterwarnings("ignore:`torch.backends.cuda.sdp_kernel")
 @pytest.mark.parametrize("make", EVERY)
 def test_kinds_are_found_and_reuse_is_what_the_model_repeats_itself(
     make: Callable[[], Foreign],

@@ -1,4 +1,4 @@
-"""Autocast around the calls, and switched inside the forward as well."""
+"""Autocast around the calls, alone or together with regions inside of the forward."""
 
 from __future__ import annotations
 
@@ -11,6 +11,9 @@ import pab_compile
 from foreign.base import RANGES, Foreign, as_oracle
 from foreign.test_foreign import NUM_STEPS, build, inputs_of
 from helpers.latte import assert_different, assert_same
+from pab_compile.compile.background import wait_for_background
+
+EAGER = {"inner": "eager"}
 
 
 class Switched(Foreign):
@@ -44,3 +47,21 @@ def test_both_together_cast_as_eager_does(ranges: dict[str, int]) -> None:
             assert_different(plain, model(**inputs))
         else:
             assert_same(actual, expected, tolerance=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("options", [EAGER, {}, {"warm": "background"}])
+def test_around_the_calls_it_casts_as_in_the_inner_compiler(
+    dtype: torch.dtype, options: dict[str, str]
+) -> None:
+    """Each thread has its own autocast, also the one that compiles in the background."""
+    model = build(Foreign, dtype)
+    compiled: Any = torch.compile(model, backend="pab", options={"ranges": {}, **options})
+    stock: Any = torch.compile(model, backend=options.get("inner", "inductor"))
+    inputs = inputs_of(model, 0, dtype)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        compiled(**inputs)
+        wait_for_background()
+        actual, expected = compiled(**inputs), stock(**inputs)
+    assert actual.dtype == expected.dtype == torch.bfloat16
+    assert torch.equal(actual, expected)

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from torch import fx
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from pab_compile.dynamo import trace_once
 from pab_compile.passes.graph import ir
@@ -43,7 +44,8 @@ class Block(torch.nn.Module):
 
     def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         q, k, v = self.project(self.norm(x)).chunk(3, dim=-1)
-        x = x + torch.nn.functional.scaled_dot_product_attention(q, k, v, scale=0.3)
+        with sdpa_kernel(SDPBackend.MATH):
+            x = x + torch.nn.functional.scaled_dot_product_attention(q, k, v, scale=0.3)
         table = torch.tensor([0.5, float("inf")])[:1] * torch.arange(8)
         return x[:, 1:].to(torch.bfloat16), (x * table).transpose(1, 2)
 
@@ -73,6 +75,7 @@ def test_the_capture_of_what_was_read_is_the_capture() -> None:
     graph, args, _ = traced()
     expected = capture(graph, args)
     found = capture(graph, args, lambda *given: read(write(trace(*given))))
+    assert "kernels=['MATH']" in format_graph(expected)
     assert format_graph(found) == format_graph(expected)
     assert list(map(ir.source, ir.placeholders(found.graph))) == list(
         map(ir.source, ir.placeholders(expected.graph))

@@ -1,0 +1,50 @@
+"""Dynamo follows the deprecated way to choose kernels, for this backend only."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import fx
+from torch.nn.functional import scaled_dot_product_attention
+
+from pab_compile.sdp_kernel import traces_sdp_kernel
+
+pytestmark = pytest.mark.filterwarnings("ignore:`torch.backends.cuda.sdp_kernel")
+
+
+def attention(x: torch.Tensor) -> torch.Tensor:
+    with torch.backends.cuda.sdp_kernel(False, enable_mem_efficient=False):
+        return scaled_dot_product_attention(x, x, x)
+
+
+def graphs_of(is_marked: bool) -> list[fx.GraphModule]:
+    """What a backend gets."""
+    graphs: list[fx.GraphModule] = []
+
+    def backend(graph_module: fx.GraphModule, _: Any) -> Callable[..., Any]:
+        graphs.append(graph_module)
+        return graph_module.forward
+
+    if is_marked:
+        traces_sdp_kernel(backend)
+    x = torch.randn(1, 2, 40, 8)
+    torch._dynamo.reset()
+    assert torch.equal(torch.compile(attention, backend=backend)(x), attention(x))
+    return graphs
+
+
+def test_the_graph_has_the_kernels_that_it_allows() -> None:
+    (graph_module,) = graphs_of(is_marked=True)
+    regions = [n for n in graph_module.graph.nodes if "_sdpa_kernel" in str(n.target)]
+    allowed: Any = regions[0].args[0]
+    assert {name.args[0] for name in allowed} == {"MATH", "CUDNN_ATTENTION"}
+    assert len(regions) == 2
+
+
+def test_other_backends_see_no_difference() -> None:
+    graphs_of(is_marked=True)
+    regions = [n for g in graphs_of(is_marked=False) for n in g.graph.nodes if "sdp" in n.name]
+    assert not regions
