@@ -12,6 +12,7 @@ from pab_compile.passes.sites.site import KINDS
 
 from .dynamo import known_backends
 from .plans.hints import near_miss, preset_meant
+from .plans.levels import LEVELS
 from .plans.plan import MAX_ORDER
 from .plans.presets import PRESETS
 
@@ -72,6 +73,21 @@ def check_ranges(ranges: Any) -> None:
                 f"ranges[{kind!r}]={value!r}: a range is an integer of at least 1 "
                 "(1 computes at every step, n at every n-th)."
             )
+
+
+def check_plan_name(plan: str) -> None:
+    """Refuse the name of a preset or a level where the path of a plan file is asked for.
+
+    Raises:
+        OptionError: it is such a name.
+    """
+    if plan in PRESETS:
+        raise OptionError(
+            f"plan={plan!r} names a preset, and plan is a function, the path of a plan file, or "
+            f'what tune returned. Give ranges="{plan}" instead.'
+        )
+    if plan in LEVELS:
+        raise OptionError(f"plan={plan!r} is no plan.{preset_meant(plan)}")
 
 
 def check_window(window: Any) -> None:

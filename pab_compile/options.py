@@ -21,6 +21,7 @@ from .option_values import (
     check_axes,
     check_choice,
     check_inner,
+    check_plan_name,
     check_predict,
     check_ranges,
     check_window,
@@ -341,6 +342,8 @@ def _check_plan(parsed: Options, given: Mapping[str, Any]) -> None:
             "plan is a callable, the path of a plan file, or what tune returned; got "
             f"{parsed.plan!r}."
         )
+    if isinstance(parsed.plan, str) and not Path(parsed.plan).exists():
+        check_plan_name(parsed.plan)
     clash = [name for name in ("ranges", "window", "predict") if name in given]
     if clash:
         raise OptionError(

@@ -196,6 +196,8 @@ OPTIONS: dict[str, Any] = {
     "percent as a window": {"window": (15.0, 85.0)},
     "a plan and ranges": {"plan": "plan.json", "ranges": "latte"},
     "a plan file that is not there": {"plan": "plan.json"},
+    "a preset as a plan": {"plan": "linear3"},
+    "a level as a plan": {"plan": "balanced"},
     "a misspelt inner compiler": {"inner": "inductr"},
     "long words as axes": {"axes": {"latents": "batch channels frames height width"}},
     "axes without spaces": {"axes": {"latents": "bcthw"}},
