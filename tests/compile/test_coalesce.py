@@ -91,7 +91,7 @@ def test_open_sora_equals_its_oracle() -> None:
         ("cogvideox", "gated", [(4, 1)]),
         ("wan", "branch", [(6, 1)]),
         ("flux", "gated", [(6, 1)]),
-        ("flux", "branch", [(7, 1)]),
+        ("flux", "branch", [(8, 1)]),
     ],
 )
 def test_two_lanes_of_other_models_equal_their_oracle(

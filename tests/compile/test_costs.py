@@ -112,7 +112,7 @@ def test_nothing_is_recompiled_after_the_first_generation(
 
 
 @pytest.mark.long
-def test_a_graph_with_dynamic_sizes_is_compiled_once_per_size(
+def test_a_graph_with_dynamic_sizes_is_compiled_for_one_size_and_for_all_others(
     model: LatteTransformer3DModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from pab_compile import backend
@@ -131,7 +131,7 @@ def test_a_graph_with_dynamic_sizes_is_compiled_once_per_size(
     for batch in (1, 2, 3, 2, 3):
         prompt = draw_prompt(batch=batch)
         Loop(calls_of(compiled), ddim_timesteps(6), draw_latents(batch=batch), prompt).run()
-    assert sorted(compilations.values()) == [1, 1, 1]
+    assert list(compilations.values()) == [1, 1]
 
 
 @pytest.mark.sample("two calls-rule3")
