@@ -8,7 +8,6 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from typing import Any
 
-import torch
 from torch import fx
 
 from pab_compile.errors import InvariantError, PabError, UnsupportedModelError
@@ -24,6 +23,7 @@ from pab_compile.passes.sites.site import OUTPUT
 
 from .calibration.observe import current_observer
 from .compile.build import compile_program, plain_program
+from .compile.call_checks import check_gradients, check_other_caches, defect
 from .compile.call_roles import roles_of_call
 from .compile.collecting import collector_paused
 from .compile.compile_log import CompileLog
@@ -40,7 +40,6 @@ from .compile.runnable import Runnable
 from .compile.settings import Settings
 from .compile.whole_forward import WholeForward
 from .dynamo import compiling, model_calls
-from .errors import GradModeError
 from .forecast.auto import with_chosen_split
 from .known_numbers import reads_known_numbers, state_sizes
 from .options import BACKGROUND, GivenOptions, parse_options
@@ -281,7 +280,7 @@ class CompiledGraph:
         peers_of(  # raises if they are not there
             options.mesh, options.sequence_parallel, options.batch_mesh, options.batch_parallel
         )
-        _check_gradients(request.args)
+        check_gradients(request.args)
         calls = model_calls()
         self._model_fit.of(settings.plan_now, calls[0].module if calls else None)
         settings.compiler.warm_up(request.args)
@@ -289,7 +288,7 @@ class CompiledGraph:
         refused: UnsupportedModelError | InvariantError | None
         try:
             check_no_pipeline(calls)
-            _check_other_caches()
+            check_other_caches(calls)
         except UnsupportedModelError as error:
             self._refuse(error, stacklevel=7)
             return plain_program(request, settings, str(error))
@@ -307,7 +306,7 @@ class CompiledGraph:
         except PabError:
             raise
         except Exception as error:
-            refused = _defect(error)
+            refused = defect(error)
             refused.__cause__ = error
         refused = offered(refused, takes_request(request, settings))
         self._refuse(refused, stacklevel=7)
@@ -383,34 +382,3 @@ def _keep_fingerprint(program: Runnable, fingerprint: str) -> None:
     """Keep what all ranks compiled alike, for a rank that compiles it once more."""
     if isinstance(program, CompiledProgram) and program.together is not None:
         program.together.fingerprint = fingerprint
-
-
-def _check_other_caches() -> None:
-    """Refuse a model that diffusers lets reuse outputs too (``enable_cache``)."""
-    for module in (call.module for call in model_calls()):
-        if getattr(module, "is_cache_enabled", False):
-            name = type(getattr(module, "_cache_config", None)).__name__
-            raise UnsupportedModelError(
-                f"The model already has a cache ({name}), which reuses outputs as this backend "
-                "does. Call disable_cache() on the model, or compile it with another backend."
-            )
-
-
-def _defect(error: Exception) -> InvariantError:
-    """The error for a failure that this library did not foresee."""
-    words = f"{type(error).__name__}: {error}".strip().splitlines()[0]
-    return InvariantError(
-        f"The compilation failed ({words}). This is a defect of pab_compile, not of the model. "
-        'options={"on_unsupported": "passthrough"} compiles the model without reuse.'
-    )
-
-
-def _check_gradients(args: Sequence[Any]) -> None:
-    """Refuse a call that needs gradients."""
-    tensors = (arg for arg in args if isinstance(arg, torch.Tensor))
-    if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors):
-        raise GradModeError(
-            "The model was called with gradients enabled, and inputs or weights require them. "
-            "Reused outputs have no gradient. Call the model under torch.no_grad() or "
-            "torch.inference_mode(), or freeze the weights with model.requires_grad_(False)."
-        )
