@@ -10,7 +10,6 @@ import pytest
 import torch
 
 import pab_compile
-from pab_compile.runtime.tracker import Tracker
 
 from .model import drawn
 from .session import OPTIONS, Session, WrongReuse
@@ -73,16 +72,19 @@ def test_two_threads_do_not_mix(compiled: Any) -> None:
 # The oracle finds what is wrong.
 
 
-@pytest.mark.long
-def test_a_rule_that_believes_every_call_is_found_out(
-    compiled: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def believing(tracker: Tracker, callers: Any) -> Any:
-        return tracker.generation if tracker.generation and not tracker.generation.closed else None
+@pytest.mark.parametrize("calls_ago", [1, 20])
+def test_outputs_of_another_lane_or_video_are_found_out(calls_ago: int) -> None:
+    model = drawn()
+    given: list[tuple[torch.Tensor, ...]] = []
 
-    monkeypatch.setattr(Tracker, "_of_callers", believing)
+    def mixed(latents: torch.Tensor, *others: torch.Tensor) -> torch.Tensor:
+        given.append((latents, *others))
+        timestep, prompt = others
+        before = given[-1 - calls_ago :][0]
+        return latents + model.own(latents, timestep) + model.other(before[0], before[1], prompt)
+
     with pytest.raises(WrongReuse, match="foreign"):
-        run(compiled, range(40))
+        Session(model, mixed, seed=1).run(PER_SESSION)
 
 
 def test_the_parts_of_the_model_are_its_output() -> None:
