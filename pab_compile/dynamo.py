@@ -1,11 +1,12 @@
 """What this library needs of Dynamo and Inductor besides compiling: locks, stack and caches.
 
-Four files may use private torch APIs: this one, ``passes/graph/tracing.py``, ``compile/lower.py``
-and ``known_numbers.py``.
+Five files may use private torch APIs: this one, ``passes/graph/tracing.py``, ``compile/lower.py``,
+``known_numbers.py`` and ``sdp_kernel.py``.
 """
 
 from __future__ import annotations
 
+import functools
 import inspect
 import os
 import sys
@@ -119,6 +120,16 @@ def trace_once(
         torch.compile(traced, backend=reads_known_numbers(backend), dynamic=False)(*args, **kwargs)
     finally:
         reset_code(traced.__code__)
+
+
+def forget(function: Callable[..., Any]) -> None:
+    """Drop all that Dynamo compiled of a function, so that it does not count against its limit."""
+    from torch._dynamo.eval_frame import reset_code
+
+    while isinstance(function, functools.partial):
+        function = function.func
+    if (code := getattr(function, "__code__", None)) is not None:
+        reset_code(code)
 
 
 @dataclass(frozen=True, eq=False)

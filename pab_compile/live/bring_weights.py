@@ -20,7 +20,7 @@ from typing import Any, cast
 
 import torch
 
-from pab_compile.dynamo import with_weights
+from pab_compile.dynamo import forget, with_weights
 from pab_compile.runtime.layer_hooks import (
     CASTING,
     FROM_DISK,
@@ -61,6 +61,8 @@ def bring_weights(model: torch.nn.Module, undo: ExitStack) -> None:
     if any(hook.feature == GROUPS for hook in found):
         for layer in model.modules():
             _silence(layer, undo)
+    if found:  # without enable, each layer's call may have been compiled by itself
+        forget(model.forward)
 
 
 @dataclass(frozen=True)
