@@ -13,7 +13,7 @@ import torch
 
 from pab_compile.live.enable import enable
 from pab_compile.options import read_options
-from pab_compile.report.compare_page import HEADINGS, Compared, compare_page, without_reuse
+from pab_compile.report.compare_page import Compared, columns, compare_page
 from pab_compile.report.table import table_lines
 from pab_compile.tuning.score import Score, psnr
 
@@ -34,7 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="a level, a preset or a plan file; may be repeated (default: all levels)",
     )
     parser.add_argument("--options", default=None, help="other options of the backend, as JSON")
-    parser.add_argument("--steps", type=int, default=30, help="of a generation")
+    parser.add_argument("--steps", type=source.at_least_one, default=30, help="of a generation")
     parser.add_argument("-o", "--output", type=Path, help="also write a page with the results")
 
 
@@ -53,7 +53,7 @@ def run(given: argparse.Namespace) -> int:
         progress(f"plan {name}")
         handle.set(name)
         results, seconds = _results(chosen, given.steps)
-        stats = handle.stats().values()
+        stats = list(handle.stats().values())
         score, similar = _score(chosen, results, references)
         rows.append(
             Compared(
@@ -67,6 +67,7 @@ def run(given: argparse.Namespace) -> int:
                 ssim=similar,
                 reused=statistics.fmean(one.reused_share for one in stats),
                 cache_bytes=sum(one.peak_cache_bytes for one in stats),
+                options=dict(stats[0].options),
             )
         )
         videos |= _videos(chosen, name, results, given)
@@ -119,5 +120,5 @@ def _score(
 
 
 def _lines(rows: Sequence[Compared], without: float) -> list[str]:
-    table = [without_reuse(without), *(row.cells() for row in rows)]
-    return table_lines(HEADINGS, table, num_left=1, width=80)
+    headings, table = columns(without, rows)
+    return table_lines(headings, table, num_left=1, width=80)

@@ -26,7 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments of the command."""
     source.add_arguments(parser)
     plans.add_arguments(parser)
-    parser.add_argument("--steps", type=int, default=30, help="of a generation")
+    parser.add_argument("--steps", type=source.at_least_one, default=30, help="of a generation")
     parser.add_argument("-o", "--output", type=Path, default=Path("report.html"), help="the page")
     parser.add_argument(
         "--baseline", action="store_true", help="also run without reuse, for speed and quality"

@@ -95,6 +95,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--prompts", type=Path, metavar="FILE", help="a text file, one per line")
 
 
+def at_least_one(text: str) -> int:
+    """A number of steps, for argparse."""
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{text} is too few: give 1 or more")
+    return number
+
+
 def source_of(given: argparse.Namespace) -> Source:
     """The source that the arguments name.
 

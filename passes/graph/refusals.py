@@ -31,6 +31,29 @@ def refuse_other_memory(dynamo_graph: fx.GraphModule) -> None:
             )
 
 
+def refuse_loops(dynamo_graph: fx.GraphModule) -> None:
+    """Raise an error if the forward runs a loop whose length depends on values.
+
+    The trace has no symbols for what such a loop computes.
+    """
+    for node in dynamo_graph.graph.nodes:
+        if node.op == "call_function" and ir.op_name(node) == "while_loop":
+            raise NotTracedError(
+                "The model runs torch.while_loop "
+                f"({source_line(node) or 'source unknown'}). How often it runs depends on values, "
+                "so it is no plain op, and this graph is not analysed. Write a loop of fixed "
+                "length, or run the loop before the call of the model."
+            )
+
+
+def mapped_line(dynamo_graph: fx.GraphModule) -> str:
+    """Where the forward calls ``torch.vmap``, or ``""``."""
+    for node in dynamo_graph.graph.nodes:
+        if node.op == "call_function" and "vmap_increment_nesting" in ir.op_name(node):
+            return source_line(node) or "source unknown"
+    return ""
+
+
 def refuse_shared_weights(args: Iterable[Any], wrapped: Mapping[int, str]) -> None:
     """Raise an error if ranks share single tensors of a model, as tensor parallelism does.
 
