@@ -84,10 +84,9 @@ def capture(
         else:
             captured = tracer(static_graph, inputs.tensors(args))
     except (RuntimeError, NotImplementedError) as error:
-        raise NotTracedError(
-            f"The graph could not be captured: {str(error).splitlines()[0]}. "
-            + _why_not_captured(inputs, mapped_line(static_graph))
-        ) from error
+        why = _why_not_captured(inputs, mapped_line(static_graph))
+        said = str(error).splitlines()[0].rstrip(".")
+        raise NotTracedError(f"The graph could not be captured: {said}. {why}") from error
     named = zip(ir.placeholders(captured.graph), inputs.sources, inputs.holders, strict=True)
     for node, (name, constant), holders in named:
         ir.set_source(node, name)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+import torch
 from torch import fx
 
 from pab_compile.passes.errors import NotTracedError
@@ -13,6 +15,7 @@ from . import ir
 from .origin import source_line
 from .wrapped import mesh_of
 
+_TORCH = os.path.join(os.path.dirname(torch.__file__), "")
 _OTHER_MEMORY = ("set_", "shallow_copy_data_")
 
 
@@ -50,7 +53,7 @@ def mapped_line(dynamo_graph: fx.GraphModule) -> str:
     """Where the forward calls ``torch.vmap``, or ``""``."""
     for node in dynamo_graph.graph.nodes:
         if node.op == "call_function" and "vmap_increment_nesting" in ir.op_name(node):
-            return source_line(node) or "source unknown"
+            return source_line(node, outside=_TORCH) or "source unknown"
     return ""
 
 

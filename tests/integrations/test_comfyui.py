@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import inspect
 import logging
@@ -163,6 +164,48 @@ def test_hooks_of_prompts_that_appear_later_are_announced(
     assert announced == []
     weights.called({"uuids": ["c"], "sigmas": sigmas[1]}, None)
     assert announced == [True]
+
+
+def test_calls_of_windows_and_prompts_are_told_apart(
+    nodes: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = importlib.import_module("pab_nodes.calls")
+    told: list[Any] = []
+
+    @contextlib.contextmanager
+    def stated(*step: Any) -> Iterator[None]:
+        told.append(step or "apart")
+        yield
+
+    said: list[str] = []
+    monkeypatch.setattr(pab_compile, "step", stated)
+    monkeypatch.setattr(pab_compile, "generation", stated)
+    monkeypatch.setattr(logging, "warning", said.append)
+    named = calls.NamedCalls([1.0, 0.5])
+    for sigma, frames, prompt in (
+        (1.0, [0, 1], "a"),
+        (1.0, [1, 2], "a"),
+        (0.5, [1, 2], "a"),
+        (0.5, [0, 1], "b"),
+        (0.5, [0, 1], "a"),
+        (0.5, [2, 0], "a"),  # it moved
+    ):
+        window = SimpleNamespace(index_list=frames)
+        options = {"sigmas": torch.tensor([sigma]), "uuids": [prompt], "context_window": window}
+        with named.around(options):
+            pass
+    lanes = [
+        (0, 2, "call 0"),
+        (0, 2, "call 1"),
+        (1, 2, "call 1"),
+        (1, 2, "call 2"),
+        (1, 2, "call 0"),
+    ]
+    assert told == [*lanes, "apart"]
+    assert len(said) == 1
+    assert calls.need_names(SimpleNamespace(conds={"positive": [{"hooks": object()}]}), {})
+    assert calls.need_names(SimpleNamespace(), {"model_options": {"context_handler": object()}})
+    assert not calls.need_names(SimpleNamespace(conds={"positive": [{}], "negative": None}), {})
 
 
 def test_an_attention_that_dynamo_cannot_trace_is_refused_where_parts_are_reused(

@@ -297,31 +297,31 @@ def test_prompts_that_differ_in_their_hooks_alone_reuse_their_own_outputs(
     check(patcher, patched(patcher), positive=both, cfg=1.0)
 
 
-@pytest.mark.parametrize("sigma", [2.0, 0.2])
-def test_a_controlnet_acts_at_every_step(nodes: ModuleType, sigma: float) -> None:
-    """Also at those that reuse everything else: it begins at a sigma, perhaps at the last step."""
+@pytest.mark.parametrize("first", [0, 7])
+def test_a_controlnet_acts_at_every_step(nodes: ModuleType, first: int) -> None:
+    """Also at those that reuse everything else: it may begin at the last of 8 steps."""
     import comfy.controlnet
 
     class Control(comfy.controlnet.ControlBase):
-        def __init__(self, begins: float) -> None:
+        def __init__(self, first: int) -> None:
             super().__init__()
-            self.begins, self.steps = begins, 0
+            self.first, self.step = first, 0
+
+        def pre_run(self, *_: Any) -> None:
+            self.step = 0
 
         def get_control(self, x: Any, t: Any, cond: Any, *_: Any) -> dict[str, list[Any]]:
-            self.steps += int(float(t[0]) <= self.begins)
-            added = torch.full((1, 1, 1), 0.5 * (float(t[0]) <= self.begins))
+            added = torch.full((1, 1, 1), 0.5 * (self.step >= self.first))
+            self.step += 1
             return {"input": [added], "output": [added]}
 
-    def controlled(begins: float) -> tuple[Any, Control]:
-        control = Control(begins)
+    def controlled(first: int) -> Any:
         tokens, entries = real_comfy.prompt("Flux")[0]
-        return [[tokens, {**entries, "control": control}]], control
+        return [[tokens, {**entries, "control": Control(first)}]]
 
     patcher = real_comfy.patcher("Flux")
-    positive, control = controlled(sigma)
-    how: dict[str, Any] = {"positive": positive, "cfg": 1.0}
+    how: dict[str, Any] = {"positive": controlled(first), "cfg": 1.0}
     plain = real_comfy.sample(patcher, "Flux", **how)
-    assert control.steps == (8 if sigma > 1 else 1)
     off = real_comfy.sample(patched(patcher, ranges={}), "Flux", **how)
     torch.testing.assert_close(off, plain)
     model = patched(patcher, ranges="linear3")
@@ -329,7 +329,7 @@ def test_a_controlnet_acts_at_every_step(nodes: ModuleType, sigma: float) -> Non
     stats = stats_of(patcher)
     assert sum(stats.reused.values()) > sum(stats.computed.values())
     assert stats.notes == ()
-    never = real_comfy.sample(model, "Flux", positive=controlled(-1.0)[0], cfg=1.0)
+    never = real_comfy.sample(model, "Flux", positive=controlled(8), cfg=1.0)
     assert not torch.equal(found, never)
     assert torch.equal(real_comfy.sample(model, "Flux", **how), found)
 
