@@ -150,14 +150,15 @@ def sample(
         }
         return Executor(apply, model, inside)(x, sigma, None, None, None, options)
 
-    def run(guider: Any, sigmas: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
+    def run(guider: Any, sigmas: torch.Tensor, extra_args: Any, noise: Any) -> torch.Tensor:
         return sampler(denoise, noise, sigmas)
 
     noise = torch.randn(2, 4, 3, 2, 5, generator=torch.Generator().manual_seed(1))
     around = patcher.all_wrappers(WrappersMP.SAMPLER_SAMPLE)
     ksampler = SimpleNamespace(sampler_function=sampler)
     with torch.inference_mode():
-        return Executor(run, ksampler, around)(guider, sigmas, noise)
+        extra = {"model_options": patcher.model_options}
+        return Executor(run, ksampler, around)(guider, sigmas, extra, noise)
 
 
 def attention_pytorch() -> None:

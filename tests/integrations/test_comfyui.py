@@ -251,7 +251,8 @@ for name in ("clone", "get_model_object", "add_wrapper_with_key", "remove_wrappe
 parameters = inspect.signature(set_torch_compile_wrapper).parameters
 assert {"model", "backend", "options", "keys"} <= set(parameters)
 assert "sampler_function" in inspect.signature(KSAMPLER.__init__).parameters
-assert list(inspect.signature(KSAMPLER.sample).parameters)[1:3] == ["model_wrap", "sigmas"]
+names = list(inspect.signature(KSAMPLER.sample).parameters)
+assert names[1:4] == ["model_wrap", "sigmas", "extra_args"], names
 executor = WrapperExecutor.new_class_executor(max, "owner", [lambda e, *a: (e.class_obj, e(*a))])
 assert executor.execute(1, 2) == ("owner", 2)
 assert folder_paths.get_output_directory()

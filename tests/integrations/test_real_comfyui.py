@@ -299,7 +299,7 @@ def test_prompts_that_differ_in_their_hooks_alone_reuse_their_own_outputs(
 
 @pytest.mark.parametrize("first", [0, 7])
 def test_a_controlnet_acts_at_every_step(nodes: ModuleType, first: int) -> None:
-    """Also at those that reuse everything else: it may begin at the last of 8 steps."""
+    """Also at those that reuse: it adds something else at every step, or begins at the last."""
     import comfy.controlnet
 
     class Control(comfy.controlnet.ControlBase):
@@ -311,7 +311,7 @@ def test_a_controlnet_acts_at_every_step(nodes: ModuleType, first: int) -> None:
             self.step = 0
 
         def get_control(self, x: Any, t: Any, cond: Any, *_: Any) -> dict[str, list[Any]]:
-            added = torch.full((1, 1, 1), 0.5 * (self.step >= self.first))
+            added = torch.full((1, 1, 1), (self.step >= self.first) * 0.1 * (1 + self.step))
             self.step += 1
             return {"input": [added], "output": [added]}
 
@@ -326,9 +326,7 @@ def test_a_controlnet_acts_at_every_step(nodes: ModuleType, first: int) -> None:
     torch.testing.assert_close(off, plain)
     model = patched(patcher, ranges="linear3")
     found = real_comfy.sample(model, "Flux", **how)
-    stats = stats_of(patcher)
-    assert sum(stats.reused.values()) > sum(stats.computed.values())
-    assert stats.notes == ()
+    assert sum(stats_of(patcher).reused.values()) > 0
     never = real_comfy.sample(model, "Flux", positive=controlled(8), cfg=1.0)
     assert not torch.equal(found, never)
     assert torch.equal(real_comfy.sample(model, "Flux", **how), found)
