@@ -181,7 +181,7 @@ def sample_heun(model: Any, x: torch.Tensor, sigmas: torch.Tensor) -> torch.Tens
 
 
 def install(patch: pytest.MonkeyPatch, outputs: Path) -> None:
-    """Put the fake in the place of ComfyUI's modules."""
+    """Put the fake in the place of ComfyUI's modules. Its folder for outputs is not made yet."""
     modules = {
         "comfy": {},
         "comfy.ldm": {},
@@ -189,7 +189,7 @@ def install(patch: pytest.MonkeyPatch, outputs: Path) -> None:
         "comfy.patcher_extension": {"WrappersMP": WrappersMP},
         "comfy_api": {},
         "comfy_api.torch_helpers": {"set_torch_compile_wrapper": set_torch_compile_wrapper},
-        "folder_paths": {"get_output_directory": lambda: str(outputs)},
+        "folder_paths": {"get_output_directory": lambda: str(outputs / "output")},
     }
     for name, content in modules.items():
         module = ModuleType(name)

@@ -63,7 +63,7 @@ def test_a_sampler_reuses_in_its_first_generation_and_says_so(
     report = nodes.NODE_CLASS_MAPPINGS["PABReport"]()
     said = report.report(model, {"samples": first}, "../my run")
     assert "12 steps" in said["result"][0]
-    assert "my run" in (tmp_path / "my run.html").read_text()
+    assert "my run" in (tmp_path / "output" / "my run.html").read_text()
 
 
 def test_a_level_that_is_off_changes_nothing(nodes: ModuleType) -> None:
