@@ -49,6 +49,7 @@ if TYPE_CHECKING:
     from .machine import Link, Machine
     from .options import Options
     from .plans.schedule import Schedule
+    from .report.comparison import Comparison
     from .report.explanation import Explanation, SiteReport
     from .report.run_stats import RunStats
     from .runtime.last_runs import stats
@@ -60,6 +61,7 @@ if TYPE_CHECKING:
     from .traffic.scaling import Scaling, scaling
     from .traffic.splits import splits
     from .traffic.wire_cost import wire_cost
+    from .tuning.comparing import compare
     from .tuning.tune import tune
     from .tuning.tuned import Tuned
 
@@ -93,6 +95,8 @@ _MODULES = {
     # tune
     "tune": "tuning.tune",
     "Tuned": "tuning.tuned",
+    "compare": "tuning.comparing",
+    "Comparison": "report.comparison",
     "observe": "calibration.observe",
     "Observation": "calibration.observation",
     "load_observation": "calibration.observation",
@@ -148,6 +152,8 @@ __all__ = [
     # tune
     "tune",
     "Tuned",
+    "compare",
+    "Comparison",
     "observe",
     "Observation",
     "load_observation",

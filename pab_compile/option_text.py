@@ -31,6 +31,8 @@ def read_text(given: str | Path) -> dict[str, Any]:
         where, is_yaml = f"The options file {text!r}", text.endswith(YAML_ENDS)
         try:
             text = Path(given).read_text(encoding="utf-8")
+        except FileNotFoundError as error:
+            raise OptionError(f"{where} does not exist.") from error
         except (OSError, ValueError) as error:
             raise OptionError(f"{where} cannot be read: {error}") from error
     kind = "YAML" if is_yaml else "JSON"

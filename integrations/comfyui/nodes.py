@@ -86,6 +86,7 @@ class PABReport:
 
         stats = pab_compile.stats(model.get_model_object(MODULE))
         path = Path(folder_paths.get_output_directory()) / f"{Path(name).name}.html"
+        path.parent.mkdir(parents=True, exist_ok=True)  # a new ComfyUI has no such folder
         stats.to_html(path, title=name)
         text = f"{stats}\nwrote {path}"
         return {"ui": {"text": [text]}, "result": (text,)}

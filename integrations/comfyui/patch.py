@@ -6,6 +6,7 @@ workflows act on the module inside, as without compilation.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import itertools
 import logging
@@ -15,6 +16,8 @@ from contextvars import ContextVar
 from typing import Any
 
 import pab_compile
+
+from .calls import NamedCalls, need_names
 
 KEY = "pab"
 MODULE = "diffusion_model"
@@ -110,13 +113,18 @@ def in_generation(
     is_uncompiled = reuses_parts and are_made_at_calls(getattr(guider.inner_model, MODULE))
     if is_uncompiled:
         logging.warning(_UNCOMPILED)
+    names = None
+    if timesteps is not None and need_names(guider, args[0] if args else {}):
+        names = NamedCalls([float(sigma) for sigma in sigmas[:-1]])
     tokens = _hooks.set(HookedWeights()), _uncompiled.set(is_uncompiled)
+    named = _names.set(names)
     try:
         with pab_compile.generation(timesteps=timesteps):
             return executor(guider, sigmas, *args, **kwargs)
     finally:
         _hooks.reset(tokens[0])
         _uncompiled.reset(tokens[1])
+        _names.reset(named)
 
 
 def are_made_at_calls(module: Any) -> bool:
@@ -158,7 +166,9 @@ def call_model(
     if (weights := _hooks.get()) is not None:
         weights.called(options, getattr(patcher, "current_hooks", None))
     inside = without_callers(options, WrappersMP.DIFFUSION_MODEL)
-    with _uncompiled_module(executor.class_obj):
+    names = _names.get()
+    named = contextlib.nullcontext() if names is None else names.around(options)
+    with named, _uncompiled_module(executor.class_obj):
         return executor(x, t, c_concat, c_crossattn, control, inside, **kwargs)
 
 
@@ -227,4 +237,5 @@ def _strength(hook: Any) -> float:
 
 
 _uncompiled: ContextVar[bool] = ContextVar("uncompiled", default=False)
+_names: ContextVar[NamedCalls | None] = ContextVar("names", default=None)
 _hooks: ContextVar[HookedWeights | None] = ContextVar("hooks", default=None)

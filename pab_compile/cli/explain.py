@@ -18,7 +18,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments of the command."""
     source.add_arguments(parser)
     plans.add_arguments(parser)
-    parser.add_argument("--steps", type=int, default=2, help="of the generation that is looked at")
+    parser.add_argument(
+        "--steps", type=source.at_least_one, default=2, help="of the generation that is looked at"
+    )
 
 
 def run(given: argparse.Namespace) -> int:

@@ -6,6 +6,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 from importlib import import_module
+from importlib.metadata import PackageNotFoundError, version
 from types import ModuleType
 
 from . import exits
@@ -31,7 +32,8 @@ def parser() -> argparse.ArgumentParser:
         prog="pab", description="Pyramid Attention Broadcast for diffusion transformers."
     )
     made.epilog = _EPILOG
-    commands = made.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    made.add_argument("--version", action="version", version=f"pab_compile {_version()}")
+    commands = made.add_subparsers(dest="command", metavar="COMMAND")
     for name, about in COMMANDS.items():
         command = commands.add_parser(name, help=about, description=about, epilog=_EPILOG)
         command.add_argument("--json", action="store_true", help="print one JSON object")
@@ -49,7 +51,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         The exit code (``exits``).
     """
-    given = parser().parse_args(arguments)
+    asked = parser()
+    given = asked.parse_args(arguments)
+    if given.command is None:
+        asked.print_help(sys.stderr)
+        return exits.USAGE
     log_to_terminal(given.quiet)
     from pab_compile.errors import PabError
 
@@ -64,6 +70,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print(f"pab {given.command}: interrupted", file=sys.stderr)
         return exits.INTERRUPTED
+
+
+def _version() -> str:
+    try:
+        return version("pab_compile")
+    except PackageNotFoundError:
+        return "of unknown version"
 
 
 def _module(command: str) -> ModuleType:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import sys
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -25,6 +26,12 @@ def log_to_terminal(is_quiet: bool) -> None:
     level = logging.WARNING if is_quiet or sys.stderr.isatty() else logging.INFO
     logging.basicConfig(level=logging.WARNING, format="%(name)s: %(message)s", stream=sys.stderr)
     logging.getLogger("pab_compile").setLevel(level)
+    warnings.formatwarning = _warning
+
+
+def _warning(message: Warning | str, *_: Any, **__: Any) -> str:
+    """A warning without the place in the library that it came from."""
+    return f"pab: warning: {str(message).removeprefix('pab: ')}\n"
 
 
 def progress(text: str) -> None:

@@ -13,20 +13,20 @@ from pab_compile.calibration.observe import observe
 from pab_compile.live.handle import Handle
 from pab_compile.report.run_stats import RunStats
 from pab_compile.tuning.score import psnr
+from pab_compile.tuning.ssim import ssim_of_shown
+from pab_compile.tuning.timing import timed
 
 from . import plans, source
 from .exits import OK
 from .files import write_text
 from .output import progress, say
-from .ssim import ssim_of_shown
-from .timing import timed
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments of the command."""
     source.add_arguments(parser)
     plans.add_arguments(parser)
-    parser.add_argument("--steps", type=int, default=30, help="of a generation")
+    parser.add_argument("--steps", type=source.at_least_one, default=30, help="of a generation")
     parser.add_argument("-o", "--output", type=Path, default=Path("report.html"), help="the page")
     parser.add_argument(
         "--baseline", action="store_true", help="also run without reuse, for speed and quality"
@@ -85,7 +85,7 @@ def _against_baseline(
     quality = ""
     if isinstance(result, torch.Tensor) and isinstance(reference, torch.Tensor):
         quality = f"{psnr(result.float(), reference.float()):.1f} dB PSNR"
-        similar = ssim_of_shown(chosen, result, reference)
+        similar = ssim_of_shown(chosen.frames_of, result, reference)
         quality += "" if similar is None else f", SSIM {similar:.4f}"
     return reference, without / seconds, quality
 

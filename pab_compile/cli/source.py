@@ -33,6 +33,7 @@ from typing import Any
 import torch
 
 from pab_compile.denoisers import denoisers_of
+from pab_compile.tuning.comparing import calling
 
 from .exits import UsageError
 
@@ -95,6 +96,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--prompts", type=Path, metavar="FILE", help="a text file, one per line")
 
 
+def at_least_one(text: str) -> int:
+    """A number of steps, for argparse."""
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{text} is too few: give 1 or more")
+    return number
+
+
 def source_of(given: argparse.Namespace) -> Source:
     """The source that the arguments name.
 
@@ -117,7 +126,7 @@ def source_of(given: argparse.Namespace) -> Source:
         raise UsageError(f"{where} has no function call(target, prompt, num_steps).")
     prompts = asked or list(getattr(code, "prompts", ["a cat on a lawn"]))
     inputs, frames = getattr(code, "inputs", None), getattr(code, "frames", None)
-    return Source(name, target, call or _usual_call, prompts, inputs, frames)
+    return Source(name, target, call or _usual_call(target), prompts, inputs, frames)
 
 
 def _asked(given: argparse.Namespace) -> list[Any]:
@@ -169,10 +178,7 @@ def _as_dtype(pipeline: Any, dtype: torch.dtype) -> dict[str, torch.dtype]:
     return {"dtype" if is_new else "torch_dtype": dtype}
 
 
-def _usual_call(pipe: Any, prompt: Any, num_steps: int) -> Any:
+def _usual_call(pipe: Any) -> Callable[[Any, Any, int], Any]:
     """One generation of a pipeline of diffusers. A prompt has the same noise at every run."""
-    known = inspect.signature(pipe.__call__).parameters
-    noise = torch.Generator().manual_seed(0)
-    wanted = {"num_inference_steps": num_steps, "generator": noise, "output_type": "latent"}
-    result = pipe(prompt, **{name: value for name, value in wanted.items() if name in known})
-    return result[0] if isinstance(result, tuple) else next(iter(result.values()))
+    generate = calling(pipe)
+    return lambda _, prompt, num_steps: generate(prompt, num_steps)

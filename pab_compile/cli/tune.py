@@ -16,7 +16,7 @@ from .output import say
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments of the command."""
     source.add_arguments(parser)
-    parser.add_argument("--steps", type=int, default=30, help="of a generation")
+    parser.add_argument("--steps", type=source.at_least_one, default=30, help="of a generation")
     cost = parser.add_mutually_exclusive_group(required=True)
     cost.add_argument("--computed", type=int, help="number of steps that compute")
     cost.add_argument("--speedup", type=float, help="steps / steps that compute, at least")

@@ -157,7 +157,7 @@ class PieceCompiler:
             took = time.perf_counter() - start
             self.compile_seconds += took
             self.waited_seconds += took
-            self._progress.finish_piece()
+            self._progress.finish_piece(took)
             return function
 
         return LazyFunction(compiled)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from pab_compile.report.table import table_lines
+from pab_compile.report.text import ShownAsText
 
 if TYPE_CHECKING:
     import sympy
@@ -56,7 +57,7 @@ class Work:
 
 
 @dataclass(frozen=True)
-class CommReport:
+class CommReport(ShownAsText):
     """What the ranks exchange in one generation, with a plan and without reuse.
 
     Attributes:

@@ -19,6 +19,7 @@ from pab_compile.passes.parallel.split_batch import shares_calls
 from pab_compile.passes.program import Program
 from pab_compile.plans.schedule import Schedule
 from pab_compile.report.table import table_lines
+from pab_compile.report.text import ShownAsText
 
 from .predict import options_for, predict
 from .seconds import Generation, generation_of
@@ -66,7 +67,7 @@ class Split:
 
 
 @dataclass(frozen=True)
-class Splits:
+class Splits(ShownAsText):
     """All ways to share a generation.
 
     Attributes:

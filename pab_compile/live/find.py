@@ -73,24 +73,30 @@ def _nothing(target: Any, parts: Mapping[str, torch.nn.Module], axes: Mapping[st
     if isinstance(target, type):
         return f"{target.__name__} is a class: make or load an object of it first, and give that."
     if isinstance(target, (list, tuple)):
-        return f"Nothing denoises in a {type(target).__name__}. Call enable for each entry."
+        return f"Nothing denoises in {_a(target)}. Call enable for each entry."
     found = ", ".join(f"{role} ({type(part).__name__})" for role, part in parts.items())
     if callable(target) and not parts:
         hint += f" A function is compiled with {_TORCH}."
-    what = "None" if target is None else f"a {type(target).__name__}"
+    what = "None" if target is None else _a(target)
     return f"Nothing denoises in {what}. Modules that were found: {found or 'none'}. {hint}"
+
+
+def _a(target: Any) -> str:
+    """The name of its type, with an article."""
+    name = type(target).__name__
+    return f"an {name}" if name[:1].upper() in tuple("AEIO") else f"a {name}"
 
 
 def _no_timestep(
     target: torch.nn.Module, parts: Mapping[str, torch.nn.Module], axes: Mapping[str, str]
 ) -> str:
-    name = type(target).__name__
+    name = _a(target)
     if what := what_it_is(target):
-        return f"Nothing denoises in a {name}: it {what}. {how_to_compile(None)}"
+        return f"Nothing denoises in {name}: it {what}. {how_to_compile(None)}"
     inputs = ", ".join(input_names(target)) or "none"
     timely = [role for role, part in parts.items() if has_timestep(part, axes)]
     hint = f" Its parts {', '.join(timely)} have one: give such a part." if timely else ""
     return (
-        f"Nothing denoises in a {name}: none of its inputs ({inputs}) is called like a timestep."
+        f"Nothing denoises in {name}: none of its inputs ({inputs}) is called like a timestep."
         f'{hint} If one of them is the timestep, state it: axes={{"name": "step"}}.'
     )

@@ -14,6 +14,7 @@ from pab_compile.inspect.explain import explain
 from pab_compile.plans.live import NOTHING, Choice, LivePlan
 from pab_compile.plans.plan import Plan
 from pab_compile.report.explanation import Explanation
+from pab_compile.report.per_module import PerModule
 from pab_compile.runtime.last_runs import stats
 from pab_compile.runtime.stats import RunStats
 
@@ -133,7 +134,7 @@ class Handle:
         with self._live.use(self._live.off(exact)):
             yield
 
-    def stats(self) -> dict[str, RunStats]:
+    def stats(self) -> PerModule[RunStats]:
         """Statistics of the last generation of every module that ran, by its role.
 
         Raises:
@@ -141,7 +142,7 @@ class Handle:
         """
         return self._of_each(stats)
 
-    def explain(self, *args: Any, **kwargs: Any) -> dict[str, Explanation]:
+    def explain(self, *args: Any, **kwargs: Any) -> PerModule[Explanation]:
         """What was found in every module, and what the plan does with it, by its role.
 
         Args:
@@ -153,7 +154,8 @@ class Handle:
         """
         if args or kwargs:
             self._check_enabled()
-            return {role: explain(part, *args, **kwargs) for role, part in self._modules.items()}
+            parts = self._modules.items()
+            return PerModule({role: explain(part, *args, **kwargs) for role, part in parts})
         return self._of_each(explain)
 
     def disable(self) -> None:
@@ -184,10 +186,10 @@ class Handle:
         for role, module in self._modules.items():
             check_model(plan, module, role if len(self._modules) > 1 else "")
 
-    def _of_each(self, report: Any) -> dict[str, Any]:
+    def _of_each(self, report: Any) -> PerModule[Any]:
         """What a report says of every module that ran."""
         self._check_enabled()
-        found: dict[str, Any] = {}
+        found: PerModule[Any] = PerModule()
         missing: list[PabError] = []
         for role, module in self._modules.items():
             try:

@@ -37,6 +37,15 @@ class Choice:
     form: Form
     predict_in: str = "step"
 
+    def described(self) -> dict[str, str]:
+        """Its name, and the options of the backend that say the same."""
+        plan, found = self.plan, {"plan": self.name}
+        if isinstance(plan, RangePlan):
+            found |= {"ranges": repr(dict(plan.ranges)), "window": repr(plan.window)}
+            found |= {"predict": repr(dict(plan.predict))} if plan.predict else {}
+        found |= {"cut": repr(self.form.cut), "coalesce": repr(self.form.coalesce)}
+        return found
+
 
 _used: contextvars.ContextVar[Mapping[int, Choice] | None] = contextvars.ContextVar(
     "used", default=None

@@ -152,6 +152,8 @@ def load_plan(path: str | Path) -> TablePlan | StepPlan:
         if size > _MAX_FILE_BYTES:
             raise ValueError(f"it has {size} bytes, and plans have at most {_MAX_FILE_BYTES}")
         content = json.loads(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise PlanError(f"The plan file {str(path)!r} does not exist.") from error
     except (OSError, ValueError, RecursionError) as error:
         raise PlanError(f"The plan file {str(path)!r} cannot be read as JSON: {error}") from error
     return plan_from_json(content, f"The plan file {str(path)!r}")

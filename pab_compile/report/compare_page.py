@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from html import escape
 from typing import Any
 
@@ -25,6 +25,7 @@ class Compared:
         ssim: mean over the prompts; None if results have no rows and columns.
         reused: the share of all runs of sites that reused.
         cache_bytes: most bytes in caches.
+        options: the options of the backend, as texts.
     """
 
     plan: str
@@ -35,9 +36,10 @@ class Compared:
     ssim: float | None
     reused: float
     cache_bytes: int
+    options: Mapping[str, str] = field(default_factory=dict)
 
     def cells(self) -> tuple[str, ...]:
-        """The columns of ``HEADINGS``."""
+        """The columns of ``_HEADINGS``."""
         width = "" if self.psnr_half_width is None else f" ± {self.psnr_half_width:.1f}"
         return (
             self.plan,
@@ -50,10 +52,24 @@ class Compared:
         )
 
 
-HEADINGS = ("plan", "seconds", "speed", "PSNR, dB", "SSIM", "reused", "caches")
+_HEADINGS = ("plan", "seconds", "speed", "PSNR, dB", "SSIM", "reused", "caches")
 
 
-def without_reuse(seconds: float) -> tuple[str, ...]:
+def columns(
+    without: float, plans: Iterable[Compared]
+) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+    """Headings and rows, without the quality that no plan has."""
+    rows = [_without_reuse(without), *(plan.cells() for plan in plans)]
+    kept = [
+        index
+        for index, heading in enumerate(_HEADINGS)
+        if heading not in ("PSNR, dB", "SSIM") or any(row[index] != "-" for row in rows)
+    ]
+    headings, *rows = [tuple(row[index] for index in kept) for row in (_HEADINGS, *rows)]
+    return headings, rows
+
+
+def _without_reuse(seconds: float) -> tuple[str, ...]:
     """The first row of a comparison."""
     return ("without reuse", f"{seconds:.3g}", "1.00", "-", "-", "0%", "-")
 
@@ -77,15 +93,17 @@ def compare_page(
         data: all numbers, for programs.
     """
     plans = list(plans)
-    rows = [without_reuse(without), *(plan.cells() for plan in plans)]
+    headings, rows = columns(without, plans)
     sections = [
         f"<h1>{escape(title)}</h1>",
         f'<p class="quiet">{escape(said)}</p>',
         *_bars(plans),
         "<p></p>",
-        table(HEADINGS, rows, range(1, len(HEADINGS))),
+        table(headings, rows, range(1, len(headings))),
         *films(videos),
         "<h2>To reproduce it</h2>",
+        table(("plan", "options"), [(plan.plan, _said(plan.options)) for plan in plans]),
+        "<p></p>",
         table(("package", "version"), versions().items()),
     ]
     return document(title, sections, data)
@@ -102,6 +120,10 @@ def _bars(plans: Iterable[Compared]) -> Iterable[str]:
             f'<span class="bar"><i style="width:{100 * speed / top:.1f}%"></i></span>'
             f"<span><b>{speed:.2f}x</b> {escape(quality)}</span></div>"
         )
+
+
+def _said(options: Mapping[str, str]) -> str:
+    return ", ".join(f"{name}={value}" for name, value in options.items() if name != "plan")
 
 
 def _quality(plan: Compared) -> str:

@@ -13,7 +13,7 @@ from html import escape
 from .draw import SiteBox, format_bytes, to_svg
 from .explanation import Explanation, SiteReport, group_name, similar, site_boxes
 from .films import films
-from .heat_map import heat_map, strip_style
+from .heat_map import COLOURS, MEANINGS, heat_map, strip_style
 from .html import cards, document, row, table, versions
 from .measured import Measured
 from .plots import curves, timeline_plots
@@ -21,6 +21,9 @@ from .run_stats import RunStats, saved_operations
 from .text import byte_unit, flop_unit
 from .timeline import COMPUTED, Row, Timeline
 
+_ALIGNED = (  # notebooks align all cells to the right
+    "<style>.pab td,.pab th{text-align:left!important}.pab .n{text-align:right!important}</style>"
+)
 _MOST_DRAWN = 120  # sites; more are drawn as one box per group of equal ones
 
 
@@ -70,7 +73,14 @@ def run_fragment(stats: RunStats) -> str:
     ]
     cards = "; ".join(f"{escape(name)} {escape(value)}" for name, value in _headline(stats))
     notes = "".join(f"<p>note: {escape(note)}</p>" for note in stats.notes)
-    return f"<div><p><b>{escape(stats.headline)}</b> {cards}</p>{''.join(lines)}{notes}</div>"
+    key = "".join(
+        f'<span style="margin-left:1em"><span style="display:inline-block;width:11px;height:11px;'
+        f'background:{COLOURS[letter]}"></span> {text}</span>'
+        for letter, text in MEANINGS.items()
+        if any(letter in strip for _, strip in strips)
+    )
+    said = f"<p><b>{escape(stats.headline)}</b> {cards}</p>"
+    return f'<div>{said}{"".join(lines)}<p style="text-align:right">{key}</p>{notes}</div>'
 
 
 def explanation_fragment(found: Explanation) -> str:
@@ -78,7 +88,8 @@ def explanation_fragment(found: Explanation) -> str:
     from .explanation_text import headline
 
     notes = "".join(f"<p>{escape(note)}</p>" for note in found.notes)
-    return f"<div><p><b>{escape(headline(found))}</b></p>{_sites(found)}{notes}</div>"
+    said = f"<p><b>{escape(headline(found))}</b></p>"
+    return f'<div class="pab">{_ALIGNED}{said}{_sites(found)}{notes}</div>'
 
 
 def _headline(

@@ -3,9 +3,17 @@
 from __future__ import annotations
 
 import textwrap
+from html import escape
 
 WIDTH = 80
 _UNITS = ("B", "KiB", "MiB", "GiB")
+
+
+class ShownAsText:
+    """Notebooks show the text of such an object, not its fields."""
+
+    def _repr_html_(self) -> str:
+        return f"<pre>{escape(str(self))}</pre>"
 
 
 def wrapped(text: str, indent: str = "  ") -> list[str]:

@@ -21,6 +21,7 @@ from pab_compile.denoisers import (
 from pab_compile.dynamo import Compilation, compilation_of, model_calls, why_uncompiled
 from pab_compile.errors import PabError
 from pab_compile.options import Options
+from pab_compile.plans.live import Choice, LivePlan
 from pab_compile.report.explanation import Explanation, Finding
 from pab_compile.report.run_stats import RunStats
 
@@ -229,14 +230,17 @@ def stats(compiled: Any) -> RunStats:
         counted,
         notes=(*counted.notes, *others),
         explanation=found.explanation() if has_sites else None,
-        options=_texts(found.options),
+        options=_texts(found.options, found.running.choice),
     )
 
 
-def _texts(options: Any) -> dict[str, str]:
-    """The options of a compilation as texts."""
+def _texts(options: Any, choice: Choice | None) -> dict[str, str]:
+    """The options of a compilation as texts, with the plan that held instead of a live one."""
     given = vars(options) if isinstance(options, Options) else options
-    return {str(k): repr(v) for k, v in given.items()} if isinstance(given, Mapping) else {}
+    if not isinstance(given, Mapping):
+        return {}
+    fixed = {str(k): repr(v) for k, v in given.items() if not isinstance(v, LivePlan)}
+    return fixed if choice is None else choice.described() | fixed
 
 
 def _others(pipeline: Any, found: LastRun) -> list[str]:

@@ -21,6 +21,7 @@ from pab_compile.forecast.seconds import Generation, generation_of
 from pab_compile.machine import Machine
 from pab_compile.plans.schedule import Schedule
 from pab_compile.report.table import table_lines
+from pab_compile.report.text import ShownAsText
 
 from .comm import look_at
 
@@ -47,7 +48,7 @@ class ScalingRow:
 
 
 @dataclass(frozen=True)
-class Scaling:
+class Scaling(ShownAsText):
     """Times for several numbers of devices.
 
     Attributes:

@@ -10,7 +10,7 @@ from typing import Any
 from pab_compile.plans.plan import COMPUTE
 from pab_compile.plans.plan_file import plan_text
 from pab_compile.plans.step_plan import StepPlan, step_plan_to_json
-from pab_compile.report.text import wrapped
+from pab_compile.report.text import ShownAsText, wrapped
 
 from .score import Score
 
@@ -33,7 +33,7 @@ class Alternative:
 
 
 @dataclass(frozen=True)
-class Tuned:
+class Tuned(ShownAsText):
     """A plan that was tuned, and its alternatives.
 
     Attributes:

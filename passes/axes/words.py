@@ -39,7 +39,7 @@ def wrong_word(stated: str) -> str:
         return f"it is empty: give one word per dimension. {_known()}"
     for word in words:
         if word not in _KNOWN and (meant := _meant(word, alone=len(words) == 1)):
-            return f"{word!r} is no axis that is known; {meant!r} is meant? {_known()}"
+            return f"{word!r} is no known axis; did you mean {meant!r}? {_known()}"
     mixed = [word for word in words if word in _ROLES and len(words) > 1]
     if mixed:
         return f"{mixed[0]!r} is said of a whole input, so it stands alone. {_known()}"

@@ -24,7 +24,7 @@ from .fused import take_apart
 from .inlining import inline_calls
 from .inputs import Inputs, with_constant_numbers
 from .noise import remove_noise
-from .refusals import refuse_other_memory, refuse_shared_weights
+from .refusals import mapped_line, refuse_loops, refuse_other_memory, refuse_shared_weights
 from .rejoin import rejoin
 from .round_trips import round_trips
 from .sizes_only import read_sizes_only
@@ -66,6 +66,7 @@ def capture(
         InvariantError: a constant of the captured graph has no numbers.
     """
     refuse_other_memory(dynamo_graph)
+    refuse_loops(dynamo_graph)
     inputs = Inputs.of(dynamo_graph, args)
     refuse_shared_weights(args, inputs.wrapped)
     static_graph = with_constant_numbers(dynamo_graph, inputs, args)
@@ -83,10 +84,9 @@ def capture(
         else:
             captured = tracer(static_graph, inputs.tensors(args))
     except (RuntimeError, NotImplementedError) as error:
-        raise NotTracedError(
-            f"The graph could not be captured: {str(error).splitlines()[0]}. "
-            + _why_not_captured(inputs)
-        ) from error
+        why = _why_not_captured(inputs, mapped_line(static_graph))
+        said = str(error).splitlines()[0].rstrip(".")
+        raise NotTracedError(f"The graph could not be captured: {said}. {why}") from error
     named = zip(ir.placeholders(captured.graph), inputs.sources, inputs.holders, strict=True)
     for node, (name, constant), holders in named:
         ir.set_source(node, name)
@@ -104,12 +104,18 @@ def capture(
     return captured
 
 
-def _why_not_captured(inputs: Inputs) -> str:
+def _why_not_captured(inputs: Inputs, mapped: str) -> str:
+    if mapped:
+        return (
+            f"The model calls torch.vmap ({mapped}) on values that change from call to call, and "
+            "torch cannot trace this into plain ops. Write the function for the whole batch, or "
+            "call it before the model. Masks that vmap makes of constants work."
+        )
     if not inputs.wrapped:
         return (
-            "Masks that vmap makes of inputs cannot be traced, nor sizes that depend on values if "
-            "these are random, written to in place or made under autocast. Compute them before the "
-            "call of the model, or leave this model to another backend."
+            "Sizes that depend on values cannot be traced if these are random, written to in place "
+            "or made under autocast. Compute them before the call of the model, or leave this "
+            "model to another backend."
         )
     first = next(iter(inputs.wrapped.values()))
     return (

@@ -33,14 +33,21 @@ def short_path(path: str) -> str:
     return ".".join(part for part in parts if part and part not in _PLUMBING)
 
 
-def source_line(node: fx.Node) -> str:
-    """Last line of Python that the op came from (``file.py:12 in forward: code``), or ``""``."""
+def source_line(node: fx.Node, outside: str = "") -> str:
+    """Last line of Python that the op came from (``file.py:12 in forward: code``), or ``""``.
+
+    Args:
+        node: the op.
+        outside: lines of files in this folder do not count.
+    """
     trace = (node.meta.get("stack_trace") or "").rstrip().splitlines()
     for index in range(len(trace) - 1, -1, -1):
         line = trace[index].strip()
         if line.startswith("File "):
             where, _, function = line.removeprefix("File ").partition(", in ")
             path, _, number = where.partition(", line ")
+            if outside and path.strip('"').startswith(outside):
+                continue
             code = trace[index + 1].strip() if index + 1 < len(trace) else ""
             file_name = path.strip('"').rsplit("/", 1)[-1]
             return f"{file_name}:{number} in {function}: {code}"

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+import torch
 from torch import fx
 
 from pab_compile.passes.errors import NotTracedError
@@ -13,6 +15,7 @@ from . import ir
 from .origin import source_line
 from .wrapped import mesh_of
 
+_TORCH = os.path.join(os.path.dirname(torch.__file__), "")
 _OTHER_MEMORY = ("set_", "shallow_copy_data_")
 
 
@@ -29,6 +32,29 @@ def refuse_other_memory(dynamo_graph: fx.GraphModule) -> None:
                 f"{source_line(node) or 'source unknown'}), as hooks do that cast or move the "
                 "weights of every layer. Put such hooks around the whole model, or take them off."
             )
+
+
+def refuse_loops(dynamo_graph: fx.GraphModule) -> None:
+    """Raise an error if the forward runs a loop whose length depends on values.
+
+    The trace has no symbols for what such a loop computes.
+    """
+    for node in dynamo_graph.graph.nodes:
+        if node.op == "call_function" and ir.op_name(node) == "while_loop":
+            raise NotTracedError(
+                "The model runs torch.while_loop "
+                f"({source_line(node) or 'source unknown'}). How often it runs depends on values, "
+                "so it is no plain op, and this graph is not analysed. Write a loop of fixed "
+                "length, or run the loop before the call of the model."
+            )
+
+
+def mapped_line(dynamo_graph: fx.GraphModule) -> str:
+    """Where the forward calls ``torch.vmap``, or ``""``."""
+    for node in dynamo_graph.graph.nodes:
+        if node.op == "call_function" and "vmap_increment_nesting" in ir.op_name(node):
+            return source_line(node, outside=_TORCH) or "source unknown"
+    return ""
 
 
 def refuse_shared_weights(args: Iterable[Any], wrapped: Mapping[int, str]) -> None:

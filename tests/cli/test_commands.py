@@ -6,6 +6,7 @@ import importlib
 import json
 import re
 import shlex
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -89,6 +90,9 @@ def test_report_writes_a_page_with_speed_and_quality(
     assert found["quality"] in page.read_text()
     assert "PSNR" in found["quality"]
     assert found["stats"]["model"]["steps"] == 12
+    assert found["stats"]["model"]["options"]["plan"] == "balanced"
+    assert "object at" not in text
+    assert "&#x27;spatial&#x27;: 3" in text
 
 
 def test_compare_measures_every_plan_and_writes_a_page(
@@ -98,6 +102,8 @@ def test_compare_measures_every_plan_and_writes_a_page(
     given = (*plans, *EAGER, "-o", str(page))
     found = content(capsys, "compare", source, "--steps", "9", *given)
     names = ["without reuse", "linear2", "off"]
+    assert "SSIM</th>" not in page.read_text()  # no result has one
+    assert "coalesce=True" in page.read_text()
     assert re.findall("<figcaption>(.*?)</figcaption>", page.read_text()) == names
     assert found["page"] == str(page)
     linear, off = found["plans"]
@@ -161,6 +167,7 @@ def test_doctor_fails_where_torch_compile_is_switched_off(
 @pytest.mark.parametrize(
     ("arguments", "code", "words"),
     [
+        ([], exits.USAGE, "exit codes: 0 done"),
         (["explain"], exits.USAGE, "Give a Python file, or --pipeline PATH"),
         (["explain", "none.py"], exits.USAGE, "none.py: there is no such file"),
         (["report", "--pipeline", "."], exits.USAGE, "has no model_index.json"),
@@ -186,7 +193,7 @@ def test_a_file_without_what_is_needed_is_refused(source: str, capsys: Any) -> N
     cases = {
         "": (exits.USAGE, "no function load()"),
         SOURCE.partition("def call")[0]: (exits.USAGE, "no function call(target, prompt"),
-        "load = int": (exits.REFUSED, "Nothing denoises in a int"),
+        "load = int": (exits.REFUSED, "Nothing denoises in an int"),
     }
     for text, (code, words) in cases.items():
         Path(source).write_text(text)
@@ -213,6 +220,22 @@ def test_ctrl_c_leaves_the_old_file_and_nothing_else(
         arguments = {"doctor": [], "tune": [source, "--computed", "3"]}.get(name, [source])
         assert main.main([name, *arguments]) == exits.INTERRUPTED
         assert "interrupted" in capsys.readouterr().err
+
+
+def test_a_generation_has_at_least_one_step(source: str, capsys: Any) -> None:
+    with pytest.raises(SystemExit) as left:
+        main.main(["report", source, "--steps", "0"])
+    assert left.value.code == exits.USAGE
+    assert "0 is too few" in capsys.readouterr().err
+
+
+def test_a_warning_is_printed_without_a_place_in_the_library() -> None:
+    code = (
+        "import sys, warnings; from pab_compile.cli import output; output.log_to_terminal(True);"
+        "warnings.warn('pab: few steps')"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stderr == "pab: warning: few steps\n"
 
 
 def test_every_command_says_its_exit_codes(capsys: Any) -> None:

@@ -150,14 +150,15 @@ def sample(
         }
         return Executor(apply, model, inside)(x, sigma, None, None, None, options)
 
-    def run(guider: Any, sigmas: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
+    def run(guider: Any, sigmas: torch.Tensor, extra_args: Any, noise: Any) -> torch.Tensor:
         return sampler(denoise, noise, sigmas)
 
     noise = torch.randn(2, 4, 3, 2, 5, generator=torch.Generator().manual_seed(1))
     around = patcher.all_wrappers(WrappersMP.SAMPLER_SAMPLE)
     ksampler = SimpleNamespace(sampler_function=sampler)
     with torch.inference_mode():
-        return Executor(run, ksampler, around)(guider, sigmas, noise)
+        extra = {"model_options": patcher.model_options}
+        return Executor(run, ksampler, around)(guider, sigmas, extra, noise)
 
 
 def attention_pytorch() -> None:
@@ -180,7 +181,7 @@ def sample_heun(model: Any, x: torch.Tensor, sigmas: torch.Tensor) -> torch.Tens
 
 
 def install(patch: pytest.MonkeyPatch, outputs: Path) -> None:
-    """Put the fake in the place of ComfyUI's modules."""
+    """Put the fake in the place of ComfyUI's modules. Its folder for outputs is not made yet."""
     modules = {
         "comfy": {},
         "comfy.ldm": {},
@@ -188,7 +189,7 @@ def install(patch: pytest.MonkeyPatch, outputs: Path) -> None:
         "comfy.patcher_extension": {"WrappersMP": WrappersMP},
         "comfy_api": {},
         "comfy_api.torch_helpers": {"set_torch_compile_wrapper": set_torch_compile_wrapper},
-        "folder_paths": {"get_output_directory": lambda: str(outputs)},
+        "folder_paths": {"get_output_directory": lambda: str(outputs / "output")},
     }
     for name, content in modules.items():
         module = ModuleType(name)

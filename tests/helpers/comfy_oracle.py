@@ -1,7 +1,8 @@
 """Pyramid Attention Broadcast on ComfyUI's own modules in eager code, by their forwards alone.
 
 It knows nothing of the compiler. ComfyUI says in the options of every call which sigma it is of and
-which prompts it carries. Attentions that are not due return what they returned last.
+which prompts and frames it carries. Windows that are not there at the first step compute.
+Attentions that are not due return what they returned last.
 """
 
 from __future__ import annotations
@@ -48,6 +49,7 @@ class Broadcast:
         ]
         self._cache: dict[object, tuple[int, torch.Tensor]] = {}
         self._step, self._lane = 0, ""
+        self._windows: list[list[int] | None] = []
 
     def __enter__(self) -> Broadcast:
         """Replace the forwards."""
@@ -71,7 +73,11 @@ class Broadcast:
         options = kwargs["transformer_options"]
         weights = sum(float(each.float().abs().sum()) for each in module.parameters())
         self._step = options["sample_sigmas"].tolist().index(float(options["sigmas"][0]))
-        self._lane = f"{options['uuids']} {weights:.2f}"
+        window = getattr(options.get("context_window"), "index_list", None)
+        if self._step == 0:
+            self._windows.append(window)
+        moved = f" {self._step}" if window not in self._windows else ""
+        self._lane = f"{options['uuids']} {window} {weights:.2f}{moved}"
 
     def _instead(self, name: str, forward: Any, every: int) -> Any:
         def called(*args: Any, **kwargs: Any) -> Any:

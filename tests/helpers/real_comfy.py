@@ -6,29 +6,15 @@ they are not installed.
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import sys
-from importlib.machinery import ModuleSpec
-from types import ModuleType
 from typing import Any
 
 import torch
 
+from helpers import empty_modules
 from helpers.comfy_models import MODELS
 from helpers.comfy_tiny import Tiny
-
-_NOT_NEEDED = ("torchvision", "torchaudio")
-_INSIDE = ("transforms", "functional")
-
-
-class _Empty(ModuleType):
-    """A module that has any name, and nothing in it."""
-
-    def __getattr__(self, name: str) -> Any:
-        if name.startswith("__"):
-            raise AttributeError(name)
-        return type(name, (), {})
 
 
 def path() -> str | None:
@@ -42,13 +28,7 @@ def load() -> None:
     assert where is not None
     if where not in sys.path:
         sys.path.append(where)  # last: its top modules have common names
-    for name in _NOT_NEEDED:
-        if name not in sys.modules and importlib.util.find_spec(name) is None:
-            for full in (name, *(f"{name}.{inside}" for inside in _INSIDE)):
-                module = _Empty(full)
-                module.__spec__ = ModuleSpec(full, None, is_package=True)
-                module.__path__ = []
-                sys.modules[full] = module
+    empty_modules.install()
     import comfy.cli_args
 
     comfy.cli_args.args.cpu = True

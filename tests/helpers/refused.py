@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch._higher_order_ops.while_loop import while_loop
 from torch.nn import functional as F
 
 WIDTH = 8
@@ -103,6 +104,20 @@ class VmapOfInput(Small):
         return super().body(torch.vmap(one)(x.flatten(0, 1)).reshape(x.shape))
 
 
+class WhileLoop(Small):
+    """How often a loop runs depends on values."""
+
+    def body(self, x: torch.Tensor) -> torch.Tensor:
+        def goes_on(count: torch.Tensor, _: torch.Tensor) -> torch.Tensor:
+            return count < 3
+
+        def halved(count: torch.Tensor, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            return count + 1, x * 0.5
+
+        start = torch.zeros((), dtype=torch.int64)
+        return super().body(while_loop(goes_on, halved, (start, x))[1])
+
+
 class OfTextAlone(Small):
     """The only attention is among tokens that no latents reach."""
 
@@ -147,7 +162,8 @@ REFUSED: dict[str, Case] = {
     "no layout": Case(NoLayout, "is not known", PICTURE),
     "six dimensions": Case(ManyDimensions, "have 6 dimensions", (2, 1, 1, 3, 2, WIDTH)),
     "other memory": Case(OtherMemory, "gives a tensor other memory"),
-    "vmap of an input": Case(VmapOfInput, "could not be captured"),
+    "vmap of an input": Case(VmapOfInput, "calls torch.vmap"),
+    "a loop of any length": Case(WhileLoop, "runs torch.while_loop"),
     "attention of text alone": Case(OfTextAlone, "does not read the latents"),
     "several graphs": Case(Broken, "in this forward of"),
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import inspect
 import logging
@@ -62,7 +63,7 @@ def test_a_sampler_reuses_in_its_first_generation_and_says_so(
     report = nodes.NODE_CLASS_MAPPINGS["PABReport"]()
     said = report.report(model, {"samples": first}, "../my run")
     assert "12 steps" in said["result"][0]
-    assert "my run" in (tmp_path / "my run.html").read_text()
+    assert "my run" in (tmp_path / "output" / "my run.html").read_text()
 
 
 def test_a_level_that_is_off_changes_nothing(nodes: ModuleType) -> None:
@@ -165,6 +166,48 @@ def test_hooks_of_prompts_that_appear_later_are_announced(
     assert announced == [True]
 
 
+def test_calls_of_windows_and_prompts_are_told_apart(
+    nodes: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = importlib.import_module("pab_nodes.calls")
+    told: list[Any] = []
+
+    @contextlib.contextmanager
+    def stated(*step: Any) -> Iterator[None]:
+        told.append(step or "apart")
+        yield
+
+    said: list[str] = []
+    monkeypatch.setattr(pab_compile, "step", stated)
+    monkeypatch.setattr(pab_compile, "generation", stated)
+    monkeypatch.setattr(logging, "warning", said.append)
+    named = calls.NamedCalls([1.0, 0.5])
+    for sigma, frames, prompt in (
+        (1.0, [0, 1], "a"),
+        (1.0, [1, 2], "a"),
+        (0.5, [1, 2], "a"),
+        (0.5, [0, 1], "b"),
+        (0.5, [0, 1], "a"),
+        (0.5, [2, 0], "a"),  # it moved
+    ):
+        window = SimpleNamespace(index_list=frames)
+        options = {"sigmas": torch.tensor([sigma]), "uuids": [prompt], "context_window": window}
+        with named.around(options):
+            pass
+    lanes = [
+        (0, 2, "call 0"),
+        (0, 2, "call 1"),
+        (1, 2, "call 1"),
+        (1, 2, "call 2"),
+        (1, 2, "call 0"),
+    ]
+    assert told == [*lanes, "apart"]
+    assert len(said) == 1
+    assert calls.need_names(SimpleNamespace(conds={"positive": [{"hooks": object()}]}), {})
+    assert calls.need_names(SimpleNamespace(), {"model_options": {"context_handler": object()}})
+    assert not calls.need_names(SimpleNamespace(conds={"positive": [{}], "negative": None}), {})
+
+
 def test_an_attention_that_dynamo_cannot_trace_is_refused_where_parts_are_reused(
     nodes: ModuleType, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -208,7 +251,8 @@ for name in ("clone", "get_model_object", "add_wrapper_with_key", "remove_wrappe
 parameters = inspect.signature(set_torch_compile_wrapper).parameters
 assert {"model", "backend", "options", "keys"} <= set(parameters)
 assert "sampler_function" in inspect.signature(KSAMPLER.__init__).parameters
-assert list(inspect.signature(KSAMPLER.sample).parameters)[1:3] == ["model_wrap", "sigmas"]
+names = list(inspect.signature(KSAMPLER.sample).parameters)
+assert names[1:4] == ["model_wrap", "sigmas", "extra_args"], names
 executor = WrapperExecutor.new_class_executor(max, "owner", [lambda e, *a: (e.class_obj, e(*a))])
 assert executor.execute(1, 2) == ("owner", 2)
 assert folder_paths.get_output_directory()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import logging
 from collections.abc import Callable, Iterator
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -249,21 +250,86 @@ def test_hooks_that_change_weights_during_a_generation_are_seen(nodes: ModuleTyp
     torch.testing.assert_close(found, expected(patcher, positive=positive, cfg=1.0))
 
 
-def test_windows_of_a_long_video_reuse_nothing_of_each_other(nodes: ModuleType) -> None:
+def in_windows(patcher: Any, schedule: str) -> Any:
+    """Let a model generate two frames at a time."""
     import comfy.context_windows as windows
 
-    patcher = real_comfy.patcher(WAN)
     patcher.model_options["context_handler"] = windows.IndexListContextHandler(
-        context_schedule=windows.get_matching_context_schedule("standard_static"),
+        context_schedule=windows.get_matching_context_schedule(schedule),
         fuse_method=windows.get_matching_fuse_method("pyramid"),
         context_length=2,
         context_overlap=1,
         dim=2,
     )
-    found = real_comfy.sample(patched(patcher), WAN, longer=3)
-    assert sum(stats_of(patcher).reused.values()) == 0
-    assert any("other latents" in note for note in stats_of(patcher).notes)
-    torch.testing.assert_close(found, real_comfy.sample(patcher, WAN, longer=3))
+    return patcher
+
+
+@pytest.mark.parametrize("negative_tokens", [None, 7])
+def test_every_window_of_a_long_video_reuses_its_own_outputs(
+    nodes: ModuleType, negative_tokens: int | None
+) -> None:
+    """With guidance in one call, and in two."""
+    patcher = in_windows(real_comfy.patcher(WAN), "standard_static")
+    check(patcher, patched(patcher), longer=3, negative_tokens=negative_tokens)
+
+
+def test_windows_that_move_compute_and_that_is_said(
+    nodes: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: list[str] = []
+    monkeypatch.setattr(logging, "warning", said.append)
+    patcher = in_windows(real_comfy.patcher(WAN), "looped_uniform")
+    how: dict[str, Any] = {"longer": 3, "steps": 4}
+    found = real_comfy.sample(patched(patcher), WAN, **how)
+    torch.testing.assert_close(found, expected(patcher, **how))
+    assert ["standard_static" in text for text in said] == [True]
+
+
+def test_prompts_that_differ_in_their_hooks_alone_reuse_their_own_outputs(
+    nodes: ModuleType,
+) -> None:
+    import comfy.hooks
+
+    patcher = real_comfy.patcher(WAN)
+    prompt = real_comfy.prompt(WAN)
+    hook = comfy.hooks.create_hook_lora(lora_of(patcher), strength_model=1.0, strength_clip=0.0)
+    both = [*comfy.hooks.set_hooks_for_conditioning(prompt, hook), *prompt]
+    check(patcher, patched(patcher), positive=both, cfg=1.0)
+
+
+@pytest.mark.parametrize("first", [0, 7])
+def test_a_controlnet_acts_at_every_step(nodes: ModuleType, first: int) -> None:
+    """Also at those that reuse: it adds something else at every step, or begins at the last."""
+    import comfy.controlnet
+
+    class Control(comfy.controlnet.ControlBase):
+        def __init__(self, first: int) -> None:
+            super().__init__()
+            self.first, self.step = first, 0
+
+        def pre_run(self, *_: Any) -> None:
+            self.step = 0
+
+        def get_control(self, x: Any, t: Any, cond: Any, *_: Any) -> dict[str, list[Any]]:
+            added = torch.full((1, 1, 1), (self.step >= self.first) * 0.1 * (1 + self.step))
+            self.step += 1
+            return {"input": [added], "output": [added]}
+
+    def controlled(first: int) -> Any:
+        tokens, entries = real_comfy.prompt("Flux")[0]
+        return [[tokens, {**entries, "control": Control(first)}]]
+
+    patcher = real_comfy.patcher("Flux")
+    how: dict[str, Any] = {"positive": controlled(first), "cfg": 1.0}
+    plain = real_comfy.sample(patcher, "Flux", **how)
+    off = real_comfy.sample(patched(patcher, ranges={}), "Flux", **how)
+    torch.testing.assert_close(off, plain)
+    model = patched(patcher, ranges="linear3")
+    found = real_comfy.sample(model, "Flux", **how)
+    assert sum(stats_of(patcher).reused.values()) > 0
+    never = real_comfy.sample(model, "Flux", positive=controlled(8), cfg=1.0)
+    assert not torch.equal(found, never)
+    assert torch.equal(real_comfy.sample(model, "Flux", **how), found)
 
 
 def test_whole_steps_of_a_model_that_breaks_into_many_graphs(nodes: ModuleType) -> None:

@@ -22,7 +22,9 @@ from helpers.captured import SmallDiT
 from pab_compile import PabError
 from pab_compile.report.animation import animated_png
 from pab_compile.report.explanation import Explanation, SiteReport
+from pab_compile.report.per_module import PerModule
 from pab_compile.report.run_stats import RunStats, saved_operations
+from pab_compile.report.text import ShownAsText
 from pab_compile.report.timeline import COMPILE, GLUE, REUSE, SITES, Call, Row, Timeline
 
 MIB = 2**20
@@ -238,6 +240,12 @@ def test_statistics_of_a_run_say_what_every_site_did(tmp_path: Path) -> None:
     assert stats.to_html(path) == path.read_text()
     assert all(site.name in path.read_text() for site in stats.explanation.sites)
     assert "linear-gradient" in stats._repr_html_()
+    assert "</span> computed</span>" in stats._repr_html_()
+    assert str(PerModule({"transformer": stats})) == str(stats)
+    both = PerModule({"transformer": stats, "transformer_2": stats})
+    assert str(both).startswith(f"transformer\n{stats}\n\ntransformer_2\n")
+    assert both._repr_html_().count("linear-gradient") == 2 * stats._repr_html_().count("linear-gr")
+    assert ShownAsText()._repr_html_().startswith("<pre>&lt;pab_compile.report.text.ShownAsText")
     assert "<table" in stats.explanation._repr_html_()
     assert max(map(len, str(stats).splitlines())) <= 80
     json.dumps(stats.to_json())

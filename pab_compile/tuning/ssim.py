@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from torch.nn.functional import avg_pool2d
-
-from .source import Source
 
 _WINDOW = 7
 
 
-def ssim_of_shown(chosen: Source, result: torch.Tensor, reference: torch.Tensor) -> float | None:
-    """The SSIM of what pages show of two results: frames if the source has them, else all of it."""
-    shown = [chosen.frames_of(one) for one in (result, reference)]
+def ssim_of_shown(
+    frames: Callable[[Any], Any] | None, result: torch.Tensor, reference: torch.Tensor
+) -> float | None:
+    """The SSIM of what pages show of two results: frames if there are any, else all of it."""
+    shown = [None if frames is None else frames(one) for one in (result, reference)]
     if not all(isinstance(one, torch.Tensor) for one in shown):
         return ssim(result.float(), reference.float())
     first, second = (one.movedim(-1, -3) if one.shape[-1] == 3 else one for one in shown)

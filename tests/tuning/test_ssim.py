@@ -6,7 +6,7 @@ import pytest
 import torch
 from skimage.metrics import structural_similarity
 
-from pab_compile.cli.ssim import ssim
+from pab_compile.tuning.ssim import ssim
 
 
 def test_it_is_what_scikit_image_finds() -> None:
