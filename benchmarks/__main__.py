@@ -16,6 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from . import (
     budget,
+    cold_start,
     comfyui,
     compile_time,
     efficiency,
@@ -33,6 +34,7 @@ from .results import RESULTS_DIR, Result, footer, make_table, write
 
 BENCHMARKS: dict[str, Callable[[Result, bool, Progress], None]] = {
     "compile": compile_time.run,
+    "cold_start": cold_start.run,
     "steady": steady.run,
     "efficiency": efficiency.run,
     "generation": generation.run,

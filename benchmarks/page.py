@@ -77,6 +77,11 @@ allows.
 `precompile` moves the time before the first request.""",
     ),
     Section(
+        "First video",
+        "cold_start",
+        """With `warm="background"` pieces run uncompiled until a thread has compiled them.""",
+    ),
+    Section(
         "Time of a step",
         "steady",
         """The limit of a pattern of PAB246 is one whole graph that is compiled for this pattern

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import ast
+import contextlib
 import copy
+import io
 from collections.abc import Callable
 from typing import Any
 
@@ -33,6 +36,40 @@ def first_block(threshold: float) -> Callable[[torch.nn.Module], Call]:
     return make
 
 
+def mag_cache(threshold: float, num_steps: int = 30) -> Callable[[torch.nn.Module], Call]:
+    """MagCache: all blocks are skipped while the expected change of what they add stays small.
+
+    The first generation calibrates: it skips nothing, and diffusers prints the changes.
+    """
+
+    def make(model: torch.nn.Module) -> Call:
+        state: dict[str, Any] = {"said": io.StringIO()}
+        calibrating = diffusers.MagCacheConfig(num_inference_steps=num_steps, calibrate=True)
+        state["call"] = _hooked(model, calibrating)
+
+        def begin() -> None:
+            if said := state["said"].getvalue():
+                rows = [line for line in said.splitlines() if line.startswith("[")]
+                ratios = torch.tensor(ast.literal_eval(rows[-1]))
+                state["said"] = io.StringIO()
+                state["call"] = _hooked(
+                    model,
+                    diffusers.MagCacheConfig(
+                        threshold=threshold, num_inference_steps=num_steps, mag_ratios=ratios
+                    ),
+                )
+            state["call"].before()
+
+        def call(**inputs: Any) -> Any:
+            with contextlib.redirect_stdout(state["said"]):
+                return state["call"](**inputs)
+
+        call.before = begin  # type: ignore[attr-defined]
+        return call
+
+    return make
+
+
 def _hooked(model: torch.nn.Module, config: Any) -> Call:
     hooked = copy.deepcopy(model)
     hooked.enable_cache(config)  # type: ignore[operator]
@@ -53,6 +90,8 @@ HOOKED: dict[str, dict[str, Callable[[torch.nn.Module], Call]]] = {
         "First Block Cache 0.05 (diffusers, eager)": first_block(0.05),
         "First Block Cache 0.1 (diffusers, eager)": first_block(0.1),
         "First Block Cache 0.2 (diffusers, eager)": first_block(0.2),
+        "MagCache 0.06 (diffusers, eager)": mag_cache(0.06),
+        "MagCache 0.2 (diffusers, eager)": mag_cache(0.2),
     },
 }
 """Family of the model -> name -> what makes a callable of the model."""

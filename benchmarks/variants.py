@@ -8,14 +8,17 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from diffusers import PyramidAttentionBroadcastConfig
+from diffusers import PyramidAttentionBroadcastConfig, TaylorSeerCacheConfig
 
 import pab_compile
+from pab_compile.passes.graph.flops import count_flops
 
 from .sampling import Task, generate
 
 EAGER, STOCK = "eager", "stock torch.compile"
 HOOKS, HOOKS_COMPILED = "diffusers PAB hooks, eager", "diffusers PAB hooks + torch.compile"
+AUTOTUNED = "stock torch.compile, max-autotune"
+TAYLOR, TAYLOR_COMPILED = "TaylorSeer hooks, eager", "TaylorSeer hooks + torch.compile"
 RANGES = {"spatial": 2, "temporal": 4, "cross": 6}
 WINDOW = (150, 850)
 """In timestep values, as diffusers' hooks need it, so that both follow the same schedule."""
@@ -62,6 +65,58 @@ def eager(task: Task) -> Variant:
 def stock(task: Task) -> Variant:
     """`torch.compile(model)`."""
     return Variant(STOCK, torch.compile(task.model))
+
+
+def autotuned(task: Task) -> Variant:
+    """`torch.compile(model, mode="max-autotune")`."""
+    return Variant(AUTOTUNED, torch.compile(task.model, mode="max-autotune"))
+
+
+def taylorseer(task: Task, compiled: bool) -> Variant:
+    """TaylorSeer as diffusers has it: attention every third step, else along the line."""
+    model = copy.deepcopy(task.model)
+    model.enable_cache(
+        TaylorSeerCacheConfig(
+            cache_interval=3,
+            disable_cache_before_step=3,
+            max_order=1,
+            taylor_factors_dtype=torch.float32,
+            cache_identifiers=[r"(temporal_)?transformer_blocks\.\d+\.attn\d"],
+        )
+    )
+    inner = torch.compile(model) if compiled else model
+
+    def call(**inputs: Any) -> Any:
+        with model.cache_context("generation"):
+            return inner(**inputs)
+
+    name = TAYLOR_COMPILED if compiled else TAYLOR
+    return Variant(name, call, before=model._reset_stateful_cache)
+
+
+def allowed_speedup(task: Task, options: dict[str, Any]) -> float:
+    """Operations of a generation without reuse / those of a generation with these options.
+
+    The pieces count their operations as they run, so this is the limit of a plan wherever time is
+    in proportion to operations.
+    """
+    counted = [0]
+
+    def inner(graph_module: torch.fx.GraphModule, _: Any) -> Callable[..., Any]:
+        flops = count_flops(graph_module.graph.nodes)
+
+        def function(*args: torch.Tensor) -> Any:
+            counted[0] += flops
+            return graph_module(*args)
+
+        return function
+
+    variant = pab(task, "counted", {**options, "inner": inner})
+    variant.generate(task)
+    reused, counted[0] = counted[0], 0
+    variant = pab(task, "counted", {**options, "inner": inner, "ranges": {}, "predict": 0})
+    variant.generate(task)
+    return counted[0] / reused
 
 
 def pab(task: Task, name: str, options: dict[str, Any]) -> Variant:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import logging
+from collections import Counter
 from collections.abc import Sequence
 
 import torch
@@ -68,6 +69,7 @@ class Executor:
             (two threads at once, a dropped cache entry); such
             copies use each other's cache entries.
         sites: the sites that have a branch, in order.
+        kinds: per such site, how many sites of each kind it stands for.
         half_batch: runs one half of the batch. It knows no graph until one is given.
     """
 
@@ -124,10 +126,10 @@ class Executor:
 
     def _lower(self, cut_graph: fx.GraphModule, place: str, lowering: Lowering) -> None:
         """Turn the graph into a list of ops on registers."""
-        nodes = list(cut_graph.graph.nodes)
+        given = ir.placeholders(cut_graph.graph)
+        nodes = [*given, *(node for node in cut_graph.graph.nodes if node.op != "placeholder")]
         register = {node: index for index, node in enumerate(nodes)}
-        self._num_registers = len(nodes)
-        self._inputs = [register[node] for node in ir.placeholders(cut_graph.graph)]
+        self._num_inputs, self._num_registers = len(given), len(nodes)
         self._constant_registers = [
             (register[n], self._constants[str(n.target)]) for n in nodes if n.op == "get_attr"
         ]
@@ -139,6 +141,7 @@ class Executor:
         ]
         self._returns = [(place, plain(always)) for place, always in self._open_returns]
         last_use = {source: node for node in nodes for source in node.all_input_nodes}
+        kept = {*given, *ir.outputs(cut_graph.graph)}  # the caller holds them anyway
         returned = set(ir.outputs(cut_graph.graph))
         self._ops: list[Op] = []
         self._place = place
@@ -162,7 +165,7 @@ class Executor:
             starts = starts_of(module, inputs)
             self._wiring.append(f"{list(inputs)} {starts}")
             position = {user: int(user.args[1]) for user in node.users}  # type: ignore[arg-type]
-            dying = [n for n in node.all_input_nodes if last_use[n] is node and n not in returned]
+            dying = [n for n in node.all_input_nodes if last_use[n] is node and n not in kept]
             self._ops.append(
                 Op(
                     key=key,
@@ -188,6 +191,7 @@ class Executor:
         self.identity = self._identified()
         self._all_ops = [True] * len(self._ops)
         singles = (single for site in self.sites for single in site.singles)
+        self.kinds = [Counter(single.kind for single in site.singles) for site in self.sites]
         self.rows = tuple(Row(site.name, site.kind) for site in (*self.uncut, *singles))
 
     @property
@@ -224,9 +228,9 @@ class Executor:
             decisions = None if place is None else self.decisions_of(place.generation)
             reused = () if step is None else step.reused
             inputs = self._together.before(inputs, place, self.identity, decisions, reused)
-        registers: list[torch.Tensor | None] = [None] * self._num_registers
-        for register, tensor in zip(self._inputs, inputs, strict=True):
-            registers[register] = tensor
+        assert len(inputs) == self._num_inputs, f"{len(inputs)} inputs, not {self._num_inputs}"
+        # The first registers are the inputs: a model has thousands of weights.
+        registers = [*inputs, *[None] * (self._num_registers - self._num_inputs)]
         for register, tensor in self._constant_registers:
             registers[register] = tensor
         if self._must_copy:

@@ -80,6 +80,7 @@ class LaneStep:
         self._ahead: deque[int] = deque()
         self._start = self._last = time.perf_counter()
         self._waited = executor.compiler.waited_seconds
+        self._holds_more = False  # values for the whole generation, which earlier steps did not
 
     def spend(self, op: Op) -> None:
         """Count the time since the last op as that of this op, by the host's clock."""
@@ -162,6 +163,7 @@ class LaneStep:
         if cached is not None:
             return [v if v is None or not op.is_returned else copy_of(v) for v in cached]
         computed = op.function(*[registers[i] for i in op.inputs])
+        self._holds_more = True
         self._lane.prelude[key] = tuple(
             self._executor.cacheable(value, op.is_returned) if position in op.cached else None
             for position, value in enumerate(computed)
@@ -178,6 +180,7 @@ class LaneStep:
         if (known := watched.values(read)) is not None:
             return list(map(copy_of, known)) if op.is_returned else known
         computed = op.function(*[registers[i] for i in op.inputs])
+        self._holds_more = True
         watched.keep(read, [self._executor.cacheable(x, op.is_returned) for x in computed])
         return computed
 
@@ -185,13 +188,15 @@ class LaneStep:
         """Complete the record of this step. After the last step, free the graph's cache."""
         generation, record = self._generation, self._record
         record.computed.update(site.kind for site in self._executor.uncut)
-        for number, site in enumerate(self._executor.sites):
+        for number, kinds in enumerate(self._executor.kinds):
             runs = not self.reused[number] or self._is_half(number)
             counter = record.computed if runs else record.reused
-            counter.update(single.kind for single in site.singles)
+            counter.update(kinds)
         record.states.append((self._executor.rows, self._states()))
         record.size = record.size.most(self._held)
         record.seconds += time.perf_counter() - self._start
+        if self._holds_more:
+            generation.record.measure(generation.lanes)
         generation.finish_call(self._lane, record, self._executor.identity)
 
     def _states(self) -> str:

@@ -109,17 +109,13 @@ class Forward:
         self, inputs: Inputs, tensors: Sequence[torch.Tensor]
     ) -> tuple[tuple[Origin | None, ...], frozenset[int]]:
         """Where the inputs of a graph come from, and which may change without notice."""
-        origins: list[Origin | None] = []
+        origins: list[Origin | None] = [None] * len(tensors)
         volatile: list[int] = []
         taken: set[str] = set()
-        for number, (tensor, (name, is_constant)) in enumerate(
-            zip(tensors, inputs.sources, strict=True)
-        ):
-            if is_constant:
-                origins.append(None)
-                continue
+        for number, name in inputs.callers:
+            tensor = tensors[number]
             if number in inputs.measured:
-                origins.append(self._note_eager(tensor).origin)
+                origins[number] = self._note_eager(tensor).origin
                 continue
             known = self._find(tensor)
             if not self.visited and self.starts_at_root:
@@ -131,7 +127,7 @@ class Forward:
                 known = self._note_eager(tensor)
             if isinstance(known.origin, Made) and (known.shared or tensor.is_inference()):
                 volatile.append(number)
-            origins.append(known.origin)
+            origins[number] = known.origin
         return tuple(origins), frozenset(volatile)
 
     def turn(self, graph: Hashable, origins: tuple[Origin | None, ...]) -> int:

@@ -349,7 +349,6 @@ class Generation:
         """
         record.lane = lane.number
         self.record.add(record)
-        self.record.measure(self.lanes)
         if self.seems_done and not self.keeps_lanes:
             self.lanes.close(lane, graph)
 

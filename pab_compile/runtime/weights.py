@@ -10,6 +10,7 @@ from __future__ import annotations
 import ctypes
 import functools
 import importlib
+import operator
 import sys
 import weakref
 from collections.abc import Callable, Sequence
@@ -64,12 +65,17 @@ class WeightMarks:
 
     def _versions_of(self, weights: Sequence[torch.Tensor]) -> list[int]:
         """The versions; 0 for inference tensors, which have none."""
+        if all(self._has_version):
+            return list(map(_version_of, weights))
         both = zip(weights, self._has_version, strict=True)
         return [weight._version if has_version else 0 for weight, has_version in both]
 
 
 MarksOf = Callable[[Sequence[torch.Tensor]], WeightMarks]
 """Gives the marks of weights as they are now."""
+
+
+_version_of = operator.attrgetter("_version")
 
 
 def _addresses_of(weights: Sequence[torch.Tensor]) -> list[int]:

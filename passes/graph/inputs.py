@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -78,8 +79,19 @@ class Inputs:
             return [plain for arg in self.given_tensors(args) for _, plain in plain_tensors(arg)]
         return self.given_tensors(args)
 
+    @functools.cached_property
+    def callers(self) -> tuple[tuple[int, str], ...]:
+        """Number and name of every plain tensor that is no weight. A model has few of them."""
+        return tuple((i, name) for i, (name, constant) in enumerate(self.sources) if not constant)
+
+    @functools.cached_property
+    def _has_numbers(self) -> bool:
+        return any(self.is_number)
+
     def given_tensors(self, args: Sequence[Any]) -> list[torch.Tensor]:
         """The tensors among Dynamo's inputs, as they are."""
+        if not self._has_numbers:
+            return list(args)
         return [arg for arg, number in zip(args, self.is_number, strict=True) if not number]
 
     def numbers(self, args: Sequence[Any], without: Collection[int]) -> tuple[Any, ...]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -273,3 +274,31 @@ def oracle_patterns(oracle: Oracle) -> list[str]:
         letters[event.kind] = "-" if event.reused else "C"
     kinds = ("spatial", "temporal", "cross", "mlp")
     return ["".join(letters[kind] for kind in kinds) for letters in calls.values()]
+
+
+def calls_of_a_step(depth: int) -> int:
+    """Python functions that the third step calls, which repeats all blocks."""
+    compiled = compiled_pab(tiny_latte(depth=depth), ranges="linear3", window=(0.0, 1.0))
+    Loop(calls_of(compiled), ddim_timesteps(NUM_STEPS)).run()
+    steps = Loop(calls_of(compiled), ddim_timesteps(NUM_STEPS)).steps()
+    for _ in range(5):
+        next(steps)
+    count = 0
+
+    def note(frame: Any, event: str, _: Any) -> None:
+        nonlocal count
+        count += event == "call"
+
+    before = sys.getprofile()
+    sys.setprofile(note)
+    try:
+        next(steps)
+    finally:
+        sys.setprofile(before)
+    assert pab_compile.stats(compiled).patterns[-1] == "----"  # type: ignore[arg-type]
+    return count
+
+
+def test_a_step_that_reuses_calls_no_python_per_block_or_weight() -> None:
+    shallow, deep = calls_of_a_step(1), calls_of_a_step(2)
+    assert 0 < deep <= shallow + 1
