@@ -29,7 +29,14 @@ from pab_compile.report.dump import Dumper
 from .ways import Split, Splits, ways_to_share
 
 _log = logging.getLogger(__name__)
-_PARALLEL = ("mesh", "sequence_parallel", "batch_mesh", "batch_parallel", "shard")
+_PARALLEL = (
+    "mesh",
+    "sequence_parallel",
+    "batch_mesh",
+    "batch_parallel",
+    "shard",
+    "ring_parallel",
+)
 
 
 @dataclass(frozen=True)

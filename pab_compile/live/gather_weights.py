@@ -116,7 +116,8 @@ def _shards_of(layer: torch.nn.Module) -> Iterator[_Shard]:
     from torch.distributed.tensor import DTensor
 
     state = sharding_state(layer)
-    layer.reshard()  # pyright: ignore[reportCallIssue]
+    sharded: Any = layer
+    sharded.reshard()  # after a call, the weights of the root are whole
     if len(state._modules) > 1:
         raise _refused("fully_shard was called on a list of layers")
     names = {id(inner): name for name, inner in layer.named_modules()}

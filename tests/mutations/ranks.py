@@ -6,6 +6,13 @@ from .mutation import Mutation
 
 RANKS = (
     Mutation(
+        "passes/parallel/append.py",
+        "operands of other layouts count as equal",
+        "(tuple(tensor.shape), tensor.stride(), tensor.dtype, tensor.device)",
+        "(tuple(tensor.shape), tensor.dtype, tensor.device)",
+        ("tests/passes/parallel/test_append.py",),
+    ),
+    Mutation(
         "pab_compile/live/gather_weights.py",
         "a layer computes with weights as they were before others were loaded",
         "                flat[shard.name] = shard.flat()",
