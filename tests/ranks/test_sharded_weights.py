@@ -19,7 +19,7 @@ alone = functools.cache(lambda: cases.generate(None, "", {"ranges": cases.RANGES
 REFUSED = {
     "layers with tokens": r"\(fully_shard\) break the forward.*call pab_compile.gather_weights",
     "layers": r"\(fully_shard\) break the forward.*call pab_compile.gather_weights",
-    "tensor parallel": r"Ranks share 24 tensor.*parallelize_module.*whole weights.*as a whole\.$",
+    "tensor parallel": r"Ranks share 24 tensor.*parallelize_module.*whole.*on its layers\.$",
 }
 WEIGHTS_OF_ATTENTION = 8  # queries, keys, values and output, each with a bias
 
