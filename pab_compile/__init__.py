@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from .forecast.ways import Split, Splits
     from .inspect.explain import explain
     from .live.enable import enable
+    from .live.gather_weights import gather_weights
     from .live.handle import Handle
     from .live.precompile import precompile
     from .machine import Link, Machine
@@ -120,6 +121,7 @@ _MODULES = {
     "Splits": "forecast.ways",
     "Split": "forecast.ways",
     "wire_cost": "traffic.wire_cost",
+    "gather_weights": "live.gather_weights",
     "RanksError": "errors",
     "ShardingError": "errors",
 }
@@ -177,6 +179,7 @@ __all__ = [
     "Splits",
     "Split",
     "wire_cost",
+    "gather_weights",
     "RanksError",
     "ShardingError",
 ]

@@ -52,3 +52,14 @@ class Machine:
             sent * near / self.inside.bytes_per_second,
             sent * (1 - near) / self.across.bytes_per_second,
         )
+
+    def passing_seconds(self, num_collectives: float, sent: float, num_ranks: int) -> float:
+        """The seconds of collectives in which every device sends to the next one of its ring.
+
+        Args:
+            num_collectives: how many run.
+            sent: bytes that one device sends in them.
+            num_ranks: number of devices. In more than one node, some device sends to another node.
+        """
+        link = self.inside if num_ranks <= self.node_size else self.across
+        return num_collectives * link.seconds + sent / link.bytes_per_second

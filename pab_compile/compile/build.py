@@ -18,6 +18,7 @@ from pab_compile.passes.graph.flops import count_flops
 from pab_compile.passes.graph.join import Given, Origin, Part
 from pab_compile.passes.graph.open_sizes import NotOpenError, OpenSizes, resize
 from pab_compile.passes.graph.opening import Opener
+from pab_compile.passes.graph.ops import is_shard
 from pab_compile.passes.parallel.overlap import Overlap
 from pab_compile.passes.parallel.shard import Grid
 from pab_compile.passes.parallel.shard_tokens import ShardTokens, refuse_own_exchanges
@@ -351,13 +352,14 @@ def _together(
             f"The model {why}, so halves of the ranks cannot share the two calls of a step. Leave "
             "batch_mesh and batch_parallel out."
         )
-    names = [ir.source(node) for node in ir.placeholders(part.graph_module.graph)]
+    nodes = ir.placeholders(part.graph_module.graph)
+    names = [ir.source(node) for node in nodes]
     inputs = {
         number: names[number]
         for number, origin in enumerate(request.origins)
         if isinstance(origin, Given)
     }
-    weights = {number: names[number] for number in roles.weights}
+    weights = {number: names[number] for number in roles.weights if not is_shard(nodes[number])}
     sends = settings.options.inputs == FIRST_RANK
     known = (roles.latents, roles.clock, roles.prompt_inputs)
     return Together(request.team, inputs, *known, weights, sends, shares_calls)

@@ -26,6 +26,8 @@ class CommRow:
             re-sharded tensor of ``M`` bytes. Gathers do not count.
         wire_bytes: bytes that rank 0 sends to other ranks.
         formula: ``convention_bytes`` in closed form. ``N`` is the number of ranks.
+        neighbours: number of successive ranks that exchange this; 0 for all.
+        is_passed_on: whether every rank sends it to the next one of its ring.
     """
 
     what: str
@@ -36,6 +38,8 @@ class CommRow:
     convention_bytes: float
     wire_bytes: float
     formula: sympy.Expr
+    neighbours: int = 0
+    is_passed_on: bool = False
 
 
 @dataclass(frozen=True)

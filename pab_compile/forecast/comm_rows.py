@@ -29,6 +29,7 @@ Runs = Callable[[Detour | fx.Node], Sequence[fx.Node]]
 """A detour, or a value that is gathered -> the calls whose runs exchange for it."""
 Often = Callable[[Sequence[fx.Node]], float]
 """Calls of the graph -> the share of the steps at which at least one of them runs."""
+_NEXT = "next rank of the ring"
 _TOKENS = ("t", "h", "w", "s")
 
 
@@ -65,7 +66,11 @@ def _exchanges(program: Program, layout: Layout, runs: Runs) -> list[_Exchanges]
     for detour in layout.detours:
         crossings = (*detour.entering, *detour.leaving)
         kind = _kind_of(detour.core[-1], program.sites)
-        found.append(_Exchanges(kind, detour.axis.name, crossings, runs(detour)))
+        switched = tuple(crossing for crossing in crossings if not crossing.hop)
+        passed = tuple(crossing for crossing in crossings if crossing.hop)
+        for part, along in ((switched, detour.axis.name), (passed, _NEXT)):
+            if part:
+                found.append(_Exchanges(kind, along, part, runs(detour)))
     ends = _gathered_at_the_end(program, layout)
     for node in layout.gathers:
         if node not in ends:
@@ -104,9 +109,11 @@ def rows_of(
             continue
         steps = round(num_steps * often(each.runs), 6)
         sizes = tuple(crossing.num_bytes for crossing in each.crossings)
-        groups.setdefault((each.kind, each.along, sizes, steps), []).append(each)
+        # Equal tensors may come with prompts of other lengths.
+        sent = sum(sent_bytes(crossing, ranks) for crossing in each.crossings)
+        groups.setdefault((each.kind, each.along, sizes, steps, sent), []).append(each)
     found = []
-    for (kind, along, sizes, steps), several in groups.items():
+    for (kind, along, sizes, steps, sent), several in groups.items():
         crossings = several[0].crossings
         often_in_all = len(several) * steps
         tensors = [
@@ -124,12 +131,13 @@ def rows_of(
                 collectives=len(sizes),
                 computed_steps=steps,
                 convention_bytes=float(counted * often_in_all),
-                wire_bytes=sum(sent_bytes(crossing, ranks) for crossing in crossings)
-                * often_in_all,
+                wire_bytes=sent * often_in_all,
                 formula=len(several)
                 * sympy.Symbol(f"steps_{kind}".replace(" ", "_"))
                 * sympy.Add(*tensors)
                 / sympy.Symbol("N"),
+                neighbours=crossings[0].ring.num_heads if crossings[0].ring else 0,
+                is_passed_on=crossings[0].hop > 0,
             )
         )
     ends = _gathered_at_the_end(program, layout)

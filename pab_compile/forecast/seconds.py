@@ -33,9 +33,16 @@ def generation_of(
 ) -> Generation:
     """The time of a generation of which a report says what is exchanged."""
     computing = work.flops / machine.flops_per_second
-    num = sum(row.num_sites * row.collectives * row.computed_steps for row in rows)
-    sent = sum(row.wire_bytes for row in rows)
+    num_ranks = report.num_ranks * report.num_batch_ranks
     return Generation(
         max(computing, report.num_steps * machine.call_seconds),
-        machine.seconds(num, sent, report.num_ranks * report.num_batch_ranks),
+        sum(_seconds_of(machine, row, num_ranks) for row in rows),
     )
+
+
+def _seconds_of(machine: Machine, row: CommRow, num_ranks: int) -> float:
+    """The seconds of what equal sites exchange."""
+    num = row.num_sites * row.collectives * row.computed_steps
+    if row.is_passed_on:
+        return machine.passing_seconds(num, row.wire_bytes, num_ranks)
+    return machine.seconds(num, row.wire_bytes, row.neighbours or num_ranks)

@@ -8,7 +8,7 @@ seconds of computation and exchange.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from pab_compile.errors import OptionError, ShardingError
@@ -36,6 +36,7 @@ class Split:
         generation: the predicted time; None if this way is impossible.
         wire_bytes: bytes that the first rank sends in a generation.
         reason: why it is impossible.
+        ring: the ranks of a ring; None for rings only where heads run out.
     """
 
     num_batch_ranks: int
@@ -44,6 +45,7 @@ class Split:
     generation: Generation | None = None
     wire_bytes: float = 0.0
     reason: str = ""
+    ring: int | None = None
 
     @property
     def options(self) -> dict[str, Any]:
@@ -51,9 +53,16 @@ class Split:
         found: dict[str, Any] = {}
         if self.num_token_ranks > 1:
             found = {"sequence_parallel": self.num_token_ranks, "shard": self.axis}
+        if self.ring is not None:
+            found["ring_parallel"] = self.ring
         if self.num_batch_ranks > 1:
             found["batch_parallel"] = self.num_batch_ranks
         return found
+
+    @property
+    def way(self) -> str:
+        """The axis, with the rings."""
+        return self.axis if self.ring is None else f"{self.axis}, in rings of {self.ring}"
 
     @property
     def words(self) -> str:
@@ -62,7 +71,7 @@ class Split:
         if self.num_batch_ranks > 1:
             parts.append(f"{self.num_batch_ranks} ranks for the batch or the calls of a step")
         if self.num_token_ranks > 1:
-            parts.append(f"{self.num_token_ranks} ranks for the tokens along {self.axis}")
+            parts.append(f"{self.num_token_ranks} ranks for the tokens along {self.way}")
         return " x ".join(parts) or "one rank"
 
 
@@ -105,8 +114,12 @@ def ways_to_share(
     schedule: Schedule,
     machine: Machine,
     calls: int,
+    alone: bool = True,
 ) -> Splits:
     """Predict the time of every way in which ranks can share a program.
+
+    Rings are tried where ranks fill more than one node, along the fastest axis: within one node
+    they send more than ranks that share the heads.
 
     Args:
         program: a model with its sites.
@@ -115,17 +128,32 @@ def ways_to_share(
         schedule: the steps of a generation.
         machine: the devices.
         calls: calls of the model per step.
+        alone: whether the program is the whole forward. Only then halves can share two calls.
     """
-    rows = [
-        _split(program, {**options, **way.options}, way, schedule, machine, calls)
-        for way in _ways(program, num_ranks, calls)
-    ]
-    if not any(row.generation for row in rows if row.num_token_ranks > 1):
-        rows += [
+
+    def predicted(ways: Iterator[Split]) -> list[Split]:
+        return [
             _split(program, {**options, **way.options}, way, schedule, machine, calls)
-            for way in _ways(program, num_ranks, calls, packed=True)
+            for way in ways
         ]
+
+    rows = predicted(_ways(program, num_ranks, calls if alone else 1))
+    if not any(row.generation for row in rows if row.num_token_ranks > 1):
+        rows += predicted(_ways(program, num_ranks, calls if alone else 1, packed=True))
+    rows += predicted(_rings(rows, machine.node_size))
     return Splits(tuple(sorted(rows, key=_seconds)))
+
+
+def _rings(rows: Sequence[Split], node_size: int) -> Iterator[Split]:
+    """The ways in rings, with neighbours in one node that share the heads."""
+    fastest: dict[tuple[int, int], Split] = {}
+    for row in sorted((row for row in rows if row.generation), key=_seconds):
+        fastest.setdefault((row.num_batch_ranks, row.num_token_ranks), row)
+    for (num_batch, num_tokens), row in fastest.items():
+        if num_tokens > node_size:
+            for length in range(2, num_tokens + 1):
+                if num_tokens % length == 0 and num_tokens // length <= node_size:
+                    yield Split(num_batch, num_tokens, row.axis, ring=length)
 
 
 def _ways(program: Program, num_ranks: int, calls: int, packed: bool = False) -> Iterator[Split]:
@@ -150,16 +178,16 @@ def _split(
     machine: Machine,
     calls: int,
 ) -> Split:
-    num_batch, num_tokens, axis = way.num_batch_ranks, way.num_token_ranks, way.axis
-    num_ranks = num_batch * num_tokens
+    num_batch = way.num_batch_ranks
+    num_ranks = num_batch * way.num_token_ranks
     try:
         report = predict(program, options_for(options, num_ranks), num_ranks, schedule)
     except (ShardingError, OptionError) as error:
-        return Split(num_batch, num_tokens, axis, reason=str(error))
+        return replace(way, reason=str(error))
     each = 1 if num_batch > 1 and shares_calls(program, num_batch) else calls
     found = generation_of(machine, report, report.work, report.rows)
     found = Generation(each * found.compute, each * found.exchange)
-    return Split(num_batch, num_tokens, axis, found, each * report.wire_bytes)
+    return replace(way, generation=found, wire_bytes=each * report.wire_bytes)
 
 
 def _seconds(row: Split) -> float:
@@ -167,13 +195,13 @@ def _seconds(row: Split) -> float:
 
 
 def _name(row: Split) -> str:
-    return f"{row.num_batch_ranks} x {row.num_token_ranks}{row.axis and f' along {row.axis}'}"
+    return f"{row.num_batch_ranks} x {row.num_token_ranks}{row.way and f' along {row.way}'}"
 
 
 def _cells(row: Split) -> Sequence[str]:
     name = f"{row.num_batch_ranks} x {row.num_token_ranks}"
     if row.generation is None:
-        return (name, row.axis, "-")
+        return (name, row.way, "-")
     share = row.generation.exchange / row.generation.seconds
     seconds = f"{row.generation.seconds:.3g}"
-    return (name, row.axis, seconds, f"{share:.1%}", f"{row.wire_bytes / 1e6:.4g}")
+    return (name, row.way, seconds, f"{share:.1%}", f"{row.wire_bytes / 1e6:.4g}")

@@ -258,7 +258,7 @@ class Survey:
         sites = program.sites
         is_shared = alone or holds_attention(program)  # of several graphs, only one is sharded
         if is_shared and self._options.auto is not None:
-            found = replace(found, notes=(*found.notes, *self._ways(program)))
+            found = replace(found, notes=(*found.notes, *self._ways(program, alone)))
         if is_shared and self._options.num_batch_ranks > 1:
             part = first_part(program, self._options.num_batch_ranks)
             found = replace(found, notes=(*found.notes, *part.sharding))
@@ -280,7 +280,7 @@ class Survey:
             self._claims += claims_of(sites, self._plan, self._options.keeping.dtype)
         return found
 
-    def _ways(self, program: Program) -> Sequence[str]:
+    def _ways(self, program: Program, alone: bool) -> Sequence[str]:
         """The ways to share a generation between which ranks would choose."""
         try:
             num_ranks = len(ranks_for(self._options.mesh))
@@ -288,7 +288,8 @@ class Survey:
             return [f"shard='auto' chose nothing here: {error}"]
         if num_ranks == 1:
             return ["shard='auto': there is one process, so nothing is shared"]
-        return lines_of(table_of(program, self._options, self._plan, num_ranks, self._device.type))
+        device = self._device.type
+        return lines_of(table_of(program, self._options, self._plan, num_ranks, device, alone))
 
     def explanation(self) -> Explanation:
         """What was found in all graphs."""

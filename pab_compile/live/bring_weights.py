@@ -32,6 +32,8 @@ from pab_compile.runtime.layer_hooks import (
     offloaded,
 )
 
+from .gather_weights import gather_inside
+
 _ORDER_FINDERS = ("lazy_prefetch_group_offloading", "layer_execution_tracker")
 """Hooks that find the order of the layers at the first call, for hooks that no longer run."""
 
@@ -46,9 +48,10 @@ def bring_weights(model: torch.nn.Module, undo: ExitStack) -> None:
 
     Args:
         model: the model. Its hooks must be those of group offloading or layerwise casting of
-            diffusers, or of offloading of accelerate.
+            diffusers, of offloading of accelerate, or of ``fully_shard``.
         undo: gets what lets the hooks run again.
     """
+    gather_inside(model, undo)
     found = list(layer_hooks(model))
     if any(hook.feature == FROM_DISK for hook in found):
         return

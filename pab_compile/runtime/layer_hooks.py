@@ -28,9 +28,9 @@ _WAY_OUT = (
     "First attach them, then call pab_compile.enable(model): it casts and moves the weights inside "
     "the graph instead. If the model is enabled already, call disable() on its handle first."
 )
-_WHOLE = (
-    "Shard the model as a whole instead: fully_shard(model, reshard_after_forward=True) alone, and "
-    "not its layers. Then all weights are gathered before a forward and freed after it."
+_GATHER = (
+    "After fully_shard call pab_compile.gather_weights(model): each layer then gathers its weights "
+    "inside the graph. With FullyShardedDataParallel use fully_shard instead."
 )
 _FROM_DISK = "Weights that are not in memory cannot be brought inside the graph."
 
@@ -110,11 +110,22 @@ def _is_in_memory(layer: torch.nn.Module, hook: Any) -> bool:
     return all(first[name] is second[name] for name in first)
 
 
+def sharding_state(layer: torch.nn.Module) -> Any:
+    """What ``fully_shard`` keeps of a layer whose hooks gather its weights; None without hooks."""
+    library = sys.modules.get("torch.distributed.fsdp")
+    if library is None or not isinstance(layer, library.FSDPModule):
+        return None
+    state: Any = layer._get_fsdp_state()
+    hooks = (getattr(hook, "__self__", None) for hook in layer._forward_pre_hooks.values())
+    return state if any(owner is state for owner in hooks) else None
+
+
 def _is_sharded(layer: torch.nn.Module) -> bool:
     """Whether ranks gather the weights of a layer just before it runs."""
     library = sys.modules.get("torch.distributed.fsdp")
-    kinds = (library.FSDPModule, library.FullyShardedDataParallel) if library else ()
-    return isinstance(layer, kinds)
+    if library is not None and isinstance(layer, library.FullyShardedDataParallel):
+        return True
+    return sharding_state(layer) is not None
 
 
 def with_cause(
@@ -130,7 +141,7 @@ def with_cause(
     features = dict.fromkeys(hook.feature for hook in found if hook.layer is not model)
     way_out = _FROM_DISK if FROM_DISK in features else _WAY_OUT
     if model is not None and any(map(_is_sharded, list(model.modules())[1:])):
-        features, way_out = {SHARDED: None, **features}, _WHOLE
+        features, way_out = {SHARDED: None, **features}, _GATHER
     if not features:
         return error
     caused = UnsupportedModelError(

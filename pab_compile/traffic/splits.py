@@ -15,7 +15,14 @@ from pab_compile.plans.schedule import Schedule
 
 from .comm import look_at
 
-_PARALLEL = ("mesh", "sequence_parallel", "batch_mesh", "batch_parallel", "shard")
+_PARALLEL = (
+    "mesh",
+    "sequence_parallel",
+    "batch_mesh",
+    "batch_parallel",
+    "shard",
+    "ring_parallel",
+)
 
 
 def splits(

@@ -39,3 +39,11 @@ def is_wait(node: fx.Node) -> bool:
 def is_collective(node: fx.Node) -> bool:
     """Whether the op starts an exchange between ranks."""
     return is_communication(node) and not is_wait(node)
+
+
+def is_shard(placeholder: fx.Node) -> bool:
+    """Whether an input is gathered from all ranks wherever it is read, so that each has its own."""
+    readers = list(placeholder.users)
+    return bool(readers) and all(
+        is_collective(node) or (ir.op_name(node) in CASTS and is_shard(node)) for node in readers
+    )

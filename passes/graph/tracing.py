@@ -180,6 +180,24 @@ def fake(tensors: Sequence[torch.Tensor]) -> list[FakeTensor]:
     return [t if isinstance(t, FakeTensor) else mode.from_tensor(t) for t in tensors]
 
 
+def is_plain_fake(value: Any) -> bool:
+    """Whether a value is a fake tensor that its size, strides, type and device describe."""
+    from torch._subclasses.fake_tensor import FakeTensor
+
+    if type(value) is not FakeTensor or value.layout != torch.strided or value.constant is not None:
+        return False
+    return value.storage_offset() == 0 and not value.is_conj() and not value.is_neg()
+
+
+def another(value: FakeTensor) -> FakeTensor:
+    """Another fake tensor of the size, strides, type and device of one (``is_plain_fake``)."""
+    from torch._subclasses.fake_tensor import FakeTensor
+
+    size, strides = tuple(value.shape), value.stride()
+    found = torch.empty_strided(size, strides, dtype=value.dtype, device="meta")
+    return FakeTensor(value.fake_mode, found, value.device)
+
+
 def symbolic_mode(
     names: Sequence[str], hints: Sequence[int]
 ) -> tuple[FakeTensorMode, tuple[sympy.Symbol, ...]]:

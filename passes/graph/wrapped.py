@@ -58,7 +58,11 @@ def _rewrapped(like: Any, tensors: Iterator[torch.Tensor]) -> torch.Tensor:
     if not is_wrapped(like):
         return next(tensors)
     attributes, context = like.__tensor_flatten__()
-    inner = {name: _rewrapped(getattr(like, name), tensors) for name in attributes}
+    values = {name: getattr(like, name) for name in attributes}
+    inner = {
+        name: _rewrapped(value, tensors) if isinstance(value, torch.Tensor) else value
+        for name, value in values.items()
+    }
     return type(like).__tensor_unflatten__(inner, context, like.shape, like.stride())
 
 

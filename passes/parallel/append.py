@@ -1,7 +1,7 @@
 """Appending: adds ops to a graph, each with its fake value.
 
 The value of every op is computed as soon as the op is added. So a size that does not fit shows at
-once.
+once. Blocks repeat, so what an op makes of operands of the same sizes is computed once.
 """
 
 from __future__ import annotations
@@ -15,8 +15,32 @@ from torch import fx
 
 from pab_compile.passes.graph import ir
 from pab_compile.passes.graph.open_sizes import compute_layouts
+from pab_compile.passes.graph.tracing import another, is_plain_fake
 
 _aten = torch.ops.aten
+
+
+def _key_of(node: fx.Node) -> Any:
+    """What the fake value of a call depends on; None if it may depend on more."""
+    try:
+        key = (node.target, _frozen(node.args), _frozen(node.kwargs))
+        hash(key)
+    except TypeError:  # a size that is open, or an operand that is no single tensor
+        return None
+    return key
+
+
+def _frozen(value: Any) -> Any:
+    if isinstance(value, fx.Node):
+        tensor = ir.value(value)
+        if not is_plain_fake(tensor):
+            raise TypeError
+        return (tuple(tensor.shape), tensor.stride(), tensor.dtype, tensor.device)
+    if isinstance(value, (list, tuple)):
+        return tuple(map(_frozen, value))
+    if isinstance(value, dict):
+        return tuple((name, _frozen(entry)) for name, entry in value.items())
+    return (type(value), value)
 
 
 class Appender:
@@ -28,6 +52,7 @@ class Appender:
 
     def __init__(self, graph: fx.Graph) -> None:
         self.graph = graph
+        self._known: dict[Any, Any] = {}
 
     def call(self, target: Callable[..., Any], *args: Any, like: fx.Node, **kwargs: Any) -> fx.Node:
         """Append one op; ``like`` is the node of the full graph that it serves."""
@@ -61,10 +86,16 @@ class Appender:
 
     def value(self, node: fx.Node) -> Any:
         """The fake value of a call on the fake values of its operands."""
+        key = _key_of(node)
+        if key in self._known:
+            return another(self._known[key])
         args, kwargs = fx.map_arg((node.args, node.kwargs), ir.value)
         assert callable(node.target)
         with torch.no_grad():
-            return node.target(*args, **kwargs)
+            found = node.target(*args, **kwargs)
+        if key is not None and is_plain_fake(found):
+            self._known[key] = found
+        return found
 
     def reshape(self, x: fx.Node, shape: Sequence[int], like: fx.Node) -> fx.Node:
         """Another view of the same elements; none where the shape is the same."""

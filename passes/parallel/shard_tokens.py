@@ -11,6 +11,7 @@ from pab_compile.passes.errors import ShardingError
 from pab_compile.passes.graph import ir
 from pab_compile.passes.graph.flops import count_flops
 from pab_compile.passes.program import Program
+from pab_compile.passes.sites.binding import Binding
 from pab_compile.passes.sites.regions import dead_regions
 from pab_compile.passes.sites.site import Site
 
@@ -73,10 +74,12 @@ class ShardTokens:
 def refuse_own_exchanges(graph: fx.Graph) -> None:
     """Refuse the captured graph of a model that is parallel by itself.
 
+    Gathers of weights are no such exchange: every rank gets the same.
+
     Raises:
         ShardingError: it contains a collective. The message says which.
     """
-    own = collectives(list(graph.nodes))
+    own = [n for n in collectives(list(graph.nodes)) if ir.binding(n) != Binding.CONSTANT]
     if own:
         raise ShardingError(
             f"The model exchanges tensors between ranks itself: {describe(own[0])}. It cannot be "

@@ -9,9 +9,10 @@ from pab_compile.passes.graph.ops import CASTS, PARTS, SPLITS, VIEWS
 
 from .binding import Binding
 
-# Views and casts of weights stay where they are used. A stored result would be a second copy of
-# the weights.
-_FREE_OPS = VIEWS | PARTS | SPLITS | CASTS | {"expand", "unbind", "getitem", "alias"}
+# Views, casts and gathers of weights stay where they are used.
+# A stored result would be a second copy of the weights.
+_GATHERS = frozenset({"all_gather_into_tensor", "wait_tensor"})
+_FREE_OPS = VIEWS | PARTS | SPLITS | CASTS | _GATHERS | {"expand", "unbind", "getitem", "alias"}
 
 
 def hoisted_nodes(graph: fx.Graph) -> set[fx.Node]:

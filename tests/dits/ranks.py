@@ -137,6 +137,9 @@ def _summary(lines: dict[str, list[str]]) -> str:
         f"refused ({', '.join(refused) or 'none'}).\nThe largest difference is {worst:.1e}. "
         f"`comm` foretold {told} of {len(shared)} rows."
     )
+    reasons = [f"- {name}: {CATALOGUE[name].notes}." for name in refused]
+    if reasons:
+        found = "\n".join((f"{found}\n\nNo rule of ranks lifts these refusals:\n", *reasons, ""))
     left = [name for name in CATALOGUE if name not in lines]
     return f"{found}\nNot run: {', '.join(left)}." if left else found
 

@@ -14,6 +14,7 @@ from torch.distributed.device_mesh import init_device_mesh
 
 import helpers.hand_parallel as by_hand
 import pab_compile
+from helpers.joint_prompts import TwoPrompts, two_prompts
 from helpers.latte import (
     Loop,
     calls_of,
@@ -96,7 +97,7 @@ def grid_options(group: dist.ProcessGroup, how: str) -> dict[str, Any]:
         machine = pab_compile.Machine(1e9 * (1 + (how == "auto, other machines") * group.rank()))
         calls = 2 if how == "auto, two calls" else 1
         auto = pab_compile.AutoSplit(calls, machine if "machines" in how else None)
-        return {"mesh": Mesh(group), "shard": "auto" if how == "auto" else auto}
+        return {"mesh": Mesh(group), "shard": auto if calls == 2 or "machines" in how else "auto"}
     if how == "counted":
         return {"sequence_parallel": 2, "batch_parallel": 2, "shard": "t"}
     assert how == "mesh"
@@ -116,7 +117,16 @@ def generate_rows(
     torch._dynamo.reset()
     count = Counter(dist.get_rank() % 2 if group else 0)
     options = grid_options(group, how) if group else {}
-    compiled = compiled_pab(tiny_latte(DEPTH), inner=count, **PLANS[plan], **options)
+    model = tiny_latte(DEPTH)
+    if "several graphs" in how:
+        project = model.caption_projection.forward
+
+        def broken(*args: Any, **kwargs: Any) -> Any:
+            torch._dynamo.graph_break()
+            return project(*args, **kwargs)
+
+        model.caption_projection.forward = broken
+    compiled = compiled_pab(model, inner=count, **PLANS[plan], **options)
     latents, prompt = draw_latents(batch=rows), draw_prompt(batch=rows)
     loop = Loop(calls_of(compiled), ddim_timesteps(NUM_STEPS), latents, prompt, guidance=guidance)
     per_step = count.per_step(loop.steps())
@@ -356,3 +366,24 @@ def by_hand_loop(compiled: Any) -> Loop:
         return compiled(latents, timestep=timestep)
 
     return Loop(call, ddim_timesteps(6), by_hand.draw_latents())
+
+
+def in_rings(
+    group: dist.ProcessGroup | None, dtype: torch.dtype, inner: Any
+) -> tuple[list[torch.Tensor], int]:
+    """Three steps of a small model with joint attention in rings, and how many all-to-alls ran."""
+    torch._dynamo.reset()
+    torch.manual_seed(0)
+    count = Counter(group.rank() if group else 0)
+    mesh = {"mesh": Mesh(group), "ring_parallel": 2} if group else {}
+    model = TwoPrompts().requires_grad_(False).to(dtype)
+    inner = count if inner == "eager" else inner
+    compiled = compiled_pab(model, ranges={"joint": 2}, inner=inner, **mesh)
+    x, _, prompts = two_prompts(5, 3)
+    x, prompts = torch.randn_like(x).to(dtype), [torch.randn_like(p).to(dtype) for p in prompts]
+    found = []
+    with pab_compile.generation(timesteps=[900, 600, 300]), torch.no_grad():
+        for time_now in (900, 600, 300):
+            found.append(compiled(x, torch.tensor([time_now]), prompts))
+            x = x - 0.1 * found[-1]
+    return found, count.calls

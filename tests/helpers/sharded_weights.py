@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.fsdp import fully_shard
+from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, fully_shard
+from torch.distributed.tensor import Shard
 from torch.distributed.tensor.parallel import (
     ColwiseParallel,
     RowwiseParallel,
@@ -16,33 +18,92 @@ from torch.distributed.tensor.parallel import (
 
 import pab_compile
 from helpers.latte import Loop, calls_of, compiled_pab, ddim_timesteps, tiny_latte
-from helpers.world import Mesh
+from helpers.world import Counter, Mesh
 
 RANGES = {"spatial": 2, "temporal": 2}
 OUTPUT = {"ranges": {"output": 2}, "cut": "output"}
 STEPS = 5
 
 
-def generate(
-    group: dist.ProcessGroup | None, how: str, options: dict[str, Any]
-) -> tuple[str, torch.Tensor | None, int]:
-    """A generation whose ranks share the weights, and the tokens as well for ``with tokens``.
+@dataclass(frozen=True)
+class Found:
+    """A generation of one rank.
 
-    Returns:
-        The error or ``""``, the predictions, and how many outputs of sites were reused.
+    Attributes:
+        error: the error, or ``""``.
+        predictions: of all steps.
+        reused: outputs of sites that were reused.
+        gathers: gathers of equal parts, such as those of weights inside the graph.
     """
+
+    error: str
+    predictions: torch.Tensor | None = None
+    reused: int = 0
+    gathers: int = 0
+
+
+def generate(group: dist.ProcessGroup | None, how: str, options: dict[str, Any]) -> Found:
+    """A generation whose ranks share the weights, and the tokens as well for ``with tokens``."""
     torch._dynamo.reset()
     model = tiny_latte(1)
+    counter = Counter(0)
     if group is not None:
         _share(model, how, DeviceMesh.from_group(group, "cpu"))
         options = options | ({"mesh": Mesh(group), "shard": "t"} if "with tokens" in how else {})
-    compiled: Any = compiled_pab(model, **options)
+    compiled: Any = model
+    if "enabled" in how:
+        pab_compile.enable(model, inner=counter, **options)
+    else:
+        compiled = compiled_pab(model, inner=counter, **options)
     loop = Loop(calls_of(compiled), ddim_timesteps(STEPS))
     try:
         found = loop.run()
     except pab_compile.PabError as error:
-        return str(error), None, 0
-    return "", found, sum(pab_compile.stats(compiled).reused.values())
+        return Found(str(error))
+    reused = sum(pab_compile.stats(compiled).reused.values())
+    return Found("", found, reused, counter.gathers)
+
+
+class Uneven(torch.nn.Module):
+    """Weights that two ranks cannot share evenly, and one that is no weight of a linear layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = torch.nn.Linear(4, 5)
+        self.second = torch.nn.Linear(5, 3)
+        self.scale = torch.nn.Parameter(torch.randn(1, 3))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.second(self.first(x).relu()) * self.scale
+
+
+def gathered_like_hooks(group: dist.ProcessGroup) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """Outputs of layers that gather their weights by hooks, and of such that do it themselves."""
+    mesh = DeviceMesh.from_group(group, "cpu")
+    x = torch.randn(2, 4, generator=torch.Generator().manual_seed(0))
+    half = MixedPrecisionPolicy(param_dtype=torch.bfloat16, output_dtype=torch.bfloat16)
+    ways: list[dict[str, Any]] = [
+        {},
+        {"mp_policy": half},
+        {"offload_policy": CPUOffloadPolicy(pin_memory=False)},
+        {"shard_placement_fn": lambda p: Shard(1 if p.shape == (5, 4) else 0)},
+    ]
+    found = []
+    for way in ways:
+        torch.manual_seed(0)
+        model = Uneven()
+        for layer in (model.first, model):
+            fully_shard(layer, mesh=mesh, **way)
+        with torch.no_grad():
+            expected = model(x)
+            undo = pab_compile.gather_weights(model)
+            found.append((expected, model(x)))
+            others = {name: 2 * weight for name, weight in model.state_dict().items()}
+            model.load_state_dict(others, assign="shard_placement_fn" not in way)
+            after = model(x)
+            undo.close()
+            found.append((model(x), after))
+    return found
 
 
 def _share(model: Any, how: str, mesh: DeviceMesh) -> None:
@@ -50,8 +111,10 @@ def _share(model: Any, how: str, mesh: DeviceMesh) -> None:
     if how.startswith("whole"):
         fully_shard(model, mesh=mesh, reshard_after_forward=True)
     elif how.startswith("layers"):
-        for block in blocks:
-            fully_shard(block, mesh=mesh)
+        for layer in [*blocks, model]:
+            fully_shard(layer, mesh=mesh)
+        if "gathered" in how:
+            pab_compile.gather_weights(model)
     else:
         for block in blocks:
             first = {f"attn1.to_{name}": ColwiseParallel() for name in "qkv"}

@@ -6,6 +6,27 @@ from .mutation import Mutation
 
 RANKS = (
     Mutation(
+        "passes/parallel/append.py",
+        "operands of other layouts count as equal",
+        "(tuple(tensor.shape), tensor.stride(), tensor.dtype, tensor.device)",
+        "(tuple(tensor.shape), tensor.dtype, tensor.device)",
+        ("tests/passes/parallel/test_append.py",),
+    ),
+    Mutation(
+        "pab_compile/live/gather_weights.py",
+        "a layer computes with weights as they were before others were loaded",
+        "                flat[shard.name] = shard.flat()",
+        "                pass",
+        ("tests/ranks/test_sharded_weights.py",),
+    ),
+    Mutation(
+        "passes/sites/hoisting.py",
+        "gathered weights are stored for the whole generation",
+        "CASTS | _GATHERS |",
+        "CASTS |",
+        ("tests/ranks/test_sharded_weights.py",),
+    ),
+    Mutation(
         "passes/parallel/emit_ring.py",
         "keys that a row does not see count as keys with a score of zero",
         "        if mask is not None:\n            sees",

@@ -51,13 +51,17 @@ def test_ranks_with_a_row_each_generate_what_one_process_does_and_gather_only(
     assert ranks[0]["sent"] == predicted(plan, 2, 2) > 0
 
 
-@pytest.mark.sample("batched-auto-2 ranks for the batch or the calls of a step")
+@pytest.mark.sample(
+    "batched-auto-2 ranks for the batch or the calls of a step",
+    "none-auto, several graphs-2 ranks for the tokens along t",
+)
 @pytest.mark.parametrize(
     ("guidance", "how", "chosen"),
     [
         ("batched", "auto", "2 ranks for the batch or the calls of a step"),
         ("none", "auto", "2 ranks for the tokens along t"),
         ("two calls", "auto, two calls", "2 ranks for the batch or the calls of a step"),
+        ("none", "auto, several graphs", "2 ranks for the tokens along t"),
     ],
 )
 def test_ranks_choose_how_they_share_and_say_why(

@@ -12,7 +12,7 @@ from helpers.rank_coverage import BOUNDS, PLANS, measure
 from helpers.world import World
 
 pytestmark = [pytest.mark.xdist_group("ranks"), pytest.mark.slow]
-NAMES = ["cogview4", "latte", "ltx2", "hunyuan_video_15", "sana", "anyflow_far"]
+NAMES = ["cogview4", "latte", "ltx2", "hunyuan_video_15", "sana", "anyflow_far", "mochi"]
 
 
 @pytest.mark.sample("linear3-float32-hunyuan_video_15")

@@ -7,6 +7,7 @@ import re
 from typing import Any
 
 import pytest
+import torch
 
 import helpers.rank_cases as rank_cases
 from helpers.latte import assert_same
@@ -143,6 +144,24 @@ def test_pieces_with_collectives_go_through_inductor(world: World) -> None:
     for found in world.run(rank_cases.generate, *plan, "inductor", ranks=2):
         assert_same(found["predictions"], alone(*plan)["predictions"])
         assert found["pieces"] == alone(*plan)["pieces"]
+
+
+@pytest.mark.sample("bfloat16")
+@pytest.mark.parametrize(
+    ("dtype", "inner", "bound"),
+    [
+        pytest.param(torch.bfloat16, "eager", 2e-2, id="bfloat16"),
+        pytest.param(torch.float32, "inductor", 1e-5, id="inductor"),
+    ],
+)
+def test_rings_run_in_other_types_and_through_inductor(
+    world: World, dtype: torch.dtype, inner: str, bound: float
+) -> None:
+    expected, _ = rank_cases.in_rings(None, dtype, "eager")
+    for found, calls in world.run(rank_cases.in_rings, dtype, inner, ranks=2):
+        for one, other in zip(found, expected, strict=True):
+            assert (one - other).abs().max() < bound * other.abs().max()
+        assert inner != "eager" or calls > 0
 
 
 @pytest.mark.long

@@ -4,31 +4,63 @@ from __future__ import annotations
 
 import functools
 import re
-from typing import Any
 
 import pytest
+import torch
 
 import helpers.sharded_weights as cases
+import pab_compile
 from helpers.latte import assert_same
 from helpers.world import World
+from pab_compile import UnsupportedModelError
 
 pytestmark = pytest.mark.xdist_group("ranks")
 alone = functools.cache(lambda: cases.generate(None, "", {"ranges": cases.RANGES}))
 REFUSED = {
-    "layers with tokens": r"\(fully_shard\) break the forward.*Shard the model as a whole instead",
-    "layers": r"\(fully_shard\) break the forward.*Shard the model as a whole instead",
-    "tensor parallel": r"Ranks share 24 tensor.*parallelize_module.*whole weights.*as a whole\.$",
+    "layers with tokens": r"\(fully_shard\) break the forward.*call pab_compile.gather_weights",
+    "layers": r"\(fully_shard\) break the forward.*call pab_compile.gather_weights",
+    "tensor parallel": r"Ranks share 24 tensor.*parallelize_module.*whole.*on its layers\.$",
 }
+WEIGHTS_OF_ATTENTION = 8  # queries, keys, values and output, each with a bias
 
 
 @pytest.mark.sample("whole with tokens")
 @pytest.mark.parametrize("how", ["whole with tokens", "whole"])
 def test_weights_that_are_gathered_around_the_model_are_exact(world: World, how: str) -> None:
-    _, expected, reused = alone()
-    assert expected is not None and reused > 0
-    for error, found, num in world.run(cases.generate, how, {"ranges": cases.RANGES}, ranks=2):
-        assert error == "" and num == reused
-        assert_same(found, expected)
+    check_exact(world, how)
+
+
+@pytest.mark.sample("layers gathered with tokens")
+@pytest.mark.parametrize(
+    "how", ["layers gathered with tokens", "layers gathered", "layers enabled"]
+)
+def test_layers_gather_weights_inside_the_graph_and_none_for_what_is_reused(
+    world: World, how: str
+) -> None:
+    gathers = check_exact(world, how)
+    one_reused = world.run(cases.generate, how, {"ranges": {"spatial": 2}}, ranks=2)[0]
+    assert alone().reused == 2 * one_reused.reused
+    assert one_reused.gathers - gathers == one_reused.reused * WEIGHTS_OF_ATTENTION
+
+
+def check_exact(world: World, how: str) -> int:
+    """Compare with one process; the number of gathers."""
+    found = world.run(cases.generate, how, {"ranges": cases.RANGES}, ranks=2)
+    for rank in found:
+        assert rank.error == "" and rank.reused == alone().reused > 0
+        assert_same(rank.predictions, alone().predictions)
+    return found[0].gathers
+
+
+def test_a_layer_that_gathers_its_weights_computes_what_it_does_with_hooks(world: World) -> None:
+    for results in world.run(cases.gathered_like_hooks, ranks=2):
+        for expected, found in results:
+            assert_same(found, expected)
+
+
+def test_weights_that_are_not_shared_are_not_gathered() -> None:
+    with pytest.raises(UnsupportedModelError, match="Call fully_shard on its layers first"):
+        pab_compile.gather_weights(torch.nn.Linear(2, 2))
 
 
 @pytest.mark.sample("tensor parallel")
@@ -36,17 +68,15 @@ def test_weights_that_are_gathered_around_the_model_are_exact(world: World, how:
 def test_weights_that_are_gathered_within_the_model_are_refused_by_name(
     world: World, how: str
 ) -> None:
-    results: list[Any] = world.run(cases.generate, how, {"ranges": cases.RANGES}, ranks=2)
-    for error, _, _ in results:
-        assert re.search(REFUSED[how], error), error
+    for found in world.run(cases.generate, how, {"ranges": cases.RANGES}, ranks=2):
+        assert re.search(REFUSED[how], found.error), found.error
 
 
 @pytest.mark.long
 def test_the_whole_output_of_a_model_that_gathers_weights_of_layers_is_reused(
     world: World,
 ) -> None:
-    _, expected, _ = cases.generate(None, "", cases.OUTPUT)
-    assert expected is not None
-    for error, found, num in world.run(cases.generate, "layers", cases.OUTPUT, ranks=2):
-        assert error == "" and found is not None and num > 0
-        assert_same(found, expected)
+    expected = cases.generate(None, "", cases.OUTPUT)
+    for found in world.run(cases.generate, "layers", cases.OUTPUT, ranks=2):
+        assert found.error == "" and found.reused > 0
+        assert_same(found.predictions, expected.predictions)

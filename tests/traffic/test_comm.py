@@ -11,6 +11,7 @@ import sympy
 import torch
 
 import pab_compile
+from helpers.joint_prompts import TwoPrompts, two_prompts
 from helpers.latte import draw_latents, draw_prompt, tiny_latte
 from models import open_sora, rectified_flow
 from pab_compile import CommReport, OptionError, Schedule
@@ -146,3 +147,13 @@ def test_explain_says_which_axis_is_sharded_and_why_without_any_process() -> Non
     assert any(note.startswith("batch: 1 of 2 rows per rank") for note in found.notes)
     assert "sharded axis: t, over 2 ranks" in found.notes
     assert any("1 x spatial attention runs along t" in note for note in found.notes)  # h, w
+
+
+def test_prompts_of_several_lengths_count_as_they_are() -> None:
+    def sent(*lengths: int) -> float:
+        with torch.device("meta"):
+            model, inputs = TwoPrompts().requires_grad_(False), two_prompts(*lengths)
+        return pab_compile.comm(model, *inputs, num_ranks=2, schedule=Schedule(10)).wire_bytes
+
+    assert sent(3, 3) < sent(5, 5)
+    assert sent(3, 5) == sent(5, 3) == (sent(3, 3) + sent(5, 5)) / 2

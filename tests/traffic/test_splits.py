@@ -8,8 +8,10 @@ import pytest
 import torch
 
 import pab_compile
+from helpers.joint_prompts import TwoPrompts, two_prompts
 from helpers.latte import draw_latents, draw_prompt, tiny_latte
 from pab_compile import Link, Machine, OptionError, Schedule, ShardingError, Splits
+from pab_compile.forecast.seconds import generation_of
 
 STEPS = 10
 SLOW, FREE = Link(0.0, 1e4), Link(0.0, float("inf"))
@@ -38,6 +40,31 @@ def test_every_split_is_listed_with_its_time_and_the_fastest_is_the_best() -> No
     assert found.best.num_batch_ranks == 2  # it exchanges less than four that share the tokens
     assert found.best.options["batch_parallel"] == found.best.options["sequence_parallel"] == 2
     assert "4 x 1: " in str(found)  # there are two rows
+
+
+def test_rings_are_weighed_where_the_ranks_fill_more_than_one_node() -> None:
+    inside, across = Link(0.0, 1e9), Link(0.0, 1e3)
+    two = compared(Machine(1e6, inside, across, node_size=2), 4, rows=1)
+    ways = {(row.num_token_ranks, row.ring) for row in two.rows}
+    assert {(4, None), (4, 2), (4, 4)} <= ways
+    one = compared(Machine(1e6, inside, across, node_size=4), 4, rows=1)
+    assert {row.ring for row in one.rows} == {None}
+
+
+def test_what_a_ring_passes_on_goes_between_nodes_and_its_heads_do_not() -> None:
+    near = Link(0.0, 1e9)
+    model, inputs = TwoPrompts().requires_grad_(False), two_prompts(5, 5)
+    report = pab_compile.comm(
+        model, *inputs, num_ranks=4, schedule=Schedule(STEPS), options={"ring_parallel": 2}
+    )
+    passed = [row for row in report.rows if row.is_passed_on]
+    switched = [row for row in report.rows if row.neighbours and not row.is_passed_on]
+    assert passed and switched and {row.neighbours for row in switched} == {2}
+    machine = Machine(1.0, near, Link(0.0, 1e3), node_size=2)
+    least = generation_of(machine, report, report.work, passed).exchange
+    assert least == pytest.approx(sum(row.wire_bytes for row in passed) / 1e3)
+    most = generation_of(machine, report, report.work, switched).exchange
+    assert most == pytest.approx(sum(row.wire_bytes for row in switched) / 1e9)
 
 
 def test_a_split_has_the_time_and_the_bytes_of_its_options() -> None:
