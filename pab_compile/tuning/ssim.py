@@ -16,9 +16,10 @@ def ssim_of_shown(
 ) -> float | None:
     """The SSIM of what pages show of two results: frames if there are any, else all of it."""
     shown = [None if frames is None else frames(one) for one in (result, reference)]
-    if not all(isinstance(one, torch.Tensor) for one in shown):
+    tensors = [one for one in shown if isinstance(one, torch.Tensor)]
+    if len(tensors) < len(shown):
         return ssim(result.float(), reference.float())
-    first, second = (one.movedim(-1, -3) if one.shape[-1] == 3 else one for one in shown)
+    first, second = (one.movedim(-1, -3) if one.shape[-1] == 3 else one for one in tensors)
     return ssim(first.float(), second.float())
 
 

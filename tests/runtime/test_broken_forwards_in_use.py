@@ -9,7 +9,6 @@ import pytest
 import torch
 
 import pab_compile
-import pab_compile.compile.build
 from helpers.broken_forwards import (
     RANGES,
     SHAPE,
@@ -29,6 +28,7 @@ from helpers.broken_forwards import (
     sinusoids,
     table,
 )
+from pab_compile.compile import parts
 from pab_compile.passes.graph.structure import structure_key
 
 PLACES = ("time", "blocks", "tail")
@@ -281,7 +281,7 @@ def test_many_graphs_with_two_tensors_between_them_are_each_looked_at_once(
         looked_at.append(graph_module)
         return structure_key(graph_module)
 
-    monkeypatch.setattr(pab_compile.compile.build, "structure_key", looking)
+    monkeypatch.setattr(parts, "structure_key", looking)
     model = draw(Long)
     twin = compiled(model, RANGES)
     latents, given = noise(*SHAPE), prompts(1)["lane1"]
