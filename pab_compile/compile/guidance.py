@@ -12,6 +12,7 @@ from __future__ import annotations
 import functools
 from typing import TYPE_CHECKING
 
+from pab_compile.passes.sites.site import OUTPUT
 from pab_compile.plans.guidance import GuidancePlan
 from pab_compile.plans.plan import MAX_ORDER, Weights
 from pab_compile.plans.step_plan import StepPlan
@@ -117,14 +118,14 @@ class CallGuidance:
         self._generation, self._lane = place.generation, place.lane
         self._weights = plan.guidance_at(place.generation.step, place.generation.schedule)
         self._differences = Differences(place.lane, self._graph, place, plan)
-        self._is_limited = is_limited
+        self._is_limited, self._is_whole = is_limited, plan.cut == OUTPUT
 
     def answers(self, site: int) -> bool:
         """Whether the plan leaves out this call, and it can be answered."""
         if self._weights is None or self._first is None:
             return False
         generation, step = self._generation, self._generation.step
-        given = self._first.cache.get((self._graph, site))
+        given = self._entry(self._first, site)
         if self._first.step != step:
             generation.note(_ORDER)
             return False
@@ -146,15 +147,24 @@ class CallGuidance:
         first, step = self._first, self._generation.step
         if first is None or not self._differences.are_wanted() or self._lane.is_repeated:
             return
-        entries = [lane.cache.get((self._graph, site)) for lane in (first, self._lane)]
+        entries = [self._entry(lane, site) for lane in (first, self._lane)]
         if all(entry is not None and entry.last_step == step for entry in entries):
             computed, other = (self._computed(lane, site) for lane in (first, self._lane))
             self._differences.keep(site, computed, other)
 
     def _computed(self, lane: Lane | None, site: int) -> Tensors:
-        assert lane is not None
-        (newest,) = lane.cache[self._graph, site].newest(1)
+        entry = None if lane is None else self._entry(lane, site)
+        assert entry is not None
+        (newest,) = entry.newest(1)
         return newest
+
+    def _entry(self, lane: Lane, site: int) -> CacheEntry | None:
+        """What a lane cached of a site. Whole outputs may be of the graph for another prompt."""
+        found = lane.cache.get((self._graph, site))
+        if found is not None or not self._is_whole:
+            return found
+        others = [entry for (_, number), entry in lane.cache.items() if number == site]
+        return others[0] if len(others) == 1 else None
 
     @functools.cached_property
     def _first(self) -> Lane | None:

@@ -38,8 +38,10 @@ def guidance_of(
     plan = executor.plan_in(generation)
     if not isinstance(plan, StepPlan) or plan.guidance is None or not plan.guidance.steps:
         return None
-    is_unfit = generation.schedule.num_steps is None or plan.misfit(generation.schedule) != ""
-    if is_unfit or not generation.trusted:
+    schedule = generation.schedule
+    is_fit = schedule.num_steps is not None and not plan.misfit(schedule)
+    may_turn_out_fit = generation.step == 0  # which may know a first guess of its schedule alone
+    if not generation.trusted or not (is_fit or may_turn_out_fit):
         return None
     if executor.together is not None and executor.together.halves is not None:
         generation.note(_SHARED)

@@ -115,7 +115,7 @@ def sharding_state(layer: torch.nn.Module) -> Any:
     library = sys.modules.get("torch.distributed.fsdp")
     if library is None or not isinstance(layer, library.FSDPModule):
         return None
-    state: Any = layer._get_fsdp_state()
+    state: Any = layer._get_fsdp_state()  # pyright: ignore
     hooks = (getattr(hook, "__self__", None) for hook in layer._forward_pre_hooks.values())
     return state if any(owner is state for owner in hooks) else None
 

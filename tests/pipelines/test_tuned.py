@@ -20,6 +20,7 @@ from .catalogue import CASES
 
 NUM_STEPS = 6
 COMPUTED = [0, 1, 3]
+NO_HALVES = ("Mochi",)  # it goes through the prompts of the batch one by one
 
 
 def can_be_tuned(case: Case) -> bool:
@@ -71,7 +72,8 @@ def test_a_pipeline_leaves_guidance_out_as_it_was_rehearsed(case: Case, tmp_path
             pytest.skip(pairing)
         row = Row.of(lengths_of(whole.timesteps), COMPUTED, COMPUTED[2:])
         guidance = pairing.plan(row)
-        expected = rehearsal.run(5, NUM_STEPS, row.entries(), guidance=guidance)
+        left_out = None if case.name in NO_HALVES else guidance
+        expected = rehearsal.run(5, NUM_STEPS, row.entries(), guidance=left_out)
         times = tuple(whole.timesteps)
         plan = StepPlan(row.entries(), "the plan", "output", times, guidance=guidance)
         path = tmp_path / "plan.json"
@@ -81,6 +83,10 @@ def test_a_pipeline_leaves_guidance_out_as_it_was_rehearsed(case: Case, tmp_path
         actual = case.generate(pipe, NUM_STEPS)
         (seen,) = handle.stats().values()
     assert expected.result is not None
-    assert seen.notes == ()
     torch.testing.assert_close(actual.float(), expected.result, atol=1e-4, rtol=1e-4)
-    assert seen.timeline.strips()[0] == "CCp~pp"
+    if case.name in NO_HALVES:
+        assert "half of the batch cannot be computed alone" in seen.notes[0]
+        assert seen.timeline.strips()[0] == "CCpCpp"
+    else:
+        assert seen.notes == ()
+        assert seen.timeline.strips()[0] == "CCp~pp"

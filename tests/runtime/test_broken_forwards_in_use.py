@@ -277,9 +277,9 @@ def test_many_graphs_with_two_tensors_between_them_are_each_looked_at_once(
 
     looked_at: list[object] = []
 
-    def looking(graph_module: torch.fx.GraphModule) -> str:
+    def looking(graph_module: torch.fx.GraphModule, **options: bool) -> str:
         looked_at.append(graph_module)
-        return structure_key(graph_module)
+        return structure_key(graph_module, **options)
 
     monkeypatch.setattr(parts, "structure_key", looking)
     model = draw(Long)
