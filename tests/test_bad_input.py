@@ -124,7 +124,8 @@ def test_a_plan_file_that_is_not_there_or_no_json_is_refused(tmp_path: Path) -> 
         compiled = compiled_pab(WithoutClock(), plan=str(path))
         with torch.no_grad():
             message = refused(PlanError, lambda compiled=compiled: compiled(latents))  # type: ignore[misc]
-        assert f"{str(path)!r} cannot be read as JSON" in message
+        why = "does not exist" if content is None else "cannot be read as JSON"
+        assert f"{str(path)!r} {why}" in message
 
 
 @pytest.mark.parametrize(

@@ -85,7 +85,7 @@ def test_each_way_to_name_a_plan(model: Dit, tmp_path: Path, monkeypatch: Any) -
     [
         ("balansed", OptionError, r"Did you mean 'balanced'\?"),
         ("missing.json", OptionError, "no level, no preset and no plan file"),
-        (Path("missing.json"), PlanError, "cannot be read as JSON"),
+        (Path("missing.json"), PlanError, "does not exist"),
         ({"range": {"full": 2}}, OptionError, r"no option 'range'.*Did you mean 'ranges'\?"),
         ({"ranges": {"ful": 2}}, OptionError, r"unknown kind 'ful'"),
         ({"ranges": {"full": 0}}, OptionError, "a range is an integer of at least 1"),

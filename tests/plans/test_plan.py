@@ -208,11 +208,13 @@ def test_content_that_is_no_plan_is_refused(given: Any, words: str) -> None:
 
 
 def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
-    missing, broken = tmp_path / "missing.json", tmp_path / "broken.json"
+    with pytest.raises(PlanError, match=r"missing.json' does not exist"):
+        load_plan(tmp_path / "missing.json")
+    broken = tmp_path / "broken.json"
     broken.write_text("{")
     binary = tmp_path / "binary.json"
     binary.write_bytes(b"\xff\xfe\x00")
-    for path in (missing, broken, binary):
+    for path in (broken, binary):
         with pytest.raises(PlanError, match=rf"{path.name}' cannot be read as JSON"):
             load_plan(path)
 
