@@ -104,10 +104,15 @@ def _may_turn_constant(mode: Any, tensor: torch.Tensor) -> bool:
 def state_sizes(graph_module: fx.GraphModule) -> None:
     """Let known numbers that a graph of Dynamo takes as sizes be numbers, not tensors.
 
-    Dynamo leaves elements of a tensor as they are in ``x.view(2, *grid)``.
+    Dynamo leaves elements of a tensor as they are in ``x.view(2, *grid)``. It also leaves reads of
+    numbers whose values it used itself, and no tracer can follow these.
     """
-    for node in graph_module.graph.nodes:
-        if node.op == "call_method" and node.target in _TAKE_SIZES:
+    for node in reversed(graph_module.graph.nodes):
+        if node.op != "call_method":
+            continue
+        if node.target in _READS and not node.users:
+            graph_module.graph.erase_node(node)
+        elif node.target in _TAKE_SIZES:
             sizes = [_number(arg) for arg in node.args[1:]]
             node.args = (node.args[0], *sizes)
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import fx
 
-from pab_compile.known_numbers import reads_known_numbers
+from pab_compile.known_numbers import reads_known_numbers, state_sizes
 
 
 def compiled(function: Callable[..., Any], is_marked: bool = True) -> tuple[Any, list[Any]]:
@@ -65,3 +65,15 @@ def test_numbers_that_are_written_or_given_are_not_known(function: Callable[...,
     x = torch.ones(2)
     for value in (3, 7):
         assert torch.equal(ours(x, torch.tensor([value])), x * value)
+
+
+def test_reads_whose_values_dynamo_used_are_gone() -> None:
+    graph = fx.Graph()
+    x = graph.placeholder("x")
+    graph.call_method("item", (x,))
+    used = graph.call_method("item", (x,))
+    graph.output(graph.call_method("mul", (x, used)))
+    graph_module = fx.GraphModule({}, graph)
+    state_sizes(graph_module)
+    assert [node.target for node in graph.nodes if node.op == "call_method"] == ["item", "mul"]
+    assert graph_module(torch.tensor(3)) == 9
