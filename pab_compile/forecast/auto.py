@@ -26,17 +26,9 @@ from pab_compile.ranks.watch import Doing
 from pab_compile.ranks.words import CALL, COMPILES, PROGRAM, SIZES, sizes_of
 from pab_compile.report.dump import Dumper
 
-from .ways import Split, Splits, ways_to_share
+from .ways import RANK_OPTIONS, Split, Splits, ways_to_share
 
 _log = logging.getLogger(__name__)
-_PARALLEL = (
-    "mesh",
-    "sequence_parallel",
-    "batch_mesh",
-    "batch_parallel",
-    "shard",
-    "ring_parallel",
-)
 
 
 @dataclass(frozen=True)
@@ -147,7 +139,7 @@ def table_of(
         alone: whether the program is the whole forward.
     """
     auto = options.auto or AutoSplit()
-    given = {n: v for n, v in read_options(options).items() if n not in _PARALLEL}
+    given = {n: v for n, v in read_options(options).items() if n not in RANK_OPTIONS}
     machine = auto.machine_of(device_type)
     schedule = assumed_schedule(plan)
     return ways_to_share(program, given, num_ranks, schedule, machine, auto.calls, alone)

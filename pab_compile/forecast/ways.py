@@ -24,6 +24,16 @@ from pab_compile.report.text import ShownAsText
 from .predict import options_for, predict
 from .seconds import Generation, generation_of
 
+RANK_OPTIONS = (
+    "mesh",
+    "sequence_parallel",
+    "batch_mesh",
+    "batch_parallel",
+    "shard",
+    "ring_parallel",
+)
+"""The options that say how ranks share a generation."""
+
 
 @dataclass(frozen=True)
 class Split:

@@ -9,20 +9,11 @@ import torch
 
 from pab_compile.errors import OptionError
 from pab_compile.forecast.predict import options_for, predict
-from pab_compile.forecast.ways import Splits, ways_to_share
+from pab_compile.forecast.ways import RANK_OPTIONS, Splits, ways_to_share
 from pab_compile.machine import Machine
 from pab_compile.plans.schedule import Schedule
 
 from .comm import look_at
-
-_PARALLEL = (
-    "mesh",
-    "sequence_parallel",
-    "batch_mesh",
-    "batch_parallel",
-    "shard",
-    "ring_parallel",
-)
 
 
 def splits(
@@ -55,7 +46,7 @@ def splits(
         UnsupportedModelError: the model is not understood.
     """
     given = dict(options or {})
-    if named := [name for name in _PARALLEL if given.get(name) is not None]:
+    if named := [name for name in RANK_OPTIONS if given.get(name) is not None]:
         raise OptionError(f"splits finds {', '.join(named)}, so they cannot be given.")
     if calls not in (1, 2):
         raise OptionError(f"calls is 1, or 2 for guidance in two calls per step; got {calls!r}.")
