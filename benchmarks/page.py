@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from .quality_score import EQUAL_HEADERS, Score, as_good, markdown
 from .results import RESULTS_DIR, Measure, Target
 
 PAGE = Path(__file__).parents[1] / "docs" / "performance.md"
@@ -67,6 +68,18 @@ under `torch.compile` it hardly wins. What wins is to reuse all branches (`linea
 of [`enable`](enable.md)).""",
     ),
     Section(
+        "At equal quality",
+        "quality_joint",
+        """Methods that decide by themselves when to compute follow no plan of ours, so they are
+compared at equal quality: beside each stands the fastest plan of ours that is at least as near to
+the model without reuse. All run under `torch.compile`. The model is the demo's CogVideoX.""",
+    ),
+    Section(
+        "At equal quality, Latte",
+        "quality_latte",
+        "The same for the demo's Latte. `cache-dit` and First Block Cache do not take it.",
+    ),
+    Section(
         "First call",
         "compile",
         """Equal blocks share their compiled pieces, so a deeper model has no more of them.
@@ -109,8 +122,16 @@ def page() -> str:
     for section in SECTIONS:
         path = RESULTS_DIR / f"{section.benchmark}.json"
         if path.exists():
-            parts.append(f"## {section.title}\n\n{section.words}\n\n{table(_read(path))}")
+            result = _read(path)
+            shown = equal_quality(result) if "scores" in result else table(result)
+            parts.append(f"## {section.title}\n\n{section.words}\n\n{shown}")
     return "\n".join([*parts, KERNELS])
+
+
+def equal_quality(result: dict[str, Any]) -> str:
+    """What `benchmarks.quality` found, method by method."""
+    rows = as_good([Score(**score) for score in result["scores"]])
+    return f"{markdown(EQUAL_HEADERS, rows)}\n\n{result['settings']}.\n"
 
 
 def table(result: dict[str, Any]) -> str:

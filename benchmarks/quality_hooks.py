@@ -1,10 +1,14 @@
-"""What diffusers has against our plans in `benchmarks.quality`: hooks on a copy, run eagerly."""
+"""What others have against our plans in `benchmarks.quality`: hooks on a copy, under torch.compile.
+
+`cache-dit` is not a dependency. Its rows are there if it can be imported.
+"""
 
 from __future__ import annotations
 
 import ast
 import contextlib
 import copy
+import importlib.util
 import io
 from collections.abc import Callable
 from typing import Any
@@ -45,7 +49,7 @@ def mag_cache(threshold: float, num_steps: int = 30) -> Callable[[torch.nn.Modul
     def make(model: torch.nn.Module) -> Call:
         state: dict[str, Any] = {"said": io.StringIO()}
         calibrating = diffusers.MagCacheConfig(num_inference_steps=num_steps, calibrate=True)
-        state["call"] = _hooked(model, calibrating)
+        state["call"] = _hooked(model, calibrating, compiled=False)  # compiled code prints nothing
 
         def begin() -> None:
             if said := state["said"].getvalue():
@@ -70,28 +74,73 @@ def mag_cache(threshold: float, num_steps: int = 30) -> Callable[[torch.nn.Modul
     return make
 
 
-def _hooked(model: torch.nn.Module, config: Any) -> Call:
+def cache_dit(threshold: float, num_steps: int = 30) -> Callable[[torch.nn.Module], Call]:
+    """Dual Block Cache with TaylorSeer of the package `cache-dit`, under `torch.compile`.
+
+    The settings are those of its documentation, but 4 of 30 steps as warm-up instead of 8: as many
+    as the last plans of ours compute at first.
+    """
+
+    def make(model: torch.nn.Module) -> Call:
+        import cache_dit as package
+
+        hooked = copy.deepcopy(model)
+        package.enable_cache(
+            package.BlockAdapter(
+                transformer=hooked,
+                blocks=hooked.transformer_blocks,
+                forward_pattern=package.ForwardPattern.Pattern_0,
+            ),
+            cache_config=package.DBCacheConfig(
+                Fn_compute_blocks=1,
+                residual_diff_threshold=threshold,
+                max_warmup_steps=4,
+                enable_separate_cfg=False,
+                num_inference_steps=num_steps,
+            ),
+            calibrator_config=package.TaylorSeerCalibratorConfig(taylorseer_order=1),
+        )
+        compiled = torch.compile(hooked)
+
+        def call(**inputs: Any) -> Any:
+            return compiled(**inputs)
+
+        call.before = lambda: package.refresh_context(  # type: ignore[attr-defined]
+            hooked, num_inference_steps=num_steps
+        )
+        return call
+
+    return make
+
+
+def _hooked(model: torch.nn.Module, config: Any, compiled: bool = True) -> Call:
     hooked = copy.deepcopy(model)
     hooked.enable_cache(config)  # type: ignore[operator]
+    inner = torch.compile(hooked) if compiled else hooked
 
     def call(**inputs: Any) -> Any:
         with hooked.cache_context("generation"):  # type: ignore[operator]
-            return hooked(**inputs)
+            return inner(**inputs)
 
     call.before = hooked._reset_stateful_cache  # type: ignore[attr-defined]
     return call
 
 
-TAYLORSEER = {"TaylorSeer (diffusers, eager)": taylorseer}
+TAYLORSEER = {"TaylorSeer (diffusers)": taylorseer}
+CACHE_DIT = {
+    "cache-dit 0.12, TaylorSeer": cache_dit(0.12),
+    "cache-dit 0.24, TaylorSeer": cache_dit(0.24),
+}
 HOOKED: dict[str, dict[str, Callable[[torch.nn.Module], Call]]] = {
     "latte": TAYLORSEER,  # diffusers' First Block Cache fails on its blocks
     "joint": {
         **TAYLORSEER,
-        "First Block Cache 0.05 (diffusers, eager)": first_block(0.05),
-        "First Block Cache 0.1 (diffusers, eager)": first_block(0.1),
-        "First Block Cache 0.2 (diffusers, eager)": first_block(0.2),
-        "MagCache 0.06 (diffusers, eager)": mag_cache(0.06),
-        "MagCache 0.2 (diffusers, eager)": mag_cache(0.2),
+        "First Block Cache 0.05 (diffusers)": first_block(0.05),
+        "First Block Cache 0.1 (diffusers)": first_block(0.1),
+        "First Block Cache 0.2 (diffusers)": first_block(0.2),
+        "MagCache 0.06 (diffusers)": mag_cache(0.06),
+        "MagCache 0.2 (diffusers)": mag_cache(0.2),
+        **(CACHE_DIT if importlib.util.find_spec("cache_dit") else {}),
     },
 }
 """Family of the model -> name -> what makes a callable of the model."""

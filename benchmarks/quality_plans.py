@@ -25,7 +25,8 @@ def _every(range_: int, order: int) -> Options:
 
 
 def _tuned(model: str) -> dict[str, Options]:
-    return {f"tuned, {n} of 30": plans.plans_of(model)[f"tuned-{n}"] for n in plans.TUNED}
+    folder = plans.digits.find_folder(model)
+    return {f"tuned, {n} of 30": {"plan": folder / plans.plan_file(n)} for n in (15, *plans.TUNED)}
 
 
 def gate_cross(site: Any, step: int, num_steps: int, _: float | None) -> int | None:
