@@ -40,8 +40,8 @@ from .compile.runnable import Runnable
 from .compile.settings import Settings
 from .compile.whole_forward import WholeForward
 from .dynamo import compiling, model_calls
+from .dynamo_rules import follows_more, state_sizes
 from .forecast.auto import with_chosen_split
-from .known_numbers import reads_known_numbers, state_sizes
 from .options import BACKGROUND, GivenOptions, parse_options
 from .plans.form import Form
 from .plans.live import LivePlan
@@ -53,13 +53,11 @@ from .runtime.layer_hooks import with_cause
 from .runtime.misplaced import check_no_pipeline, with_place
 from .runtime.scope import current_scope
 from .runtime.weights import watch_hotswap
-from .sdp_kernel import traces_sdp_kernel
 
 _MAX_OPEN = 8  # analyses of one graph for open sizes; then each further size has its own
 
 
-@traces_sdp_kernel
-@reads_known_numbers
+@follows_more
 def pab(
     graph_module: fx.GraphModule,
     example_inputs: Sequence[Any],

@@ -1,7 +1,7 @@
 """What this library needs of Dynamo and Inductor besides compiling: locks, stack and caches.
 
-Five files may use private torch APIs: this one, ``passes/graph/tracing.py``, ``compile/lower.py``,
-``known_numbers.py`` and ``sdp_kernel.py``.
+These may use private torch APIs: this file, ``passes/graph/tracing.py``, ``compile/lower.py`` and
+the files in ``dynamo_rules``.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from .known_numbers import reads_known_numbers, state_sizes
+from .dynamo_rules import follows_more, state_sizes
 
 _MODULE_FILE = torch.nn.modules.module.__file__
 _PARTS = ("<lambda>", "<listcomp>", "<genexpr>", "<setcomp>", "<dictcomp>")
@@ -117,7 +117,7 @@ def trace_once(
 
     try:
         # Static, since sizes that earlier calls made dynamic would be symbols.
-        torch.compile(traced, backend=reads_known_numbers(backend), dynamic=False)(*args, **kwargs)
+        torch.compile(traced, backend=follows_more(backend), dynamic=False)(*args, **kwargs)
     finally:
         reset_code(traced.__code__)
 

@@ -30,8 +30,8 @@ LAYERS: dict[str, tuple[tuple[str, ...], ...]] = {
     ),
     "pab_compile": (
         ("passes",),
-        ("errors", "known_numbers"),
-        ("sdp_kernel", "dynamo"),
+        ("errors", "dynamo_rules"),
+        ("dynamo",),
         ("plans", "denoisers", "machine"),
         ("option_values", "option_text", "auto_split"),
         ("option_ranks",),
@@ -52,8 +52,9 @@ MAY_USE = {
     "passes/graph/tracing.py": ("torch._C", "torch._dynamo", "torch._functorch"),
     "pab_compile/compile/lower.py": PRIVATE_APIS,
     "pab_compile/dynamo.py": PRIVATE_APIS,
-    "pab_compile/known_numbers.py": ("torch._dynamo",),
-    "pab_compile/sdp_kernel.py": ("torch._dynamo",),
+    "pab_compile/dynamo_rules/known_numbers.py": ("torch._dynamo",),
+    "pab_compile/dynamo_rules/sdp_kernel.py": ("torch._dynamo",),
+    "pab_compile/dynamo_rules/transformer_layers.py": ("torch._dynamo",),
 }
 REQUIRED = {"networkx", "sympy", "torch"}  # what passes/ may import besides the standard library
 

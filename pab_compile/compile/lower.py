@@ -4,9 +4,8 @@ Pieces with the same structure, shapes, strides and dtypes share one compiled fu
 inputs. The inner compiler gets plain ``fx.GraphModule``s, so its caches on disk do not depend on
 this library.
 
-Four files may use private torch APIs: this one, ``dynamo.py``, ``known_numbers.py`` and
-``passes/graph/tracing.py``. They import them when they need them, so that ``import pab_compile``
-is fast.
+This file may use private torch APIs. It imports them when it needs them, so that
+``import pab_compile`` is fast.
 """
 
 from __future__ import annotations

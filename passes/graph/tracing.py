@@ -1,9 +1,8 @@
 """Tracing: what torch traces with, and its fake tensors.
 
-This is one of five files that may use private torch APIs. The others are
-``pab_compile/compile/lower.py``, ``pab_compile/dynamo.py``, ``known_numbers.py`` and
-``sdp_kernel.py`` beside it. They import these APIs only on use, so that ``import pab_compile``
-costs little.
+This file may use private torch APIs. So may ``pab_compile/compile/lower.py``,
+``pab_compile/dynamo.py`` and the files in ``pab_compile/dynamo_rules``. They import these APIs only
+on use, so that ``import pab_compile`` costs little.
 """
 
 from __future__ import annotations

@@ -14,45 +14,21 @@ torch itself forgets a constant that is written to. A size that is left open has
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import fx
 
+from .marks import is_marked
+
 _MAX_ELEMENTS = 256
 _TAKE_SIZES = ("view", "reshape", "expand", "repeat")
 _READS = ("item", "tolist")
-_MARK = "_pab_extends_dynamo"
-
-
-def reads_known_numbers(backend: Callable[..., Any]) -> Callable[..., Any]:
-    """Let Dynamo read known numbers when it traces for this backend.
-
-    Args:
-        backend: a function that Dynamo gives its graphs to. It is marked, and returned.
-    """
-    mark(backend)
-    _extend_dynamo()
-    return backend
-
-
-def mark(backend: Callable[..., Any]) -> None:
-    """Mark a backend: Dynamo is extended for marked ones only."""
-    setattr(backend, _MARK, True)
-
-
-def is_marked(backend: Any) -> bool:
-    """Whether a backend is marked; it may be wrapped by ``torch.compile``."""
-    return hasattr(getattr(backend, "compiler_fn", backend), _MARK)
 
 
 @functools.cache
-def _extend_dynamo() -> None:
-    """Extend torch, once per process. Other backends see no difference.
-
-    A torch that lacks one of these places stays as it is. Then graphs break at the numbers.
-    """
+def extend_dynamo() -> None:
+    """Extend torch, once per process. Without this, graphs break at the numbers."""
     try:
         from torch._dynamo.output_graph import OutputGraph
         from torch._dynamo.variables.tensor import TensorVariable

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import fx
 
-from pab_compile.known_numbers import reads_known_numbers, state_sizes
+from pab_compile.dynamo_rules import follows_more, state_sizes
 
 
 def compiled(function: Callable[..., Any], is_marked: bool = True) -> tuple[Any, list[Any]]:
@@ -21,7 +21,7 @@ def compiled(function: Callable[..., Any], is_marked: bool = True) -> tuple[Any,
         return graph_module.forward
 
     if is_marked:
-        reads_known_numbers(backend)
+        follows_more(backend)
     torch._dynamo.reset()
     return torch.compile(function, backend=backend, dynamic=False), graphs
 

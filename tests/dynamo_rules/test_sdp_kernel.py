@@ -11,7 +11,7 @@ from torch import fx
 from torch._dynamo.variables.torch import TorchInGraphFunctionVariable
 from torch.nn.functional import scaled_dot_product_attention
 
-from pab_compile.sdp_kernel import traces_sdp_kernel
+from pab_compile.dynamo_rules import follows_more
 
 pytestmark = pytest.mark.filterwarnings("ignore:`torch.backends.cuda.sdp_kernel")
 
@@ -30,7 +30,7 @@ def graphs_of(is_marked: bool) -> list[fx.GraphModule]:
         return graph_module.forward
 
     if is_marked:
-        traces_sdp_kernel(backend)
+        follows_more(backend)
     x = torch.randn(1, 2, 40, 8)
     torch._dynamo.reset()
     assert torch.equal(torch.compile(attention, backend=backend)(x), attention(x))
