@@ -41,6 +41,20 @@ GRAPHS = (
         ("tests/dynamo_rules/test_sdp_kernel.py",),
     ),
     Mutation(
+        "pab_compile/dynamo_rules/transformer_layers.py",
+        "torch's layers stay one op",
+        "rules = {torch.backends.mha.get_fastpath_enabled: _no_fast_path}",
+        "rules = {}",
+        ("tests/dynamo_rules/test_transformer_layers.py",),
+    ),
+    Mutation(
+        "pab_compile/dynamo_rules/marks.py",
+        "calls are replaced for every backend",
+        "if rule is not None and is_marked(tx.output.compiler_fn):",
+        "if rule is not None:",
+        ("tests/dynamo_rules/test_transformer_layers.py",),
+    ),
+    Mutation(
         "pab_compile/dynamo_rules/known_numbers.py",
         "sizes that are elements of a known tensor remain tensors",
         "return int(constant)",
