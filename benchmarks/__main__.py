@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
@@ -79,6 +80,7 @@ def main() -> None:
             result = Result(name, command, {}, file_name=name)
             if args.quick:
                 result.notes.append("Smallest sizes: a check that it runs, not a measurement.")
+            torch.compiler.reset()  # so that compilations of the last one do not count
             BENCHMARKS[name](result, args.quick, progress)
             results.append(result)
             console.print(make_table(result))

@@ -190,6 +190,15 @@ def test_what_is_left_out_is_answered_from_the_differences_of_the_plan(
     assert_different(expected, without, 2 * ROUNDING[dtype])
 
 
+def test_prompts_of_two_lengths_are_those_of_one_step(dit: Small, tmp_path: Path) -> None:
+    texts = [prompts()[0], prompts()[1][:, :-1]]
+    model = compiled(dit, tmp_path, CALLS)
+    actual = run(in_calls(model), texts)
+    expected, _ = by_hand(dit, given=(usual("latents"), texts))
+    assert_same(actual, expected)
+    assert not pab_compile.stats(model).notes
+
+
 def test_half_of_a_batch_takes_half_of_the_operations(dit: Small, tmp_path: Path) -> None:
     counts: list[int] = []
 

@@ -54,6 +54,13 @@ PLANS = (
         ("tests/compile/test_guidance.py",),
     ),
     Mutation(
+        "pab_compile/compile/guidance.py",
+        "prompts of two lengths have no differences",
+        "return others[0] if len(others) == 1 else None",
+        "return None",
+        ("tests/compile/test_guidance.py",),
+    ),
+    Mutation(
         "pab_compile/compile/batch_guidance.py",
         "half of a batch of several videos is left out",
         "if not torch.equal(one, other) or bool(is_repeated):",
