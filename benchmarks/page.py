@@ -60,6 +60,11 @@ weights, as under stock `torch.compile`, and this library finds the generation, 
 plan. That depends on the number of layers, and not on the size of the tensors.""",
     ),
     Section(
+        "Beside the operations",
+        "overhead",
+        """What a step does beside the operations of the model, counted.""",
+    ),
+    Section(
         "Whole generations",
         "generation",
         """All variants of PAB246 follow the same schedule, so they give the same latents. PAB246
