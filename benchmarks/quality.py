@@ -53,6 +53,7 @@ from .quality_score import (
 )
 from .results import RESULTS_DIR, versions
 
+MANY = 4096
 FEWER = (20, 15, 10)
 SECOND_ORDER = (15, 10, 7)
 """Of 30 steps, as many as are taken without reuse."""
@@ -67,8 +68,9 @@ def _fewer() -> tuple[dict[str, int], dict[str, int]]:
 def measure(args: argparse.Namespace, console: Console) -> list[Score]:
     """Generate every batch with every plan in turns."""
     plans = {name: p for name, p in PLANS[args.model].items() if name in (args.plans or [name])}
-    # Dynamo keeps the code of all plans at the model's one forward.
-    torch.compiler.config.recompile_limit = 2 * len(plans)
+    # Dynamo keeps the code of all plans and of all hooks at the model's one forward.
+    torch.compiler.config.recompile_limit = MANY
+    torch._dynamo.config.accumulated_recompile_limit = MANY  # noqa: TID251
     trained, reader = digits.load(digits.find_folder(args.model)), digits.train_reader()
     calls: dict[str, Callable[..., Any]] = {STOCK: torch.compile(trained.model)}
     for name, options in plans.items():
