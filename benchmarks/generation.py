@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
+import torch
 from rich.progress import Progress
 
 from pab_compile.tuning.score import psnr
@@ -46,6 +49,7 @@ MAKERS: dict[str, Callable[[Task], Variant]] = {
     OURS: lambda task: pab(task, OURS, PAB246),
     OURS_LINEAR: lambda task: pab(task, OURS_LINEAR, THIRD_LINEAR),
 }
+GENERATE, LATENTS = "generate", "latents"
 OPTIONS = {OURS: PAB246, OURS_LINEAR: THIRD_LINEAR}
 OTHERS = (EAGER, STOCK, AUTOTUNED, HOOKS, HOOKS_COMPILED, TAYLOR, TAYLOR_COMPILED)
 
@@ -85,10 +89,20 @@ def run(result: Result, quick: bool, progress: Progress) -> None:
     )
 
 
-def make(job: Job) -> tuple[Task, Variant]:
-    """Makes a job's task and variant, in the worker."""
-    task = _task(job)
-    return task, MAKERS[job.variant](task)
+class Generator:
+    """Generates with a job's variant, in a worker."""
+
+    def __init__(self, job: Job) -> None:
+        self._task = _task(job)
+        self._variant = MAKERS[job.variant](self._task)
+
+    def __call__(self, asked: str) -> Any:
+        """Runs a generation and returns its seconds; or returns the latents of the last one."""
+        if asked == LATENTS:
+            return self._variant.latents.numpy()
+        start = time.perf_counter()
+        self._variant.generate(self._task)
+        return time.perf_counter() - start
 
 
 def _task(job: Job) -> Task:
@@ -112,15 +126,15 @@ def _compare(
     try:
         for name in MAKERS:
             progress.update(bar, description=f"{label}: first generation (compiles), {name}")
-            workers[name] = Worker(make, Job(name, num_steps, size, num_videos))
-            workers[name].generate()
+            workers[name] = Worker(Generator, Job(name, num_steps, size, num_videos))
+            workers[name].ask(GENERATE)
             progress.advance(bar)
         for turn in range(rounds):
             for name, worker in workers.items():
                 progress.update(bar, description=f"{label}: round {turn + 1}, {name}")
-                samples[name].append(worker.generate())
+                samples[name].append(worker.ask(GENERATE))
                 progress.advance(bar)
-        latents = {name: worker.latents() for name, worker in workers.items()}
+        latents = {name: torch.from_numpy(w.ask(LATENTS)) for name, w in workers.items()}
     finally:
         for worker in workers.values():
             worker.close()

@@ -39,7 +39,7 @@ from rich.table import Column, Table
 import pab_compile
 
 from .examples import digits, solvers
-from .quality_hooks import HOOKED
+from .quality_hooks import HOOKED, Other
 from .quality_plans import PLANS
 from .quality_score import (
     EQUAL_HEADERS,
@@ -52,8 +52,8 @@ from .quality_score import (
     plot,
 )
 from .results import RESULTS_DIR, versions
+from .workers import Worker
 
-MANY = 4096
 FEWER = (20, 15, 10)
 SECOND_ORDER = (15, 10, 7)
 """Of 30 steps, as many as are taken without reuse."""
@@ -68,33 +68,35 @@ def _fewer() -> tuple[dict[str, int], dict[str, int]]:
 def measure(args: argparse.Namespace, console: Console) -> list[Score]:
     """Generate every batch with every plan in turns."""
     plans = {name: p for name, p in PLANS[args.model].items() if name in (args.plans or [name])}
-    # Dynamo keeps the code of all plans and of all hooks at the model's one forward.
-    torch.compiler.config.recompile_limit = MANY
-    torch._dynamo.config.accumulated_recompile_limit = MANY  # noqa: TID251
+    # Dynamo keeps the code of all plans at the model's one forward.
+    torch.compiler.config.recompile_limit = 2 * len(plans)
     trained, reader = digits.load(digits.find_folder(args.model)), digits.train_reader()
     calls: dict[str, Callable[..., Any]] = {STOCK: torch.compile(trained.model)}
     for name, options in plans.items():
         calls[name] = torch.compile(trained.model, backend="pab", options=options)
-    for name, hook in ({} if args.plans else HOOKED[args.model]).items():
-        calls[name] = hook(trained.model)
+    others = {} if args.plans else {n: Worker(Other, (args.model, n)) for n in HOOKED[args.model]}
     fewer, second = (
         {name: round(n * args.steps / 30) for name, n in names.items()} for names in _fewer()
     )
     calls |= dict.fromkeys([*fewer, *second], calls[STOCK])
     solved = replace(trained, scheduler=solvers.AdamsBashforth())
-    scores = {name: Score(name, ours=name in plans) for name in calls}
+    scores = {name: Score(name, ours=name in plans) for name in (*calls, *others)}
     prompts = torch.arange(args.videos) % digits.NUM_DIGITS
     noise = digits.make_noise(args.videos, seed=args.seed)
     batches = list(zip(prompts.split(args.batch), noise.split(args.batch), strict=True))
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
     with Progress(*columns, TimeElapsedColumn(), console=console) as bar:
-        total = len(calls) * (len(batches) + 1)
+        total = len(scores) * (len(batches) + 1)
         task = bar.add_task("generations", total=total)
 
         def generate(name: str, batch: tuple[torch.Tensor, torch.Tensor]) -> Any:
             bar.update(task, description=name)
+            if name in others:
+                shown, noise = (tensor.numpy() for tensor in batch)
+                videos, seconds = others[name].ask((shown, noise, args.steps))
+                bar.advance(task)
+                return torch.from_numpy(videos), seconds
             pab_compile.reset()
-            getattr(calls[name], "before", lambda: None)()
             start = time.perf_counter()
             num_steps = {**fewer, **second}.get(name, args.steps)
             sampled = solved if name in second else trained
@@ -102,7 +104,7 @@ def measure(args: argparse.Namespace, console: Console) -> list[Score]:
             bar.advance(task)
             return videos, time.perf_counter() - start
 
-        for name in calls:  # compiles
+        for name in scores:  # compiles
             generate(name, batches[0])
         for batch in batches:
             seconds = {}
@@ -113,6 +115,8 @@ def measure(args: argparse.Namespace, console: Console) -> list[Score]:
                 score.add(videos, reference)
                 score.read += (reader.read(videos) == batch[0]).tolist()
                 score.speed.append(seconds[STOCK] / seconds[name])
+    for worker in others.values():
+        worker.close()
     for name in plans:
         scores[name].cache_bytes = pab_compile.stats(calls[name]).peak_cache_bytes  # type: ignore[arg-type]
     return list(scores.values())

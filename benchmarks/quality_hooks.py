@@ -1,4 +1,6 @@
-"""What others have against our plans in `benchmarks.quality`: hooks on a copy, under torch.compile.
+"""What others have against our plans in `benchmarks.quality`, under torch.compile.
+
+Each has a process of its own (`workers.py`).
 
 `cache-dit` is not a dependency. Its rows are there if it can be imported.
 """
@@ -10,11 +12,14 @@ import contextlib
 import copy
 import importlib.util
 import io
+import time
 from collections.abc import Callable
 from typing import Any
 
 import diffusers
 import torch
+
+from .examples import digits
 
 Call = Callable[..., Any]
 
@@ -144,3 +149,31 @@ HOOKED: dict[str, dict[str, Callable[[torch.nn.Module], Call]]] = {
     },
 }
 """Family of the model -> name -> what makes a callable of the model."""
+
+
+class Other:
+    """Generates with a method of others, in a worker.
+
+    Args:
+        job: the family of the model, and the name of the method.
+    """
+
+    def __init__(self, job: tuple[str, str]) -> None:
+        family, name = job
+        torch.compiler.config.recompile_limit = 4096  # hooks recompile as their states change
+        self._trained = digits.load(digits.find_folder(family))
+        self._call = HOOKED[family][name](self._trained.model)
+
+    def __call__(self, asked: tuple[Any, Any, int]) -> tuple[Any, float]:
+        """Returns videos and seconds for shown digits, noise and a number of steps."""
+        shown, noise, num_steps = asked
+        self._call.before()  # type: ignore[attr-defined]
+        start = time.perf_counter()
+        videos = digits.generate(
+            self._trained,
+            torch.from_numpy(shown),
+            torch.from_numpy(noise),
+            model=self._call,
+            num_steps=num_steps,
+        )
+        return videos.numpy(), time.perf_counter() - start
