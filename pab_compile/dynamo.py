@@ -301,6 +301,26 @@ def inner_callables(model: Any) -> Iterator[Any]:
         waiting += [getattr(found, name, None) for name in inside]
 
 
+def used_up(model: Any) -> str:
+    """What is to be said if Dynamo has as many compilations of a model as it keeps; else ``""``."""
+    from torch._dynamo import config, eval_frame
+
+    listed = getattr(eval_frame, "_debug_get_cache_entry_list", None)
+    if listed is None:
+        return ""
+    for found in inner_callables(model):
+        function = getattr(found, "forward", found)
+        code = getattr(getattr(function, "__func__", function), "__code__", None)
+        if code is not None and len(listed(code)) >= config.recompile_limit:
+            return (
+                f"Dynamo keeps {config.recompile_limit} compilations of a model's code, and has so "
+                "many: calls that none of them fits run uncompiled, and nothing counts them. Raise "
+                "torch.compiler.config.recompile_limit; without dynamic=False, sizes share a "
+                "compilation"
+            )
+    return ""
+
+
 def why_uncompiled() -> str:
     """Why torch runs nothing compiled just now; ``""`` if it does."""
     from torch._dynamo import config, eval_frame

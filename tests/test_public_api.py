@@ -328,6 +328,21 @@ def test_where_dynamo_gives_up_compiling_the_error_says_so(small: LatteTransform
         pab_compile.stats(second)  # type: ignore[arg-type]
 
 
+def test_statistics_say_that_further_sizes_run_uncompiled() -> None:
+    model = make("plain")
+    compiled: Any = torch.compile(
+        model, backend="pab", dynamic=False, options={"ranges": RANGES, "inner": "eager"}
+    )
+    given = next(calls())
+    with torch.no_grad(), torch._dynamo.config.patch(recompile_limit=2):
+        compiled(*given)
+        assert not any("Dynamo" in note for note in pab_compile.stats(compiled).notes)
+        for rows in (3, 4):
+            compiled(*(torch.cat([x, x])[:rows] for x in given))
+        (note,) = (n for n in pab_compile.stats(compiled).notes if n.startswith("Dynamo keeps 2"))
+    assert "uncompiled" in note
+
+
 def test_any_registered_backend_compiles_the_pieces() -> None:
     model = make("plain")
     reusing: Any = eager_code.compiled(model, RANGES, inner="aot_eager")

@@ -18,7 +18,7 @@ from pab_compile.denoisers import (
     parts_of,
     what_it_is,
 )
-from pab_compile.dynamo import Compilation, compilation_of, model_calls, why_uncompiled
+from pab_compile.dynamo import Compilation, compilation_of, model_calls, used_up, why_uncompiled
 from pab_compile.errors import PabError
 from pab_compile.options import Options
 from pab_compile.plans.live import Choice, LivePlan
@@ -228,7 +228,7 @@ def stats(compiled: Any) -> RunStats:
     has_sites = any(finding.sites for finding in found.findings)
     return replace(
         counted,
-        notes=(*counted.notes, *others),
+        notes=(*counted.notes, *others, *filter(None, [used_up(compiled)])),
         explanation=found.explanation() if has_sites else None,
         options=_texts(found.options, found.running.choice),
     )
