@@ -12,13 +12,13 @@ For this backend the answer is no: attentions then use the mask that they were g
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch.nn.modules import transformer
 
-from .marks import replace_calls
+from .marks import Rule, replace_calls
 
 
 @functools.cache
@@ -28,7 +28,7 @@ def extend_dynamo() -> None:
         from torch._dynamo.variables.functions import UserFunctionVariable
     except ImportError:
         return
-    rules = {torch.backends.mha.get_fastpath_enabled: _no_fast_path}
+    rules: dict[Callable[..., Any], Rule] = {torch.backends.mha.get_fastpath_enabled: _no_fast_path}
     detect = getattr(transformer, "_detect_is_causal_mask", None)
     if detect is not None:
         rules[detect] = _not_compared

@@ -43,8 +43,8 @@ GRAPHS = (
     Mutation(
         "pab_compile/dynamo_rules/transformer_layers.py",
         "torch's layers stay one op",
-        "rules = {torch.backends.mha.get_fastpath_enabled: _no_fast_path}",
-        "rules = {}",
+        "{torch.backends.mha.get_fastpath_enabled: _no_fast_path}",
+        "{}",
         ("tests/dynamo_rules/test_transformer_layers.py",),
     ),
     Mutation(
