@@ -28,7 +28,9 @@ from pab_compile.plans.form import check_together
 from pab_compile.plans.keeping import AS_COMPUTED, Keeping
 from pab_compile.plans.nothing import why_nothing
 from pab_compile.plans.plan import Plan
+from pab_compile.ranks.sends import exchanged_in
 from pab_compile.ranks.together import Together
+from pab_compile.report.exchanges import Exchanged
 from pab_compile.report.timeline import Row
 from pab_compile.runtime.cache_entry import copy_of
 from pab_compile.runtime.generation import Generation, Place
@@ -181,6 +183,7 @@ class Executor:
                     or (isinstance(module, Piece) and module.sort == DEMANDED),
                     watched=watched,
                     made=made_by_python(node, register) if watched >= 0 else (),
+                    exchanged=_exchanged_in(module),
                     cached=tuple(
                         number
                         for user, number in position.items()
@@ -254,6 +257,8 @@ class Executor:
                 results = step.visit_watched(op, registers)
             else:
                 results = op.function(*[registers[i] for i in op.inputs])
+                if step is not None and op.exchanged:
+                    step.exchange(op)
             for position, register in op.outputs if is_needed else ():
                 registers[register] = results[position]
             for register in op.frees:
@@ -389,6 +394,11 @@ class Executor:
         generation.record.compilers[id(self.compiler)] = compiled
         if self.compiler.num_waiting:
             generation.note(_WARMING)
+
+
+def _exchanged_in(module: StepBranch | Piece) -> tuple[Exchanged, ...]:
+    singles = module.site.singles if isinstance(module, StepBranch) else ()
+    return exchanged_in(module.compute, " + ".join(dict.fromkeys(one.kind for one in singles)))
 
 
 def _device_of(tensors: Sequence[torch.Tensor]) -> torch.device:

@@ -93,6 +93,15 @@ class LaneStep:
             spent[COMPILE] += compiling
         self._last, self._waited = now, waited
 
+    def exchange(self, op: Op) -> None:
+        """Note what this rank exchanges with others, since a piece runs."""
+        self._record.exchanged.extend(op.exchanged)
+
+    def _computed(self, op: Op, registers: list[torch.Tensor | None]) -> Sequence[torch.Tensor]:
+        """What a piece yields."""
+        self.exchange(op)
+        return op.function(*[registers[i] for i in op.inputs])
+
     def visit_branch(
         self, op: Op, registers: list[torch.Tensor | None], is_needed: bool
     ) -> Sequence[torch.Tensor]:
@@ -118,7 +127,7 @@ class LaneStep:
         length = None if decision.reuses else self._length_to_keep(op, decision)
         if length is not None:
             self._make_room(op, max(length - 1, 0))
-        results = op.function(*[registers[i] for i in op.inputs])
+        results = self._computed(op, registers)
         if length:
             self._store(op, length, self._kept_of(op, tuple(results), registers))
         if self._guidance is not None and not decision.reuses:
@@ -162,7 +171,7 @@ class LaneStep:
         cached = self._lane.prelude.get(key)
         if cached is not None:
             return [v if v is None or not op.is_returned else copy_of(v) for v in cached]
-        computed = op.function(*[registers[i] for i in op.inputs])
+        computed = self._computed(op, registers)
         self._holds_more = True
         self._lane.prelude[key] = tuple(
             self._executor.cacheable(value, op.is_returned) if position in op.cached else None
@@ -179,7 +188,7 @@ class LaneStep:
         read = [tensor for i in op.made if (tensor := registers[i]) is not None]
         if (known := watched.values(read)) is not None:
             return list(map(copy_of, known)) if op.is_returned else known
-        computed = op.function(*[registers[i] for i in op.inputs])
+        computed = self._computed(op, registers)
         self._holds_more = True
         watched.keep(read, [self._executor.cacheable(x, op.is_returned) for x in computed])
         return computed

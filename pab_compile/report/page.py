@@ -11,12 +11,13 @@ from dataclasses import replace
 from html import escape
 
 from .draw import SiteBox, format_bytes, to_svg
+from .exchanges import Exchanges
 from .explanation import Explanation, SiteReport, group_name, similar, site_boxes
 from .films import films
 from .heat_map import COLOURS, MEANINGS, heat_map, strip_style
 from .html import cards, document, row, table, versions
 from .measured import Measured
-from .plots import curves, timeline_plots
+from .plots import curves, sent_plot, timeline_plots
 from .run_stats import RunStats, saved_operations
 from .text import byte_unit, flop_unit
 from .timeline import COMPUTED, Row, Timeline
@@ -49,6 +50,7 @@ def run_page(stats: RunStats, title: str = "", given: Measured | None = None) ->
         "Equal rows are folded: open them, or filter.</p>",
         heat_map(timeline if found is None else _with_all_sites(timeline, found)),
         *timeline_plots(timeline),
+        *_exchanged(timeline),
         *curves(given.curves),
         *([] if found is None else _found(found)),
         "<h2>To reproduce it</h2>",
@@ -117,6 +119,27 @@ def _with_all_sites(timeline: Timeline, found: Explanation) -> Timeline:
     more = [Row(site.name, site.kind) for site in found.sites if site.name not in known]
     calls = [replace(call, states=call.states + COMPUTED * len(more)) for call in timeline.calls]
     return replace(timeline, sites=(*timeline.sites, *more), calls=tuple(calls))
+
+
+def _exchanged(timeline: Timeline) -> Iterator[str]:
+    """What this rank exchanged with others, and what all of them sent where that is known."""
+    found = Exchanges(timeline)
+    if not found.rows:
+        return
+    yield from sent_plot(timeline)
+    head, rows = found.table()
+    yield (
+        "<p>Of this rank, on average. Bytes that stay on the rank do not count. "
+        "Neither does what the ranks compare before a step.</p>"
+    )
+    yield table(head, rows, range(2, len(head)))
+    every = found.by_rank
+    if every:
+        shown = [(f"rank {rank}", format_bytes(sent)) for rank, sent in enumerate(every)]
+        yield "<p>All ranks that share with this one, in the generation:</p>"
+        yield table(("rank", "sent"), [*shown, ("all", format_bytes(sum(every)))], (1,))
+    else:
+        yield '<p class="quiet">What other ranks sent is not known on this one.</p>'
 
 
 def _letters(timeline: Timeline) -> Iterator[tuple[str, ...]]:

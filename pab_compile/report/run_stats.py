@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from .draw import format_bytes
+from .exchanges import Exchanges
 from .explanation import Explanation
 from .table import table_lines
 from .text import WIDTH, wrapped
@@ -148,6 +149,7 @@ class RunStats:
             f"{format_bytes(self.held_bytes)}; {self.num_pieces} distinct pieces, compiled in "
             f"{self.compile_seconds:.1f} s; {_seconds(self.seconds_per_step)}"
         )
+        lines += wrapped(Exchanges(self.timeline).line())
         for note in self.notes:
             lines += wrapped(f"note: {note}")
         return "\n".join(lines)
