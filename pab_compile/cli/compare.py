@@ -24,7 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="a level, a preset or a plan file; may be repeated (default: all levels)",
     )
     parser.add_argument("--options", default=None, help="other options of the backend, as JSON")
-    parser.add_argument("--steps", type=source.at_least_one, default=30, help="of a generation")
+    source.add_steps(parser)
     parser.add_argument("-o", "--output", type=Path, help="also write a page with the results")
 
 
@@ -36,7 +36,7 @@ def run(given: argparse.Namespace) -> int:
         chosen.prompts,
         given.plan or list(LEVELS),
         model=chosen.target,
-        num_steps=given.steps,
+        num_steps=chosen.steps_of(given),
         frames=chosen.frames_of,
         options=read_options(given.options),
         tell=progress,

@@ -26,7 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments of the command."""
     source.add_arguments(parser)
     plans.add_arguments(parser)
-    parser.add_argument("--steps", type=source.at_least_one, default=30, help="of a generation")
+    source.add_steps(parser)
     parser.add_argument("-o", "--output", type=Path, default=Path("report.html"), help="the page")
     parser.add_argument(
         "--baseline", action="store_true", help="also run without reuse, for speed and quality"
@@ -40,10 +40,10 @@ def run(given: argparse.Namespace) -> int:
     """Generate, and write one page per module that denoises."""
     chosen = source.source_of(given)
     handle = plans.enabled(chosen.target, given)
-    prompt = chosen.prompts[0]
+    prompt, steps = chosen.prompts[0], chosen.steps_of(given)
 
     def generate() -> Any:
-        return chosen.generate(prompt, given.steps)
+        return chosen.generate(prompt, steps)
 
     progress("the first generation, which compiles")
     generate()

@@ -16,7 +16,7 @@ from .output import say
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments of the command."""
     source.add_arguments(parser)
-    parser.add_argument("--steps", type=source.at_least_one, default=30, help="of a generation")
+    source.add_steps(parser)
     cost = parser.add_mutually_exclusive_group(required=True)
     cost.add_argument("--computed", type=int, help="number of steps that compute")
     cost.add_argument("--speedup", type=float, help="steps / steps that compute, at least")
@@ -38,7 +38,7 @@ def run(given: argparse.Namespace) -> int:
         chosen.generate,
         chosen.prompts,
         model=chosen.target,
-        num_steps=given.steps,
+        num_steps=chosen.steps_of(given),
         computed=given.computed,
         speedup=given.speedup,
         teacher=given.teacher,

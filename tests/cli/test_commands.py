@@ -260,16 +260,30 @@ def call(pipe, prompt, num_steps):
 """
 
 
+STATED = """
+arguments:
+  prompt_embeds: {size: [1, 7, 10], fill: 1}
+  negative_prompt_embeds: {size: [1, 7, 10], fill: 1}
+  negative_prompt: null
+  clean_caption: false
+  height: 64
+  width: 96
+  video_length: 3
+prompts: 1
+"""
+
+
 def test_a_folder_of_diffusers_is_loaded_without_a_warning(tmp_path: Path, capsys: Any) -> None:
     parts = CASES["Latte"].build()
     down, up = ("DownEncoderBlock2D",) * 4, ("UpDecoderBlock2D",) * 4
     vae = AutoencoderKL(3, 3, down, up, block_out_channels=(4,) * 4, norm_num_groups=4)
     pipe = LattePipeline(None, None, vae, parts.transformer, parts.scheduler)  # type: ignore[arg-type]
     pipe.save_pretrained(tmp_path / "pipe")
-    (tmp_path / "call.py").write_text(CALL)
-    given = ("--pipeline", str(tmp_path / "pipe"), "--call", str(tmp_path / "call.py"))
-    found = content(capsys, "explain", *given, "--dtype", "float32", *EAGER)
-    assert {site["kind"] for site in found["transformer"]["sites"]} >= {"spatial", "temporal"}
+    for name, text in (("call.py", CALL), ("call.yaml", STATED)):
+        (tmp_path / name).write_text(text)
+        given = ("--pipeline", str(tmp_path / "pipe"), "--call", str(tmp_path / name))
+        found = content(capsys, "explain", *given, "--dtype", "float32", *EAGER)
+        assert {site["kind"] for site in found["transformer"]["sites"]} >= {"spatial", "temporal"}
 
 
 def test_the_command_lines_of_the_pages_are_accepted() -> None:
