@@ -39,6 +39,7 @@ def run(given: argparse.Namespace) -> int:
         num_steps=chosen.steps_of(given),
         frames=chosen.frames_of,
         options=read_options(given.options),
+        measures=chosen.measures,
         tell=progress,
     )
     content = {"source": chosen.name, **found.to_json(), "page": None}

@@ -13,6 +13,7 @@ A source is a folder of a pipeline of diffusers, or a Python file that makes the
     def inputs(target): return {...}        # optional: the keyword arguments of one model call
     def frames(target, result): ...         # optional: what pages show: [frames, height, width] or
                                             # [frames, height, width, 3], or the path of a video
+    measures = {"name": function}           # optional: quality of two such, for pab compare
 
 ``--call call.py`` names a file with ``call``, and the other names if it likes. ``--call call.yaml``
 states the call instead (``call_file``).
@@ -25,7 +26,7 @@ import importlib.util
 import inspect
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -55,6 +56,7 @@ class Source:
         inputs: gives the keyword arguments of one call of the model; None if the file has none.
         frames: ``frames(target, result)``: what pages show of a result; None if there is none.
         steps: of a generation, if a call file says so.
+        measures: what ``compare`` measures besides (``tuning.measures``).
     """
 
     name: str
@@ -64,6 +66,7 @@ class Source:
     inputs: Callable[[Any], dict[str, Any]] | None = None
     frames: Callable[[Any, Any], Any] | None = None
     steps: int | None = None
+    measures: Mapping[str, Any] | None = None
 
     def steps_of(self, given: argparse.Namespace) -> int:
         """Steps of a generation: of the command line, of the call file, or as usual."""
@@ -161,7 +164,9 @@ def source_of(given: argparse.Namespace) -> Source:
         )
     prompts = asked or list(getattr(code, "prompts", _USUAL_PROMPTS))
     inputs, frames = getattr(code, "inputs", None), getattr(code, "frames", None)
-    return Source(name, target, call or _usual_call(target), prompts, inputs, frames)
+    measures = getattr(code, "measures", None)
+    call = call or _usual_call(target)
+    return Source(name, target, call, prompts, inputs, frames, measures=measures)
 
 
 def _stated(name: str, target: Any, file: CallFile, asked: list[Any]) -> Source:

@@ -38,6 +38,8 @@ def call(model, prompt, num_steps):
 
 def frames(model, result):
     return result[0].flatten(0, 1)
+
+measures = {"worst": lambda video, other: (video - other).abs().max()}
 """
 INPUTS = """
 def inputs(model):
@@ -109,6 +111,8 @@ def test_compare_measures_every_plan_and_writes_a_page(
     linear, off = found["plans"]
     assert linear["reused"] > 0 == off["reused"]
     assert linear["psnr"] < off["psnr"] == 100
+    assert linear["measures"]["worst"] > off["measures"]["worst"] == 0
+    assert found["notes"][0].startswith("No LPIPS: ")
     assert linear["ssim"] is off["ssim"] is None  # rows and columns are fewer than a window
     assert found["prompts"] == 3
 
