@@ -30,7 +30,6 @@ from pab_compile.plans.nothing import why_nothing
 from pab_compile.plans.plan import Plan
 from pab_compile.ranks.sends import exchanged_in
 from pab_compile.ranks.together import Together
-from pab_compile.report.exchanges import Exchanged
 from pab_compile.report.timeline import Row
 from pab_compile.runtime.cache_entry import copy_of
 from pab_compile.runtime.generation import Generation, Place
@@ -183,7 +182,7 @@ class Executor:
                     or (isinstance(module, Piece) and module.sort == DEMANDED),
                     watched=watched,
                     made=made_by_python(node, register) if watched >= 0 else (),
-                    exchanged=_exchanged_in(module),
+                    exchanged=exchanged_in(module),
                     cached=tuple(
                         number
                         for user, number in position.items()
@@ -394,11 +393,6 @@ class Executor:
         generation.record.compilers[id(self.compiler)] = compiled
         if self.compiler.num_waiting:
             generation.note(_WARMING)
-
-
-def _exchanged_in(module: StepBranch | Piece) -> tuple[Exchanged, ...]:
-    singles = module.site.singles if isinstance(module, StepBranch) else ()
-    return exchanged_in(module.compute, " + ".join(dict.fromkeys(one.kind for one in singles)))
 
 
 def _device_of(tensors: Sequence[torch.Tensor]) -> torch.device:

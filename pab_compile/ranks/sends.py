@@ -12,8 +12,13 @@ from torch import fx
 from pab_compile.passes.graph import ir
 from pab_compile.passes.graph.ops import is_collective
 from pab_compile.passes.parallel.sends import Sends, sum_bytes
+from pab_compile.passes.rewrite.broadcast import StepBranch
+from pab_compile.passes.rewrite.pieces import Piece
+from pab_compile.passes.sites.binding import Binding
 from pab_compile.report.exchanges import OUTSIDE_OF_SITES, Exchanged, added_up
 
+WEIGHTS = "weights"
+"""The kind of gathers of weights."""
 _NAMES = (
     ("all_to_all", "all-to-all"),
     ("all_gather", "all-gather"),
@@ -23,15 +28,12 @@ _NAMES = (
 )
 
 
-def exchanged_in(graph_module: fx.GraphModule, kind: str = "") -> tuple[Exchanged, ...]:
-    """What this rank exchanges whenever a piece runs.
-
-    Args:
-        graph_module: the piece; or pieces that run one after the other.
-        kind: of the site that the piece belongs to; ``""`` if it belongs to none.
-    """
+def exchanged_in(piece: StepBranch | Piece) -> tuple[Exchanged, ...]:
+    """What this rank exchanges whenever a piece runs."""
+    singles = piece.site.singles if isinstance(piece, StepBranch) else ()
+    kind = " + ".join(dict.fromkeys(one.kind for one in singles))
     return added_up(
-        _exchanged(node, ir.sends(node) or _own(node), kind) for node in _collectives(graph_module)
+        _exchanged(node, ir.sends(node) or _own(node), kind) for node in _collectives(piece.compute)
     )
 
 
@@ -48,8 +50,10 @@ def _collectives(graph_module: fx.GraphModule) -> list[fx.Node]:
 
 def _own(node: fx.Node) -> Sends:
     """A collective that is no part of sharding, such as one of the model's own."""
-    group = dist.distributed_c10d._resolve_process_group(node.args[-1])  # type: ignore[arg-type]
-    return Sends("", group.rank(), group.size())
+    name: Any = node.kwargs.get("group_name", node.args[-1])
+    group = dist.distributed_c10d._resolve_process_group(name)
+    kind = WEIGHTS if ir.binding(node) == Binding.CONSTANT else ""
+    return Sends("", group.rank(), group.size(), kind=kind)
 
 
 def _exchanged(node: fx.Node, sends: Sends, kind: str) -> Exchanged:
@@ -63,7 +67,9 @@ def _sent(node: fx.Node, how: str, sends: Sends) -> int:
     """Bytes that this rank sends to the others in a collective."""
     size, given = sends.size, sum(map(ir.num_bytes, node.all_input_nodes))
     if how == "all-to-all":
-        sizes: Any = node.args[2]
+        stated: Any = node.args[2]
+        are_known = bool(stated) and all(isinstance(number, int) for number in stated)
+        sizes = stated if are_known else [1] * size  # equal parts
         return given * (sum(sizes) - sizes[sends.rank]) // max(sum(sizes), 1)
     if how == "all-gather":
         return given * (size - 1)
@@ -72,6 +78,14 @@ def _sent(node: fx.Node, how: str, sends: Sends) -> int:
     if how == "broadcast":
         return given * (size - 1) * (node.args[1] == sends.rank)
     return sum_bytes(given, size)
+
+
+def at_any_size(exchanged: Sequence[Exchanged]) -> tuple[Exchanged, ...]:
+    """What holds for inputs of other sizes too: of exchanges that are the model's own, weights.
+
+    The graph of ranks that share a model has one size.
+    """
+    return tuple(row for row in exchanged if row.among or row.kind == WEIGHTS)
 
 
 def sent_beside(
