@@ -11,7 +11,6 @@ from pab_compile.tuning.comparing import compare
 
 from . import source
 from .exits import OK
-from .files import write_text
 from .output import progress, say
 
 
@@ -46,7 +45,7 @@ def run(given: argparse.Namespace) -> int:
     lines = [str(found)]
     if given.output is not None:
         title = f"{chosen.name}: {len(found.plans)} plans"
-        write_text(given.output, found.to_html(title=title))
+        found.to_html(given.output, title=title)
         content["page"] = str(given.output)
         lines.append(f"wrote {given.output}")
     say("\n".join(lines), content, given.json)

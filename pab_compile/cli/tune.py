@@ -9,7 +9,6 @@ from pab_compile.tuning.tune import tune
 
 from . import source
 from .exits import OK, UsageError
-from .files import whole_file
 from .output import say
 
 
@@ -45,8 +44,7 @@ def run(given: argparse.Namespace) -> int:
         rounds=given.rounds,
         resume=given.resume,
     )
-    with whole_file(given.output) as place:
-        tuned.save(place)
+    tuned.save(given.output)
     say(
         f"{tuned}\nwrote {given.output}", {"plan": str(given.output), **tuned.to_json()}, given.json
     )

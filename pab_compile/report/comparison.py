@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from .compare_page import Compared, columns, compare_page
+from .files import write_text
 from .table import table_lines
-from .text import WIDTH, ShownAsText, wrapped
+from .text import ShownAsText, width, wrapped
 
 
 @dataclass(frozen=True)
@@ -68,11 +69,11 @@ class Comparison(ShownAsText):
             self.notes,
         )
         if path is not None:
-            Path(path).write_text(page, encoding="utf-8")
+            write_text(path, page)
         return page
 
     def __str__(self) -> str:
-        """A table in 80 columns."""
+        """A table that fits the terminal."""
         headings, rows = columns(self.seconds_without_reuse, self.plans)
-        lines = [*wrapped(self.headline), *table_lines(headings, rows, num_left=1, width=WIDTH)]
+        lines = [*wrapped(self.headline), *table_lines(headings, rows, num_left=1, width=width())]
         return "\n".join([*lines, *(line for note in self.notes for line in wrapped(note))])

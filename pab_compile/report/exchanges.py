@@ -71,14 +71,18 @@ class Calls:
     number: int
     rows: Mapping[tuple[str, str, str], Exchanged] = field(default_factory=dict)
 
-    def per_call(self, key: tuple[str, str, str] | None = None) -> tuple[str, str]:
-        """Collectives and bytes of a call on average, as texts: of one row, or of all."""
-        rows = self.rows.values() if key is None else [r for k, r in self.rows.items() if k == key]
+    def per_call(self, key: tuple[str, str, str] | None = None) -> str:
+        """Bytes and collectives of a call on average: of one row, or of all."""
+        rows = [row for name, row in self.rows.items() if key in (None, name)]
         if not self.number:
-            return "-", "-"
+            return "-"
         collectives = sum(row.collectives for row in rows) / self.number
-        sent = sum(row.sent_bytes for row in rows) / self.number
-        return f"{collectives:.4g}", format_bytes(round(sent))
+        return _in(sum(row.sent_bytes for row in rows) / self.number, collectives)
+
+
+def _in(sent: float, collectives: float) -> str:
+    """Bytes, and in how many collectives."""
+    return f"{format_bytes(round(sent))} in {collectives:.4g}" if collectives else "nothing"
 
 
 class Exchanges:
@@ -126,41 +130,36 @@ class Exchanges:
         if not self.rows:
             return ""
         parts = [
-            f"{sent} in {number} collectives in a call that {what}"
+            f"; a call that {what}: {calls.per_call()}"
             for what, calls in (("computes all", self.computing), ("reuses", self.reusing))
-            for number, sent in [calls.per_call()]
             if calls.number
         ]
         return (
             f"this rank sent {format_bytes(self.sent_bytes)} to other ranks in {self.collectives} "
-            f"collectives: on average {', '.join(parts)}"
+            f"collectives{''.join(parts)}"
         )
 
     def table(self) -> tuple[Sequence[str], list[Sequence[str]]]:
-        """Headings and rows: what a call that computes exchanges, and one that reuses."""
+        """Headings and rows: what a call that computes sends, and one that reuses."""
         head = (
             "for",
-            "collective",
-            "in a call that computes all",
-            "bytes",
+            "collectives",
+            "sent in a call that computes all",
             "in a call that reuses",
-            "bytes",
             "in the generation",
-            "bytes",
         )
         rows: list[Sequence[str]] = [
             (
                 row.kind,
                 row.how,
-                *self.computing.per_call(row.key),
-                *self.reusing.per_call(row.key),
-                str(row.collectives),
-                format_bytes(row.sent_bytes),
+                self.computing.per_call(row.key),
+                self.reusing.per_call(row.key),
+                _in(row.sent_bytes, row.collectives),
             )
             for row in self.rows
         ]
-        total = (str(self.collectives), format_bytes(self.sent_bytes))
-        all_ = ("all", "", *self.computing.per_call(), *self.reusing.per_call(), *total)
+        total = _in(self.sent_bytes, self.collectives)
+        all_ = ("all", "", self.computing.per_call(), self.reusing.per_call(), total)
         return head, [*rows, all_]
 
 

@@ -6,6 +6,7 @@ The page is one file. It loads nothing, so it can be sent or kept beside the vid
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from html import escape
@@ -25,6 +26,7 @@ from .timeline import COMPUTED, Row, Timeline
 _ALIGNED = (  # notebooks align all cells to the right
     "<style>.pab td,.pab th{text-align:left!important}.pab .n{text-align:right!important}</style>"
 )
+_NUMBER = re.compile(r"-?\d[\d.]*(?: ± [\d.]+)?(?: dB)?")
 _MOST_DRAWN = 120  # sites; more are drawn as one box per group of equal ones
 
 
@@ -99,8 +101,7 @@ def _headline(
 ) -> Iterator[tuple[str, str]]:
     if speed is not None:
         yield "speed", f"{speed:.2f}x"
-    if quality:
-        yield "quality", quality
+    yield from map(_named, filter(None, quality.split(", ")))
     full = sum(set(step) == {COMPUTED} for step in _letters(stats.timeline))
     yield "steps that compute everything", f"{full} of {stats.steps}"
     yield "runs of sites that were reused", f"{stats.reused_share:.0%}"
@@ -110,7 +111,15 @@ def _headline(
     if stats.peak_host_bytes:
         yield "most bytes on the host", format_bytes(stats.peak_host_bytes)
     if not math.isnan(stats.seconds_per_step):
-        yield "seconds per step (median)", f"{stats.seconds_per_step:.3g}"
+        yield "per step (median)", f"{stats.seconds_per_step:.3g} s"
+
+
+def _named(quality: str) -> tuple[str, str]:
+    """A name and a number: of ``32.5 dB PSNR`` or ``SSIM 0.98``."""
+    if (number := _NUMBER.search(quality)) is None:
+        return "quality", quality
+    name = " ".join((quality[: number.start()] + quality[number.end() :]).split())
+    return name or "quality", number[0]
 
 
 def _with_all_sites(timeline: Timeline, found: Explanation) -> Timeline:
@@ -128,11 +137,12 @@ def _exchanged(timeline: Timeline) -> Iterator[str]:
         return
     yield from sent_plot(timeline)
     head, rows = found.table()
+    lines = [row("th", head, (2, 3, 4)), *(row("td", r, (2, 3, 4), labels=head) for r in rows)]
     yield (
-        "<p>Of this rank, on average. Bytes that stay on the rank do not count. "
-        "Neither does what the ranks compare before a step.</p>"
+        "<p>What this rank sent, on average, and in how many collectives. Bytes that stay on the "
+        "rank do not count. Neither does what the ranks compare before a step.</p>"
     )
-    yield table(head, rows, range(2, len(head)))
+    yield f'<div class="wide"><table class="sites">{"".join(lines)}</table></div>'
     every = found.by_rank
     if every:
         shown = [(f"rank {rank}", format_bytes(sent)) for rank, sent in enumerate(every)]

@@ -14,9 +14,10 @@ from typing import Any
 import pytest
 from diffusers import AutoencoderKL, LattePipeline
 
-from pab_compile.cli import exits, files, main, precompile
+from pab_compile.cli import exits, main, precompile, report
 from pab_compile.compile.saved import Saved
 from pab_compile.plans.tuned_model import TunedModel
+from pab_compile.report import files
 from pipelines.catalogue import CASES
 
 SOURCE = """
@@ -95,6 +96,13 @@ def test_report_writes_a_page_with_speed_and_quality(
     assert found["stats"]["model"]["options"]["plan"] == "balanced"
     assert "object at" not in text
     assert "&#x27;spatial&#x27;: 3" in text
+
+
+def test_report_says_what_it_measured_beside_no_reuse() -> None:
+    (line,) = report.beside_baseline(1.25, "31.3 dB PSNR")
+    assert line == "beside stock torch.compile: 1.25x as fast; 31.3 dB PSNR between the results"
+    assert report.beside_baseline(1.25, "")[0].endswith("as fast")
+    assert report.beside_baseline(None, "") == []
 
 
 def test_compare_measures_every_plan_and_writes_a_page(
@@ -235,7 +243,7 @@ def test_a_generation_has_at_least_one_step(source: str, capsys: Any) -> None:
 
 def test_a_warning_is_printed_without_a_place_in_the_library() -> None:
     code = (
-        "import sys, warnings; from pab_compile.cli import output; output.log_to_terminal(True);"
+        "import sys, warnings; from pab_compile.cli import output; output.to_terminal(True);"
         "warnings.warn('pab: few steps')"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

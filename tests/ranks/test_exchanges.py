@@ -10,6 +10,7 @@ import pytest
 import helpers.rank_cases as rank_cases
 from helpers import browser
 from helpers.world import World
+from pab_compile.report.draw import format_bytes
 from pab_compile.report.exchanges import OUTSIDE_OF_SITES, Exchanges
 from pab_compile.report.run_stats import RunStats
 
@@ -47,18 +48,14 @@ def test_a_rank_says_what_it_sent_and_knows_what_the_others_sent(
     assert {row.kind for row in first.rows} == {"temporal", OUTSIDE_OF_SITES}
     spared = sum(call.computes_all for call in stats.timeline.calls)
     assert 0 < spared < stats.calls
-    assert f"sent {stats_bytes(first)}" in " ".join(str(stats).split())
+    assert first.computing.per_call() != first.reusing.per_call()
+    assert f"sent {format_bytes(first.sent_bytes)}" in " ".join(str(stats).split())
     _check_page(stats, first, tmp_path)
-
-
-def stats_bytes(said: Exchanges) -> str:
-    """The bytes that a rank sent, as they are shown."""
-    return str(said.table()[1][-1][-1])
 
 
 def _check_page(stats: RunStats, said: Exchanges, folder: Path) -> None:
     page = stats.to_html(folder / "page.html")
-    for words in ("Sent to other ranks", "temporal", "rank 1", stats_bytes(said)):
+    for words in ("Sent to other ranks", "temporal", "rank 1", format_bytes(said.sent_bytes)):
         assert words in page, words
     dom, errors = browser.document(folder / "page.html", folder)
     assert errors == []
