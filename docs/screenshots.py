@@ -23,7 +23,7 @@ PAGES = {
 }
 PICTURES = {
     "report_wide": ("report", 1100, 1900),
-    "report_narrow": ("report", 400, 1500),
+    "report_narrow": ("report", 390, 1500),
     "compare_wide": ("compare", 1100, 900),
 }
 

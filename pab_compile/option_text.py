@@ -37,7 +37,7 @@ def read_text(given: str | Path) -> dict[str, Any]:
             raise OptionError(f"{where} cannot be read: {error}") from error
     kind = "YAML" if is_yaml else "JSON"
     try:
-        content = _from_yaml(text) if is_yaml else json.loads(text)
+        content = from_yaml(text) if is_yaml else json.loads(text)
     except (ValueError, RecursionError) as error:
         raise OptionError(f"{where} cannot be read as {kind}: {error}") from error
     if not isinstance(content, dict):
@@ -45,7 +45,7 @@ def read_text(given: str | Path) -> dict[str, Any]:
     return content
 
 
-def _from_yaml(text: str) -> Any:
+def from_yaml(text: str) -> Any:
     """What a YAML text states. As in YAML 1.2, only ``true`` and ``false`` are truth values.
 
     Raises:
@@ -56,7 +56,7 @@ def _from_yaml(text: str) -> Any:
         import yaml
     except ImportError as error:
         raise OptionError(
-            "The options are YAML, and PyYAML is not installed: pip install pyyaml, or give JSON."
+            "This is YAML, and PyYAML is not installed: pip install pyyaml, or give JSON."
         ) from error
 
     class Loader(yaml.SafeLoader):

@@ -9,6 +9,7 @@ import copy
 import json
 import warnings
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -114,6 +115,24 @@ def test_a_first_step_that_the_plan_reuses_and_that_may_be_a_warm_up_is_said(
     [note] = stats.notes
     assert note.startswith("the outputs of the first step were not reused")
     assert "pab_compile.generation()" in note
+
+
+@pytest.mark.parametrize(
+    ("is_stated", "strip", "begins"),
+    [(True, "CCpp", []), (False, "CC--", ["the outputs of the first step were not reused"])],
+)
+def test_a_prediction_without_the_first_step_repeats_and_says_so(
+    model: torch.nn.Module, tmp_path: Path, is_stated: bool, strip: str, begins: list[str]
+) -> None:
+    plan = plan_file(tmp_path / "plan.json", sites={"blocks.0:spatial": ["C", "C", 1, 1]})
+    compiled = compiled_pab(model, plan=plan)
+    with pab_compile.generation() if is_stated else nullcontext():
+        for step in range(4):
+            call(compiled, step)
+    stats = pab_compile.stats(compiled)
+    strips = zip(stats.timeline.sites, stats.timeline.strips(), strict=True)
+    assert [letters for row, letters in strips if row.kind == "spatial"] == [strip]
+    assert [note.partition(", since")[0] for note in stats.notes] == begins
 
 
 def test_a_plan_file_that_is_not_there_or_no_json_is_refused(tmp_path: Path) -> None:

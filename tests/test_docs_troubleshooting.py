@@ -105,6 +105,20 @@ def test_every_phrase_of_the_page_is_one_that_is_said() -> None:
     assert [p for p in phrases if not any(p in text for text in said)] == []
 
 
+def test_a_test_holds_every_error_note_and_warning_of_the_page() -> None:
+    me = Path(__file__)
+    tests = "\n".join(
+        path.read_text(encoding="utf-8")
+        for path in (ROOT / "tests").rglob("*")
+        if path.suffix in (".py", ".txt") and path != me
+    )
+    tests = re.sub(r"\"\s*\n\s*r?f?\"", "", tests).replace("\\", "")  # texts in several lines
+    for phrase in (*rows("Errors"), *rows("Notes"), *rows("Warnings")):
+        words = phrase.strip(" :").split()
+        parts = [" ".join(words[n : n + 3]) for n in range(max(len(words) - 2, 1))]
+        assert any(part in tests for part in parts), phrase
+
+
 def test_the_settings_of_diffusers_exist() -> None:
     page = (ROOT / "docs" / "coming_from.md").read_text(encoding="utf-8")
     named = re.findall(r"^\| `(\w+)=", page, re.M)

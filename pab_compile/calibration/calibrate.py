@@ -18,6 +18,7 @@ import torch
 from pab_compile.errors import CalibrationError
 from pab_compile.plans.plan import COMPUTE, MAX_ORDER
 from pab_compile.plans.plan_file import plan_text, plan_to_json
+from pab_compile.report.files import write_text
 
 from .cost import Cost, flops_cost
 from .drift import observed_drift
@@ -80,7 +81,7 @@ class Calibration:
 
     def save(self, path: str | Path) -> None:
         """Write a plan file, for ``options={"plan": path}``."""
-        Path(path).write_text(plan_text(self.to_json()), encoding="utf-8")
+        write_text(path, plan_text(self.to_json()))
 
 
 def calibrate(observation: Observation, **options: Any) -> Calibration:

@@ -28,6 +28,7 @@ import torch
 from pab_compile.errors import ObservationError
 from pab_compile.passes.sites.site import CUTS, KINDS
 from pab_compile.plans.fingerprint import model_fingerprint
+from pab_compile.report.files import write_text
 
 from .observation_plot import plot_changes
 
@@ -213,7 +214,7 @@ class Observation:
 
     def save(self, path: str | Path) -> None:
         """Write the observation as JSON; ``load_observation`` reads it."""
-        Path(path).write_text(json.dumps(observation_to_json(self)), encoding="utf-8")
+        write_text(path, json.dumps(observation_to_json(self)))
 
     def plot(self) -> Any:
         """Draw the changes (``observation_plot``), as a ``matplotlib.figure.Figure``."""

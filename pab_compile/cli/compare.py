@@ -11,7 +11,6 @@ from pab_compile.tuning.comparing import compare
 
 from . import source
 from .exits import OK
-from .files import write_text
 from .output import progress, say
 
 
@@ -24,7 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="a level, a preset or a plan file; may be repeated (default: all levels)",
     )
     parser.add_argument("--options", default=None, help="other options of the backend, as JSON")
-    parser.add_argument("--steps", type=source.at_least_one, default=30, help="of a generation")
+    source.add_steps(parser)
     parser.add_argument("-o", "--output", type=Path, help="also write a page with the results")
 
 
@@ -36,16 +35,17 @@ def run(given: argparse.Namespace) -> int:
         chosen.prompts,
         given.plan or list(LEVELS),
         model=chosen.target,
-        num_steps=given.steps,
+        num_steps=chosen.steps_of(given),
         frames=chosen.frames_of,
         options=read_options(given.options),
+        measures=chosen.measures,
         tell=progress,
     )
     content = {"source": chosen.name, **found.to_json(), "page": None}
     lines = [str(found)]
     if given.output is not None:
         title = f"{chosen.name}: {len(found.plans)} plans"
-        write_text(given.output, found.to_html(title=title))
+        found.to_html(given.output, title=title)
         content["page"] = str(given.output)
         lines.append(f"wrote {given.output}")
     say("\n".join(lines), content, given.json)

@@ -16,6 +16,7 @@ import torch
 
 from pab_compile.dynamo import inductor_cache_folder, known_backends, why_uncompiled
 from pab_compile.report.draw import format_bytes
+from pab_compile.report.text import width, wrapped
 
 from .exits import FAILED, OK
 from .output import progress, say
@@ -110,6 +111,12 @@ def _lines(facts: dict[str, Any]) -> list[str]:
     lines: list[str] = []
     for title, content in facts.items():
         lines.append(title)
-        width = max(map(len, content))
-        lines += [f"  {name.ljust(width)}  {value}" for name, value in content.items()]
+        column = max(map(len, content))
+        if column > width() // 2:  # values stand below their names
+            names, indent = {name: f"  {name}: " for name in content}, " " * 4
+        else:
+            names = {name: f"  {name.ljust(column)}  " for name in content}
+            indent = " " * (column + 4)
+        for name, value in content.items():
+            lines += wrapped(f"{names[name]}{value}", indent)
     return lines

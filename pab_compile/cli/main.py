@@ -10,7 +10,7 @@ from importlib.metadata import PackageNotFoundError, version
 from types import ModuleType
 
 from . import exits
-from .output import log_to_terminal
+from .output import to_terminal
 
 COMMANDS = {
     "doctor": "what is installed, what torch.compile can do here, and a self-test",
@@ -51,25 +51,33 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         The exit code (``exits``).
     """
-    asked = parser()
-    given = asked.parse_args(arguments)
-    if given.command is None:
-        asked.print_help(sys.stderr)
-        return exits.USAGE
-    log_to_terminal(given.quiet)
+    command = "pab"
+    try:
+        asked = parser()  # imports torch, which takes a while
+        given = asked.parse_args(arguments)
+        if given.command is None:
+            asked.print_help(sys.stderr)
+            return exits.USAGE
+        command = f"pab {given.command}"
+        return _run(given, command)
+    except KeyboardInterrupt:
+        print(f"{command}: interrupted", file=sys.stderr)
+        return exits.INTERRUPTED
+
+
+def _run(given: argparse.Namespace, command: str) -> int:
+    """Run a command. What it refuses is said in a line."""
     from pab_compile.errors import PabError
 
+    to_terminal(given.quiet)
     try:
         return _module(given.command).run(given)
     except exits.UsageError as error:
-        print(f"pab {given.command}: {error}", file=sys.stderr)
+        print(f"{command}: {error}", file=sys.stderr)
         return exits.USAGE
     except PabError as error:
-        print(f"pab {given.command}: {type(error).__name__}: {error}", file=sys.stderr)
+        print(f"{command}: {type(error).__name__}: {error}", file=sys.stderr)
         return exits.REFUSED
-    except KeyboardInterrupt:
-        print(f"pab {given.command}: interrupted", file=sys.stderr)
-        return exits.INTERRUPTED
 
 
 def _version() -> str:

@@ -12,13 +12,13 @@ import torch
 from pab_compile.calibration.observe import observe
 from pab_compile.live.handle import Handle
 from pab_compile.report.run_stats import RunStats
+from pab_compile.report.text import wrapped
 from pab_compile.tuning.score import psnr
 from pab_compile.tuning.ssim import ssim_of_shown
 from pab_compile.tuning.timing import timed
 
 from . import plans, source
 from .exits import OK
-from .files import write_text
 from .output import progress, say
 
 
@@ -26,7 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments of the command."""
     source.add_arguments(parser)
     plans.add_arguments(parser)
-    parser.add_argument("--steps", type=source.at_least_one, default=30, help="of a generation")
+    source.add_steps(parser)
     parser.add_argument("-o", "--output", type=Path, default=Path("report.html"), help="the page")
     parser.add_argument(
         "--baseline", action="store_true", help="also run without reuse, for speed and quality"
@@ -40,10 +40,10 @@ def run(given: argparse.Namespace) -> int:
     """Generate, and write one page per module that denoises."""
     chosen = source.source_of(given)
     handle = plans.enabled(chosen.target, given)
-    prompt = chosen.prompts[0]
+    prompt, steps = chosen.prompts[0], chosen.steps_of(given)
 
     def generate() -> Any:
-        return chosen.generate(prompt, given.steps)
+        return chosen.generate(prompt, steps)
 
     progress("the first generation, which compiles")
     generate()
@@ -68,9 +68,18 @@ def run(given: argparse.Namespace) -> int:
         "curves": curves,
         "stats": {role: one.to_json() for role, one in found.items()},
     }
-    text = "\n".join([*(str(one) for one in found.values()), *(f"wrote {p}" for p in pages)])
-    say(text, content, given.json)
+    lines = [str(one) if len(found) == 1 else f"{role}:\n{one}" for role, one in found.items()]
+    lines += [*beside_baseline(speed, quality), *(f"wrote {page}" for page in pages)]
+    say("\n".join(lines), content, given.json)
     return OK
+
+
+def beside_baseline(speed: float | None, quality: str) -> list[str]:
+    """What was measured beside no reuse, as lines."""
+    if speed is None:
+        return []
+    near = f"; {quality} between the results" if quality else ""
+    return wrapped(f"beside stock torch.compile: {speed:.2f}x as fast{near}")
 
 
 def _against_baseline(
@@ -115,6 +124,6 @@ def _write(
     for role, stats in found.items():
         path = output if len(found) == 1 else output.with_stem(f"{output.stem}-{role}")
         title = f"{name}: {plan}" if len(found) == 1 else f"{name}, {role}: {plan}"
-        write_text(path, stats.to_html(title=title, curves=curves.get(role), **measured))
+        stats.to_html(path, title=title, curves=curves.get(role), **measured)
         pages.append(str(path))
     return pages

@@ -13,8 +13,10 @@ A source is a folder of a pipeline of diffusers, or a Python file that makes the
     def inputs(target): return {...}        # optional: the keyword arguments of one model call
     def frames(target, result): ...         # optional: what pages show: [frames, height, width] or
                                             # [frames, height, width, 3], or the path of a video
+    measures = {"name": function}           # optional: quality of two such, for pab compare
 
-For a folder, ``--call call.py`` names a file with ``call``, and the other names if it likes.
+``--call call.py`` names a file with ``call``, and the other names if it likes. ``--call call.yaml``
+states the call instead (``call_file``).
 """
 
 from __future__ import annotations
@@ -24,7 +26,7 @@ import importlib.util
 import inspect
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -35,7 +37,11 @@ import torch
 from pab_compile.denoisers import denoisers_of
 from pab_compile.tuning.comparing import calling
 
+from .call_file import ENDS, CallFile, read_call_file
 from .exits import UsageError
+
+_USUAL_PROMPTS = ("a cat on a lawn",)
+_USUAL_STEPS = 30
 
 
 @dataclass(frozen=True)
@@ -49,6 +55,8 @@ class Source:
         prompts: what it can be called with.
         inputs: gives the keyword arguments of one call of the model; None if the file has none.
         frames: ``frames(target, result)``: what pages show of a result; None if there is none.
+        steps: of a generation, if a call file says so.
+        measures: what ``compare`` measures besides (``tuning.measures``).
     """
 
     name: str
@@ -57,6 +65,12 @@ class Source:
     prompts: Sequence[Any]
     inputs: Callable[[Any], dict[str, Any]] | None = None
     frames: Callable[[Any, Any], Any] | None = None
+    steps: int | None = None
+    measures: Mapping[str, Any] | None = None
+
+    def steps_of(self, given: argparse.Namespace) -> int:
+        """Steps of a generation: of the command line, of the call file, or as usual."""
+        return given.steps or self.steps or _USUAL_STEPS
 
     def generate(self, prompt: Any, num_steps: int) -> Any:
         """Run one generation without gradients."""
@@ -87,13 +101,26 @@ class Source:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments that name a source."""
     group = parser.add_argument_group("what to work on")
-    group.add_argument("file", nargs="?", type=Path, help="a Python file with load() and call()")
+    group.add_argument(
+        "file",
+        nargs="?",
+        type=Path,
+        help="a Python file with load(), and with call() unless --call is given",
+    )
     group.add_argument("--pipeline", metavar="PATH", help="the folder of a pipeline of diffusers")
-    group.add_argument("--call", type=Path, metavar="FILE", help="a Python file with call()")
+    group.add_argument(
+        "--call", type=Path, metavar="FILE", help="a Python file with call(), or a YAML file"
+    )
     group.add_argument("--device", help="where the pipeline runs (default: cuda if there is one)")
     group.add_argument("--dtype", default=None, help="of the pipeline, such as bfloat16")
     group.add_argument("--prompt", action="append", metavar="TEXT", help="may be repeated")
     group.add_argument("--prompts", type=Path, metavar="FILE", help="a text file, one per line")
+
+
+def add_steps(parser: argparse.ArgumentParser) -> None:
+    """The argument for the number of steps."""
+    said = f"of a generation (default: what the call file says, or {_USUAL_STEPS})"
+    parser.add_argument("--steps", type=at_least_one, help=said)
 
 
 def at_least_one(text: str) -> int:
@@ -113,20 +140,49 @@ def source_of(given: argparse.Namespace) -> Source:
     if (given.file is None) == (given.pipeline is None):
         raise UsageError("Give a Python file, or --pipeline PATH: one of them.")
     asked = _asked(given)
+    stated = None if given.call is None or given.call.suffix not in ENDS else given.call
+    file = None if stated is None else read_call_file(stated)
+    code = _module(given.call) if given.call is not None and file is None else None
     if given.file is not None:
-        code = _module(given.file)
-        if not callable(getattr(code, "load", None)):
+        made = _module(given.file)
+        if not callable(getattr(made, "load", None)):
             raise UsageError(f"{given.file} has no function load(), which returns the model.")
-        target, name, where = code.load(), given.file.name, given.file
+        _refuse_unused(given)
+        code = code or made
+        target, name, where = made.load(), given.file.name, given.call or given.file
     else:
-        code = _module(given.call) if given.call is not None else None
-        target, name, where = _pipeline(given), Path(given.pipeline).name, given.call
+        target, name, where = _pipeline(given, file), Path(given.pipeline).name, given.call
+    if file is not None:
+        return _stated(name, target, file, asked)
     call = getattr(code, "call", None)
-    if call is None and isinstance(target, torch.nn.Module):
+    if call is None and given.call is not None:
         raise UsageError(f"{where} has no function call(target, prompt, num_steps).")
-    prompts = asked or list(getattr(code, "prompts", ["a cat on a lawn"]))
+    if call is None and isinstance(target, torch.nn.Module):
+        raise UsageError(
+            f"{where} has no function call(target, prompt, num_steps). Write one, or state the "
+            "call in a YAML file: --call call.yaml."
+        )
+    prompts = asked or list(getattr(code, "prompts", _USUAL_PROMPTS))
     inputs, frames = getattr(code, "inputs", None), getattr(code, "frames", None)
-    return Source(name, target, call or _usual_call(target), prompts, inputs, frames)
+    measures = getattr(code, "measures", None)
+    call = call or _usual_call(target)
+    return Source(name, target, call, prompts, inputs, frames, measures=measures)
+
+
+def _stated(name: str, target: Any, file: CallFile, asked: list[Any]) -> Source:
+    """A source whose calls a file states."""
+    prompts = asked or file.prompts or list(_USUAL_PROMPTS)
+    inputs = file.inputs_of if isinstance(target, torch.nn.Module) else None
+    return Source(name, target, file.call_of(target, prompts), prompts, inputs, None, file.steps)
+
+
+def _refuse_unused(given: argparse.Namespace) -> None:
+    """Refuse what a Python file decides itself."""
+    for name in ("device", "dtype"):
+        if getattr(given, name) is not None:
+            raise UsageError(
+                f"--{name} is for --pipeline. {given.file.name} makes the model: state it there."
+            )
 
 
 def _asked(given: argparse.Namespace) -> list[Any]:
@@ -153,15 +209,21 @@ def _module(path: Path) -> ModuleType:
     return code
 
 
-def _pipeline(given: argparse.Namespace) -> Any:
+def _pipeline(given: argparse.Namespace, file: CallFile | None) -> Any:
     folder = Path(given.pipeline)
     if not (folder / "model_index.json").is_file():
-        raise UsageError(f"--pipeline {folder}: the folder has no model_index.json.")
+        what = (
+            "the folder has no model_index.json" if folder.is_dir() else "there is no such folder"
+        )
+        raise UsageError(
+            f"--pipeline {folder}: {what}. Give the folder that a pipeline of diffusers was saved "
+            "or downloaded to."
+        )
     try:
         from diffusers import DiffusionPipeline
     except ImportError as error:
         raise UsageError(f"--pipeline needs diffusers: pip install diffusers ({error}).") from error
-    dtype = getattr(torch, given.dtype or "float32", None)
+    dtype = getattr(torch, given.dtype or (file and file.dtype) or "float32", None)
     if not isinstance(dtype, torch.dtype):
         raise UsageError(f"--dtype {given.dtype}: torch has no such dtype.")
     pipe = DiffusionPipeline.from_pretrained(str(folder), **_as_dtype(DiffusionPipeline, dtype))

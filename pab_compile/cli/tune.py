@@ -9,14 +9,13 @@ from pab_compile.tuning.tune import tune
 
 from . import source
 from .exits import OK, UsageError
-from .files import whole_file
 from .output import say
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments of the command."""
     source.add_arguments(parser)
-    parser.add_argument("--steps", type=source.at_least_one, default=30, help="of a generation")
+    source.add_steps(parser)
     cost = parser.add_mutually_exclusive_group(required=True)
     cost.add_argument("--computed", type=int, help="number of steps that compute")
     cost.add_argument("--speedup", type=float, help="steps / steps that compute, at least")
@@ -38,15 +37,14 @@ def run(given: argparse.Namespace) -> int:
         chosen.generate,
         chosen.prompts,
         model=chosen.target,
-        num_steps=given.steps,
+        num_steps=chosen.steps_of(given),
         computed=given.computed,
         speedup=given.speedup,
         teacher=given.teacher,
         rounds=given.rounds,
         resume=given.resume,
     )
-    with whole_file(given.output) as place:
-        tuned.save(place)
+    tuned.save(given.output)
     say(
         f"{tuned}\nwrote {given.output}", {"plan": str(given.output), **tuned.to_json()}, given.json
     )

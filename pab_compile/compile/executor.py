@@ -28,6 +28,7 @@ from pab_compile.plans.form import check_together
 from pab_compile.plans.keeping import AS_COMPUTED, Keeping
 from pab_compile.plans.nothing import why_nothing
 from pab_compile.plans.plan import Plan
+from pab_compile.ranks.sends import exchanged_in
 from pab_compile.ranks.together import Together
 from pab_compile.report.timeline import Row
 from pab_compile.runtime.cache_entry import copy_of
@@ -181,6 +182,7 @@ class Executor:
                     or (isinstance(module, Piece) and module.sort == DEMANDED),
                     watched=watched,
                     made=made_by_python(node, register) if watched >= 0 else (),
+                    exchanged=exchanged_in(module),
                     cached=tuple(
                         number
                         for user, number in position.items()
@@ -254,6 +256,8 @@ class Executor:
                 results = step.visit_watched(op, registers)
             else:
                 results = op.function(*[registers[i] for i in op.inputs])
+                if step is not None and op.exchanged:
+                    step.exchange(op)
             for position, register in op.outputs if is_needed else ():
                 registers[register] = results[position]
             for register in op.frees:

@@ -80,6 +80,7 @@ class LaneStep:
         self._ahead: deque[int] = deque()
         self._start = self._last = time.perf_counter()
         self._waited = executor.compiler.waited_seconds
+        self._repeated: set[int] = set()  # sites with one output that a prediction may use
         self._holds_more = False  # values for the whole generation, which earlier steps did not
 
     def spend(self, op: Op) -> None:
@@ -92,6 +93,15 @@ class LaneStep:
         if compiling:
             spent[COMPILE] += compiling
         self._last, self._waited = now, waited
+
+    def exchange(self, op: Op) -> None:
+        """Note what this rank exchanges with others, since a piece runs."""
+        self._record.exchanged.extend(op.exchanged)
+
+    def _computed(self, op: Op, registers: list[torch.Tensor | None]) -> Sequence[torch.Tensor]:
+        """What a piece yields."""
+        self.exchange(op)
+        return op.function(*[registers[i] for i in op.inputs])
 
     def visit_branch(
         self, op: Op, registers: list[torch.Tensor | None], is_needed: bool
@@ -109,6 +119,8 @@ class LaneStep:
             return self._answer(op, registers, is_needed)
         if self.reused[op.site] and cached is not None:
             loaded: Sequence[torch.Tensor] = ()
+            if decision.entry > 0 and decision.weights is None:
+                self._note_missing(op.site, cached, decision)
             if is_needed:
                 loaded = self._load(op, cached, decision, registers)
                 self._request_next()
@@ -118,7 +130,7 @@ class LaneStep:
         length = None if decision.reuses else self._length_to_keep(op, decision)
         if length is not None:
             self._make_room(op, max(length - 1, 0))
-        results = op.function(*[registers[i] for i in op.inputs])
+        results = self._computed(op, registers)
         if length:
             self._store(op, length, self._kept_of(op, tuple(results), registers))
         if self._guidance is not None and not decision.reuses:
@@ -162,7 +174,7 @@ class LaneStep:
         cached = self._lane.prelude.get(key)
         if cached is not None:
             return [v if v is None or not op.is_returned else copy_of(v) for v in cached]
-        computed = op.function(*[registers[i] for i in op.inputs])
+        computed = self._computed(op, registers)
         self._holds_more = True
         self._lane.prelude[key] = tuple(
             self._executor.cacheable(value, op.is_returned) if position in op.cached else None
@@ -179,7 +191,7 @@ class LaneStep:
         read = [tensor for i in op.made if (tensor := registers[i]) is not None]
         if (known := watched.values(read)) is not None:
             return list(map(copy_of, known)) if op.is_returned else known
-        computed = op.function(*[registers[i] for i in op.inputs])
+        computed = self._computed(op, registers)
         self._holds_more = True
         watched.keep(read, [self._executor.cacheable(x, op.is_returned) for x in computed])
         return computed
@@ -212,7 +224,8 @@ class LaneStep:
             return COMPUTED
         if self._is_half(site):
             return MIXED
-        is_predicted = decision.entry > 0 or decision.weights is not None
+        is_extrapolated = decision.entry > 0 and site not in self._repeated
+        is_predicted = is_extrapolated or decision.weights is not None
         return PREDICTED if is_predicted or self._is_answered[site] else REUSED
 
     def _is_half(self, site: int) -> bool:
@@ -228,7 +241,9 @@ class LaneStep:
         # Another plan may have cached other outputs. The first call of a step may have freed some.
         is_unsure = self._generation.is_switched or self._lane.is_repeated
         if (is_unsure or decision.weights is not None) and not self._has_all(decision, cached):
-            if decision.weights is not None:
+            if decision.weights is not None and self._generation.may_reuse_from(
+                self._lane, decision.sources[0]
+            ):
                 self._generation.note(_MISSING)
             return False
         return self._generation.may_reuse_from(self._lane, cached.last_step)
@@ -280,6 +295,15 @@ class LaneStep:
             elif op.is_returned:
                 outputs[number] = copy_of(tensor)
         return outputs
+
+    def _note_missing(self, site: int, cached: CacheEntry, decision: Decision) -> None:
+        """Note which outputs a prediction would use, and why it may not use all of them."""
+        first = self._generation.first_reusable(self._lane)
+        used = cached.steps[-self._order(decision) - 1 :]
+        if used[0] < first:
+            self._generation.may_reuse_from(self._lane, used[0])  # notes why not
+        if sum(step >= first for step in used) < 2:
+            self._repeated.add(site)
 
     def _order(self, decision: Decision) -> int:
         """The order of a reuse."""

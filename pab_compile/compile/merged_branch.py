@@ -8,6 +8,8 @@ from typing import TypeVar
 
 import torch
 
+from pab_compile.ranks.sends import at_any_size
+
 from .lazy_function import Function
 from .op import Op as GraphOp
 from .open_function import SizedFunction
@@ -78,4 +80,6 @@ def at_sizes(op: AnyOp, sizes: tuple[int, ...]) -> AnyOp:
     if not isinstance(op.function, (SizedFunction, MergedBranch)):
         return op
     function = op.function.at(sizes)
+    if isinstance(op, GraphOp) and op.exchanged:
+        op = replace(op, exchanged=at_any_size(op.exchanged))
     return replace(op, key=function.key, function=function)

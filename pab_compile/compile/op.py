@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 import torch
 
+from pab_compile.report.exchanges import Exchanged
+
 from .lazy_function import Function
 
 
@@ -27,6 +29,7 @@ class Op:
         is_demanded: whether it runs only if a value of it is needed.
         watched: number of the watched piece, or -1.
         made: for a watched piece, the registers of the tensors that Python made.
+        exchanged: what this rank exchanges with others whenever the piece runs.
     """
 
     key: str
@@ -42,6 +45,7 @@ class Op:
     is_demanded: bool = False
     watched: int = -1
     made: tuple[int, ...] = ()
+    exchanged: tuple[Exchanged, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 _LONG = 2.0
 """Seconds of a piece from which on a log line says that it was compiled."""
+_NUMBERS, _LEAST_BAR, _MOST_BAR = 20, 6, 40
+"""Columns of a terminal: for the numbers beside a bar, and for the bar."""
 _has_bar: ContextVar[bool] = ContextVar("_has_bar", default=False)
 
 
@@ -117,12 +119,16 @@ def _rich_bar(what: str) -> Progress:
     from rich import progress
     from rich.console import Console
 
+    console = Console(stderr=True)
+    room = max(console.width - _NUMBERS - _LEAST_BAR, 8)
+    said = what if len(what) <= room else f"{what[: room - 1]}…"
+    width = max(min(_MOST_BAR, console.width - len(said) - _NUMBERS), _LEAST_BAR)
     return progress.Progress(
-        progress.TextColumn(what),
-        progress.BarColumn(),
+        progress.TextColumn(said),
+        progress.BarColumn(width),
         progress.MofNCompleteColumn(),
         progress.TimeElapsedColumn(),
-        console=Console(stderr=True),
+        console=console,
         transient=True,
     )
 

@@ -19,6 +19,7 @@ import torch
 
 from pab_compile.dynamo import inductor_cache
 from pab_compile.errors import PabError
+from pab_compile.report.files import whole_file
 
 from . import trace_store
 from .background import wait_for_background
@@ -65,19 +66,11 @@ def save_compiled(path: str | os.PathLike[str]) -> Saved:
             "Nothing was compiled in this process, so there is nothing to save. Run a generation, "
             "or precompile, first."
         )
-    place = Path(path)
-    place.parent.mkdir(parents=True, exist_ok=True)
-    part = place.with_name(f".{place.name}.{os.getpid()}")
-    try:
-        with zipfile.ZipFile(part, "w", zipfile.ZIP_STORED) as archive:
-            archive.writestr(_FACTS, json.dumps({"format": _FORMAT, **_facts()}))
-            archive.writestr(_ARTIFACTS, artifacts)
-            for file in traces:
-                archive.write(file, _TRACES + file.name)
-        os.replace(part, place)
-    except BaseException:
-        part.unlink(missing_ok=True)
-        raise
+    with whole_file(path) as part, zipfile.ZipFile(part, "w", zipfile.ZIP_STORED) as archive:
+        archive.writestr(_FACTS, json.dumps({"format": _FORMAT, **_facts()}))
+        archive.writestr(_ARTIFACTS, artifacts)
+        for file in traces:
+            archive.write(file, _TRACES + file.name)
     return Saved(len(traces), len(artifacts))
 
 

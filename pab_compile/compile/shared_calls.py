@@ -63,6 +63,7 @@ def run_call(
         together.inputs,
         run,
         lambda: _like_outputs(part.graph_module.graph, tensors[0].device),
+        place.record.exchanged.append,
     )
     return together.halves.outputs(turn)
 

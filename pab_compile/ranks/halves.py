@@ -24,9 +24,12 @@ import torch.distributed as dist
 
 from pab_compile.errors import ShardingError
 from pab_compile.passes.parallel.shard import Ranks
+from pab_compile.report.exchanges import Exchanged
 from pab_compile.runtime.generation import Generation
 from pab_compile.runtime.identity import Identity
 from pab_compile.runtime.lane import Lane
+
+from .sends import sent_beside
 
 Tensors = Sequence[torch.Tensor]
 Outputs = Sequence[Any]
@@ -46,6 +49,7 @@ class Turn:
         given: positions of all inputs that the caller gives, with their names.
         run: runs the program in a lane on inputs.
         empty: tensors like those that the program returns.
+        sends: is told what this rank sends.
     """
 
     generation: Generation
@@ -56,6 +60,7 @@ class Turn:
     given: Mapping[int, str]
     run: Callable[[Lane, Tensors], Outputs]
     empty: Callable[[], Outputs]
+    sends: Callable[[Exchanged], None]
 
     def shared(self) -> dict[int, Identity]:
         """The inputs that both calls of a step must have in common."""
@@ -183,6 +188,7 @@ class Halves:
         inputs = [own[n] if n in turn.prompts else x for n, x in enumerate(turn.inputs)]
         found = turn.run(mine, inputs)
         every = [self._gathered(output) for output in found]
+        self._tell(turn, "all-gather", found, self._ranks.size - 1)
         return {lane: [each[n] for each in every] for n, lane in enumerate(pair.calls)}
 
     def _gathered(self, output: Any) -> Sequence[Any]:
@@ -203,7 +209,13 @@ class Halves:
         for tensor in sent:
             if isinstance(tensor, torch.Tensor):
                 dist.broadcast(tensor, group=self._group, group_src=owner)
+        self._tell(turn, "broadcast", sent, (self._ranks.size - 1) * is_mine)
         return found if is_mine else sent
+
+    def _tell(self, turn: Turn, how: str, outputs: Outputs, receivers: int) -> None:
+        """Note what was exchanged, for the statistics."""
+        tensors = [output for output in outputs if isinstance(output, torch.Tensor)]
+        turn.sends(sent_beside("outputs of the calls", how, tensors, receivers, "calls"))
 
     @property
     def _group(self) -> dist.ProcessGroup:

@@ -8,6 +8,9 @@ import torch
 import torch.distributed as dist
 
 from pab_compile.passes.parallel.shard import Grid
+from pab_compile.report.exchanges import Exchanged
+
+from .sends import sent_beside
 
 
 def from_first_rank(tensor: torch.Tensor, grid: Grid) -> torch.Tensor:
@@ -17,10 +20,7 @@ def from_first_rank(tensor: torch.Tensor, grid: Grid) -> torch.Tensor:
         tensor: this rank's.
         grid: the ranks.
     """
-    repeated = [
-        size > 1 and not stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True)
-    ]
-    once = tensor[tuple(slice(0, 1) if each else slice(None) for each in repeated)]
+    once = _once(tensor)
     sent = once.detach().contiguous().clone()
     # First from row to row of the mesh, then within each row.
     for ranks in (grid.batch, grid.tokens):
@@ -31,3 +31,21 @@ def from_first_rank(tensor: torch.Tensor, grid: Grid) -> torch.Tensor:
     received = torch.empty_like(once)  # keeps strides
     received.copy_(sent)
     return received.expand(tensor.shape)
+
+
+def sent_from_first_rank(tensor: torch.Tensor, grid: Grid) -> list[Exchanged]:
+    """What this rank sends there."""
+    once = [_once(tensor)]
+    return [
+        sent_beside("inputs", "broadcast", once, (ranks.size - 1) * (ranks.rank == 0), among)
+        for ranks, among in ((grid.batch, "batch"), (grid.tokens, "tokens"))
+        if ranks.size > 1
+    ]
+
+
+def _once(tensor: torch.Tensor) -> torch.Tensor:
+    """A tensor without the rows that repeat others in memory."""
+    repeated = [
+        size > 1 and not stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True)
+    ]
+    return tensor[tuple(slice(0, 1) if each else slice(None) for each in repeated)]

@@ -21,7 +21,7 @@ from pab_compile.runtime.weights import WeightMarks
 
 from .course import Moment
 from .prints import prints_of, sampled_prints
-from .send import from_first_rank
+from .send import from_first_rank, sent_from_first_rank
 from .team import Team
 from .words import (
     CALL,
@@ -183,11 +183,17 @@ class Together:
                 continue
             if name in self._prompts and name not in stepping:
                 if name not in kept:
-                    kept[name] = from_first_rank(tensors[position], self._team.grid)
+                    kept[name] = self._first(tensors[position], place)
                 found[position] = kept[name]
             else:
-                found[position] = from_first_rank(tensors[position], self._team.grid)
+                found[position] = self._first(tensors[position], place)
         return found
+
+    def _first(self, tensor: torch.Tensor, place: Place | None) -> torch.Tensor:
+        """The tensor of the first rank."""
+        if place is not None:
+            place.record.exchanged += sent_from_first_rank(tensor, self._team.grid)
+        return from_first_rank(tensor, self._team.grid)
 
 
 def _place_in(generation: Generation) -> str:

@@ -26,6 +26,7 @@ class Compared:
         reused: the share of all runs of sites that reused.
         cache_bytes: most bytes in caches.
         options: the options of the backend, as texts.
+        measures: further measures by name, means over the prompts.
     """
 
     plan: str
@@ -37,9 +38,10 @@ class Compared:
     reused: float
     cache_bytes: int
     options: Mapping[str, str] = field(default_factory=dict)
+    measures: Mapping[str, float] = field(default_factory=dict)
 
     def cells(self) -> tuple[str, ...]:
-        """The columns of ``_HEADINGS``."""
+        """The columns of ``_BEFORE``, the measures, and ``_AFTER``."""
         width = "" if self.psnr_half_width is None else f" ± {self.psnr_half_width:.1f}"
         return (
             self.plan,
@@ -47,31 +49,39 @@ class Compared:
             f"{self.speed:.2f}",
             "-" if self.psnr is None else f"{self.psnr:.1f}{width}",
             "-" if self.ssim is None else f"{self.ssim:.4f}",
+            *(f"{value:.4g}" for value in self.measures.values()),
             f"{self.reused:.0%}",
             format_bytes(self.cache_bytes),
         )
 
 
-_HEADINGS = ("plan", "seconds", "speed", "PSNR, dB", "SSIM", "reused", "caches")
+_QUALITY = ("PSNR, dB", "SSIM")
+_BEFORE, _AFTER = ("plan", "seconds", "speed", *_QUALITY), ("reused", "caches")
+MEASURED = (*_BEFORE, *_AFTER, "PSNR", "LPIPS")
+"""Names that a further measure cannot have."""
 
 
 def columns(
     without: float, plans: Iterable[Compared]
 ) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
     """Headings and rows, without the quality that no plan has."""
-    rows = [_without_reuse(without), *(plan.cells() for plan in plans)]
+    plans = list(plans)
+    names = tuple(dict.fromkeys(name for plan in plans for name in plan.measures))
+    all_ = (*_BEFORE, *names, *_AFTER)
+    rows = [_without_reuse(without, len(names)), *(plan.cells() for plan in plans)]
     kept = [
         index
-        for index, heading in enumerate(_HEADINGS)
-        if heading not in ("PSNR, dB", "SSIM") or any(row[index] != "-" for row in rows)
+        for index, heading in enumerate(all_)
+        if heading not in _QUALITY or any(row[index] != "-" for row in rows)
     ]
-    headings, *rows = [tuple(row[index] for index in kept) for row in (_HEADINGS, *rows)]
+    headings, *rows = [tuple(row[index] for index in kept) for row in (all_, *rows)]
     return headings, rows
 
 
-def _without_reuse(seconds: float) -> tuple[str, ...]:
+def _without_reuse(seconds: float, num_measures: int) -> tuple[str, ...]:
     """The first row of a comparison."""
-    return ("without reuse", f"{seconds:.3g}", "1.00", "-", "-", "0%", "-")
+    quality = ("-",) * (len(_QUALITY) + num_measures)
+    return ("without reuse", f"{seconds:.3g}", "1.00", *quality, "0%", "-")
 
 
 def compare_page(
@@ -81,6 +91,7 @@ def compare_page(
     plans: Iterable[Compared],
     videos: Mapping[str, Any],
     data: Mapping[str, object],
+    notes: Iterable[str] = (),
 ) -> str:
     """The page.
 
@@ -91,6 +102,7 @@ def compare_page(
         plans: what was compared.
         videos: name -> a file, or frames (``films``).
         data: all numbers, for programs.
+        notes: what could not be measured.
     """
     plans = list(plans)
     headings, rows = columns(without, plans)
@@ -100,6 +112,7 @@ def compare_page(
         *_bars(plans),
         "<p></p>",
         table(headings, rows, range(1, len(headings))),
+        *(f'<p class="note">{escape(note)}</p>' for note in notes),
         *films(videos),
         "<h2>To reproduce it</h2>",
         table(("plan", "options"), [(plan.plan, _said(plan.options)) for plan in plans]),
@@ -128,4 +141,5 @@ def _said(options: Mapping[str, str]) -> str:
 
 def _quality(plan: Compared) -> str:
     parts = [] if plan.psnr is None else [f"{plan.psnr:.1f} dB"]
-    return ", ".join([*parts, *([] if plan.ssim is None else [f"SSIM {plan.ssim:.3f}"])])
+    parts += [] if plan.ssim is None else [f"SSIM {plan.ssim:.3f}"]
+    return ", ".join([*parts, *(f"{name} {value:.3g}" for name, value in plan.measures.items())])

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from .compare_page import Compared, columns, compare_page
+from .files import write_text
 from .table import table_lines
-from .text import WIDTH, ShownAsText
+from .text import ShownAsText, width, wrapped
 
 
 @dataclass(frozen=True)
@@ -22,6 +23,7 @@ class Comparison(ShownAsText):
         num_prompts: how many prompts were generated with every plan.
         num_steps: of each generation.
         videos: plan -> frames of the first prompt, for the page.
+        notes: what could not be measured, and why.
     """
 
     plans: tuple[Compared, ...]
@@ -29,6 +31,7 @@ class Comparison(ShownAsText):
     num_prompts: int
     num_steps: int
     videos: Mapping[str, Any] = field(default_factory=dict, compare=False, repr=False)
+    notes: tuple[str, ...] = ()
 
     @property
     def headline(self) -> str:
@@ -45,6 +48,7 @@ class Comparison(ShownAsText):
             "prompts": self.num_prompts,
             "seconds_without_reuse": self.seconds_without_reuse,
             "plans": [asdict(plan) for plan in self.plans],
+            "notes": list(self.notes),
         }
 
     def to_html(self, path: str | Path | None = None, *, title: str = "") -> str:
@@ -62,12 +66,14 @@ class Comparison(ShownAsText):
             self.plans,
             self.videos,
             self.to_json(),
+            self.notes,
         )
         if path is not None:
-            Path(path).write_text(page, encoding="utf-8")
+            write_text(path, page)
         return page
 
     def __str__(self) -> str:
-        """A table in 80 columns."""
+        """A table that fits the terminal."""
         headings, rows = columns(self.seconds_without_reuse, self.plans)
-        return "\n".join([self.headline, *table_lines(headings, rows, num_left=1, width=WIDTH)])
+        lines = [*wrapped(self.headline), *table_lines(headings, rows, num_left=1, width=width())]
+        return "\n".join([*lines, *(line for note in self.notes for line in wrapped(note))])

@@ -10,7 +10,7 @@ from pab_compile.passes.sites.site import OUTPUT
 from .draw import format_bytes
 from .explanation import SiteReport, group_name, similar
 from .table import table_lines
-from .text import WIDTH, byte_unit, flop_unit, keep_end, wrapped
+from .text import byte_unit, flop_unit, keep_end, width, wrapped
 
 if TYPE_CHECKING:
     from .explanation import Explanation
@@ -33,7 +33,7 @@ def headline(found: Explanation) -> str:
 
 
 def explanation_lines(found: Explanation) -> list[str]:
-    """The lines of an explanation, of at most 80 columns where names allow it."""
+    """The lines of an explanation, as wide as ``width`` where names allow it."""
     groups = similar(found.sites)
     lines = [*wrapped(headline(found)), *_reuse_lines(found), *_table(found, groups)]
     lines += wrapped(_LEGEND)
@@ -92,15 +92,15 @@ def _table(found: Explanation, groups: Sequence[Sequence[SiteReport]]) -> list[s
     rows.append(("", "", "", *total, _share(sum(flops), found.total_flops)))
     headings = ("kind", "mixes", "every", f"cache {unit}", flop_name, "share")
     widths = [max(map(len, column)) for column in zip(headings, *rows, strict=True)]
-    room = WIDTH - 2 - sum(width + 2 for width in widths)
+    room = width() - 2 - sum(each + 2 for each in widths)
     names = [*(_short(group, room) for group in groups), "all"]
     named = [(name, *row) for name, row in zip(names, rows, strict=True)]
-    return table_lines(("sites", *headings), named, num_left=3, width=WIDTH)
+    return table_lines(("sites", *headings), named, num_left=3, width=width())
 
 
-def _short(group: Sequence[SiteReport], width: int) -> str:
+def _short(group: Sequence[SiteReport], most: int) -> str:
     before = f"{len(group)} like " if len(group) > 1 else ""
-    return before + keep_end(group[0].name, max(width - len(before), 8))
+    return before + keep_end(group[0].name, max(most - len(before), 8))
 
 
 def _share(number: int, total: int) -> str:

@@ -24,7 +24,7 @@ def heat_map(timeline: Timeline) -> str:
     return "\n".join(
         [
             f"<style>{''.join(_look(look, strip) for strip, look in looks.items())}</style>",
-            _legend(timeline),
+            _legend(timeline, strips),
             _filter(kinds),
             f'<div class="rows{" many" if len(groups) > _MANY else ""}">',
             *(_group(rows, _Strip(strip, looks[strip])) for (_, strip), rows in groups.items()),
@@ -86,11 +86,12 @@ def _cells(row: Row, strip: _Strip) -> str:
     return f'<span class="name">{name}</span><span class="kind">{kind}</span>{strip.html()}'
 
 
-def _legend(timeline: Timeline) -> str:
+def _legend(timeline: Timeline, strips: Sequence[str]) -> str:
     meanings = escape(json.dumps(MEANINGS), quote=True)
     shown = "".join(
         f'<span><i style="background:{COLOURS[letter]}"></i>{text}</span>'
         for letter, text in MEANINGS.items()
+        if any(letter in strip for strip in strips)
     )
     steps = escape(json.dumps(timeline.steps), quote=True)
     return (

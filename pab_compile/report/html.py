@@ -17,10 +17,15 @@ _PACKAGES = ("pab_compile", "torch", "diffusers", "transformers")
 def cards(values: Iterable[tuple[str, str]]) -> str:
     """Numbers with their names."""
     shown = (
-        f'<div class="card"><b>{escape(value)}</b><span>{escape(name)}</span></div>'
+        f'<div class="card"><b{_small(value)}>{escape(value)}</b><span>{escape(name)}</span></div>'
         for name, value in values
     )
     return f'<div class="cards">{"".join(shown)}</div>'
+
+
+def _small(value: str) -> str:
+    """The attribute of a value that would not fit in one line."""
+    return ' class="long"' if len(value) > 9 else ""
 
 
 def row(

@@ -6,17 +6,19 @@ The page is one file. It loads nothing, so it can be sent or kept beside the vid
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from html import escape
 
 from .draw import SiteBox, format_bytes, to_svg
+from .exchanges import Exchanges
 from .explanation import Explanation, SiteReport, group_name, similar, site_boxes
 from .films import films
 from .heat_map import COLOURS, MEANINGS, heat_map, strip_style
 from .html import cards, document, row, table, versions
 from .measured import Measured
-from .plots import curves, timeline_plots
+from .plots import curves, sent_plot, timeline_plots
 from .run_stats import RunStats, saved_operations
 from .text import byte_unit, flop_unit
 from .timeline import COMPUTED, Row, Timeline
@@ -24,6 +26,7 @@ from .timeline import COMPUTED, Row, Timeline
 _ALIGNED = (  # notebooks align all cells to the right
     "<style>.pab td,.pab th{text-align:left!important}.pab .n{text-align:right!important}</style>"
 )
+_NUMBER = re.compile(r"-?\d[\d.]*(?: ± [\d.]+)?(?: dB)?")
 _MOST_DRAWN = 120  # sites; more are drawn as one box per group of equal ones
 
 
@@ -49,6 +52,7 @@ def run_page(stats: RunStats, title: str = "", given: Measured | None = None) ->
         "Equal rows are folded: open them, or filter.</p>",
         heat_map(timeline if found is None else _with_all_sites(timeline, found)),
         *timeline_plots(timeline),
+        *_exchanged(timeline),
         *curves(given.curves),
         *([] if found is None else _found(found)),
         "<h2>To reproduce it</h2>",
@@ -97,8 +101,7 @@ def _headline(
 ) -> Iterator[tuple[str, str]]:
     if speed is not None:
         yield "speed", f"{speed:.2f}x"
-    if quality:
-        yield "quality", quality
+    yield from map(_named, filter(None, quality.split(", ")))
     full = sum(set(step) == {COMPUTED} for step in _letters(stats.timeline))
     yield "steps that compute everything", f"{full} of {stats.steps}"
     yield "runs of sites that were reused", f"{stats.reused_share:.0%}"
@@ -108,7 +111,15 @@ def _headline(
     if stats.peak_host_bytes:
         yield "most bytes on the host", format_bytes(stats.peak_host_bytes)
     if not math.isnan(stats.seconds_per_step):
-        yield "seconds per step (median)", f"{stats.seconds_per_step:.3g}"
+        yield "per step (median)", f"{stats.seconds_per_step:.3g} s"
+
+
+def _named(quality: str) -> tuple[str, str]:
+    """A name and a number: of ``32.5 dB PSNR`` or ``SSIM 0.98``."""
+    if (number := _NUMBER.search(quality)) is None:
+        return "quality", quality
+    name = " ".join((quality[: number.start()] + quality[number.end() :]).split())
+    return name or "quality", number[0]
 
 
 def _with_all_sites(timeline: Timeline, found: Explanation) -> Timeline:
@@ -117,6 +128,28 @@ def _with_all_sites(timeline: Timeline, found: Explanation) -> Timeline:
     more = [Row(site.name, site.kind) for site in found.sites if site.name not in known]
     calls = [replace(call, states=call.states + COMPUTED * len(more)) for call in timeline.calls]
     return replace(timeline, sites=(*timeline.sites, *more), calls=tuple(calls))
+
+
+def _exchanged(timeline: Timeline) -> Iterator[str]:
+    """What this rank exchanged with others, and what all of them sent where that is known."""
+    found = Exchanges(timeline)
+    if not found.rows:
+        return
+    yield from sent_plot(timeline)
+    head, rows = found.table()
+    lines = [row("th", head, (2, 3, 4)), *(row("td", r, (2, 3, 4), labels=head) for r in rows)]
+    yield (
+        "<p>What this rank sent, on average, and in how many collectives. Bytes that stay on the "
+        "rank do not count. Neither does what the ranks compare before a step.</p>"
+    )
+    yield f'<div class="wide"><table class="sites">{"".join(lines)}</table></div>'
+    every = found.by_rank
+    if every:
+        shown = [(f"rank {rank}", format_bytes(sent)) for rank, sent in enumerate(every)]
+        yield "<p>All ranks that share with this one, in the generation:</p>"
+        yield table(("rank", "sent"), [*shown, ("all", format_bytes(sum(every)))], (1,))
+    else:
+        yield '<p class="quiet">What other ranks sent is not known on this one.</p>'
 
 
 def _letters(timeline: Timeline) -> Iterator[tuple[str, ...]]:

@@ -14,10 +14,11 @@ h1 { font-size: 1.55rem; line-height: 1.25; margin: 0 0 4px; overflow-wrap: anyw
 h2 { font-size: 1.15rem; margin: 34px 0 6px; }
 p { margin: 4px 0 10px; max-width: 76ch; }
 .quiet { color: #5b6b7b; }
-.cards { display: grid; grid-template-columns: repeat(auto-fit, minmax(150px, 1fr)); gap: 10px;
+.cards { display: grid; grid-template-columns: repeat(auto-fit, minmax(118px, 1fr)); gap: 10px;
   margin: 16px 0; }
-.card { background: #fff; border: 1px solid #dde4ea; border-radius: 8px; padding: 10px 14px; }
+.card { background: #fff; border: 1px solid #dde4ea; border-radius: 8px; padding: 10px 12px; }
 .card b { display: block; font-size: 1.3rem; line-height: 1.3; }
+.card b.long { font-size: 1.02rem; line-height: 1.65; }
 .card span { color: #5b6b7b; font-size: .84rem; }
 .note { background: #fff7e6; border-left: 4px solid #e8a33d; padding: 6px 12px; margin: 6px 0;
   overflow-wrap: anywhere; }

@@ -32,6 +32,11 @@ def timeline_plots(timeline: Timeline) -> Iterator[str]:
         yield from _seconds(timeline)
 
 
+def sent_plot(timeline: Timeline) -> Iterator[str]:
+    """Bytes that this rank sent to others over the steps."""
+    yield from _memory("Sent to other ranks", timeline.steps, timeline.sent())
+
+
 def curves(values: Mapping[str, Sequence[float | None]]) -> Iterator[str]:
     """How much the outputs of each kind change from step to step, on a logarithmic scale."""
     known = [v for curve in values.values() for v in curve if _is_shown(v)]

@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from .draw import format_bytes
+from .exchanges import Exchanges
 from .explanation import Explanation
+from .files import write_text
 from .table import table_lines
-from .text import WIDTH, wrapped
+from .text import width, wrapped
 from .timeline import ABSENT, COMPUTED, MIXED, Timeline
 
 _LEGEND = (
@@ -122,7 +124,7 @@ class RunStats:
 
         page = run_page(self, title, Measured(speed, quality, curves or {}, videos or {}))
         if path is not None:
-            Path(path).write_text(page, encoding="utf-8")
+            write_text(path, page)
         return page
 
     def _repr_html_(self) -> str:
@@ -132,13 +134,13 @@ class RunStats:
         return run_fragment(self)
 
     def __str__(self) -> str:
-        """A table in 80 columns."""
+        """A table that fits the terminal."""
         lines = wrapped(self.headline)
         rows = [self._row(kind) for kind in self.kinds]
         total = ("all", "", str(sum(self.computed.values())), str(sum(self.reused.values())))
         rows += [(*total, f"{self.reused_share:.0%}")] if len(rows) > 1 else []
         headings = ("kind", "steps that compute", "computed", "reused", "share reused")
-        lines += table_lines(headings, rows, num_left=1, width=WIDTH)
+        lines += table_lines(headings, rows, num_left=1, width=width())
         lines += wrapped(f"pattern per call ({'/'.join(self.kinds)}): {' '.join(self.patterns)}")
         lines += wrapped(_LEGEND)
         host = self.peak_host_bytes
@@ -148,6 +150,7 @@ class RunStats:
             f"{format_bytes(self.held_bytes)}; {self.num_pieces} distinct pieces, compiled in "
             f"{self.compile_seconds:.1f} s; {_seconds(self.seconds_per_step)}"
         )
+        lines += wrapped(Exchanges(self.timeline).line())
         for note in self.notes:
             lines += wrapped(f"note: {note}")
         return "\n".join(lines)

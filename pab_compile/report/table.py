@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterable, Sequence
+import textwrap
+from collections.abc import Iterable, Iterator, Sequence
+
+_WIDE = 10_000  # no table is cropped
 
 
 def table_lines(
@@ -21,8 +24,9 @@ def table_lines(
         rows: one cell per column. In a shorter row the last columns are empty.
         num_left: number of columns that are aligned left. The others are aligned right. None: all.
         title: a line above the table.
-        width: most characters in a line.
+        width: most characters in a line. A wider table becomes a list: a paragraph for each row.
     """
+    rows = [tuple(row) for row in rows]
     from rich import box
     from rich.console import Console
     from rich.table import Table
@@ -40,5 +44,20 @@ def table_lines(
     for row in rows:
         table.add_row(*row)
     buffer = io.StringIO()
-    Console(file=buffer, width=width, force_jupyter=False, color_system=None).print(table)
-    return [line.rstrip() for line in buffer.getvalue().splitlines()]
+    Console(file=buffer, width=_WIDE, force_jupyter=False, color_system=None).print(table)
+    lines = [line.rstrip() for line in buffer.getvalue().splitlines()]
+    if max(map(len, lines)) <= width:
+        return lines
+    return [*([title] if title else []), *listed(headings, rows, width)]
+
+
+def listed(headings: Sequence[str], rows: Iterable[Sequence[str]], width: int) -> Iterator[str]:
+    """Rows as paragraphs. The first cell is their title."""
+    for first, *others in rows:
+        yield ""
+        yield from textwrap.wrap(first, width) or ["-"]
+        for heading, cell in zip(headings[1:], others, strict=False):
+            if cell:
+                indents = {"initial_indent": "  ", "subsequent_indent": "    "}
+                yield from textwrap.wrap(f"{heading}: {cell}", width, **indents)
+    yield ""

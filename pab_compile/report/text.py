@@ -1,12 +1,30 @@
-"""Text for a terminal of 80 columns: units, wrapped lines."""
+"""Text for a terminal: its width, units, wrapped lines."""
 
 from __future__ import annotations
 
 import textwrap
+from contextvars import ContextVar
 from html import escape
 
 WIDTH = 80
+"""Columns of a text, unless a narrower terminal shows it."""
+_NARROWEST = 20
+_width: ContextVar[int] = ContextVar("_width", default=WIDTH)
 _UNITS = ("B", "KiB", "MiB", "GiB")
+
+
+def width() -> int:
+    """Columns that a line of a text may have."""
+    return _width.get()
+
+
+def fit(columns: int) -> None:
+    """Let texts fit a terminal, from now on. They are never wider than usual.
+
+    Args:
+        columns: of the terminal.
+    """
+    _width.set(max(min(columns, WIDTH), _NARROWEST))
 
 
 class ShownAsText:
@@ -19,13 +37,13 @@ class ShownAsText:
 def wrapped(text: str, indent: str = "  ") -> list[str]:
     """The lines of a text. All but the first are indented; words are never broken."""
     return textwrap.wrap(
-        text, WIDTH, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False
+        text, width(), subsequent_indent=indent, break_long_words=False, break_on_hyphens=False
     )
 
 
-def keep_end(text: str, width: int) -> str:
+def keep_end(text: str, most: int) -> str:
     """Shorten a name. The end of a path tells it from others."""
-    return text if len(text) <= width else "…" + text[len(text) - width + 1 :]
+    return text if len(text) <= most else "…" + text[len(text) - most + 1 :]
 
 
 def byte_unit(largest: int) -> tuple[str, int]:

@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from itertools import groupby
 from typing import NamedTuple
 
+from .exchanges import Exchanged
+
 COMPUTED, REUSED, PREDICTED, MIXED, ABSENT = "C", "-", "p", "~", " "
 SITES, REUSE, GLUE, COMPILE = "sites that compute", "sites that reuse", "glue", "compiling"
 OUTSIDE = "outside the model"
@@ -39,6 +41,7 @@ class Call:
         host_bytes: likewise in the memory of the host.
         seconds: seconds that the host spent in the graphs.
         spent: what they went to -> seconds. Glue is what belongs to no site.
+        exchanged: what this rank exchanged with others.
     """
 
     step: int
@@ -48,6 +51,12 @@ class Call:
     host_bytes: int
     seconds: float
     spent: Mapping[str, float] = field(default_factory=dict)
+    exchanged: tuple[Exchanged, ...] = ()
+
+    @property
+    def computes_all(self) -> bool:
+        """Whether every site that ran computed."""
+        return set(self.states) <= {COMPUTED, ABSENT}
 
 
 @dataclass(frozen=True)
@@ -88,6 +97,13 @@ class Timeline:
         for call in self.calls:
             device, host = found[call.step]
             found[call.step] = max(device, call.cache_bytes), max(host, call.host_bytes)
+        return list(found.values())
+
+    def sent(self) -> list[int]:
+        """Per step, the bytes that this rank sent to other ranks."""
+        found = dict.fromkeys(self.steps, 0)
+        for call in self.calls:
+            found[call.step] += sum(row.sent_bytes for row in call.exchanged)
         return list(found.values())
 
     def seconds_by_part(self) -> dict[str, list[float]]:

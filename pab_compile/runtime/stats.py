@@ -9,6 +9,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from pab_compile.passes.sites.site import KINDS
+from pab_compile.report.exchanges import Exchanged, added_up
 from pab_compile.report.run_stats import RunStats
 from pab_compile.report.timeline import ABSENT, Call, Row, Timeline
 
@@ -31,6 +32,7 @@ class StepRecord:
         lane: number of its lane.
         states: per graph, its sites and a letter for each of them (``report.timeline``).
         size: most bytes in the caches of all lanes during the call.
+        exchanged: what this rank exchanged with others.
     """
 
     step: int
@@ -42,6 +44,7 @@ class StepRecord:
     lane: int = 0
     states: list[tuple[Sequence[Row], str]] = field(default_factory=list)
     size: Size = field(default_factory=Size)
+    exchanged: list[Exchanged] = field(default_factory=list)
 
     @property
     def kinds(self) -> tuple[str, ...]:
@@ -158,5 +161,7 @@ def timeline_of(calls: Sequence[StepRecord]) -> Timeline:
             for row, letter in zip(sites, states, strict=True):
                 letters[place[row]] = letter
         states = "".join(letters)
-        found.append(Call(call.step, call.lane, states, *call.size, call.seconds, dict(call.spent)))
+        exchanged = added_up(call.exchanged)
+        spent = (call.seconds, dict(call.spent), exchanged)
+        found.append(Call(call.step, call.lane, states, *call.size, *spent))
     return Timeline(rows, tuple(found), step_seconds(calls))

@@ -17,6 +17,7 @@ from pab_compile.plans.levels import LEVELS
 from pab_compile.report.compare_page import Compared
 from pab_compile.report.comparison import Comparison
 
+from .measures import LPIPS, Measure, checked_measures, lpips_for, scores
 from .score import Score, psnr
 from .ssim import ssim_of_shown
 from .timing import timed
@@ -33,6 +34,7 @@ def compare(
     num_steps: int = 30,
     frames: Callable[[Any], Any] | None = None,
     options: Mapping[str, Any] | None = None,
+    measures: Mapping[str, Measure] | None = None,
     tell: Callable[[str], None] = lambda text: None,
 ) -> Comparison:
     """Generate all prompts without reuse and with every plan.
@@ -50,6 +52,8 @@ def compare(
         num_steps: of a generation.
         frames: what pages show of a result: frames, or the path of a video.
         options: further options of the backend.
+        measures: name -> a function ``measure(video, reference)`` that returns a number. It gets
+            what ``frames`` gives, or else the results.
         tell: is called with what is done now.
 
     Raises:
@@ -64,10 +68,11 @@ def compare(
         )
     if not prompts or not plans or isinstance(prompts, str) or isinstance(plans, str):
         raise OptionError("compare needs a list of at least one prompt, and one of plans.")
+    known = checked_measures(measures)
     handle = enable(model, **(options or {}))
     try:
         with torch.no_grad():
-            return _measured(handle, generate, prompts, plans, num_steps, frames, tell)
+            return _measured(handle, generate, prompts, plans, num_steps, frames, known, tell)
     finally:
         handle.disable()
 
@@ -92,6 +97,7 @@ def _measured(
     plans: Sequence[Any],
     num_steps: int,
     frames: Callable[[Any], Any] | None,
+    measures: Mapping[str, Measure],
     tell: Callable[[str], None],
 ) -> Comparison:
     for plan in plans:
@@ -105,13 +111,18 @@ def _measured(
     with handle.disabled(exact=True):
         tell(WITHOUT)
         references, without = run()
-    first, rows = {WITHOUT: references[0]}, []
+    shown = [None if frames is None else frames(one) for one in references]
+    lpips, why = lpips_for(shown[0])
+    measures = dict(measures) if lpips is None else {LPIPS: lpips, **measures}
+    films, rows = {WITHOUT: shown[0]}, []
     for plan in plans:
         handle.set(plan)
         tell(f"plan {handle.plan}")
         results, seconds = run()
         stats = list(handle.stats().values())
         score, similar = _score(results, references, frames)
+        videos = [None if frames is None else frames(one) for one in results]
+        pairs = list(zip(_or(videos, results), _or(shown, references), strict=True))
         rows.append(
             Compared(
                 plan=handle.plan,
@@ -123,12 +134,19 @@ def _measured(
                 reused=statistics.fmean(one.reused_share for one in stats),
                 cache_bytes=sum(one.peak_cache_bytes for one in stats),
                 options=dict(stats[0].options),
+                measures=scores(measures, pairs),
             )
         )
-        first[handle.plan] = results[0]
-    shown = {} if frames is None else {name: frames(result) for name, result in first.items()}
-    shown = {name: video for name, video in shown.items() if video is not None}
-    return Comparison(tuple(rows), without, len(prompts), num_steps, shown)
+        films[handle.plan] = videos[0]
+    films = {name: video for name, video in films.items() if video is not None}
+    notes = (why,) if why else ()
+    return Comparison(tuple(rows), without, len(prompts), num_steps, films, notes)
+
+
+def _or(videos: Sequence[Any], results: Sequence[Any]) -> list[Any]:
+    """What measures get: videos, or else the results."""
+    pairs = zip(videos, results, strict=True)
+    return [result if video is None else video for video, result in pairs]
 
 
 def _score(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import logging
 import math
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -35,6 +36,8 @@ _log = logging.getLogger(__name__)
 
 _MOST_PROMPTS = 8
 _MORE = 4
+_QUIET = 30.0
+"""Seconds between log lines, where no terminal shows progress."""
 _NO_AXES: Mapping[str, str] = {}
 
 
@@ -271,10 +274,20 @@ def _bar(
     is_shown = console.is_terminal if progress is None else progress
     with Bar(*columns, console=console, disable=not is_shown) as bar:
         task = bar.add_task("tuning", total=None)
+        start, said = time.monotonic(), 0.0
 
         def say(line: str) -> None:
             _log.info("%s", line)
             if is_shown:
                 bar.console.print(line, markup=False, highlight=False)
 
-        yield lambda text: bar.update(task, description=text, advance=1), say
+        def show(text: str) -> None:
+            nonlocal said
+            bar.update(task, description=text, advance=1)
+            seconds = time.monotonic() - start
+            if not is_shown and seconds >= said + _QUIET:
+                said = seconds
+                number = bar.tasks[0].completed
+                _log.info("%s: %d generations in %.0f s", text, number, seconds)
+
+        yield show, say

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ from typing import Any
 
 from pab_compile.errors import CalibrationError
 from pab_compile.plans.guidance import BATCH, CALLS, FIRST, SECOND
+from pab_compile.report.files import write_text
 
 from .pairs import Pairing
 from .row import Row
@@ -111,9 +111,7 @@ class Resume:
             "guides": row.guides,
             "pairing": None if pairing is None else [pairing.prompts, pairing.computes],
         }
-        part = self._path.with_name(f"{self._path.name}.part")
-        part.write_text(json.dumps(content), encoding="utf-8")
-        os.replace(part, self._path)
+        write_text(self._path, json.dumps(content))
 
     def _read(self, content: Any, lengths: Sequence[float]) -> Progress:
         """The progress in a file.

@@ -10,7 +10,9 @@ from typing import Any
 from pab_compile.plans.plan import COMPUTE
 from pab_compile.plans.plan_file import plan_text
 from pab_compile.plans.step_plan import StepPlan, step_plan_to_json
-from pab_compile.report.text import ShownAsText, wrapped
+from pab_compile.report.files import write_text
+from pab_compile.report.table import listed
+from pab_compile.report.text import ShownAsText, width, wrapped
 
 from .score import Score
 
@@ -85,7 +87,7 @@ class Tuned(ShownAsText):
 
     def save(self, path: str | Path) -> None:
         """Write a plan file, for ``options={"plan": path}`` or ``enable(pipe, path)``."""
-        Path(path).write_text(plan_text(self.to_json()), encoding="utf-8")
+        write_text(path, plan_text(self.to_json()))
 
     def __str__(self) -> str:
         names = list(self.alternatives[0].scores)
@@ -94,17 +96,18 @@ class Tuned(ShownAsText):
             [each.name + (" *" if each is self.best else ""), *map(str, each.scores.values())]
             for each in self.alternatives
         ]
+        others = "1 other" if self.num_held_out == 1 else f"{self.num_held_out} others"
         table = _columns([head, *rows])
         lines = [
             *self._cost(),
-            f"Fitted on {self.num_prompts} prompts, measured on {self.num_held_out} others.",
-            *table,
+            f"Fitted on {self.num_prompts} prompts, measured on {others}.",
+            *(table if max(map(len, table)) <= width() else listed(head, rows, width())),
             f"* is the best. Tuning took {self.full_generations:.1f} full generations.",
             *wrapped(self.note),
         ]
         if self.is_beaten:
             lines.append("The best is certainly better, so the plan computes every step.")
-        return "\n".join(lines)
+        return "\n".join(part for line in lines for part in wrapped(line, "") or [""])
 
     def _cost(self) -> list[str]:
         """What the plan computes, in words."""
@@ -126,6 +129,6 @@ _REFERENCES = {SAME: "to all steps", CONVERGED: "to many more steps"}
 def _columns(rows: Sequence[Sequence[str]]) -> list[str]:
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return [
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        "  ".join(cell.ljust(most) for cell, most in zip(row, widths, strict=True)).rstrip()
         for row in rows
     ]

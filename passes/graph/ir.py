@@ -29,6 +29,7 @@ _FUSED = "pab_fused"
 _LAYOUTS = "pab_layouts"
 _COUNTED = "pab_counted"
 _OPEN_SIZES = "pab_open_sizes"
+_SENDS = "pab_sends"
 
 
 class Layout(NamedTuple):
@@ -369,6 +370,16 @@ def fused(node: fx.Node) -> Any:
 def set_fused(node: fx.Node, what: Any) -> None:
     """Record the op that a node was taken from, or the role of the node in it."""
     node.meta[_FUSED] = what
+
+
+def sends(node: fx.Node) -> Any:
+    """What each rank sends in a collective (``passes.parallel.sends``), or None."""
+    return node.meta.get(_SENDS)
+
+
+def set_sends(node: fx.Node, what: Any) -> None:
+    """Record what each rank sends in a collective."""
+    node.meta[_SENDS] = what
 
 
 def users(node: fx.Node) -> Sequence[fx.Node]:

@@ -25,6 +25,7 @@ from .check import (
 from .choose import choose, site_of
 from .localise import Localised, localise
 from .placement import describe
+from .sends import mark_sends
 from .shard import Ranks
 
 
@@ -63,8 +64,10 @@ class ShardTokens:
         program.sites = local_sites(program.sites, local)
         check_regions(program.sites, inside)
         program.graph_module = local.graph_module
+        graph = local.graph_module.graph
+        mark_sends(graph, local.purposes, self.ranks, "tokens", program.sites)
         program.sharding = (*program.sharding, *choice.lines())
-        return len(collectives(list(local.graph_module.graph.nodes)))
+        return len(collectives(list(graph.nodes)))
 
     def verify(self, after: fx.GraphModule, before: fx.GraphModule) -> None:
         """Check the rewritten graph."""

@@ -31,6 +31,7 @@ from .check import check_exchanges, check_sharded
 from .layout import Layout, lay_out
 from .localise import localise
 from .placement import Axis
+from .sends import mark_sends
 from .shard import Ranks
 from .shard_tokens import local_sites
 from .traffic import gathered_bytes
@@ -72,6 +73,8 @@ class SplitBatch:
         )
         program.sites = local_sites(program.sites, local)
         program.graph_module = local.graph_module
+        graph = local.graph_module.graph
+        mark_sends(graph, local.purposes, self.ranks, "batch", program.sites)
         program.sharding = (*program.sharding, describe_split(layout, self.ranks))
         return len(local.purposes)
 

@@ -153,6 +153,6 @@ def test_what_was_not_observed_is_never_reused() -> None:
 
 def test_the_old_name_says_the_new_one() -> None:
     observation = observation_of(walks())
-    with pytest.warns(DeprecationWarning, match="is called pab_compile.tune"):
+    with pytest.warns(DeprecationWarning, match=r"is called pab_compile\.tune\(observation"):
         old = pab_compile.calibrate(observation, speedup=2.0)
     assert old == tune(observation, speedup=2.0)

@@ -14,9 +14,10 @@ from typing import Any
 import pytest
 from diffusers import AutoencoderKL, LattePipeline
 
-from pab_compile.cli import exits, files, main, precompile
+from pab_compile.cli import exits, main, precompile, report
 from pab_compile.compile.saved import Saved
 from pab_compile.plans.tuned_model import TunedModel
+from pab_compile.report import files
 from pipelines.catalogue import CASES
 
 SOURCE = """
@@ -38,6 +39,8 @@ def call(model, prompt, num_steps):
 
 def frames(model, result):
     return result[0].flatten(0, 1)
+
+measures = {"worst": lambda video, other: (video - other).abs().max()}
 """
 INPUTS = """
 def inputs(model):
@@ -95,6 +98,13 @@ def test_report_writes_a_page_with_speed_and_quality(
     assert "&#x27;spatial&#x27;: 3" in text
 
 
+def test_report_says_what_it_measured_beside_no_reuse() -> None:
+    (line,) = report.beside_baseline(1.25, "31.3 dB PSNR")
+    assert line == "beside stock torch.compile: 1.25x as fast; 31.3 dB PSNR between the results"
+    assert report.beside_baseline(1.25, "")[0].endswith("as fast")
+    assert report.beside_baseline(None, "") == []
+
+
 def test_compare_measures_every_plan_and_writes_a_page(
     source: str, tmp_path: Path, capsys: Any
 ) -> None:
@@ -109,6 +119,8 @@ def test_compare_measures_every_plan_and_writes_a_page(
     linear, off = found["plans"]
     assert linear["reused"] > 0 == off["reused"]
     assert linear["psnr"] < off["psnr"] == 100
+    assert linear["measures"]["worst"] > off["measures"]["worst"] == 0
+    assert found["notes"][0].startswith("No LPIPS: ")
     assert linear["ssim"] is off["ssim"] is None  # rows and columns are fewer than a window
     assert found["prompts"] == 3
 
@@ -231,7 +243,7 @@ def test_a_generation_has_at_least_one_step(source: str, capsys: Any) -> None:
 
 def test_a_warning_is_printed_without_a_place_in_the_library() -> None:
     code = (
-        "import sys, warnings; from pab_compile.cli import output; output.log_to_terminal(True);"
+        "import sys, warnings; from pab_compile.cli import output; output.to_terminal(True);"
         "warnings.warn('pab: few steps')"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -260,16 +272,30 @@ def call(pipe, prompt, num_steps):
 """
 
 
+STATED = """
+arguments:
+  prompt_embeds: {size: [1, 7, 10], fill: 1}
+  negative_prompt_embeds: {size: [1, 7, 10], fill: 1}
+  negative_prompt: null
+  clean_caption: false
+  height: 64
+  width: 96
+  video_length: 3
+prompts: 1
+"""
+
+
 def test_a_folder_of_diffusers_is_loaded_without_a_warning(tmp_path: Path, capsys: Any) -> None:
     parts = CASES["Latte"].build()
     down, up = ("DownEncoderBlock2D",) * 4, ("UpDecoderBlock2D",) * 4
     vae = AutoencoderKL(3, 3, down, up, block_out_channels=(4,) * 4, norm_num_groups=4)
     pipe = LattePipeline(None, None, vae, parts.transformer, parts.scheduler)  # type: ignore[arg-type]
     pipe.save_pretrained(tmp_path / "pipe")
-    (tmp_path / "call.py").write_text(CALL)
-    given = ("--pipeline", str(tmp_path / "pipe"), "--call", str(tmp_path / "call.py"))
-    found = content(capsys, "explain", *given, "--dtype", "float32", *EAGER)
-    assert {site["kind"] for site in found["transformer"]["sites"]} >= {"spatial", "temporal"}
+    for name, text in (("call.py", CALL), ("call.yaml", STATED)):
+        (tmp_path / name).write_text(text)
+        given = ("--pipeline", str(tmp_path / "pipe"), "--call", str(tmp_path / name))
+        found = content(capsys, "explain", *given, "--dtype", "float32", *EAGER)
+        assert {site["kind"] for site in found["transformer"]["sites"]} >= {"spatial", "temporal"}
 
 
 def test_the_command_lines_of_the_pages_are_accepted() -> None:

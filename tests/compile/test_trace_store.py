@@ -107,6 +107,7 @@ def test_a_bad_file_is_not_used(
     assert len(traced) == 3
     assert torch.equal(again(torch.ones(3))[0], torch.full((3,), 2.0))
     assert len(warnings) == 1
+    assert warnings[0].startswith("traced anew, since ")
 
 
 def test_without_inductors_cache_nothing_is_written(

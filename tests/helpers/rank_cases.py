@@ -60,7 +60,7 @@ def generate(
 
     Returns:
         The predictions, computations per kind, most cache bytes, and per step the number of
-        all-to-alls and the bytes that this rank sent in them.
+        all-to-alls and the bytes that this rank sent in them; all gathers likewise; and statistics.
     """
     torch._dynamo.reset()
     count = Counter(group.rank() if group else 0)
@@ -75,6 +75,8 @@ def generate(
         "cache": stats.peak_cache_bytes,
         "pieces": stats.num_pieces,
         "per step": per_step,
+        "gathers": (count.gathers, count.gathered),
+        "stats": stats,
     }
 
 
@@ -112,7 +114,7 @@ def generate_rows(
 
     Returns:
         The predictions, computations per kind, most cache bytes, all-to-alls per step, bytes
-        that this rank sent, and the notes of ``explain``.
+        that this rank sent, the notes of ``explain``, and statistics.
     """
     torch._dynamo.reset()
     count = Counter(dist.get_rank() % 2 if group else 0)
@@ -138,6 +140,7 @@ def generate_rows(
         "per step": [num for num, _ in per_step],
         "sent": count.gathered + sum(sent for _, sent in per_step),
         "notes": pab_compile.explain(compiled).notes,
+        "stats": stats,
     }
 
 

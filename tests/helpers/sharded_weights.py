@@ -19,6 +19,7 @@ from torch.distributed.tensor.parallel import (
 import pab_compile
 from helpers.latte import Loop, calls_of, compiled_pab, ddim_timesteps, tiny_latte
 from helpers.world import Counter, Mesh
+from pab_compile.report.exchanges import Exchanges
 
 RANGES = {"spatial": 2, "temporal": 2}
 OUTPUT = {"ranges": {"output": 2}, "cut": "output"}
@@ -34,12 +35,14 @@ class Found:
         predictions: of all steps.
         reused: outputs of sites that were reused.
         gathers: gathers of equal parts, such as those of weights inside the graph.
+        said: what statistics say of them.
     """
 
     error: str
     predictions: torch.Tensor | None = None
     reused: int = 0
     gathers: int = 0
+    said: int = 0
 
 
 def generate(group: dist.ProcessGroup | None, how: str, options: dict[str, Any]) -> Found:
@@ -60,8 +63,11 @@ def generate(group: dist.ProcessGroup | None, how: str, options: dict[str, Any])
         found = loop.run()
     except pab_compile.PabError as error:
         return Found(str(error))
-    reused = sum(pab_compile.stats(compiled).reused.values())
-    return Found("", found, reused, counter.gathers)
+    stats = pab_compile.stats(compiled)
+    reused = sum(stats.reused.values())
+    rows = Exchanges(stats.timeline).rows
+    said = sum(row.collectives for row in rows if row.how == "all-gather")
+    return Found("", found, reused, counter.gathers, said)
 
 
 class Uneven(torch.nn.Module):

@@ -106,6 +106,54 @@ def test_sglang_applies_the_hook_where_it_switches_a_cache_on(tmp_path: Path) ->
     assert owner._apply_cache_dit(pipeline, args) is pipeline
 
 
+def tiny_pipeline(folder: Path) -> None:
+    """Save a pipeline of diffusers that needs no text encoder."""
+    from diffusers import AutoencoderKL, DDIMScheduler, DiTPipeline, DiTTransformer2DModel
+
+    torch.manual_seed(0)
+    sizes = {"num_attention_heads": 2, "attention_head_dim": 8, "num_layers": 2, "sample_size": 8}
+    model = DiTTransformer2DModel(in_channels=4, out_channels=8, patch_size=2, **sizes)
+    blocks = ("DownEncoderBlock2D",) * 2, ("UpDecoderBlock2D",) * 2
+    vae = AutoencoderKL(3, 3, *blocks, block_out_channels=(8, 8), norm_num_groups=4)
+    DiTPipeline(model, vae, DDIMScheduler()).save_pretrained(folder)
+
+
+@needs("sglang")
+def test_sglang_serves_a_request_and_reuses(tmp_path: Path) -> None:
+    """Its own loader, executor and stage, on a CPU. There is no HTTP, and no worker process."""
+    from sglang.multimodal_gen.configs.sample.diffusers_generic import (
+        DiffusersGenericSamplingParams,
+    )
+    from sglang.multimodal_gen.runtime import server_args
+    from sglang.multimodal_gen.runtime.pipelines.diffusers_pipeline import DiffusersPipeline
+    from sglang.multimodal_gen.runtime.pipelines_core.schedule_batch import Req
+    from sglang.multimodal_gen.runtime.platforms import plugins
+
+    plugins.apply_plugin_hooks()
+    tiny_pipeline(tmp_path / "pipe")
+    (tmp_path / "pab.json").write_text(json.dumps({"pab": LEVEL}))
+    results = []
+    for config in (str(tmp_path / "pab.json"), None):
+        args = server_args.ServerArgs.from_kwargs(
+            model_path=str(tmp_path / "pipe"), backend="diffusers", cache_dit_config=config
+        )
+        server_args.set_global_server_args(args)
+        pipeline = DiffusersPipeline(str(tmp_path / "pipe"), args)
+        wanted = {"num_inference_steps": 12, "height": 16, "width": 16, "seed": 1}
+        request = Req(sampling_params=DiffusersGenericSamplingParams(prompt="a cat", **wanted))
+        request.extra["diffusers_kwargs"] = {"class_labels": [1]}
+        results.append(pipeline.forward(request, args).output)
+        if config is not None:
+            stats = pab_compile.stats(pipeline.diffusers_pipe.transformer)
+            assert stats.steps == 12
+            assert sum(stats.reused.values()) > 0
+            assert stats.notes == ()
+    reused, exact = results
+    assert reused.shape == exact.shape == (1, 3, 16, 16)
+    assert torch.isfinite(reused).all()
+    assert not torch.equal(reused, exact)
+
+
 @needs("xfuser")
 def test_xdit_knows_the_method_wherever_it_is_imported(monkeypatch: pytest.MonkeyPatch) -> None:
     # The package asks for an accelerator when it is imported. Apple's is one that it only names.

@@ -54,6 +54,18 @@ def test_calls_of_a_guider_reuse_their_own_outputs(guider: Any) -> None:
     assert min(seen.reused["full"], seen.reused["cross"]) > NUM_STEPS
 
 
+def test_the_first_step_is_left_out_of_predictions_and_this_is_said() -> None:
+    """A block that has the schedule in sight calls the model, and ends at every step."""
+    blocks = modular(WHOLE.build(), ClassifierFreeGuidance(guidance_scale=5.0))
+    with torch.no_grad(), WHOLE.dit.switched():
+        handle = pab_compile.enable(blocks, "linear3", inner="eager")
+        generate(blocks)
+    seen = handle.stats()["transformer"]
+    assert set(seen.timeline.strips()) == {"CC-CppCppCpp"}
+    (note,) = seen.notes
+    assert note.startswith("the outputs of the first step were not reused")
+
+
 def test_blocks_give_what_the_pipeline_gives() -> None:
     pipe = WHOLE.build()
     blocks = modular(pipe, ClassifierFreeGuidance(guidance_scale=5.0))

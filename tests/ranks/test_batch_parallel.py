@@ -15,6 +15,7 @@ from helpers.latte import assert_same, ddim_timesteps, draw_latents, draw_prompt
 from helpers.rank_cases import DEPTH, NUM_STEPS, PLANS
 from helpers.world import World
 from pab_compile import Schedule
+from pab_compile.report.exchanges import OUTSIDE_OF_SITES, Exchanges
 from ranks.test_parallel import computed_kinds
 
 pytestmark = pytest.mark.xdist_group("ranks")
@@ -49,6 +50,10 @@ def test_ranks_with_a_row_each_generate_what_one_process_does_and_gather_only(
         assert found["cache"] * 2 == expected["cache"]
         assert any(note.startswith("batch: 1 of 2 rows per rank") for note in found["notes"])
     assert ranks[0]["sent"] == predicted(plan, 2, 2) > 0
+    for number, found in enumerate(ranks):
+        (gathers,) = Exchanges(found["stats"].timeline).rows
+        assert gathers.key == (OUTSIDE_OF_SITES, "all-gather", "batch")
+        assert gathers.sent_bytes == gathers.by_rank[number] == found["sent"]
 
 
 @pytest.mark.sample(

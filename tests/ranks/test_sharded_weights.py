@@ -37,19 +37,21 @@ def test_weights_that_are_gathered_around_the_model_are_exact(world: World, how:
 def test_layers_gather_weights_inside_the_graph_and_none_for_what_is_reused(
     world: World, how: str
 ) -> None:
-    gathers = check_exact(world, how)
+    all_reused = check_exact(world, how)
     one_reused = world.run(cases.generate, how, {"ranges": {"spatial": 2}}, ranks=2)[0]
     assert alone().reused == 2 * one_reused.reused
-    assert one_reused.gathers - gathers == one_reused.reused * WEIGHTS_OF_ATTENTION
+    more = one_reused.reused * WEIGHTS_OF_ATTENTION
+    assert one_reused.gathers - all_reused.gathers == more
+    assert one_reused.said - all_reused.said == more  # and those of pieces that run once
 
 
-def check_exact(world: World, how: str) -> int:
-    """Compare with one process; the number of gathers."""
+def check_exact(world: World, how: str) -> cases.Found:
+    """Compare with one process."""
     found = world.run(cases.generate, how, {"ranges": cases.RANGES}, ranks=2)
     for rank in found:
         assert rank.error == "" and rank.reused == alone().reused > 0
         assert_same(rank.predictions, alone().predictions)
-    return found[0].gathers
+    return found[0]
 
 
 def test_a_layer_that_gathers_its_weights_computes_what_it_does_with_hooks(world: World) -> None:

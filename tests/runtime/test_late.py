@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -40,6 +43,20 @@ def test_a_model_that_is_compiled_again_says_from_which_step_on(first: int) -> N
     assert note.startswith(f"this form of the model ran first at step {first}, so")
     assert notes_of(model, NUM_STEPS) == ()  # the same code again, at all steps
     assert notes_of(model, 0) == ()
+
+
+def test_outputs_that_a_plan_combines_and_that_were_not_cached_are_said(tmp_path: Path) -> None:
+    row = ["C", "C", "C", [0.5, 0.5], "C", "C"]
+    plan = {"format": "pab_compile.plan/2", "num_steps": NUM_STEPS, "cut": "output", "entries": row}
+    (path := tmp_path / "plan.json").write_text(json.dumps(plan))
+    model = Switched().eval().requires_grad_(False)
+    run = compiled_pab(model, plan=str(path))
+    for step, inputs in enumerate(calls()):
+        model.doubles = step >= 2
+        with pab_compile.step(step, NUM_STEPS):
+            run(*inputs)
+    [note] = pab_compile.stats(run).notes
+    assert note.startswith("some steps computed although the plan combines earlier outputs")
 
 
 def test_where_all_would_compute_anyway_nothing_is_said() -> None:

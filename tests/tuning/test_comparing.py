@@ -29,13 +29,25 @@ def test_plans_are_measured_and_the_model_is_as_before(tmp_path: Path) -> None:
         before = generate(1, 9)
     plans = ["linear2", {"ranges": {"spatial": 2}}, "off"]
     found = pab_compile.compare(
-        generate, [1, 2], plans, model=model, num_steps=9, options=EAGER, frames=lambda x: x[0, 0]
+        generate,
+        [1, 2],
+        plans,
+        model=model,
+        num_steps=9,
+        options=EAGER,
+        frames=lambda x: x[0, 0],
+        measures={"worst": lambda video, other: (video - other).abs().max()},
     )
     all_, one, off = found.plans
     assert all_.reused > one.reused > 0 == off.reused
     assert all_.psnr is not None
     assert one.psnr is not None
     assert all_.psnr < one.psnr < off.psnr == 100
+    assert one.measures["worst"] > off.measures["worst"] == 0
+    assert "worst" in str(found)
+    (note,) = found.notes
+    assert note == "No LPIPS: frames have 2 x 5 pixels, and it needs 64 x 64."
+    assert " ".join(note.split()) in " ".join(str(found).split())
     assert (found.num_prompts, found.num_steps) == (2, 9)
     assert str(found).splitlines()[0] == found.headline
     assert "linear2" in str(found)
@@ -43,6 +55,8 @@ def test_plans_are_measured_and_the_model_is_as_before(tmp_path: Path) -> None:
     page = found.to_html(tmp_path / "page.html")
     assert (tmp_path / "page.html").read_text() == page
     assert page.count("<figcaption>") == 4
+    assert note in page
+    assert '<th class="n">worst</th>' in page
     with torch.no_grad():
         assert torch.equal(generate(1, 9), before)
 

@@ -18,7 +18,7 @@ from pab_compile.plans.plan import COMPUTE
 from pab_compile.plans.plan_file import load_plan
 from pab_compile.plans.step_plan import StepPlan
 from pab_compile.plans.tuned_model import TunedModel
-from pab_compile.tuning import work
+from pab_compile.tuning import from_generations, work
 from pab_compile.tuning.from_generations import module_of
 from pab_compile.tuning.rehearsal import Outputs, Rehearsal
 from pab_compile.tuning.row import Row, lengths_of
@@ -398,3 +398,14 @@ def test_a_score_has_an_interval_and_equal_results_have_100_db() -> None:
     x = torch.randn(5)
     assert psnr(x, x) == 100
     assert psnr(x + 0.1 * (x.max() - x.min()), x) == pytest.approx(20)
+
+
+def test_without_a_terminal_the_log_says_how_far_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[str] = []
+    monkeypatch.setattr(from_generations._log, "info", lambda text, *more: said.append(text % more))
+    with from_generations._bar(False) as (show, _):
+        show("measuring")
+        assert said == []
+        monkeypatch.setattr(from_generations, "_QUIET", -1.0)
+        show("measuring")
+    assert said == ["measuring: 2 generations in 0 s"]

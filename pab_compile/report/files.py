@@ -13,9 +13,13 @@ from pathlib import Path
 def whole_file(path: str | Path) -> Iterator[Path]:
     """A path to write to, in the folder of a file. It takes the file's place at the end.
 
-    If the block raises, or is interrupted, the file is as before.
+    If the block raises, or is interrupted, the file is as before. What is no file, such as a
+    device, is written to directly.
     """
-    path = Path(path)
+    path = Path(path).resolve()  # the file that a link leads to
+    if path.exists() and not path.is_file():
+        yield path
+        return
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
     os.close(handle)
