@@ -99,10 +99,10 @@ def look_at_one(
     Raises:
         UnsupportedModelError: the model is not understood, or several graphs hold attentions.
     """
-    programs = look_at(model, args, kwargs, options)
-    if len(programs) > 1:
+    program, *others = look_at(model, args, kwargs, options)
+    if others:
         raise UnsupportedModelError(
-            f"{len(programs)} graphs of the forward hold attentions that can be reused, and ways "
+            f"{1 + len(others)} graphs of the forward hold attentions that can be reused, and ways "
             "to share are compared for one. pab_compile.comm predicts one way for all of them."
         )
-    return programs[0]
+    return program

@@ -68,7 +68,7 @@ def places_of_parts(node: fx.Node, operands: Sequence[fx.Node], dim: int) -> _Pl
         return f"it also reads {others[0].name}, and nothing says which part of it belongs to which"
     least = min(int(shape_of(n)[dim]) for n in distinct)
     given = tuple(_operand(n, dim, least) for n in distinct)
-    numbers = {n: _Slot(place) for place, n in enumerate(distinct)}
+    numbers: dict[fx.Node, Any] = {n: _Slot(place) for place, n in enumerate(distinct)}
     args, kwargs = fx.map_arg((node.args, dict(node.kwargs)), numbers.__getitem__)
     counts = {o.sizes[dim] for o in given}
     for arg in (*args, *kwargs.values()):
