@@ -331,11 +331,13 @@ class CompiledGraph:
         """Hash of what must be the same on all ranks.
 
         The graph enters as text, since a structure key holds addresses, which differ between
-        processes. The graph of a model that is parallel by itself may hold the rank, so only its
-        sites enter.
+        processes. What ranks exchange enters too: an op may keep heads apart on one rank only. The
+        graph of a model that is parallel by itself may hold the rank, so only its sites enter.
         """
         if exchanges:
             graph = format_graph(program.part.graph_module) if program.part else ""
+            notes = (note.partition(";")[0] for note in program.finding.notes)
+            graph += "".join(note for note in notes if "per step and rank" in note)
         else:
             graph = repr([(site.kind, site.can_broadcast) for site in program.sites])
         return fingerprint(self._settings.options, self._settings.plan, graph)

@@ -12,7 +12,8 @@ from pab_compile.compile.analysis import holds_attention
 from pab_compile.dynamo import trace_once
 from pab_compile.errors import OptionError, UnsupportedModelError
 from pab_compile.forecast.comm_report import CommReport
-from pab_compile.forecast.predict import options_for, predict
+from pab_compile.forecast.predict import options_for
+from pab_compile.forecast.several import predict_all
 from pab_compile.inspect.explain import Survey, by_name
 from pab_compile.options import Options, parse_options
 from pab_compile.passes.program import Program
@@ -35,7 +36,7 @@ def comm(
     Inputs may be real, ``meta`` or fake tensors. No process group is needed.
 
     Args:
-        model: a module. If its forward breaks into graphs, only that with the attentions counts.
+        model: a module. If its forward breaks into graphs, those with attentions count.
         *args: inputs of the model.
         schedule: the steps of a generation.
         num_ranks: number of ranks, with those that share the batch. None: as the options say.
@@ -50,7 +51,7 @@ def comm(
     if num_ranks is None:
         num_ranks = _num_ranks(options)
     parsed = options_for(options, num_ranks)
-    return predict(look_at(model, args, kwargs, parsed), parsed, num_ranks, schedule)
+    return predict_all(look_at(model, args, kwargs, parsed), parsed, num_ranks, schedule)
 
 
 def _num_ranks(options: Mapping[str, Any] | None) -> int:
@@ -67,12 +68,14 @@ def _num_ranks(options: Mapping[str, Any] | None) -> int:
 
 def look_at(
     model: torch.nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any], options: Options
-) -> Program:
+) -> tuple[Program, ...]:
     """Find the sites of a model, without compiling it.
 
+    Returns:
+        The one graph of the forward, or those of several that hold attentions.
+
     Raises:
-        UnsupportedModelError: the model is not understood, or several graphs of its forward hold
-            attentions.
+        UnsupportedModelError: the model is not understood.
     """
     alone = replace(options, **dict.fromkeys(_PARALLEL), coalesce=False)
     survey = Survey(alone, options.make_plan())
@@ -81,9 +84,25 @@ def look_at(
     programs = survey.programs
     if len(programs) > 1:
         programs = [program for program in programs if holds_attention(program)]
-    if len(programs) != 1:
+    if not programs:
         raise UnsupportedModelError(
-            f"{len(programs)} graphs of the forward hold attentions that can be reused, and what "
-            "ranks exchange is predicted for one."
+            "No graph of the forward holds an attention that can be reused, and so none is shared."
         )
-    return programs[0]
+    return tuple(programs)
+
+
+def look_at_one(
+    model: torch.nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any], options: Options
+) -> Program:
+    """The same for a model of which one graph holds attentions.
+
+    Raises:
+        UnsupportedModelError: the model is not understood, or several graphs hold attentions.
+    """
+    program, *others = look_at(model, args, kwargs, options)
+    if others:
+        raise UnsupportedModelError(
+            f"{1 + len(others)} graphs of the forward hold attentions that can be reused, and ways "
+            "to share are compared for one. pab_compile.comm predicts one way for all of them."
+        )
+    return program

@@ -14,7 +14,8 @@ import torch
 
 from pab_compile.errors import CalibrationError
 from pab_compile.forecast.comm_report import CommReport
-from pab_compile.forecast.predict import options_for, predict
+from pab_compile.forecast.predict import options_for
+from pab_compile.forecast.several import predict_all
 from pab_compile.passes.program import Program
 from pab_compile.plans.schedule import Schedule
 
@@ -52,15 +53,16 @@ def least_traffic(
         ShardingError: no axis can be sharded over so many ranks.
         UnsupportedModelError: the model is not understood.
     """
-    programs: dict[str, Program] = {}
+    programs: dict[str, tuple[Program, ...]] = {}
     reports: dict[str, CommReport] = {}
     for name, given in plans.items():
         options = options_for(given, num_ranks)
         key = repr((options.cut, dict(options.axes)))  # the options that the analysis depends on
         if key not in programs:
             programs[key] = look_at(model, args, kwargs, options)
-        options.make_plan().check(programs[key].sites)
-        reports[name] = predict(programs[key], options, num_ranks, schedule)
+        sites = [site for program in programs[key] for site in program.sites]
+        options.make_plan().check(sites)
+        reports[name] = predict_all(programs[key], options, num_ranks, schedule)
     if len({report.computed for report in reports.values()}) > 1:
         counts = ", ".join(f"{name} {report.computed:g}" for name, report in reports.items())
         raise CalibrationError(

@@ -16,8 +16,9 @@ from typing import Any
 import torch
 
 from pab_compile.errors import OptionError, ShardingError
-from pab_compile.forecast.predict import options_for, predict
+from pab_compile.forecast.predict import options_for
 from pab_compile.forecast.seconds import Generation, generation_of
+from pab_compile.forecast.several import predict_all
 from pab_compile.machine import Machine
 from pab_compile.plans.schedule import Schedule
 from pab_compile.report.table import table_lines
@@ -104,7 +105,7 @@ def scaling(
     Inputs may be real, ``meta`` or fake tensors. No process group is needed.
 
     Args:
-        model: a module whose forward is one graph.
+        model: a module. If its forward breaks into graphs, those with attentions count.
         *args: inputs of the model.
         schedule: the steps of a generation.
         machine: the devices. Or the measured seconds of a generation without reuse on one device,
@@ -119,14 +120,14 @@ def scaling(
     """
     single = {k: v for k, v in (options or {}).items() if k not in ("batch_mesh", "batch_parallel")}
     alone = options_for(single, 1)
-    program = look_at(model, args, kwargs, alone)
-    one = predict(program, alone, 1, schedule)
+    programs = look_at(model, args, kwargs, alone)
+    one = predict_all(programs, alone, 1, schedule)
     if not isinstance(machine, Machine):
         machine = Machine(one.work_always.flops / machine)
     rows = []
     for num_ranks in ranks:
         try:
-            found = predict(program, options_for(options, num_ranks), num_ranks, schedule)
+            found = predict_all(programs, options_for(options, num_ranks), num_ranks, schedule)
         except (ShardingError, OptionError) as error:
             rows.append(ScalingRow(num_ranks, "", None, None, str(error)))
             continue

@@ -13,7 +13,7 @@ from pab_compile.forecast.ways import RANK_OPTIONS, Splits, ways_to_share
 from pab_compile.machine import Machine
 from pab_compile.plans.schedule import Schedule
 
-from .comm import look_at
+from .comm import look_at_one
 
 
 def splits(
@@ -32,7 +32,7 @@ def splits(
     Like ``comm``, it needs no process group.
 
     Args:
-        model: a module whose forward is one graph.
+        model: a module. One graph of its forward holds attentions.
         *args: inputs of the model.
         num_ranks: number of ranks.
         schedule: the steps of a generation.
@@ -51,7 +51,7 @@ def splits(
     if calls not in (1, 2):
         raise OptionError(f"calls is 1, or 2 for guidance in two calls per step; got {calls!r}.")
     alone = options_for(given, 1)
-    program = look_at(model, args, kwargs, alone)
+    program = look_at_one(model, args, kwargs, alone)
     if not isinstance(machine, Machine):
         one = predict(program, alone, 1, schedule)
         machine = Machine(calls * one.work_always.flops / machine)

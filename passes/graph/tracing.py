@@ -280,6 +280,15 @@ def function_name(target: Any) -> str | None:
     return None
 
 
+@contextmanager
+def outside_of_tracing() -> Iterator[None]:
+    """Calls inside are made for real, whoever traces or watches calls around them."""
+    from torch.utils._python_dispatch import _disable_current_modes
+
+    with _disable_current_modes():
+        yield
+
+
 def changes_torch() -> bool:
     """Whether somebody replaced functions of torch, or watches each of its calls."""
     from torch._C import _len_torch_dispatch_stack, _len_torch_function_stack

@@ -60,10 +60,23 @@ class Appender:
         return self._append(target, args, kwargs, name, like)
 
     def stand_in(
-        self, node: fx.Node, target: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any]
+        self,
+        node: fx.Node,
+        target: Callable[..., Any],
+        args: Sequence[Any],
+        kwargs: dict[str, Any],
+        value: Any = None,
     ) -> fx.Node:
-        """Append an op of the full graph with local operands; it keeps its names."""
-        found = self._append(target, tuple(args), kwargs, node.name, node)
+        """Append an op of the full graph with local operands; it keeps its names.
+
+        Args:
+            node: the op.
+            target: what is called instead.
+            args: its arguments.
+            kwargs: its named arguments.
+            value: its fake value if it is known; None to compute it.
+        """
+        found = self._append(target, tuple(args), kwargs, node.name, node, value)
         ir.copy_axis_names(found, node)
         return found
 
@@ -74,13 +87,14 @@ class Appender:
         kwargs: dict[str, Any],
         name: str,
         like: fx.Node,
+        value: Any = None,
     ) -> fx.Node:
         node = self.graph.create_node("call_function", target, args, kwargs, name)
         ir.copy_facts(node, like)
         times = [when for n in node.all_input_nodes if (when := ir.binding(n)) is not None]
         ir.set_binding(node, max(times, default=ir.binding(like)))
         ir.forget_axis_names(node)
-        ir.set_value(node, self.value(node))
+        ir.set_value(node, self.value(node) if value is None else value)
         compute_layouts(node)
         return node
 

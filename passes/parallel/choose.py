@@ -199,6 +199,8 @@ def _look_at(
         words[word] = words.get(word, 0) + 1
     for node in layout.in_full:
         word = f"{ir.op_name(node)} computed in full on every rank"
+        if ir.is_foreign(node):
+            word += f" ({layout.reasons[node]})"
         words[word] = words.get(word, 0) + 1
     counts = Ranks(num_ranks).counts(axis.size)
     parts = f"{max(counts)} of {axis.size} positions per rank"

@@ -22,7 +22,7 @@ from pab_compile.passes.axes.table import AxisTable
 from pab_compile.passes.graph import ir
 from pab_compile.passes.graph.contractions import contraction
 from pab_compile.passes.graph.minimum_cut import minimum_cut
-from pab_compile.passes.graph.walk import in_order, results
+from pab_compile.passes.graph.walk import in_order, picks, results
 
 from .placement import Axis, place
 from .ring import Ring, ring_for
@@ -115,7 +115,8 @@ def find_detour(
         assert shard is not None
         local[node] = shard
     verdicts: dict[fx.Node, Verdict] = {}
-    for node in (*inside, *core):
+    laid_out = (*inside, *core, *picks(core[-1]))
+    for node in laid_out:
         answer = _judge_inside(node, local, verdicts)
         if isinstance(answer, str):
             return f"sharded along {other.name}, {answer}"
@@ -123,10 +124,10 @@ def find_detour(
         if ir.tensor(node) is not None and answer.outputs[0] is not None:
             local[node] = answer.outputs[0]
     leaving = []
-    for node in results((*inside, *core)):
+    for node in results(laid_out):
         if ir.tensor(node) is None:
             continue
-        back = _main_shard(axes, main, node, shards)
+        back = main_shard(axes, main, node, shards)
         if back is None or node not in local or not local[node].is_whole:
             return f"its result does not have the axis {main.name} in one dimension"
         leaving.append(Crossing(node, local[node], back))
@@ -322,8 +323,8 @@ def _cheapest_entrance(
     return list(cut.nodes), [node for node in private if node in cut.after]
 
 
-def _main_shard(axes: AxisTable, main: Axis, node: fx.Node, shards: Shards) -> Shard | None:
-    """How the output of a core is sharded along the main axis: like the queries."""
+def main_shard(axes: AxisTable, main: Axis, node: fx.Node, shards: Shards) -> Shard | None:
+    """How the output of an attention is sharded along the main axis: like the queries."""
     call = attention_call(node, axes.dims)
     if call is not None and call.query in shards:
         shard = shards[call.query]

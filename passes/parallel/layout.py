@@ -9,7 +9,7 @@ result is sharded again. At the outputs, and after the last attention, they stay
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from torch import fx
 
@@ -21,6 +21,7 @@ from pab_compile.passes.sites.binding import Binding
 from pab_compile.passes.sites.mixer import Mixer
 
 from .detour import Detour, find_detour, gather_keys, in_rings, sum_up
+from .head_groups import in_groups
 from .placement import Axis, describe, heads_of, place, products, token_axes
 from .rules import judge
 from .shard import Shard
@@ -40,6 +41,7 @@ class Layout:
         detours: the parts where another axis is sharded instead.
         gathered: ops whose sharded operands are gathered first, so that every rank computes them in
             full; also the output node.
+        reasons: op that is computed in full -> why it has no detour.
     """
 
     axis: Axis
@@ -49,6 +51,7 @@ class Layout:
     entries: frozenset[fx.Node]
     detours: tuple[Detour, ...]
     gathered: frozenset[fx.Node]
+    reasons: Mapping[fx.Node, str] = field(default_factory=dict)
 
     @property
     def in_full(self) -> tuple[fx.Node, ...]:
@@ -148,6 +151,7 @@ class _Planner:
         self._detours: list[Detour] = []
         self._entries: set[fx.Node] = set()
         self._gathered: set[fx.Node] = set()
+        self._reasons: dict[fx.Node, str] = {}
         self._waiting: dict[fx.Node, tuple[fx.Node, ...]] = {}
         done: set[fx.Node] = set()
         for node in self._graph.nodes:
@@ -176,6 +180,7 @@ class _Planner:
             frozenset(self._entries),
             tuple(self._detours),
             frozenset(self._gathered),
+            self._reasons,
         )
 
     def _keep(self, node: fx.Node, shard: Shard | None) -> None:
@@ -219,10 +224,11 @@ class _Planner:
                 self._verdicts.pop(inner, None)
             self._shards |= {n: shard for n, shard in found.kept.items() if shard is not None}
             self._shards |= {c.node: c.target for c in found.leaving if c.target is not None}
-            return set(core)
+            return {*core, *found.verdicts}
         is_after_all = node not in self._is_before and node not in self._mixer_of
         if is_after_all or (self._may_detour and not any(map(ir.is_random, core))):
             self._gathered.update(core)
+            self._reasons[core[-1]] = found
             if not is_after_all:
                 self._maybe_enter(core[-1], replicated)
             return set(core)
@@ -268,6 +274,11 @@ class _Planner:
                 reasons.append(detour)
             else:
                 found.append(detour)
+        groups = in_groups(self._axes, self._axis, core, self._shards, self._num_ranks)
+        if isinstance(groups, Detour):
+            found.append(groups)
+        elif groups:
+            reasons.append(groups)
         if found:
             return min(found, key=lambda detour: detour.num_bytes)
         if core[0] in self._mixer_of:

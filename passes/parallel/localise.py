@@ -214,13 +214,18 @@ class _Builder:
         """A sharded op with local operands and local sizes."""
         target, args, kwargs = local_call(node, verdict, shards, self._ranks)
         args, kwargs = fx.map_arg((args, kwargs), operands.__getitem__)
-        call = self._emitter.stand_in(node, target, args, kwargs)
+        value = None
+        if isinstance(target, torch._ops.HigherOrderOperator):  # it takes graphs, so it is not run
+            value = _parts_of_value(node, verdict, self._ranks)
+        call = self._emitter.stand_in(node, target, args, kwargs, value)
         values = ir.value(call)
         several = isinstance(values, (list, tuple))
         full = ir.value(node) if several else [ir.value(node)]
         for got, whole, shard in zip(
             values if several else [values], full, verdict.outputs, strict=True
         ):
+            if not isinstance(whole, torch.Tensor):
+                continue
             expected = tuple(whole.shape)
             if shard is not None:
                 expected = shard.local_shape(expected, self._ranks.count(shard.size))
@@ -231,6 +236,16 @@ class _Builder:
                     f"not {expected}"
                 )
         return call
+
+
+def _parts_of_value(node: fx.Node, verdict: Verdict, ranks: Ranks) -> tuple[torch.Tensor, ...]:
+    """The fake values of a rank's parts of some outputs."""
+    found = []
+    for whole, shard in zip(ir.tensors(node), verdict.outputs, strict=True):
+        if shard is not None:
+            whole = whole.narrow(shard.dim, 0, shard.local(ranks.count(shard.size))).clone()
+        found.append(whole)
+    return tuple(found)
 
 
 def _remove_dead(graph: fx.Graph) -> None:

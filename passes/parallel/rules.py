@@ -11,11 +11,12 @@ from collections.abc import Callable
 import torch
 from torch import fx
 
-from pab_compile.passes.axes.attention_call import AttentionCall, attention_call
+from pab_compile.passes.axes.attention_call import attention_call
 from pab_compile.passes.graph import ir
 from pab_compile.passes.graph.contractions import contraction
 
 from . import view_rules
+from .attention_rules import attention
 from .shard import Shard
 from .verdict import (
     Answer,
@@ -30,8 +31,6 @@ from .verdict import (
 )
 
 Rule = Callable[[fx.Node, Shards], Answer]
-
-_SDPA = "scaled_dot_product_attention"
 
 
 def judge(node: fx.Node, shards: Shards) -> Answer:
@@ -48,7 +47,7 @@ def judge(node: fx.Node, shards: Shards) -> Answer:
         return "it draws random numbers, which would differ between ranks"
     name = ir.op_name(node)
     if (call := attention_call(node, lambda n: ((),) * len(shape_of(n)))) is not None:
-        return _attention(node, shards, call) if name == _SDPA else "its layout is not known"
+        return attention(node, shards, call)
     if contraction(node) is not None:
         return _product(node, shards)
     if (rule := RULES.get(name)) is not None:
@@ -107,34 +106,6 @@ def _product(node: fx.Node, shards: Shards) -> Answer:
 
 def _is_at(shards: Shards, operand: fx.Node, dim: int) -> bool:
     return operand in shards and shards[operand].dim == dim
-
-
-def _attention(node: fx.Node, shards: Shards, call: AttentionCall) -> Answer:
-    """Attention mixes its keys. Queries, heads and batch are independent of one another."""
-    keys = [n for n in (call.key, call.value) if n in shards]
-    if any(shards[n].dim >= call.tokens for n in keys):
-        return "it mixes the axis, along which its keys run"
-    lead = next(n for n in (call.query, *keys, call.mask) if n in shards)
-    assert lead is not None
-    if lead is call.mask:
-        return "its mask is sharded, but not its queries or keys"
-    shard = shards[lead]
-    if shard.dim > call.tokens:
-        return "it sums over the axis"
-    rank = len(shape_of(call.query))
-    if shard.dim == call.tokens:
-        if ir.argument(node, 5, "is_causal", False):
-            return "it is causal along the axis"
-        along = [call.query]
-    else:
-        if len({shape_of(n)[shard.dim] for n in (call.query, call.key, call.value)}) > 1:
-            return "its queries have more heads than its keys"
-        along = [call.query, call.key, call.value]
-    needs = meet(along, shards, shard, rank)
-    if call.mask is not None and not isinstance(needs, str):
-        masked = meet([call.mask], shards, shard, rank)
-        needs = masked if isinstance(masked, str) else {**needs, **masked}
-    return needs if isinstance(needs, str) else Verdict((shard,), needs)
 
 
 def _norm(node: fx.Node, shards: Shards) -> Answer:

@@ -13,7 +13,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import track
 
-from helpers.rank_coverage import BOUNDS, NUM_RANKS, PLANS, Exchanged, Shared, measure
+from helpers.rank_coverage import ALL_TYPES, BOUNDS, NUM_RANKS, PLANS, Exchanged, Shared, measure
 from helpers.world import World
 
 from .catalogue import CATALOGUE
@@ -40,7 +40,7 @@ def main() -> int:
     """Print the table; the exit status is the number of rows that are not as they should be."""
     parser = argparse.ArgumentParser(prog="python -m dits.ranks", description=__doc__)
     parser.add_argument("names", nargs="*", metavar="NAME", help="models; all unless given")
-    parser.add_argument("--types", nargs="*", default=list(TYPES), choices=list(TYPES))
+    parser.add_argument("--types", nargs="*", default=list(TYPES), choices=list(ALL_TYPES))
     parser.add_argument("--write", action="store_true", help=f"write {RESULTS.name}")
     args = parser.parse_args()
     console = Console()
@@ -71,7 +71,7 @@ def is_right(type_name: str, found: Shared) -> bool:
 
 
 def _measured(world: World, dit: Dit, type_name: str) -> dict[str, Shared]:
-    if dit.dtype not in (TYPES[type_name], TYPES["float32"]):
+    if dit.dtype not in (ALL_TYPES[type_name], TYPES["float32"]):
         return {}
     try:
         return measure(world, dit.name, type_name)

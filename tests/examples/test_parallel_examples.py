@@ -72,6 +72,21 @@ def test_two_processes_make_the_video_of_a_pipeline_with_two_calls(tmp_path: Pat
     assert (tmp_path / "video.gif").stat().st_size > 0
 
 
+@pytest.mark.long
+@pytest.mark.slow
+@pytest.mark.xdist_group("ranks")
+def test_the_benchmark_of_several_devices_runs_on_cpus() -> None:
+    command = (sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2")
+    found = subprocess.run(
+        [*command, "-m", "benchmarks.ranks", "--quick"],
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert found.returncode == 0, found.stderr
+    assert found.stdout.count("largest difference") == 2
+
+
 @functools.cache
 def model_of(name: str) -> tuple[Captured, list[Step]]:
     """A model, and the inputs of a generation of two lanes that have different prompts."""

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Any
+from unittest import mock
 
 import torch
 import torch.distributed as dist
-from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import Shard
 from torch.distributed.tensor.parallel import (
@@ -68,6 +69,28 @@ def generate(group: dist.ProcessGroup | None, how: str, options: dict[str, Any])
     rows = Exchanges(stats.timeline).rows
     said = sum(row.collectives for row in rows if row.how == "all-gather")
     return Found("", found, reused, counter.gathers, said)
+
+
+def parallel_by_diffusers(group: dist.ProcessGroup) -> str:
+    """The error for a model on which diffusers calls ``parallelize_module``."""
+    from diffusers import TensorParallelConfig
+
+    from dits.build import Denoising, build, run
+    from dits.catalogue import CATALOGUE
+
+    torch._dynamo.reset()
+    model: Any = build(CATALOGUE["flux"])
+    mesh = init_device_mesh("cpu", (group.size(),), mesh_dim_names=("tp",))
+    with (
+        mock.patch("torch.accelerator.device_count", return_value=1),
+        mock.patch("diffusers.hooks.tensor_parallel._SUPPORTED_TP_DEVICES", ("cpu",)),
+    ):
+        model.enable_parallelism(config=TensorParallelConfig(mesh=mesh))
+    try:
+        run(compiled_pab(model), **Denoising(CATALOGUE["flux"], num_steps=2).at(0))
+    except pab_compile.PabError as error:
+        return str(error)
+    return ""
 
 
 class Uneven(torch.nn.Module):

@@ -6,6 +6,27 @@ from .mutation import Mutation
 
 RANKS = (
     Mutation(
+        "passes/parallel/apart.py",
+        "an op that treats heads differently is shared over heads",
+        "if _differ(mine, part) else differ[0]",
+        "if False else differ[0]",
+        ("tests/passes/parallel/test_foreign_attention.py",),
+    ),
+    Mutation(
+        "passes/parallel/attention_rules.py",
+        "flex attention that reads the number of a head is shared over heads",
+        "reads = _reads_index(node, graph, first + shard.dim)",
+        "reads = False",
+        ("tests/passes/parallel/test_foreign_attention.py",),
+    ),
+    Mutation(
+        "passes/parallel/head_groups.py",
+        "a rank takes other heads of queries than those that its keys serve",
+        "Shard(call.heads, num, 1, count // num)",
+        "Shard(call.heads, num, count // num, 1)",
+        ("tests/passes/parallel/test_foreign_attention.py",),
+    ),
+    Mutation(
         "passes/parallel/append.py",
         "operands of other layouts count as equal",
         "(tuple(tensor.shape), tensor.stride(), tensor.dtype, tensor.device)",

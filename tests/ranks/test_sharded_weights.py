@@ -82,3 +82,9 @@ def test_the_whole_output_of_a_model_that_gathers_weights_of_layers_is_reused(
     for found in world.run(cases.generate, "layers", cases.OUTPUT, ranks=2):
         assert found.error == "" and found.reused > 0
         assert_same(found.predictions, expected.predictions)
+
+
+@pytest.mark.long
+def test_tensor_parallelism_of_diffusers_is_refused_by_name(world: World) -> None:
+    for found in world.run(cases.parallel_by_diffusers, ranks=2, alone=True):
+        assert re.search(REFUSED["tensor parallel"].replace("24", r"\d+"), found), found

@@ -13,7 +13,7 @@ from pab_compile.options import Options
 from pab_compile.passes.program import Program
 from pab_compile.traffic import comm, least_traffic, scaling
 
-_LOOKED_AT: dict[object, Program] = {}
+_LOOKED_AT: dict[object, tuple[Program, ...]] = {}
 
 
 @pytest.fixture(autouse=True)
@@ -23,7 +23,7 @@ def _looked_at_once(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
     def look_at(
         model: torch.nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any], options: Options
-    ) -> Program:
+    ) -> tuple[Program, ...]:
         inputs = tuple(
             (leaf.shape, leaf.dtype, leaf.device) if isinstance(leaf, torch.Tensor) else leaf
             for leaf in pytree.tree_leaves((args, kwargs))

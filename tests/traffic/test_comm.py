@@ -11,6 +11,7 @@ import sympy
 import torch
 
 import pab_compile
+from helpers.broken_forwards import SHAPE, BrokenDiT, draw, noise, prompts
 from helpers.joint_prompts import TwoPrompts, two_prompts
 from helpers.latte import draw_latents, draw_prompt, tiny_latte
 from models import open_sora, rectified_flow
@@ -157,3 +158,18 @@ def test_prompts_of_several_lengths_count_as_they_are() -> None:
 
     assert sent(3, 3) < sent(5, 5)
     assert sent(3, 5) == sent(5, 3) == (sent(3, 3) + sent(5, 5)) / 2
+
+
+class InTwoGraphs(BrokenDiT):
+    """A model of its own, since equal ones are looked at once."""
+
+
+def test_all_graphs_of_a_forward_that_hold_attentions_count() -> None:
+    inputs = {"latents": noise(*SHAPE), "timestep": torch.tensor([5.0, 5.0]), **prompts(1)["lane1"]}
+    models = (draw(BrokenDiT), draw(InTwoGraphs, ("blocks",)))
+    whole, broken = (
+        pab_compile.comm(model, **inputs, num_ranks=2, schedule=Schedule(10)) for model in models
+    )
+    assert (whole.axis, broken.axis) == ("t", "t, h")  # each graph has the axis that suits it best
+    assert [row.what for row in broken.rows] == ["gather at the end"] * 2
+    assert broken.computed == whole.computed
