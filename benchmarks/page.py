@@ -118,6 +118,8 @@ These do not depend on the machine, so tests hold them:
 - `tests/compile/test_costs.py`: nothing is read from the device, nothing is compiled after the
   first generation, and every kept tensor is freed at its last use.
 - `tests/compile/test_trace_store.py`, `tests/live`: captures and compilations are counted.
+- `tests/passes/test_growth.py`: the capture and all passes visit as many nodes per node of a deeper
+  model as of a shallow one. `python -m benchmarks.growth` prints the exponents that fit.
 """
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from pab_compile.compile.analysis import holds_attention
+from pab_compile.compile.collecting import collector_paused
 from pab_compile.dynamo import trace_once
 from pab_compile.errors import OptionError, UnsupportedModelError
 from pab_compile.forecast.comm_report import CommReport
@@ -79,7 +80,7 @@ def look_at(
     """
     alone = replace(options, **dict.fromkeys(_PARALLEL), coalesce=False)
     survey = Survey(alone, options.make_plan())
-    with torch.no_grad():
+    with torch.no_grad(), collector_paused():
         trace_once(model.forward, *by_name(model.forward, args, kwargs), survey.run)
     programs = survey.programs
     if len(programs) > 1:

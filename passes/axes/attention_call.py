@@ -6,6 +6,7 @@ attention, its place between projections may show that it is one (``passes.axes.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -61,11 +62,7 @@ def attention_call(
     if node.op != "call_function":
         return None
     name = ir.op_name(node)
-    whole = f"{ir.op_namespace(node)}::{name}".lower()
-    is_aten = ir.op_namespace(node) == "aten"
-    is_custom = ("attention" in whole or "attn" in whole) and any(w in whole for w in _CUSTOM)
-    known = _SDPA in name or name in _TOKENS_BEFORE_HEADS or name == "flex_attention"
-    named_so = known or (is_custom and not is_aten)
+    named_so = _is_named_so(ir.op_namespace(node), name)
     if "backward" in name or not (named_so or ir.is_foreign(node)):
         return None
     tensors = [arg for arg in node.args if isinstance(arg, fx.Node) and ir.tensor(arg) is not None]
@@ -87,6 +84,16 @@ def attention_call(
     if rank == 3 and tokens == 0:
         heads = 1
     return AttentionCall(query, key, value, mask, tokens, heads, guessed=not named_so)
+
+
+@functools.lru_cache(maxsize=1024)
+def _is_named_so(namespace: str, name: str) -> bool:
+    """Whether the name of an op says that it is an attention."""
+    if _SDPA in name or name in _TOKENS_BEFORE_HEADS or name == "flex_attention":
+        return True
+    whole = f"{namespace}::{name}".lower()
+    is_custom = ("attention" in whole or "attn" in whole) and any(w in whole for w in _CUSTOM)
+    return is_custom and namespace != "aten"
 
 
 def _token_dim(name: str, query: tuple[Dim, ...], key: tuple[Dim, ...]) -> int:

@@ -31,6 +31,7 @@ class AxisTable:
     notes: tuple[str, ...]
     _dims: Mapping[fx.Node, Dims | Outputs | None] = field(repr=False)
     _namer: Namer = field(repr=False)
+    _roles: dict[Atom, tuple[str, ...]] = field(init=False, repr=False, default_factory=dict)
 
     def dims(self, node: fx.Node) -> Dims:
         """Dimensions of a node that yields one tensor; empty for any other node."""
@@ -54,7 +55,9 @@ class AxisTable:
 
     def roles_of(self, atom: Atom) -> tuple[str, ...]:
         """Axes that one atom of a dimension stands for."""
-        return self._namer.roles((atom,))
+        if (found := self._roles.get(atom)) is None:
+            found = self._roles[atom] = self._namer.roles((atom,))
+        return found
 
     def seen_from(self, stand_ins: Mapping[fx.Node, fx.Node]) -> AxisTable:
         """The same axes for the nodes of another graph.

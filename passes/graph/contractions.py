@@ -6,6 +6,7 @@ dimension of which operand has that label.
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 
 from torch import fx
@@ -58,7 +59,9 @@ def contraction(node: fx.Node) -> Contraction | None:
         return None
     tensors = tuple(operand for operand in operands if isinstance(operand, fx.Node))
     ranks = [tensor.ndim for node in tensors if (tensor := ir.tensor(node)) is not None]
-    return _parse(equation, tensors, ranks) if len(ranks) == len(operands) else None
+    if len(ranks) < len(operands):
+        return None
+    return Contraction(tensors, *_parse(equation, tuple(ranks)))
 
 
 def _matmul_equation(operands: tuple[object, ...]) -> str:
@@ -73,7 +76,9 @@ def _matmul_equation(operands: tuple[object, ...]) -> str:
     return f"{head}{rows}k,{tail}k{columns}->{both}{rows}{columns}"
 
 
-def _parse(equation: str, operands: tuple[fx.Node, ...], ranks: list[int]) -> Contraction:
+@functools.lru_cache(maxsize=1024)
+def _parse(equation: str, ranks: tuple[int, ...]) -> tuple[tuple[tuple[Place, ...], ...], ...]:
+    """The places that dimensions of the output come from, and those of what is summed over."""
     left, arrow, right = equation.partition("->")
     terms = left.split(",")
     places: dict[str, list[Place]] = {}
@@ -86,11 +91,8 @@ def _parse(equation: str, operands: tuple[fx.Node, ...], ranks: list[int]) -> Co
         out = [*before, *(reversed(dots) if ellipsis else ()), *after]
     else:
         out = [*reversed(dots), *sorted(c for c in set(left) if c.isalpha() and left.count(c) == 1)]
-    return Contraction(
-        operands,
-        kept=tuple(tuple(places[label]) for label in out),
-        summed=tuple(tuple(found) for label, found in places.items() if label not in out),
-    )
+    kept = tuple(tuple(places[label]) for label in out)
+    return kept, tuple(tuple(found) for label, found in places.items() if label not in out)
 
 
 def _labels(term: str, rank: int) -> list[str]:

@@ -7,6 +7,7 @@ No other module reads or writes ``node.meta``.
 
 from __future__ import annotations
 
+import functools
 import math
 import operator
 from collections.abc import Iterator, Sequence
@@ -150,8 +151,13 @@ def op_name(node: fx.Node) -> str:
 def short_name(target: Any) -> str:
     """Short name of what a node calls."""
     if isinstance(target, torch._ops.OpOverload):
-        return target._schema.name.split("::")[-1]
+        return _name_of_op(target)
     return getattr(target, "__name__", str(target))
+
+
+@functools.cache
+def _name_of_op(op: torch._ops.OpOverload) -> str:
+    return op._schema.name.split("::")[-1]
 
 
 def op_namespace(node: fx.Node) -> str:
@@ -182,12 +188,16 @@ def is_plain_call(node: fx.Node) -> bool:
 
 def is_random(node: fx.Node) -> bool:
     """Whether two runs of the op on the same inputs may differ."""
-    tags = getattr(node.target, "tags", ())
-    if torch.Tag.nondeterministic_seeded not in tags:
+    if not isinstance(node.target, torch._ops.OpOverload) or not _is_seeded(node.target):
         return False
     if "scaled_dot_product" in op_name(node):
         return argument(node, 4, "dropout_p", 0.0) != 0
     return True
+
+
+@functools.cache
+def _is_seeded(op: torch._ops.OpOverload) -> bool:
+    return torch.Tag.nondeterministic_seeded in op.tags
 
 
 def has_effect(node: fx.Node) -> bool:

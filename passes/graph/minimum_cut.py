@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
@@ -42,11 +43,35 @@ def minimum_cut(
     Returns:
         The cut; None where some path has no node that the cut may contain.
     """
+    number = {node: place for place, node in enumerate(sizes)}
+    found = _minimum_cut(
+        tuple(sizes.values()),
+        tuple((number[source], number[user]) for source, user in edges),
+        tuple(number[node] for node in starts),
+        tuple(number[node] for node in ends),
+    )
+    if found is None:
+        return None
+    size, before, after = found
+    nodes = list(sizes)
+    return Cut(
+        tuple(nodes[place] for place in before), size, frozenset(nodes[place] for place in after)
+    )
+
+
+@functools.lru_cache(maxsize=1024)
+def _minimum_cut(
+    sizes: tuple[int | None, ...],
+    edges: tuple[tuple[int, int], ...],
+    starts: tuple[int, ...],
+    ends: tuple[int, ...],
+) -> tuple[int, tuple[int, ...], tuple[int, ...]] | None:
+    """Size of the cut, its nodes, and those after it, by number: equal blocks have equal cuts."""
     import networkx as nx  # costly to import
 
     network = nx.DiGraph()
     network.add_nodes_from((_START, _END))
-    for node, num in sizes.items():
+    for node, num in enumerate(sizes):
         capacity = {} if num is None else {"capacity": num}
         network.add_edge((node, "in"), (node, "out"), **capacity)
     network.add_edges_from(((source, "out"), (user, "in")) for source, user in edges)
@@ -57,5 +82,6 @@ def minimum_cut(
         size, (before, after) = nx.minimum_cut(network, _START, _END)
     except nx.NetworkXUnbounded:
         return None
-    nodes = tuple(n for n in sizes if (n, "in") in before and (n, "out") in after)
-    return Cut(nodes, size, frozenset(n for n in sizes if (n, "in") in after))
+    nodes = range(len(sizes))
+    cut = tuple(n for n in nodes if (n, "in") in before and (n, "out") in after)
+    return size, cut, tuple(n for n in nodes if (n, "in") in after)

@@ -180,21 +180,12 @@ def fake(tensors: Sequence[torch.Tensor]) -> list[FakeTensor]:
 
 
 def is_plain_fake(value: Any) -> bool:
-    """Whether a value is a fake tensor that its size, strides, type and device describe."""
+    """Whether a fake tensor is described by its sizes, strides, offset, type and device."""
     from torch._subclasses.fake_tensor import FakeTensor
 
     if type(value) is not FakeTensor or value.layout != torch.strided or value.constant is not None:
         return False
-    return value.storage_offset() == 0 and not value.is_conj() and not value.is_neg()
-
-
-def another(value: FakeTensor) -> FakeTensor:
-    """Another fake tensor of the size, strides, type and device of one (``is_plain_fake``)."""
-    from torch._subclasses.fake_tensor import FakeTensor
-
-    size, strides = tuple(value.shape), value.stride()
-    found = torch.empty_strided(size, strides, dtype=value.dtype, device="meta")
-    return FakeTensor(value.fake_mode, found, value.device)
+    return not value.is_conj() and not value.is_neg()
 
 
 def symbolic_mode(

@@ -32,10 +32,9 @@ def positions(graph: fx.Graph) -> dict[fx.Node, int]:
     return {node: index for index, node in enumerate(graph.nodes)}
 
 
-def in_order(nodes: Collection[fx.Node]) -> list[fx.Node]:
+def in_order(nodes: Iterable[fx.Node]) -> list[fx.Node]:
     """Nodes of one graph in graph order, each once."""
-    chosen = set(nodes)
-    return [node for node in next(iter(nodes)).graph.nodes if node in chosen] if nodes else []
+    return sorted(dict.fromkeys(nodes))  # a node is less than those behind it
 
 
 def reached(starts: Iterable[fx.Node], step: Step) -> Iterator[fx.Node]:

@@ -1,7 +1,8 @@
 """Appending: adds ops to a graph, each with its fake value.
 
 The value of every op is computed as soon as the op is added. So a size that does not fit shows at
-once. Blocks repeat, so what an op makes of operands of the same sizes is computed once.
+once. Blocks repeat, so what an op makes of operands of the same layouts is computed once, and equal
+ops share it, as they do in a captured graph.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from torch import fx
 
 from pab_compile.passes.graph import ir
 from pab_compile.passes.graph.open_sizes import compute_layouts
-from pab_compile.passes.graph.tracing import another, is_plain_fake
+from pab_compile.passes.graph.tracing import is_plain_fake
 
 _aten = torch.ops.aten
 
@@ -32,15 +33,21 @@ def _key_of(node: fx.Node) -> Any:
 
 def _frozen(value: Any) -> Any:
     if isinstance(value, fx.Node):
-        tensor = ir.value(value)
-        if not is_plain_fake(tensor):
-            raise TypeError
-        return (tuple(tensor.shape), tensor.stride(), tensor.dtype, tensor.device)
+        found = ir.value(value)
+        several = isinstance(found, (list, tuple))
+        return tuple(map(_layout, found)) if several else _layout(found)
     if isinstance(value, (list, tuple)):
         return tuple(map(_frozen, value))
     if isinstance(value, dict):
         return tuple((name, _frozen(entry)) for name, entry in value.items())
     return (type(value), value)
+
+
+def _layout(value: Any) -> Any:
+    if not is_plain_fake(value):
+        raise TypeError
+    offset = value.storage_offset()
+    return (tuple(value.shape), value.stride(), offset, value.dtype, value.device)
 
 
 class Appender:
@@ -102,12 +109,13 @@ class Appender:
         """The fake value of a call on the fake values of its operands."""
         key = _key_of(node)
         if key in self._known:
-            return another(self._known[key])
+            return self._known[key]
         args, kwargs = fx.map_arg((node.args, node.kwargs), ir.value)
         assert callable(node.target)
         with torch.no_grad():
             found = node.target(*args, **kwargs)
-        if key is not None and is_plain_fake(found):
+        several = found if isinstance(found, (list, tuple)) else [found]
+        if key is not None and all(map(is_plain_fake, several)):
             self._known[key] = found
         return found
 

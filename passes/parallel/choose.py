@@ -17,7 +17,6 @@ from pab_compile.passes.program import Program
 from pab_compile.passes.sites.binding import Binding
 from pab_compile.passes.sites.site import Site
 
-from .detour import Detour
 from .layout import Layout, lay_out
 from .placement import PACKED, Axis, describe, packed_axis, products, token_axes
 from .shard import Ranks
@@ -148,13 +147,9 @@ def _refusal(looked_at: Sequence[Option], others: Sequence[Option], num_ranks: i
     )
 
 
-def site_of(detour: Detour, sites: Sequence[Site]) -> Site | None:
-    """The site that a detour is a part of."""
-    return _site_with(detour.core[-1], sites)
-
-
-def _site_with(node: fx.Node, sites: Sequence[Site]) -> Site | None:
-    return next((site for site in sites if node in site.region), None)
+def site_of_nodes(sites: Sequence[Site]) -> dict[fx.Node, Site]:
+    """The site that every node of a region is a part of. A detour is in that of its last node."""
+    return {node: site for site in sites for node in site.region}
 
 
 def _look_at(
@@ -176,15 +171,15 @@ def _look_at(
     shared = _shared(layout, flops)
     if shared < _LEAST_SHARED:
         return Option(name, None, nothing, nothing, _why_in_full(layout, shared))
-    total = nothing
+    total, sites = nothing, site_of_nodes(program.sites)
     for node in layout.gathers:
-        readers = [_site_with(reader, program.sites) for reader in layout.readers(node)]
+        readers = [sites.get(reader) for reader in layout.readers(node)]
         often = max((share(site) if site is not None else 1.0) for site in readers)
         sent = gathered_bytes(node, layout.shards[node], Ranks(num_ranks))
         total += Fraction(often).limit_denominator(1000) * sent
     words: dict[str, int] = {}
     for detour in layout.detours:
-        site = site_of(detour, program.sites)
+        site = sites.get(detour.core[-1])
         often = Fraction(share(site) if site is not None else 1.0).limit_denominator(1000)
         total += often * sum(
             convention_bytes(crossing, num_ranks)

@@ -6,6 +6,7 @@ padded.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -79,9 +80,14 @@ class Emitter(Appender):
                 have the same ops.
         """
         found = Emitter(self.graph, ranks)
-        found.made = self.made
+        found.made, found._known = self.made, self._known
         found._is_even = is_even
         return found
+
+    def made_since(self, num: int) -> tuple[fx.Node, ...]:
+        """The collectives behind the first ``num``."""
+        last = itertools.islice(reversed(self.made), len(self.made) - num)
+        return tuple(last)[::-1]
 
     def take(self, x: fx.Node, shard: Shard) -> fx.Node:
         """This rank's part of a replicated tensor."""

@@ -129,7 +129,7 @@ class _Builder:
         if key not in self._taken:
             known = len(self.purposes)
             self._taken[key] = self._emitter.gather(self.main[node], shard, node)
-            self.gathers[node] = tuple(self.purposes)[known:]
+            self.gathers[node] = self._emitter.made_since(known)
         return self._taken[key]
 
     def _operand(self, node: fx.Node, verdict: Verdict) -> fx.Node:
@@ -170,7 +170,7 @@ class _Builder:
         known = len(self.purposes)
         shards = self._layout.shards
         self.main[node] = emit_ring(self._emitter, node, detour.ring, shards, self.main)
-        self.exchanges[detour] += tuple(self.purposes)[known:]
+        self.exchanges[detour] += self._emitter.made_since(known)
 
     def _pick(self, node: fx.Node, local: Mapping[fx.Node, fx.Node]) -> fx.Node:
         """One output of an op with several."""
@@ -186,7 +186,7 @@ class _Builder:
             switched = self._emitter.gather(x, crossing.source, crossing.node)
         else:
             switched = self._emitter.switch(x, crossing.source, crossing.target, crossing.node)
-        self.exchanges[detour] += tuple(self.purposes)[known:]
+        self.exchanges[detour] += self._emitter.made_since(known)
         return switched
 
     def _shards_inside(self, node: fx.Node, detour: Detour) -> dict[fx.Node, Shard]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from torch import fx
 
@@ -33,17 +33,21 @@ class Axis:
             ``packed`` or ``heads``.
         size: its number of positions.
         holds: whether an atom is a part of the axis.
+        known: dimension -> its shard along the axis (what ``place`` found).
     """
 
     name: str
     size: int
     holds: Callable[[Atom], bool]
+    known: dict[Dim, Shard | None] = field(init=False, repr=False, default_factory=dict)
 
 
 def place(axes: AxisTable, node: fx.Node, axis: Axis) -> Shard | None:
     """The shard of a node's tensor along an axis; None if no dimension has the whole axis."""
     for number, dim in enumerate(axes.dims(node)):
-        if (found := _within(dim, axis)) is not None:
+        if dim not in axis.known:
+            axis.known[dim] = _within(dim, axis)
+        if (found := axis.known[dim]) is not None:
             return found.at(number)
     return None
 

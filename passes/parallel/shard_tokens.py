@@ -22,7 +22,7 @@ from .check import (
     check_sharded,
     collectives,
 )
-from .choose import choose, site_of
+from .choose import choose, site_of_nodes
 from .localise import Localised, localise
 from .placement import describe
 from .sends import mark_sends
@@ -57,8 +57,9 @@ class ShardTokens:
         local = localise(graph_module, choice.layout, self.ranks)
         check_exchanges(local.graph_module, local.purposes, self.ranks)
         inside: dict[str, Sequence[fx.Node]] = {}
+        sites = site_of_nodes(program.sites)
         for detour, nodes in local.exchanges.items():
-            site = site_of(detour, program.sites)
+            site = sites.get(detour.core[-1])
             if site is not None:
                 inside[site.name] = (*inside.get(site.name, ()), *nodes)
         program.sites = local_sites(program.sites, local)

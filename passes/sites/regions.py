@@ -109,18 +109,21 @@ class RegionFinder:
                 if groups:
                     self._groups.merge(groups)
                     self._owner[node] = groups[0]
-        return tuple(self._growth(group) for group in self._groups.leaders())
-
-    def _growth(self, group: int) -> Growth:
-        mixers = tuple(self._groups.members(group))
-        nodes, beside = (
-            sorted(
-                (n for n, owner in owners.items() if self._groups.leader(owner) == group),
-                key=self._order.__getitem__,
-            )
-            for owners in (self._owner, self._beside)
+        nodes, beside = self._by_group(self._owner), self._by_group(self._beside)
+        return tuple(
+            self._growth(group, nodes[group], beside[group]) for group in self._groups.leaders()
         )
-        return Growth(mixers, tuple(nodes), tuple(results([*nodes, *beside])), tuple(beside))
+
+    def _by_group(self, owners: Mapping[fx.Node, int]) -> dict[int, list[fx.Node]]:
+        """The nodes of every group, in graph order."""
+        found: dict[int, list[fx.Node]] = {group: [] for group in self._groups.leaders()}
+        for node, owner in owners.items():
+            found[self._groups.leader(owner)].append(node)
+        return {group: sorted(nodes, key=self._order.__getitem__) for group, nodes in found.items()}
+
+    def _growth(self, group: int, nodes: Sequence[fx.Node], beside: Sequence[fx.Node]) -> Growth:
+        mixers, frontier = self._groups.members(group), results([*nodes, *beside])
+        return Growth(tuple(mixers), tuple(nodes), tuple(frontier), tuple(beside))
 
     def _groups_to_join(self, node: fx.Node) -> list[int]:
         """The groups that a node belongs to; empty if the node stays outside."""

@@ -29,8 +29,8 @@ RANKS = (
     Mutation(
         "passes/parallel/append.py",
         "operands of other layouts count as equal",
-        "(tuple(tensor.shape), tensor.stride(), tensor.dtype, tensor.device)",
-        "(tuple(tensor.shape), tensor.dtype, tensor.device)",
+        "(tuple(value.shape), value.stride(), offset, value.dtype, value.device)",
+        "(tuple(value.shape), offset, value.dtype, value.device)",
         ("tests/passes/parallel/test_append.py",),
     ),
     Mutation(
