@@ -66,7 +66,7 @@ def save_compiled(path: str | os.PathLike[str]) -> Saved:
             "Nothing was compiled in this process, so there is nothing to save. Run a generation, "
             "or precompile, first."
         )
-    with whole_file(path) as part, zipfile.ZipFile(part, "w", zipfile.ZIP_STORED) as archive:
+    with whole_file(Path(path)) as part, zipfile.ZipFile(part, "w", zipfile.ZIP_STORED) as archive:
         archive.writestr(_FACTS, json.dumps({"format": _FORMAT, **_facts()}))
         archive.writestr(_ARTIFACTS, artifacts)
         for file in traces:

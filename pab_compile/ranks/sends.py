@@ -76,7 +76,7 @@ def _sent(node: fx.Node, how: str, sends: Sends) -> int:
     if how == "reduce-scatter":
         return round(given * (size - 1) / size)
     if how == "broadcast":
-        return given * (size - 1) * (node.args[1] == sends.rank)
+        return given * (size - 1) if node.args[1] == sends.rank else 0
     return sum_bytes(given, size)
 
 

@@ -58,6 +58,6 @@ def listed(headings: Sequence[str], rows: Iterable[Sequence[str]], width: int) -
         yield from textwrap.wrap(first, width) or ["-"]
         for heading, cell in zip(headings[1:], others, strict=False):
             if cell:
-                indents = {"initial_indent": "  ", "subsequent_indent": "    "}
-                yield from textwrap.wrap(f"{heading}: {cell}", width, **indents)
+                text = f"{heading}: {cell}"
+                yield from textwrap.wrap(text, width, initial_indent="  ", subsequent_indent="    ")
     yield ""
