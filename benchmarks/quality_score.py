@@ -127,8 +127,13 @@ def plot(scores: list[Score], path: Path) -> None:
 
     figure, axes = pyplot.subplots(figsize=(9, 6), layout="constrained")
     points = {s.plan: (statistics.median(s.speed), statistics.fmean(s.psnr)) for s in scores}
-    fewer = [point for name, point in points.items() if name.startswith("no reuse")]
-    axes.plot(*zip(*fewer, strict=True), ":", color="gray", zorder=0)
+    for is_second_order in (False, True):
+        fewer = [
+            point
+            for name, point in points.items()
+            if name.startswith("no reuse") and ("Adams" in name) == is_second_order
+        ]
+        axes.plot(*zip(*fewer, strict=True), ":", color="gray", zorder=0)
     shown = [score for score in scores if points[score.plan][1] < SAME_DB]
     for number, score in enumerate(shown, start=1):
         speed, psnr = points[score.plan]
