@@ -14,7 +14,7 @@ h1 { font-size: 1.55rem; line-height: 1.25; margin: 0 0 4px; overflow-wrap: anyw
 h2 { font-size: 1.15rem; margin: 34px 0 6px; }
 p { margin: 4px 0 10px; max-width: 76ch; }
 .quiet { color: #5b6b7b; }
-.cards { display: grid; grid-template-columns: repeat(auto-fit, minmax(118px, 1fr)); gap: 10px;
+.cards { display: grid; grid-template-columns: repeat(auto-fit, minmax(128px, 1fr)); gap: 10px;
   margin: 16px 0; }
 .card { background: #fff; border: 1px solid #dde4ea; border-radius: 8px; padding: 10px 12px; }
 .card b { display: block; font-size: 1.3rem; line-height: 1.3; }
