@@ -9,19 +9,13 @@ import pytest
 import torch
 from torch import fx
 
-from pab_compile.dynamo_rules import follows_more, state_sizes
+from helpers.collecting import collecting
+from pab_compile.dynamo_rules import state_sizes
 
 
 def compiled(function: Callable[..., Any], is_marked: bool = True) -> tuple[Any, list[Any]]:
     """A compiled function, and the graphs that its backend gets."""
-    graphs: list[fx.GraphModule] = []
-
-    def backend(graph_module: fx.GraphModule, _: Any) -> Callable[..., Any]:
-        graphs.append(graph_module)
-        return graph_module.forward
-
-    if is_marked:
-        follows_more(backend)
+    backend, graphs = collecting(is_marked)
     torch._dynamo.reset()
     return torch.compile(function, backend=backend, dynamic=False), graphs
 

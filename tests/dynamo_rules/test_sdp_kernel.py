@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -11,7 +10,7 @@ from torch import fx
 from torch._dynamo.variables.torch import TorchInGraphFunctionVariable
 from torch.nn.functional import scaled_dot_product_attention
 
-from pab_compile.dynamo_rules import follows_more
+from helpers.collecting import collecting
 
 pytestmark = pytest.mark.filterwarnings("ignore:`torch.backends.cuda.sdp_kernel")
 
@@ -23,14 +22,7 @@ def attention(x: torch.Tensor) -> torch.Tensor:
 
 def graphs_of(is_marked: bool) -> list[fx.GraphModule]:
     """What a backend gets."""
-    graphs: list[fx.GraphModule] = []
-
-    def backend(graph_module: fx.GraphModule, _: Any) -> Callable[..., Any]:
-        graphs.append(graph_module)
-        return graph_module.forward
-
-    if is_marked:
-        follows_more(backend)
+    backend, graphs = collecting(is_marked)
     x = torch.randn(1, 2, 40, 8)
     torch._dynamo.reset()
     assert torch.equal(torch.compile(attention, backend=backend)(x), attention(x))

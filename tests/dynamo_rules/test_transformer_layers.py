@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 import torch
-from torch import fx, nn
+from torch import nn
 
 import pab_compile
+from helpers.collecting import collecting
 from helpers.latte import assert_different
 
 NUM_STEPS, TOKENS, TEXT, WIDTH = 6, 10, 5, 16
@@ -131,12 +132,7 @@ def test_a_mask_that_is_not_causal_is_used() -> None:
 
 
 def test_other_backends_see_no_difference() -> None:
-    graphs: list[fx.GraphModule] = []
-
-    def backend(graph_module: fx.GraphModule, _: Any) -> Callable[..., Any]:
-        graphs.append(graph_module)
-        return graph_module.forward
-
+    backend, graphs = collecting(False)
     with torch.no_grad():
         torch.compile(build("encoder"), backend=backend)(**inputs_of(0))
     (graph_module,) = graphs
