@@ -29,7 +29,8 @@ from .rejoin import rejoin
 from .round_trips import round_trips
 from .sizes_only import read_sizes_only
 from .trace import trace
-from .tracing import fake
+from .tracing import fake, tracing
+from .unmapping import unmap
 from .unscatter import unscatter
 from .whole_sums import whole_sums
 from .wrapped import take_plain
@@ -75,6 +76,8 @@ def capture(
     fold_mapped_constants(static_graph)
     if inputs.wrapped:
         take_plain(static_graph, inputs.given_tensors(args))
+    with tracing():
+        unmap(static_graph, inputs.tensors(args))
     try:
         if has_autocast(static_graph.graph):
             static_graph = cast_explicitly(static_graph, fake(inputs.tensors(args)))
@@ -107,9 +110,9 @@ def capture(
 def _why_not_captured(inputs: Inputs, mapped: str) -> str:
     if mapped:
         return (
-            f"The model calls torch.vmap ({mapped}) on values that change from call to call, and "
-            "torch cannot trace this into plain ops. Write the function for the whole batch, or "
-            "call it before the model. Masks that vmap makes of constants work."
+            f"The model calls torch.vmap ({mapped}), and this call cannot be made plain ops: it "
+            "writes to what it is given, maps floating numbers under autocast, or needs values. "
+            "Write the function for the whole batch, or call it before the model."
         )
     if not inputs.wrapped:
         return (

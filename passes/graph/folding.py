@@ -10,7 +10,6 @@ mostly from sizes alone::
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Sequence
 from typing import Any
 
@@ -18,11 +17,9 @@ import torch
 from torch import fx
 
 from . import ir
+from .mapped import mapped_sections, run_node, version_of, writes
 from .walk import feeding, in_order, results
 
-_BEGIN, _END = "_vmap_increment_nesting", "_vmap_decrement_nesting"
-_IN_PLACE = ("setitem", "iadd", "isub", "imul", "imatmul", "itruediv", "ifloordiv", "imod", "ipow")
-_IN_PLACE += ("iand", "ior", "ixor", "ilshift", "irshift")
 _RANDOM = ("rand", "bernoulli", "multinomial", "normal", "dropout", "poisson", "exponential")
 
 
@@ -36,7 +33,7 @@ def fold_mapped_constants(graph_module: fx.GraphModule) -> int:
         The number of sections that were folded.
     """
     graph = graph_module.graph
-    sections = _mapped_sections(graph)
+    sections = mapped_sections(graph)
     constants = _constants(graph)
     if not sections or _is_any_written_to(constants, sections):
         return 0
@@ -56,21 +53,6 @@ def fold_mapped_constants(graph_module: fx.GraphModule) -> int:
     return folded
 
 
-def _mapped_sections(graph: fx.Graph) -> list[list[fx.Node]]:
-    """For every outermost map, the nodes from its beginning to its end."""
-    sections: list[list[fx.Node]] = []
-    depth = 0
-    for node in graph.nodes:
-        if ir.is_call(node, _BEGIN):
-            depth += 1
-            if depth == 1:
-                sections.append([])
-        if depth:
-            sections[-1].append(node)
-        depth -= ir.is_call(node, _END)
-    return sections
-
-
 def _constants(graph: fx.Graph) -> set[fx.Node]:
     """Calls that read no input and give the same value at every run."""
     found: set[fx.Node] = set()
@@ -86,17 +68,10 @@ def _is_any_written_to(constants: set[fx.Node], sections: Sequence[Sequence[fx.N
     """Whether the graph writes to a constant outside of the maps. Such a write would be lost."""
     inside = {node for section in sections for node in section}
     return any(
-        _writes(node) and not constants.isdisjoint(node.all_input_nodes)
+        writes(node) and not constants.isdisjoint(node.all_input_nodes)
         for node in sections[0][0].graph.nodes
         if node not in inside
     )
-
-
-def _writes(node: fx.Node) -> bool:
-    name = ir.op_name(node)
-    is_operator = hasattr(operator, name)  # and_, or_, not_
-    is_in_place = name.endswith("_") and not name.endswith("__") and not is_operator
-    return is_in_place or name in _IN_PLACE or "out" in node.kwargs
 
 
 def _run(section: Sequence[fx.Node]) -> dict[fx.Node, torch.Tensor] | None:
@@ -105,26 +80,11 @@ def _run(section: Sequence[fx.Node]) -> dict[fx.Node, torch.Tensor] | None:
     values: dict[fx.Node, Any] = {}
     with torch.no_grad():
         for node in before:
-            _call(node, values)
-        versions = [_version(values[node]) for node in before]
+            run_node(node, values)
+        versions = [version_of(values[node]) for node in before]
         for node in section:
-            _call(node, values)
+            run_node(node, values)
     handed_on = {node: values[node] for node in results(section)}
-    if versions != [_version(values[node]) for node in before]:
+    if versions != [version_of(values[node]) for node in before]:
         return None
     return handed_on if all(isinstance(r, torch.Tensor) for r in handed_on.values()) else None
-
-
-def _call(node: fx.Node, values: dict[fx.Node, Any]) -> None:
-    args = fx.map_arg(node.args, values.__getitem__)
-    kwargs = fx.map_arg(node.kwargs, values.__getitem__)
-    if node.op == "get_attr":  # the result of an earlier section
-        values[node] = getattr(node.graph.owning_module, str(node.target))
-    elif node.op == "call_method":
-        values[node] = getattr(args[0], str(node.target))(*args[1:], **kwargs)
-    else:
-        values[node] = node.target(*args, **kwargs)  # type: ignore[operator]
-
-
-def _version(value: Any) -> int:
-    return value._version if isinstance(value, torch.Tensor) and not value.is_inference() else 0

@@ -129,6 +129,22 @@ def trace_function(
         return traced(*tensors)
 
 
+def trace_plain(
+    function: Callable[..., Any], tensors: Sequence[FakeTensor], mode: FakeTensorMode
+) -> fx.GraphModule:
+    """Trace a function of tensors once, into the ops that torch runs at last.
+
+    Args:
+        function: it may call ``torch.vmap``.
+        tensors: its arguments.
+        mode: that of the tensors.
+    """
+    from torch.fx.experimental.proxy_tensor import make_fx
+
+    with torch.no_grad(), mode:
+        return make_fx(function, tracing_mode="real")(*tensors)
+
+
 def is_written_to(tensor: Any) -> bool:
     """Whether a function changed the values of a functional tensor among its inputs."""
     return torch._functionalize_has_data_mutation(tensor.elem)  # pyright: ignore

@@ -132,7 +132,6 @@ DITS = (
         ((r"^visual_transformer_blocks\.\d+\.self_attention$", "full"),),
         "video",
         notes="flex attention under a mask that vmap makes of queries and keys",
-        unsupported="The graph could not be captured",
         sizes={"height": 16, "width": 8},
     ),
     Dit(

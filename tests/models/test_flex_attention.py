@@ -23,7 +23,10 @@ from helpers.broken_forwards import (
     table,
 )
 
-pytestmark = pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile"),
+    pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning"),
+]
 FLEX_KINDS = {"cross": 2, "spatial": 1, "temporal": 1}
 
 
@@ -36,7 +39,13 @@ def sloped(score, batch, head, query, key):  # type: ignore[no-untyped-def]
 
 
 class FlexAttention(SelfAttention):
-    """Attention whose mask is made ``before`` the call, ``inside`` it, or whose scores slope."""
+    """Attention whose scores slope, or with a mask that is made before or inside the call.
+
+    Args:
+        how: ``plain``, ``scores``, or a mask: ``before``, ``inside``, or ``of values``, which hides
+            as many keys of each row as its values say.
+        num_tokens: number of tokens.
+    """
 
     def __init__(self, how: str, num_tokens: int) -> None:
         super().__init__()
@@ -46,10 +55,20 @@ class FlexAttention(SelfAttention):
     def make_mask(self, num_tokens: int) -> BlockMask:
         return create_block_mask(nearby, None, None, num_tokens, num_tokens, device="cpu")
 
+    def mask_of(self, x: torch.Tensor) -> BlockMask:
+        rows, tokens, _ = x.shape
+        lengths = tokens - (x[:, 0, 0] > 0).long()
+
+        def is_seen(batch, head, query, key):  # type: ignore[no-untyped-def]
+            return key < lengths[batch]
+
+        return create_block_mask(is_seen, rows, None, tokens, tokens, device="cpu")
+
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         rows, tokens, _ = x.shape
         q, k, v = self.qkv(x).view(rows, tokens, 3, HEADS, -1).permute(2, 0, 3, 1, 4).unbind(0)
         mask = self.make_mask(tokens) if self.how == "inside" else self.mask
+        mask = self.mask_of(x) if self.how == "of values" else mask
         score = sloped if self.how == "scores" else None
         mixed = flex_attention(q, k, v, score_mod=score, block_mask=mask)
         return self.out(mixed.transpose(1, 2).reshape(rows, tokens, WIDTH))  # type: ignore[union-attr]
@@ -64,8 +83,8 @@ class FlexDiT(BrokenDiT):
         self.second.temporal = FlexAttention(how, SHAPE[2])
 
 
-@pytest.mark.sample("before")
-@pytest.mark.parametrize("how", ["plain", "scores", "before", "inside"])
+@pytest.mark.sample("before", "of values")
+@pytest.mark.parametrize("how", ["plain", "scores", "before", "inside", "of values"])
 def test_flex_attention_is_found_and_reused_as_by_hooks(how: str) -> None:
     model = draw(FlexDiT, how)
     inputs = {"latents": noise(*SHAPE), "timestep": torch.tensor([5.0, 5.0]), **prompts(1)["lane1"]}

@@ -2,6 +2,7 @@
 
 python -m tests.mutations                 # every mutation, with the tests that its entry names
 python -m tests.mutations -k regions      # those whose place contains a word
+python -m tests.mutations --costs         # optimisations that are taken out
 python -m tests.mutations --all-tests     # the whole suite where the named tests find nothing
 
 The working tree stays as it is: the library is copied to a temporary folder, which is imported
@@ -23,6 +24,7 @@ from rich.console import Console
 from rich.progress import track
 
 from .catalogue import MUTATIONS
+from .costs import SLOWER
 from .mutation import Mutation
 
 ROOT = Path(__file__).parents[2]
@@ -34,8 +36,10 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.mutations", description=__doc__)
     parser.add_argument("-k", metavar="WORD", default="", help="only places that contain this")
     parser.add_argument("--all-tests", action="store_true", help="then the whole suite")
+    parser.add_argument("--costs", action="store_true", help="only optimisations, taken out")
     options = parser.parse_args()
-    chosen = [mutation for mutation in MUTATIONS if options.k in mutation.path]
+    every = SLOWER if options.costs else MUTATIONS
+    chosen = [mutation for mutation in every if options.k in mutation.path]
     for mutation in chosen:
         mutation.applied((ROOT / mutation.path).read_text(encoding="utf-8"))  # raises if stale
     console = Console()

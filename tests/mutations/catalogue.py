@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from .compiling import COMPILING
+from .costs import SLOWER
 from .graphs import GRAPHS
 from .memory import MEMORY
 from .open_sizes import OPEN_SIZES
@@ -12,4 +13,15 @@ from .rewrites import REWRITES
 from .running import RUNNING
 from .sites import SITES
 
-MUTATIONS = (*GRAPHS, *SITES, *REWRITES, *PLANS, *RUNNING, *COMPILING, *MEMORY, *OPEN_SIZES, *RANKS)
+MUTATIONS = (
+    *GRAPHS,
+    *SITES,
+    *REWRITES,
+    *PLANS,
+    *RUNNING,
+    *COMPILING,
+    *MEMORY,
+    *OPEN_SIZES,
+    *RANKS,
+    *SLOWER,
+)

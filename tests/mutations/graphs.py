@@ -257,4 +257,18 @@ GRAPHS = (
         "dotted",
         ("tests/passes/graph/test_ir.py",),
     ),
+    Mutation(
+        "passes/graph/unmapping.py",
+        "what a map writes to what it is given is lost",
+        "        if versions != [version_of(values[node]) for node in before]:\n",
+        "        if False:\n",
+        ("tests/passes/graph/test_unmapping.py",),
+    ),
+    Mutation(
+        "passes/graph/unmapping.py",
+        "what is mapped under autocast is traced without it",
+        "if plain is not None and not (casts and _has_floats(plain[0])):",
+        "if plain is not None:",
+        ("tests/passes/graph/test_unmapping.py",),
+    ),
 )

@@ -6,37 +6,12 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from torch import fx
 
 from helpers.captured import values
-from pab_compile.dynamo import trace_once
-from pab_compile.passes.graph import ir
+from helpers.mapped import dynamo_graph, num_maps, outer
 from pab_compile.passes.graph.folding import fold_mapped_constants
 
 Function = Callable[[torch.Tensor], torch.Tensor]
-
-
-def dynamo_graph(function: Function) -> fx.GraphModule:
-    """A function of ``[3, 4]`` as Dynamo traces it."""
-    found: list[fx.GraphModule] = []
-
-    def look(graph_module: fx.GraphModule, inputs: object) -> tuple[torch.Tensor, ...]:
-        found.append(graph_module)
-        return graph_module(*inputs)  # type: ignore[misc]
-
-    trace_once(function, (values(3, 4),), {}, look)
-    return found[0]
-
-
-def num_maps(graph_module: fx.GraphModule) -> int:
-    return sum(ir.is_call(node, "_vmap_increment_nesting") for node in graph_module.graph.nodes)
-
-
-def outer(rows: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
-    """A nested map, as masks of queries and keys are made."""
-    return torch.vmap(lambda row: torch.vmap(lambda column: (row - column).abs() < 2)(columns))(
-        rows
-    )
 
 
 def upon_one_another(x: torch.Tensor) -> torch.Tensor:
