@@ -20,7 +20,7 @@ SLOWER = (
         "a step computes what only the branches read that it reuses",
         "registers.update(() if loads else op.inputs)",
         "registers.update(op.inputs)",
-        (STEP_COUNTS,),
+        ("tests/compile/test_reuse_cost.py",),
     ),
     Mutation(
         "pab_compile/compile/executor.py",
@@ -48,7 +48,7 @@ SLOWER = (
         "products and sums of one op of the model stay apart",
         "fused, num_sums = fuse_sums(program.graph_module)",
         "fused, num_sums = program.graph_module, 0",
-        ("tests/passes/rewrite/test_fusing.py", "tests/compile"),
+        ("tests/passes/rewrite/test_fusing.py",),
     ),
     Mutation(
         "passes/rewrite/pieces.py",

@@ -11,6 +11,8 @@ from helpers.residuals import FORMS, residual_model
 from pab_compile.passes.errors import InvariantError
 from pab_compile.passes.graph.outline import copy_graph
 from pab_compile.passes.graph.printer import diff_text, format_graph
+from pab_compile.passes.pipeline import rewriting
+from pab_compile.passes.program import run_passes
 from pab_compile.passes.rewrite.broadcast import branches, broadcast
 from pab_compile.passes.rewrite.coalesce import coalesce
 from pab_compile.passes.rewrite.fusing import fuse_sums, verify_fused
@@ -74,6 +76,14 @@ def test_computing_everything_gives_the_model_bit_for_bit(low: bool) -> None:
         cut = cut_into_pieces(fused)
         verify(cut, fused)
         assert torch.equal(cut(*model.args)[0], model.eager()[0]), name
+
+
+def test_sums_are_fused_before_a_graph_is_cut_into_pieces() -> None:
+    model = residual_model(FORMS["addcmul"])
+    program = analysed(model, "attention")
+    run_passes(program, rewriting(lambda site: False))
+    assert program.num_apart == 0
+    assert torch.equal(program.graph_module(*model.args)[0], model.eager()[0])
 
 
 def test_verify_sees_another_sum() -> None:
