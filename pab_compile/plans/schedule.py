@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
+
+_LAST = math.nextafter(1.0, 0.0)
 
 
 @dataclass(frozen=True)
@@ -26,16 +29,21 @@ class Schedule:
         """Fraction of the generation that is over at this step, in [0, 1).
 
         It is ``step / num_steps`` if the number of steps is known. Otherwise it follows from the
-        timestep, which goes from its first value down to 0. A rising timestep goes up to 1 or 1000.
+        timestep, which goes from its first value down to 0. A rising timestep goes up to 1 or 1000,
+        or as far above 0 as it began below. Where it goes on behind this end, or in another
+        direction, the fraction stays at the last or at the first one.
         """
         if self.num_steps:
             return step / self.num_steps
         if step == 0:
             return 0.0
         if timestep <= first_timestep and first_timestep > 0:
-            return 1 - timestep / first_timestep
-        end = 1.0 if timestep <= 1 else 1000.0
-        return min((timestep - first_timestep) / (end - first_timestep), 1.0)
+            done = 1 - timestep / first_timestep
+        else:
+            end = 1.0 if timestep <= 1 else 1000.0
+            end = -first_timestep if first_timestep < 0 else end
+            done = (timestep - first_timestep) / (end - first_timestep or 1.0)
+        return min(max(done, 0.0), _LAST)
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,8 @@ def is_evenly_spaced(timesteps: Sequence[float], dtype: torch.dtype) -> bool:
 def is_at_end(timesteps: Sequence[float], dtype: torch.dtype) -> bool:
     """Whether evenly spaced timesteps have reached the picture: 0, or 1 or 1000 if they rise.
 
-    A next one that would be there counts too. It is a step of some samplers.
+    A next one that would be there counts too. It is a step of some samplers. Timesteps that have
+    gone past it, as logarithms of noise do, are not at an end.
 
     Args:
         timesteps: those that were read so far.
@@ -33,11 +34,12 @@ def is_at_end(timesteps: Sequence[float], dtype: torch.dtype) -> bool:
     """
     if len(timesteps) < 3 or not is_evenly_spaced(timesteps, dtype):
         return False
-    following = 2 * timesteps[-1] - timesteps[-2]
+    last, following = timesteps[-1], 2 * timesteps[-1] - timesteps[-2]
     rounding = _rounding(timesteps, dtype) if dtype.is_floating_point else 0.0
-    if timesteps[-1] < timesteps[0]:
-        return following <= rounding
-    return following >= (1 if timesteps[-1] <= 1 else 1000) - rounding
+    if last < timesteps[0]:
+        return following <= rounding and last >= -rounding
+    end = 1 if last <= 1 + rounding else 1000
+    return following >= end - rounding and last <= end + rounding
 
 
 def _rounding(timesteps: Sequence[float], dtype: torch.dtype) -> float:

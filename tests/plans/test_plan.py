@@ -103,6 +103,35 @@ def test_without_a_number_of_steps_fractions_follow_the_timestep() -> None:
             assert (plan.entry(site(), now) != COMPUTE) == reuses
 
 
+@pytest.mark.parametrize(
+    ("first", "timestep", "progress"),
+    [
+        (10.0, 5.0, 0.5),
+        (10.0, -5.0, 1.0),  # behind 0
+        (0.0, 0.5, 0.5),
+        (0.0, 250.0, 0.25),
+        (900.0, 1100.0, 1.0),
+        (1000.0, 1001.0, 1.0),
+        (-10.0, 0.0, 0.5),  # a logarithm of a ratio
+        (-10.0, 5.0, 0.75),
+        (-1.0, -4.0, 0.0),  # where it leads to is unknown
+        (0.0, -4.0, 0.0),
+    ],
+)
+def test_the_fraction_that_a_timestep_stands_for(
+    first: float, timestep: float, progress: float
+) -> None:
+    found = Schedule().progress(3, timestep, first)
+    assert found == pytest.approx(progress)
+    assert 0 <= found < 1
+
+
+def test_every_step_lies_in_the_window_of_the_whole_generation() -> None:
+    plan = RangePlan({"spatial": 2}, (0.0, 1.0), {})
+    for timestep in (9.0, 1.0, 0.0, -3.0, -9.0):
+        assert plan.entry(site(), Moment(1, timestep, 10.0, Schedule())) != COMPUTE
+
+
 def test_a_range_plan_says_what_can_be_reused() -> None:
     plan = RangePlan({"spatial": 2, "cross": 1}, (0.0, 1.0), {"spatial": 1})
     assert [plan.may_reuse(site(kind)) for kind in ("spatial", "cross", "mlp")] == [

@@ -39,6 +39,15 @@ def test_uneven_timesteps_and_few_of_them_say_nothing(timesteps: list[float]) ->
     assert not is_at_end(timesteps, torch.float32)
 
 
+@pytest.mark.parametrize("rising", [False, True])
+def test_timesteps_that_went_past_an_end_are_not_at_it(rising: bool) -> None:
+    timesteps = [10 - 20 * n / 11 for n in range(12)]  # as logarithms of noise go
+    timesteps = timesteps[::-1] if rising else timesteps
+    found = [is_at_end(timesteps[: step + 1], torch.float32) for step in range(len(timesteps))]
+    assert found.count(True) == 1
+    assert not found[-1]
+
+
 def test_bounds_of_the_steps() -> None:
     assert has_bounds(torch.linspace(1, 0, 9).tolist())
     assert has_bounds([1000.0, 900.0, 300.0, 0.0])
