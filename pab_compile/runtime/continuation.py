@@ -8,13 +8,14 @@ that loops over the steps is still running (``Generation.depth_in``).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from .generation import Generation
 from .lane import Call
 from .spacing import is_evenly_spaced
-from .visible_schedule import VisibleSchedule, may_repeat
+from .visible_schedule import VisibleSchedule, find_schedules, may_repeat, precision_of
 
 
 @dataclass(frozen=True)
@@ -24,12 +25,14 @@ class Step:
     Attributes:
         index: number of the step.
         stride: more than 1 if the sampler turns out to take only every second, third, ... timestep.
+        is_between: whether it turns out to call the model between the timesteps of its schedule.
         is_shown: whether a known schedule or the user's word for one generation shows it. If not,
             the timestep only goes onwards.
     """
 
     index: int
     stride: int = 1
+    is_between: bool = False
     is_shown: bool = True
 
 
@@ -38,6 +41,8 @@ def step_of(generation: Generation, call: Call) -> Step | None:
     reading, here, following = call.reading, generation.step, generation.step + 1
     if call.index is not None:
         return Step(call.index) if call.index in (here, following) else None
+    if generation.around or _begins_between(generation, call):
+        return _step_between(generation, call)
     if generation.table is not None or reading.table is not None:
         return _step_in_table(generation, call)
     if reading.value is None or generation.timestep is None:
@@ -64,6 +69,41 @@ def step_of(generation: Generation, call: Call) -> Step | None:
     timesteps = [*generation.seen, reading.value]
     is_shown = generation.is_one or here == 0 or is_evenly_spaced(timesteps, call.clock_dtype)
     return Step(following, is_shown=is_shown)
+
+
+def _begins_between(generation: Generation, call: Call) -> bool:
+    """Whether the second call lies between the first two timesteps of the schedule in sight.
+
+    Samplers of second order that take one step at a time call the model there. A timestep of
+    another schedule in sight may be of another video.
+    """
+    value, shown = call.reading.value, generation.shown
+    if generation.step > 0 or value is None or len(shown) < 2:
+        return False
+    precision = precision_of(call.clock_dtype)
+    is_apart = not any(math.isclose(value, each, rel_tol=precision) for each in shown[:2])
+    if not (is_apart and min(shown[:2]) < value < max(shown[:2])):
+        return False
+    others = find_schedules(call.callers, value, call.clock_dtype, call.rows)
+    return generation.is_of(call.callers) and not others
+
+
+def _step_between(generation: Generation, call: Call) -> Step | None:
+    """The step of a call of such a sampler: it goes on, at most to the next of the schedule."""
+    value, here = call.reading.value, generation.timestep
+    if value is None or here is None:
+        return None
+    if value == here:
+        return Step(generation.step)
+    if not _goes_onwards(generation.seen, value):
+        return None
+    shown = generation.around or generation.shown
+    sign = -1 if shown[-1] < shown[0] else 1
+    slack = precision_of(call.clock_dtype) * max(map(abs, shown))
+    following = next((each for each in shown if sign * (each - here) > slack), None)
+    if following is not None and sign * (value - following) > slack:
+        return None
+    return Step(generation.step + 1, is_between=not generation.around)
 
 
 def _follows_stated(generation: Generation, call: Call) -> bool:

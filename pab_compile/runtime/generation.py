@@ -80,6 +80,7 @@ class Generation:
         is_stated: whether the user gave the schedule.
         is_one: whether the user said that all calls are of one generation, whoever makes them.
         visible: schedules of the callers that this generation may follow, the likeliest first.
+        around: the schedule, if the sampler also calls the model between its timesteps.
         trusted: whether all calls are of one generation. If not, everything computes.
         first_reusable_step: earliest step whose outputs may be reused. It is 1 if the first call
             may be a single one, such as a warm-up.
@@ -108,6 +109,7 @@ class Generation:
         self.is_stated = is_stated
         self.is_one = is_one
         self.visible: list[VisibleSchedule] = []
+        self.around: tuple[float, ...] = ()
         self.trusted = trusted
         self.decisions: dict[str, Decisions] = {}
         self.choice: Choice | None = None
@@ -176,6 +178,21 @@ class Generation:
             self._set_schedule(Schedule(len(timesteps), timesteps))
         else:
             self.visible = [v.every(stride) for v in self.visible if len(v.timesteps) > stride]
+
+    @property
+    def shown(self) -> tuple[float, ...]:
+        """The timesteps of the schedule that is in sight, from the first step on; or ``()``."""
+        if self.table is not None:
+            return self.table.values[self.origin :: self.stride]
+        return self.visible[0].timesteps if self.visible else ()
+
+    def take_between(self) -> None:
+        """Note that the sampler also calls the model between the timesteps of its schedule.
+
+        Then it is unknown how many steps there are.
+        """
+        self.around, self.visible = self.shown, []
+        self._set_schedule(Schedule())
 
     def _find_schedule(self, call: Call) -> None:
         reading = call.reading

@@ -123,6 +123,8 @@ class Tracker:
                 return False
             if found.stride > 1:
                 generation.take_every(found.stride)
+            if found.is_between:
+                generation.take_between()
             if not found.is_shown and generation.trusted:
                 generation.distrust(_NO_SCHEDULE)
             generation.advance(found.index, call)

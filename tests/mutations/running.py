@@ -243,4 +243,18 @@ RUNNING = (
         "key = self.given",
         ("tests/compile/test_open_sizes.py",),
     ),
+    Mutation(
+        "pab_compile/runtime/continuation.py",
+        "a timestep between those of a schedule may be of another schedule in sight",
+        "return generation.is_of(call.callers) and not others",
+        "return generation.is_of(call.callers)",
+        ("tests/runtime/test_continuation.py",),
+    ),
+    Mutation(
+        "pab_compile/runtime/continuation.py",
+        "a sampler that calls between timesteps may leave one out",
+        "if following is not None and sign * (value - following) > slack:",
+        "if False:",
+        ("tests/runtime/test_continuation.py",),
+    ),
 )

@@ -120,6 +120,42 @@ def test_a_function_for_every_step_leaves_the_outputs_of_the_first_step() -> Non
     assert found[0].first_reusable_step == 1
 
 
+def between(tracker: Tracker, timesteps: Sequence[float], at: float = 0.5) -> list[Generation]:
+    """A sampler that takes two calls per step: the second lies between two timesteps."""
+    found = []
+    for index, value in enumerate(timesteps[:-1]):
+        found.append(by_value(tracker, value))
+        found.append(by_value(tracker, value + at * (timesteps[index + 1] - value)))
+    return [*found, by_value(tracker, timesteps[-1])]
+
+
+@pytest.mark.parametrize("timesteps", [LONG, LONG[::-1], (900.0, 500.0, 200.0, 20.0)])
+def test_calls_between_the_timesteps_of_the_schedule_are_steps(timesteps: Sequence[float]) -> None:
+    tracker = Tracker()
+    for _ in range(2):
+        found = between(tracker, timesteps)
+        assert all(generation is found[0] for generation in found)
+        assert found[0].step == 2 * len(timesteps) - 2
+        assert found[0].trusted
+        assert not found[0].schedule.is_known
+
+
+@pytest.mark.parametrize("third", [0.5, 0.2, 0.99])
+def test_such_a_sampler_neither_leaves_a_timestep_out_nor_goes_back(third: float) -> None:
+    tracker, timesteps = Tracker(), LONG
+    first = by_value(tracker, timesteps[0])
+    assert by_value(tracker, 0.95) is first
+    assert by_value(tracker, third) is not first
+
+
+def test_a_call_between_timesteps_that_another_schedule_has_is_of_another_video() -> None:
+    tracker, timesteps = Tracker(), LONG
+    first = by_value(tracker, timesteps[0])
+    others = (0.95, 0.7, 0.4)
+    second = by_value(tracker, others[0])
+    assert second is not first or not second.around
+
+
 def test_a_timestep_that_the_schedule_has_twice_is_two_steps() -> None:
     values = [900.0, 900.0, 600.0, 300.0, 0.0]
     tracker = Tracker()
