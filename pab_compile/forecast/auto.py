@@ -142,7 +142,7 @@ def table_of(
     given = {n: v for n, v in read_options(options).items() if n not in RANK_OPTIONS}
     machine = auto.machine_of(device_type)
     schedule = assumed_schedule(plan)
-    return ways_to_share(program, given, num_ranks, schedule, machine, auto.calls, alone)
+    return ways_to_share([program], given, num_ranks, schedule, machine, auto.calls, alone)
 
 
 def _shared_by(options: Options, ranks: tuple[int, ...], me: int, split: Split | None) -> Options:

@@ -21,8 +21,9 @@ from pab_compile.plans.schedule import Schedule
 from pab_compile.report.table import table_lines
 from pab_compile.report.text import ShownAsText
 
-from .predict import options_for, predict
+from .predict import options_for
 from .seconds import Generation, generation_of
+from .several import predict_all
 
 RANK_OPTIONS = (
     "mesh",
@@ -42,7 +43,8 @@ class Split:
     Attributes:
         num_batch_ranks: ranks that share the batch or the two calls.
         num_token_ranks: ranks that share the tokens.
-        axis: the axis of the tokens that they share; ``""`` for one rank.
+        axis: the axis of the tokens that they share; ``""`` for one rank, or if every graph of the
+            forward has an axis of its own.
         generation: the predicted time; None if this way is impossible.
         wire_bytes: bytes that the first rank sends in a generation.
         reason: why it is impossible.
@@ -62,7 +64,8 @@ class Split:
         """The options of the backend for this way, on all processes of the default group."""
         found: dict[str, Any] = {}
         if self.num_token_ranks > 1:
-            found = {"sequence_parallel": self.num_token_ranks, "shard": self.axis}
+            found = {"sequence_parallel": self.num_token_ranks}
+            found |= {"shard": self.axis} if self.axis else {}
         if self.ring is not None:
             found["ring_parallel"] = self.ring
         if self.num_batch_ranks > 1:
@@ -81,7 +84,8 @@ class Split:
         if self.num_batch_ranks > 1:
             parts.append(f"{self.num_batch_ranks} ranks for the batch or the calls of a step")
         if self.num_token_ranks > 1:
-            parts.append(f"{self.num_token_ranks} ranks for the tokens along {self.way}")
+            along = f"along {self.way}" if self.way else "along the best axis of each graph"
+            parts.append(f"{self.num_token_ranks} ranks for the tokens {along}")
         return " x ".join(parts) or "one rank"
 
 
@@ -118,7 +122,7 @@ class Splits(ShownAsText):
 
 
 def ways_to_share(
-    program: Program,
+    programs: Sequence[Program],
     options: Mapping[str, Any],
     num_ranks: int,
     schedule: Schedule,
@@ -126,30 +130,31 @@ def ways_to_share(
     calls: int,
     alone: bool = True,
 ) -> Splits:
-    """Predict the time of every way in which ranks can share a program.
+    """Predict the time of every way in which ranks can share a forward.
 
     Rings are tried where ranks fill more than one node, along the fastest axis: within one node
     they send more than ranks that share the heads.
 
     Args:
-        program: a model with its sites.
+        programs: its graphs that hold attentions, each with its sites.
         options: options of the backend, without those that say how ranks share the model.
         num_ranks: number of ranks.
         schedule: the steps of a generation.
         machine: the devices.
         calls: calls of the model per step.
-        alone: whether the program is the whole forward. Only then halves can share two calls.
+        alone: whether the one graph is the whole forward. Only then halves can share two calls.
     """
 
     def predicted(ways: Iterator[Split]) -> list[Split]:
         return [
-            _split(program, {**options, **way.options}, way, schedule, machine, calls)
+            _split(programs, {**options, **way.options}, way, schedule, machine, calls)
             for way in ways
         ]
 
-    rows = predicted(_ways(program, num_ranks, calls if alone else 1))
+    calls_to_share = calls if alone and len(programs) == 1 else 1
+    rows = predicted(_ways(programs, num_ranks, calls_to_share))
     if not any(row.generation for row in rows if row.num_token_ranks > 1):
-        rows += predicted(_ways(program, num_ranks, calls if alone else 1, packed=True))
+        rows += predicted(_ways(programs, num_ranks, calls_to_share, packed=True))
     rows += predicted(_rings(rows, machine.node_size))
     return Splits(tuple(sorted(rows, key=_seconds)))
 
@@ -166,13 +171,20 @@ def _rings(rows: Sequence[Split], node_size: int) -> Iterator[Split]:
                     yield Split(num_batch, num_tokens, row.axis, ring=length)
 
 
-def _ways(program: Program, num_ranks: int, calls: int, packed: bool = False) -> Iterator[Split]:
+def _ways(
+    programs: Sequence[Program], num_ranks: int, calls: int, packed: bool = False
+) -> Iterator[Split]:
     """The ways to try: with the axes of the latents, or those with the sequence as it is packed."""
-    axes = [name for name, _ in candidates(program.inferred_axes)]
+    axes = dict.fromkeys(
+        name for program in programs for name, _ in candidates(program.inferred_axes)
+    )
     if packed:
-        axes = [PACKED] if packed_axis(program.inferred_axes, program.mixers) else []
+        has_packed = [packed_axis(each.inferred_axes, each.mixers) is not None for each in programs]
+        axes = {PACKED: None} if all(has_packed) else {}
+    elif len(programs) > 1:
+        axes[""] = None
     for num_batch in (num for num in range(1, num_ranks + 1) if num_ranks % num == 0):
-        if num_batch > 1 and shares_calls(program, num_batch) and calls != 2:
+        if num_batch > 1 and shares_calls(programs[0], num_batch) and calls != 2:
             continue  # a single call of a single row
         num_tokens = num_ranks // num_batch
         yield from (Split(num_batch, num_tokens, axis) for axis in axes if num_tokens > 1)
@@ -181,7 +193,7 @@ def _ways(program: Program, num_ranks: int, calls: int, packed: bool = False) ->
 
 
 def _split(
-    program: Program,
+    programs: Sequence[Program],
     options: Mapping[str, Any],
     way: Split,
     schedule: Schedule,
@@ -191,10 +203,10 @@ def _split(
     num_batch = way.num_batch_ranks
     num_ranks = num_batch * way.num_token_ranks
     try:
-        report = predict(program, options_for(options, num_ranks), num_ranks, schedule)
+        report = predict_all(programs, options_for(options, num_ranks), num_ranks, schedule)
     except (ShardingError, OptionError) as error:
         return replace(way, reason=str(error))
-    each = 1 if num_batch > 1 and shares_calls(program, num_batch) else calls
+    each = 1 if num_batch > 1 and shares_calls(programs[0], num_batch) else calls
     found = generation_of(machine, report, report.work, report.rows)
     found = Generation(each * found.compute, each * found.exchange)
     return replace(way, generation=found, wire_bytes=each * report.wire_bytes)

@@ -90,20 +90,3 @@ def look_at(
             "No graph of the forward holds an attention that can be reused, and so none is shared."
         )
     return tuple(programs)
-
-
-def look_at_one(
-    model: torch.nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any], options: Options
-) -> Program:
-    """The same for a model of which one graph holds attentions.
-
-    Raises:
-        UnsupportedModelError: the model is not understood, or several graphs hold attentions.
-    """
-    program, *others = look_at(model, args, kwargs, options)
-    if others:
-        raise UnsupportedModelError(
-            f"{1 + len(others)} graphs of the forward hold attentions that can be reused, and ways "
-            "to share are compared for one. pab_compile.comm predicts one way for all of them."
-        )
-    return program

@@ -8,12 +8,13 @@ from typing import Any
 import torch
 
 from pab_compile.errors import OptionError
-from pab_compile.forecast.predict import options_for, predict
+from pab_compile.forecast.predict import options_for
+from pab_compile.forecast.several import predict_all
 from pab_compile.forecast.ways import RANK_OPTIONS, Splits, ways_to_share
 from pab_compile.machine import Machine
 from pab_compile.plans.schedule import Schedule
 
-from .comm import look_at_one
+from .comm import look_at
 
 
 def splits(
@@ -32,7 +33,7 @@ def splits(
     Like ``comm``, it needs no process group.
 
     Args:
-        model: a module. One graph of its forward holds attentions.
+        model: a module. If its forward breaks into graphs, those with attentions count.
         *args: inputs of the model.
         num_ranks: number of ranks.
         schedule: the steps of a generation.
@@ -51,8 +52,8 @@ def splits(
     if calls not in (1, 2):
         raise OptionError(f"calls is 1, or 2 for guidance in two calls per step; got {calls!r}.")
     alone = options_for(given, 1)
-    program = look_at_one(model, args, kwargs, alone)
+    programs = look_at(model, args, kwargs, alone)
     if not isinstance(machine, Machine):
-        one = predict(program, alone, 1, schedule)
+        one = predict_all(programs, alone, 1, schedule)
         machine = Machine(calls * one.work_always.flops / machine)
-    return ways_to_share(program, given, num_ranks, schedule, machine, calls)
+    return ways_to_share(programs, given, num_ranks, schedule, machine, calls)

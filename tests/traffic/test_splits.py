@@ -8,6 +8,7 @@ import pytest
 import torch
 
 import pab_compile
+from helpers.broken_forwards import SHAPE, BrokenDiT, draw, noise, prompts
 from helpers.joint_prompts import TwoPrompts, two_prompts
 from helpers.latte import draw_latents, draw_prompt, tiny_latte
 from pab_compile import Link, Machine, OptionError, Schedule, ShardingError, Splits
@@ -105,6 +106,25 @@ def test_too_many_ranks_are_an_error_that_says_why() -> None:
         ShardingError, match=r"So many ranks cannot share the model(?s:.*)fewer than"
     ):
         print(found.best)
+
+
+class InTwoGraphs(BrokenDiT):
+    """A model of its own, since equal ones are looked at once."""
+
+
+def test_ways_for_a_forward_of_several_graphs_add_up_those_of_each() -> None:
+    inputs = {"latents": noise(*SHAPE), "timestep": torch.tensor([5.0, 5.0]), **prompts(1)["lane1"]}
+    how: dict[str, Any] = {"num_ranks": 2, "schedule": Schedule(STEPS)}
+    model = draw(InTwoGraphs, ("blocks",))
+    found = pab_compile.splits(model, **inputs, machine=Machine(1e6, SLOW, SLOW), **how)
+    own = next(row for row in found.rows if row.num_token_ranks == 2 and row.axis == "")
+    assert own.options == {"sequence_parallel": 2}
+    assert "the best axis of each graph" in own.words
+    report = pab_compile.comm(model, **inputs, **how)
+    assert own.wire_bytes == report.wire_bytes
+    assert {row.axis for row in found.rows if row.num_token_ranks == 2} >= {"", "t", "h"}
+    times = [row.generation.seconds for row in found.rows if row.generation]
+    assert times == sorted(times)
 
 
 def test_what_splits_finds_cannot_be_given() -> None:
