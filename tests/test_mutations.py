@@ -8,10 +8,11 @@ from pathlib import Path
 import pytest
 
 from mutations.catalogue import MUTATIONS
+from mutations.costs import SLOWER
 from mutations.mutation import Mutation
 
 ROOT = Path(__file__).parents[1]
-EVERY = [pytest.param(each, id=f"{each.path}: {each.what}") for each in MUTATIONS]
+EVERY = [pytest.param(each, id=f"{each.path}: {each.what}") for each in (*MUTATIONS, *SLOWER)]
 
 
 def selected(source: str) -> list[str]:

@@ -1,8 +1,7 @@
-"""Guidance that is left out at single steps equals arithmetic by hand. In doubt it is computed."""
+"""Guidance that is left out at single steps equals arithmetic by hand."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,163 +11,31 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 import pab_compile
-from helpers.captured import CHANNELS, FRAMES, HEIGHT, SPACE, WIDTH, SmallDiT, usual, values
+from helpers.captured import CHANNELS, FRAMES, HEIGHT, WIDTH, usual, values
+from helpers.guided import (
+    CALLS,
+    FORMS,
+    LEFT_OUT,
+    ROUNDING,
+    SECOND_HALF,
+    Small,
+    by_hand,
+    compiled,
+    in_a_batch,
+    in_calls,
+    prompts,
+    run,
+    small,
+    timesteps,
+    written,
+)
 from helpers.latte import assert_different, assert_same
 from helpers.stepping import NUM_STEPS, Stepping, SteppingDit
-
-STEPS = 8
-COMBINE = (-0.4, 1.4)
-ENTRIES = ["C", "C", "C", list(COMBINE), "C", "C", list(COMBINE), "C"]
-LEFT_OUT = {"2": [2.0, -4.0], "5": [-3.0, 1.0, 4.0]}
-SOURCES = {2: (0, 1), 5: (0, 1, 4)}
-CALLS: dict[str, Any] = {"prompts": "calls"}
-FIRST_HALF: dict[str, Any] = {"prompts": "batch", "computes": "first"}
-SECOND_HALF: dict[str, Any] = {"prompts": "batch", "computes": "second"}
-ROUNDING = {torch.float32: 1e-5, torch.bfloat16: 3e-2}
-
-
-class Small(SmallDiT):
-    """A small transformer that takes any number of rows."""
-
-    def forward(
-        self, latents: torch.Tensor, timestep: torch.Tensor, prompt: torch.Tensor
-    ) -> torch.Tensor:
-        x = self.embed(latents.permute(0, 2, 3, 4, 1).reshape(-1, SPACE, CHANNELS))
-        angles = timestep[:, None] * torch.arange(8, dtype=latents.dtype)
-        emb = self.time(torch.sin(angles)).repeat_interleave(FRAMES, 0)[:, None]
-        text = self.text(prompt).repeat_interleave(FRAMES, 0)
-        for block in self.blocks:
-            x = self.between(block(x, emb, text))
-        x = self.last(x).reshape(len(latents), FRAMES, *latents.shape[3:], CHANNELS)
-        return x.permute(0, 4, 1, 2, 3)
-
-    def between(self, x: torch.Tensor) -> torch.Tensor:
-        return x
-
-
-def small(dtype: torch.dtype = torch.float32, kind: type[Small] = Small) -> Small:
-    torch.manual_seed(0)
-    return kind(2).requires_grad_(False).to(dtype)
 
 
 @pytest.fixture(scope="module")
 def dit() -> Small:
     return small()
-
-
-def compiled(dit: Any, path: Path, guidance: Any, weights: Any = LEFT_OUT, **more: Any) -> Any:
-    path = written(path, guidance, weights, more)
-    torch._dynamo.reset()
-    return torch.compile(dit, backend="pab", options={"plan": str(path), "inner": "eager", **more})
-
-
-def written(path: Path, guidance: Any, weights: Any, more: Any) -> Path:
-    """A plan file. What belongs into it is taken out of the options."""
-    content = {"format": "pab_compile.plan/2", "num_steps": STEPS, "cut": "output"}
-    content |= {"entries": ENTRIES, "guidance": {**guidance, "weights": weights}}
-    content |= {name: more.pop(name) for name in ("cut", "coalesce", "num_steps") if name in more}
-    content["entries"] = more.pop("entries", content["entries"])
-    path = path / f"{len(list(path.iterdir()))}.json"
-    path.write_text(json.dumps(content))
-    return path
-
-
-def timesteps() -> torch.Tensor:
-    return torch.linspace(1000, 125, STEPS)
-
-
-def prompts(count: int = 2) -> list[torch.Tensor]:
-    return [usual("prompt") * (1 - 0.4 * i) for i in range(count)]
-
-
-Call = Callable[[torch.Tensor, torch.Tensor, Sequence[torch.Tensor]], list[torch.Tensor]]
-
-
-def in_calls(model: Any, backwards: bool = False) -> Call:
-    """Calls the model once per prompt."""
-
-    def call(x: torch.Tensor, t: torch.Tensor, texts: Any) -> list[torch.Tensor]:
-        ordered = texts[::-1] if backwards else texts
-        found = [model(x, t.expand(len(x)).to(x), text) for text in ordered]
-        return found[::-1] if backwards else found
-
-    return call
-
-
-def in_a_batch(model: Any) -> Call:
-    """Calls the model once, with all prompts."""
-
-    def call(x: torch.Tensor, t: torch.Tensor, texts: Any) -> list[torch.Tensor]:
-        rows = torch.cat([x] * len(texts))
-        return list(model(rows, t.expand(len(rows)).to(x), torch.cat(texts)).chunk(len(texts)))
-
-    return call
-
-
-def run(
-    call: Call,
-    texts: Any = None,
-    dtype: torch.dtype = torch.float32,
-    latents: torch.Tensor | None = None,
-) -> torch.Tensor:
-    """All that the model returned in a generation."""
-    x, found, table = usual("latents").to(dtype) if latents is None else latents, [], timesteps()
-    texts = [text.to(dtype) for text in (prompts() if texts is None else texts)]
-    for t in table:
-        now = call(x, t, texts)
-        found.append(torch.stack(now))
-        x = x - (now[-1] + 2 * (now[0] - now[-1])) / STEPS
-    return torch.stack(found)
-
-
-def rounded(terms: Sequence[tuple[float, torch.Tensor]], dtype: torch.dtype) -> torch.Tensor:
-    """A weighted sum, rounded once."""
-    return torch.stack([weight * x.double() for weight, x in terms]).sum(0).to(dtype)
-
-
-def by_hand(
-    dit: Any,
-    left_out: Any = LEFT_OUT,
-    computes: int = 0,
-    dtype: torch.dtype = torch.float32,
-    given: Any = None,
-) -> tuple[torch.Tensor, int]:
-    """The same with the plan written out; also the number of calls with one prompt.
-
-    Args:
-        left_out: step -> weights.
-        computes: the prompt that always computes.
-        given: the latents and the prompts, if they are not the usual ones.
-    """
-    x, texts = (usual("latents"), prompts()) if given is None else given
-    x, found, calls = x.to(dtype), [], 0
-    texts, other = [text.to(dtype) for text in texts], 1 - computes
-    for step, t in enumerate(timesteps()):
-        now = [x, x]
-        if ENTRIES[step] != "C":
-            before = [s for s in range(step) if ENTRIES[s] == "C"][-2:]
-            for i in (0, 1):
-                pairs = zip(COMBINE, before, strict=True)
-                now[i] = rounded([(w, found[s][i]) for w, s in pairs], dtype)
-        else:
-            now[computes], calls = dit(x, t.expand(len(x)).to(x), texts[computes]), calls + 1
-            if str(step) in left_out:
-                pairs = zip(left_out[str(step)], SOURCES[step], strict=True)
-                terms = [(-w, found[s][computes] - found[s][other]) for w, s in pairs]
-                now[other] = rounded([(1.0, now[computes]), *terms], dtype)
-            else:
-                now[other], calls = dit(x, t.expand(len(x)).to(x), texts[other]), calls + 1
-        found.append(torch.stack(now))
-        x = x - (now[1] + 2 * (now[0] - now[1])) / STEPS
-    return torch.stack(found), calls
-
-
-FORMS = [
-    pytest.param(CALLS, in_calls, 0, id="two calls"),
-    pytest.param(CALLS, lambda model: in_calls(model, True), 1, id="two calls, the other order"),
-    pytest.param(FIRST_HALF, in_a_batch, 0, id="first half"),
-    pytest.param(SECOND_HALF, in_a_batch, 1, id="second half"),
-]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
@@ -326,113 +193,3 @@ def test_other_weights_compile_nothing(
         handle.disable()
     assert_same(actual, by_hand(dit, other, computes)[0])
     assert (after.num_pieces, after.compile_seconds) == (before.num_pieces, before.compile_seconds)
-
-
-# In doubt.
-
-
-def of_two_videos(model: Any) -> Call:
-    """Two videos side by side, each with a prompt of its own."""
-
-    def call(x: torch.Tensor, t: torch.Tensor, texts: Any) -> list[torch.Tensor]:
-        latents = (x, x.flip(0))
-        return [model(y, t.expand(2), text) for y, text in zip(latents, texts, strict=True)]
-
-    return call
-
-
-def unlike_halves(model: Any) -> Call:
-    """A batch of two videos, each with a prompt of its own."""
-
-    def call(x: torch.Tensor, t: torch.Tensor, texts: Any) -> list[torch.Tensor]:
-        rows = torch.cat([x, x.flip(0)])
-        return list(model(rows, t.expand(len(rows)), torch.cat(texts)).chunk(2))
-
-    return call
-
-
-ONE = [usual("prompt")] * 2
-
-
-@pytest.mark.parametrize(
-    ("guidance", "caller", "texts", "words"),
-    [
-        pytest.param(CALLS, in_calls, prompts(3), "makes 3", id="3 calls"),
-        pytest.param(CALLS, in_calls, prompts(1), "distilled", id="one call"),
-        pytest.param(CALLS, in_a_batch, prompts(), "one. Tune the plan for both", id="batch"),
-        pytest.param(CALLS, in_calls, ONE, "not of one video", id="one prompt"),
-        pytest.param(CALLS, of_two_videos, prompts(), "not of one video", id="two videos"),
-        pytest.param(SECOND_HALF, in_calls, prompts(), "makes 2 calls", id="calls"),
-        pytest.param(SECOND_HALF, in_a_batch, prompts(4), "are not the same", id="four prompts"),
-        pytest.param(SECOND_HALF, in_a_batch, prompts(3), "are not the same", id="three prompts"),
-        pytest.param(SECOND_HALF, in_a_batch, ONE, "are not the same", id="one prompt, batch"),
-        pytest.param(SECOND_HALF, unlike_halves, prompts(), "are not the same", id="halves"),
-    ],
-)
-def test_in_doubt_guidance_is_computed(
-    dit: Small, tmp_path: Path, guidance: Any, caller: Any, texts: Any, words: str
-) -> None:
-    model = compiled(dit, tmp_path, guidance)
-    actual = run(caller(model), texts)
-    expected = run(caller(compiled(dit, tmp_path, guidance, {})), texts)
-    torch.testing.assert_close(actual, expected)
-    notes = pab_compile.stats(model).notes
-    assert any(words in note for note in notes), notes
-
-
-class MixesRows(Small):
-    """Every row reads the mean of all rows."""
-
-    def between(self, x: torch.Tensor) -> torch.Tensor:
-        return x - x.mean(0, keepdim=True)
-
-
-class BreaksUp(Small):
-    """Dynamo breaks it into several graphs."""
-
-    def forward(
-        self, latents: torch.Tensor, timestep: torch.Tensor, prompt: torch.Tensor
-    ) -> torch.Tensor:
-        found = super().forward(latents, timestep, prompt)
-        torch._dynamo.graph_break()
-        return found.tanh()
-
-
-@pytest.mark.parametrize(
-    ("kind", "words"),
-    [(MixesRows, "in between: return x - x.mean"), (BreaksUp, "several graphs")],
-    ids=str,
-)
-def test_a_batch_that_cannot_be_halved_is_computed(
-    tmp_path: Path, kind: type[Small], words: str
-) -> None:
-    dit = small(kind=kind)
-    model = compiled(dit, tmp_path, SECOND_HALF)
-    actual = run(in_a_batch(model))
-    expected = run(in_a_batch(compiled(dit, tmp_path, SECOND_HALF, {})))
-    torch.testing.assert_close(actual, expected)
-    notes = pab_compile.stats(model).notes
-    assert any("cannot be computed alone" in note and words in note for note in notes), notes
-
-
-@pytest.mark.parametrize(("guidance", "caller", "computes"), [FORMS[0], FORMS[3]])
-def test_with_a_budget_guidance_is_computed(
-    dit: Small, tmp_path: Path, guidance: Any, caller: Any, computes: int
-) -> None:
-    model = compiled(dit, tmp_path, guidance, cache_budget="1 GB")
-    run(caller(model))
-    assert any("with a budget" in note for note in pab_compile.stats(model).notes)
-
-
-def test_calls_that_swap_at_a_step_are_computed_there(dit: Small, tmp_path: Path) -> None:
-    model = compiled(dit, tmp_path, CALLS)
-    counts: list[int] = []
-
-    def call(x: torch.Tensor, t: torch.Tensor, texts: Any) -> list[torch.Tensor]:
-        found = in_calls(model, len(counts) == 5)(x, t, texts)
-        counts.append(pab_compile.stats(model).computed["output"])
-        return found
-
-    run(call)
-    assert [b - a for a, b in zip([0, *counts], counts, strict=False)] == [2, 2, 1, 0, 2, 2, 0, 2]
-    assert any("came first there" in note for note in pab_compile.stats(model).notes)

@@ -34,7 +34,7 @@ PLANS = (
         "guidance is left out of a step of three calls",
         "if len(lanes) != 2:",
         "if len(lanes) < 2:",
-        ("tests/compile/test_guidance.py",),
+        ("tests/compile/test_guidance_in_doubt.py",),
     ),
     Mutation(
         "pab_compile/compile/guidance.py",
@@ -44,14 +44,14 @@ PLANS = (
             return False
 """,
         "",
-        ("tests/compile/test_guidance.py",),
+        ("tests/compile/test_guidance_in_doubt.py",),
     ),
     Mutation(
         "pab_compile/compile/guidance.py",
         "a call is answered from a call with other latents",
         "return is_alike and first.latents.is_same(self._lane.latents.tensor)",
         "return is_alike",
-        ("tests/compile/test_guidance.py",),
+        ("tests/compile/test_guidance_in_doubt.py",),
     ),
     Mutation(
         "pab_compile/compile/guidance.py",
@@ -61,25 +61,32 @@ PLANS = (
         ("tests/compile/test_guidance.py",),
     ),
     Mutation(
+        "pab_compile/compile/guidances.py",
+        "a first guess of the schedule leaves guidance to be computed",
+        "may_turn_out_fit = generation.step == 0",
+        "may_turn_out_fit = False",
+        ("tests/compile/test_guidance_in_doubt.py",),
+    ),
+    Mutation(
         "pab_compile/compile/batch_guidance.py",
         "half of a batch of several videos is left out",
         "if not torch.equal(one, other) or bool(is_repeated):",
         "if bool(is_repeated):",
-        ("tests/compile/test_guidance.py",),
+        ("tests/compile/test_guidance_in_doubt.py",),
     ),
     Mutation(
         "pab_compile/compile/batch_guidance.py",
         "half of a batch of four prompts is left out",
         "if not torch.equal(one, other) or bool(is_repeated):",
         "if not torch.equal(one, other):",
-        ("tests/compile/test_guidance.py",),
+        ("tests/compile/test_guidance_in_doubt.py",),
     ),
     Mutation(
         "pab_compile/compile/batch_guidance.py",
         "half of a batch with one prompt is left out",
         "return self._lane.has_two_prompts(len(latents))",
         "return True",
-        ("tests/compile/test_guidance.py",),
+        ("tests/compile/test_guidance_in_doubt.py",),
     ),
     Mutation(
         "pab_compile/tuning/rehearsal.py",
