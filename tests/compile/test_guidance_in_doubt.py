@@ -1,4 +1,4 @@
-"""Guidance that a plan leaves out is computed in doubt, but not for a first guess of the schedule."""
+"""In doubt, guidance that a plan leaves out is computed. A first guess of steps is no doubt."""
 
 from __future__ import annotations
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from unittest import mock
+
+import networkx as nx
 from torch import fx
 
 from pab_compile.passes.graph.minimum_cut import Cut, minimum_cut
@@ -41,3 +44,11 @@ def test_of_equal_cuts_the_last() -> None:
 def test_a_node_without_a_size_is_not_cut() -> None:
     assert places(cut(9, None, 1, None, 7)) == ("abs_3",)
     assert cut(None, None, 1, None, None) is None
+
+
+def test_equal_blocks_share_a_cut() -> None:
+    with mock.patch.object(nx, "minimum_cut", wraps=nx.minimum_cut) as counted:
+        found = [cut(19, 12, 13, 16, 17) for _ in range(3)]
+    assert counted.call_count == 1
+    assert {places(each) for each in found} == {("max_1",)}
+    assert len({each.nodes for each in found if each is not None}) == 3  # each has its own nodes
