@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,63 +12,17 @@ import torch
 
 import pab_compile
 from helpers.captured import SmallDiT, usual
-from pab_compile.errors import CalibrationError
+from helpers.curve import COMPUTED, NUM_STEPS, Curve, euler, multistep, timesteps_of
 from pab_compile.plans.plan import COMPUTE
 from pab_compile.plans.plan_file import load_plan
 from pab_compile.plans.step_plan import StepPlan
 from pab_compile.plans.tuned_model import TunedModel
 from pab_compile.tuning import from_generations, work
-from pab_compile.tuning.from_generations import module_of
-from pab_compile.tuning.rehearsal import Outputs, Rehearsal
-from pab_compile.tuning.row import Row, lengths_of
+from pab_compile.tuning.rehearsal import Rehearsal
+from pab_compile.tuning.row import Row
 from pab_compile.tuning.score import Score, psnr
 from pab_compile.tuning.together import derivative_calls
 from pab_compile.tuning.tuned import Alternative, Tuned
-
-NUM_STEPS = 12
-COMPUTED = [0, 1, 2, 5, 8]
-
-
-class Curve(torch.nn.Module):
-    """Its output is a parabola of the timestep, whatever the latents."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        generator = torch.Generator().manual_seed(0)
-        self.parts = torch.randn(3, 1, 4, 5, 6, generator=generator)
-        self.calls = 0
-
-    def forward(self, latents: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
-        self.calls += 1
-        t = timestep[0] / 1000
-        return self.parts[0] + t * self.parts[1] + t * t * self.parts[2] + 0 * latents
-
-
-def timesteps_of(num_steps: int) -> torch.Tensor:
-    """Uneven: a shifted schedule."""
-    even = torch.linspace(1, 1 / num_steps, num_steps)
-    return 1000 * 3 * even / (1 + 2 * even)
-
-
-def euler(call: Callable[..., torch.Tensor], seed: int, num_steps: int) -> torch.Tensor:
-    """A sampler that adds up the outputs, written into the latents."""
-    x = torch.randn(1, 4, 5, 6, generator=torch.Generator().manual_seed(seed))
-    timesteps = timesteps_of(num_steps)
-    ends = torch.cat([timesteps[1:], torch.zeros(1)])
-    for t, end in zip(timesteps, ends, strict=True):
-        x += (end - t) / 1000 * call(x, t.expand(1))
-    return x
-
-
-def multistep(call: Callable[..., torch.Tensor], seed: int, num_steps: int) -> torch.Tensor:
-    """A sampler that also reads the last output, with noise of its own."""
-    generator = torch.Generator().manual_seed(seed)
-    x, last = torch.randn(1, 4, 5, 6, generator=generator), None
-    for t in timesteps_of(num_steps):
-        v = call(x, t.expand(1))
-        x = 0.97 * x - (1.5 * v - 0.5 * (v if last is None else last)) / num_steps
-        x, last = x + 0.01 * torch.randn(x.shape, generator=generator), v
-    return x
 
 
 def tuned_curve(sampler: Any, num_prompts: int, **options: Any) -> Tuned:
@@ -243,44 +196,6 @@ def test_one_prompt_does_not_show_that_an_alternative_is_better() -> None:
     assert tuned.plan == found
 
 
-# Rehearsals.
-
-
-def test_what_was_computed_before_is_replayed() -> None:
-    model = Curve()
-    rehearsal = Rehearsal(lambda seed, n: euler(model, seed, n), model)
-    known = Outputs()
-    row = Row.of(lengths_of(timesteps_of(NUM_STEPS).tolist()), COMPUTED)
-    first = rehearsal.run(0, NUM_STEPS, row.entries(), known)
-    again = rehearsal.run(0, NUM_STEPS, row.entries(), known)
-    assert (first.num_computed, again.num_computed, model.calls) == (5, 0, 5)
-    assert first.result is not None
-    assert again.result is not None
-    assert torch.equal(first.result, again.result)
-    assert "forward" not in vars(model)
-
-
-def test_a_stopped_generation_gives_the_latents_of_its_end() -> None:
-    model = Curve()
-    rehearsal = Rehearsal(lambda seed, n: euler(model, seed, n), model)
-    whole, part = rehearsal.run(0, NUM_STEPS), rehearsal.run(0, NUM_STEPS, stop=3)
-    assert part.result is None
-    assert model.calls == NUM_STEPS + 3
-    assert torch.equal(part.latents[3], whole.latents[3])
-
-
-def test_a_module_that_torch_compiled_is_rehearsed_compiled() -> None:
-    plain = Curve()
-    assert module_of(torch.compile(plain)) is not plain, "Inductor's is taken as it is"
-    model: Any = torch.compile(plain, backend="eager")
-    rehearsal = Rehearsal(lambda seed, n: euler(model, seed, n), model)
-    entries = Row.of(lengths_of(timesteps_of(NUM_STEPS).tolist()), COMPUTED).entries()
-    run = rehearsal.run(0, NUM_STEPS, entries)
-    assert run.num_computed == len(COMPUTED)
-    expected = Rehearsal(lambda seed, n: euler(plain, seed, n), plain).run(0, NUM_STEPS, entries)
-    torch.testing.assert_close(run.result, expected.result)
-
-
 def test_an_interrupted_fit_keeps_what_was_found(monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupted(*_: object) -> None:
         raise KeyboardInterrupt
@@ -288,108 +203,6 @@ def test_an_interrupted_fit_keeps_what_was_found(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(work, "together", interrupted)
     tuned = tuned_curve(euler, 3, rounds=1)
     assert tuned.alternatives[0].scores["same"].mean > 75
-
-
-# Bad input.
-
-
-def generate(seed: int, num_steps: int) -> torch.Tensor:
-    return euler(Curve(), seed, num_steps)
-
-
-@pytest.mark.parametrize(
-    ("changes", "words"),
-    [
-        ({}, "Give either computed or speedup"),
-        ({"computed": 3, "speedup": 2.0}, "Give either computed or speedup"),
-        ({"computed": 1}, "1 steps would compute"),
-        ({"speedup": 0.5}, "speedup=0.5 must be from 1"),
-        ({"steps": [1, 2]}, "they rise from 0"),
-        ({"steps": [0, 12]}, "they rise from 0"),
-        ({"computed": 3, "prompts": range(2)}, "at least 3 prompts"),
-        ({"computed": 3, "num_steps": 1}, "at least 2 steps"),
-        ({"computed": 3, "held_out": 3}, "held_out=3 leaves 0 of 3 prompts"),
-        ({"computed": 3}, "did not call the Curve"),
-    ],
-    ids=str,
-)
-def test_bad_arguments(changes: dict[str, Any], words: str) -> None:
-    given = {"prompts": range(3), "num_steps": NUM_STEPS} | changes
-    with pytest.raises(CalibrationError, match=words):
-        pab_compile.tune(generate, model=Curve(), **given)
-
-
-def test_a_compiled_module_is_refused() -> None:
-    model = torch.compile(Curve(), backend="pab")
-    with pytest.raises(CalibrationError, match="Tune it before that"):
-        pab_compile.tune(generate, range(3), model=model, num_steps=NUM_STEPS, computed=3)
-
-
-def test_a_module_under_enable_is_refused(dit: SmallDiT) -> None:
-    handle = pab_compile.enable(dit, inner="eager")
-    try:
-        with pytest.raises(CalibrationError, match="disable the handle of"):
-            pab_compile.tune(generate, range(3), model=dit, num_steps=NUM_STEPS, computed=3)
-    finally:
-        handle.disable()
-
-
-class PerToken(Curve):
-    """Its timestep has a number per token."""
-
-    def forward(self, latents: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
-        return super().forward(latents, timestep[0])
-
-
-def test_timesteps_per_token_are_refused() -> None:
-    model = PerToken()
-
-    def generate(seed: int, num_steps: int) -> torch.Tensor:
-        return euler(lambda x, t: model(x, t.expand(1, 7)), seed, num_steps)
-
-    with pytest.raises(CalibrationError, match=r"\[1, 7\], one number per token or frame"):
-        pab_compile.tune(generate, range(3), model=model, num_steps=NUM_STEPS, computed=3)
-
-
-def test_several_passes_through_the_schedule_are_refused() -> None:
-    model = Curve()
-
-    def generate(seed: int, num_steps: int) -> torch.Tensor:
-        return euler(model, seed, num_steps) + euler(model, seed + 100, num_steps)
-
-    with pytest.raises(CalibrationError, match="12 timesteps several times: it has 24 steps"):
-        pab_compile.tune(generate, range(3), model=model, num_steps=NUM_STEPS, computed=3)
-
-
-def test_a_result_that_is_not_finite_names_its_prompt() -> None:
-    model = Curve()
-
-    def broken(seed: int, num_steps: int) -> torch.Tensor:
-        return euler(model, seed, num_steps) * (math.nan if seed == 1 else 1)
-
-    with pytest.raises(CalibrationError, match="prompt 1 is not finite"):
-        pab_compile.tune(broken, range(3), model=model, num_steps=NUM_STEPS, computed=3)
-
-
-def test_a_held_out_prompt_that_cannot_be_used_is_found_before_the_fit() -> None:
-    model = Curve()
-
-    def broken(seed: int, num_steps: int) -> torch.Tensor:
-        return euler(model, seed, num_steps) * (math.nan if seed == 2 else 1)
-
-    with pytest.raises(CalibrationError, match="prompt 2 is not finite"):
-        pab_compile.tune(broken, range(3), model=model, num_steps=NUM_STEPS, computed=3)
-    assert model.calls == 3 * NUM_STEPS
-
-
-def test_pictures_that_are_no_tensors_are_refused() -> None:
-    model = Curve()
-
-    def drawn(seed: int, num_steps: int) -> list[str]:
-        return [str(euler(model, seed, num_steps).shape)]
-
-    with pytest.raises(CalibrationError, match="it returned str"):
-        pab_compile.tune(drawn, range(3), model=model, num_steps=NUM_STEPS, computed=3)
 
 
 def test_a_score_has_an_interval_and_equal_results_have_100_db() -> None:
