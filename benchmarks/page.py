@@ -111,30 +111,88 @@ allows.
 alone. A plan that reuses little pays for the borders between its pieces.""",
     ),
 )
+# What is counted, what holds, and the tests that hold it.
+GUARDS = (
+    (
+        "pieces, kernels of Inductor, products of matrices and copies of a step",
+        "per pattern of steps; no piece is compiled that no step runs, and no tensor is copied",
+        ("compile/test_step_counts.py",),
+    ),
+    (
+        "kernels beside stock `torch.compile`",
+        "a step of `linear3` that computes has as many as the whole model, one that reuses as many "
+        "as the model without its blocks, and a few more",
+        ("dits/test_kernels.py",),
+    ),
+    (
+        "operations of a step that reuses",
+        "those of what is outside of the blocks, and no more with coalescing",
+        ("compile/test_reuse_cost.py",),
+    ),
+    ("reads from the device", "none", ("compile/test_costs.py",)),
+    ("bytes", "every kept tensor is freed at its last use", ("compile/test_costs.py",)),
+    (
+        "calls of Python in a step that reuses",
+        "as many with more blocks and weights",
+        ("compile/test_costs.py",),
+    ),
+    (
+        "compilations of equal pieces",
+        "one; a row of blocks is cut into equal pieces",
+        ("compile/test_lower.py", "passes/rewrite/test_repeats.py"),
+    ),
+    (
+        "captures at further sizes",
+        "none once Dynamo keeps a size open",
+        ("compile/test_open_sizes.py",),
+    ),
+    (
+        "traces by Dynamo",
+        "none for further generations and other plans",
+        ("compile/test_costs.py", "live/test_switching.py"),
+    ),
+    (
+        "traces in a capture",
+        "equal calls share one; another process reads it",
+        ("passes/graph/test_trace_calls.py", "compile/test_trace_store.py"),
+    ),
+    (
+        'compilations that a step waits for, with `warm="background"`',
+        "none",
+        ("compile/test_background.py",),
+    ),
+    (
+        "nodes that the capture and the passes visit",
+        "as many per node of a deeper model; `python -m benchmarks.growth` prints the exponents",
+        ("passes/test_growth.py",),
+    ),
+    (
+        "minimum cuts, and ops that ranks add",
+        "equal blocks share them",
+        (
+            "passes/graph/test_minimum_cut.py",
+            "passes/parallel/test_append.py",
+            "passes/parallel/test_placement.py",
+        ),
+    ),
+)
 KERNELS = """## Kernels and operations
 
 These do not depend on the machine, so tests hold them:
 
-- `tests/compile/test_step_counts.py`: per pattern of steps, how many compiled functions, kernels of
-  Inductor and matrix products a step runs, and that the library copies no tensor.
-- `tests/dits/test_kernels.py`: a step of `linear3` that computes launches as many of Inductor's
-  kernels as the whole model under stock `torch.compile`, and a step that reuses as many as the
-  model without its blocks. A few more are allowed.
-- `tests/compile/test_reuse_cost.py`: a step that reuses runs the operations of what is outside of
-  the blocks, and no more with coalescing than without.
-- `tests/compile/test_costs.py`: nothing is read from the device, nothing is compiled after the
-  first generation, every kept tensor is freed at its last use, and a step that reuses calls no
-  Python per block or weight.
-- `tests/compile/test_lower.py`, `tests/passes/rewrite/test_repeats.py`: equal pieces are compiled
-  once, and a row of blocks is cut into equal pieces.
-- `tests/compile/test_open_sizes.py`, `tests/compile/test_trace_store.py`, `tests/live`: captures
-  and compilations are counted, also at further sizes and in other processes.
-- `tests/passes/test_growth.py`: the capture and all passes visit as many nodes per node of a deeper
-  model as of a shallow one. `python -m benchmarks.growth` prints the exponents that fit.
+| counted | what holds | tests |
+|---|---|---|
+{}
 
 `python -m tests.mutations --costs` takes each of these optimisations out and runs the test that
 holds it. It fails if a test does not notice.
 """
+
+
+def guards() -> str:
+    """The table of what tests count."""
+    rows = ((*row, "<br>".join(f"`tests/{test}`" for test in tests)) for *row, tests in GUARDS)
+    return KERNELS.format("\n".join(f"| {' | '.join(row)} |" for row in rows))
 
 
 def page() -> str:
@@ -146,7 +204,7 @@ def page() -> str:
             result = _read(path)
             shown = equal_quality(result) if "scores" in result else table(result)
             parts.append(f"## {section.title}\n\n{section.words}\n\n{shown}")
-    return "\n".join([*parts, KERNELS])
+    return "\n".join([*parts, guards()])
 
 
 def equal_quality(result: dict[str, Any]) -> str:

@@ -223,6 +223,16 @@ def test_elsewhere_they_are_refused_by_name_until_enable_follows(name: str, how:
             assert torch.equal(generate(model), generate(plain))
 
 
+def test_enable_follows_a_call_that_hooks_around_leaves_broke_up() -> None:
+    model = tiny_latte(depth=1)
+    offload_leaves(model)
+    compiled = compiled_pab(model)
+    refused_with("group offloading", lambda: Loop(calls_of(compiled), ddim_timesteps(3)).run())
+    handle = pab_compile.enable(model, "linear3", inner="eager")
+    generate(model, ddim_timesteps(6))
+    assert all(handle.stats()["model"].reused.values())
+
+
 @pytest.mark.long
 def test_explain_names_the_feature() -> None:
     model = tiny_latte(depth=1)

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 from .mutation import Mutation
 
+COALESCE = (
+    "tests/passes/rewrite/test_coalesce.py",
+    "tests/passes/rewrite/test_coalesce_streams.py",
+)
+
 REWRITES = (
     Mutation(
         "passes/rewrite/merge.py",
         "the end of a stretch is the start of another one of its own branch",
         "        leaving.update(cut)  # a returned end may be the start of another\n",
         "",
-        ("tests/passes/rewrite/test_coalesce.py",),
+        COALESCE,
     ),
     Mutation(
         "passes/rewrite/fusing.py",
@@ -24,21 +29,21 @@ REWRITES = (
         "a merged site may feed itself",
         "return [] if not region or feeds_itself else [site]",
         "return [site]",
-        ("tests/passes/rewrite/test_coalesce.py",),
+        COALESCE,
     ),
     Mutation(
         "passes/rewrite/merge.py",
         "sums that save no memory are cached",
         "if _bytes(sums, group, chosen) >= _bytes(sums, group, ()):",
         "if False:",
-        ("tests/passes/rewrite/test_coalesce.py",),
+        COALESCE,
     ),
     Mutation(
         "passes/rewrite/coalesce.py",
         "a reuse may compute more than without coalescing",
         "        if more:\n",
         "        if False:\n",
-        ("tests/passes/rewrite/test_coalesce.py",),
+        COALESCE,
     ),
     Mutation(
         "passes/rewrite/demand.py",

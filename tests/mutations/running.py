@@ -257,4 +257,11 @@ RUNNING = (
         "if False:",
         ("tests/runtime/test_continuation.py",),
     ),
+    Mutation(
+        "pab_compile/live/bring_weights.py",
+        "what Dynamo compiled of single layers counts against its limit for the whole model",
+        "        forget(model.forward)\n",
+        "        pass\n",
+        ("tests/live/test_layer_hooks.py",),
+    ),
 )

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
 
 import pytest
 import torch
@@ -24,47 +22,12 @@ from helpers.captured import (
     small_dit,
     time_embedding,
     tokens_of,
-    usual,
 )
+from helpers.coalesced import alike, check_numbers, coalesced, parts_of
 from helpers.golden import check_inline
-from helpers.latte import assert_different, assert_same
-from helpers.reusing import reused
 from pab_compile.passes.errors import InvariantError
 from pab_compile.passes.graph.printer import diff_text, format_graph
-from pab_compile.passes.rewrite.broadcast import broadcast
-from pab_compile.passes.rewrite.coalesce import Coalesced, coalesce, verify_coalesced
-from pab_compile.passes.rewrite.pieces import cut_into_pieces
-from pab_compile.passes.rewrite.verify import verify
-from pab_compile.passes.sites.site import Site
-
-
-def alike(site: Site) -> int:
-    """The pattern of sites that are all reused together."""
-    return 0
-
-
-def coalesced(model: Captured, pattern: Callable[[Site], Any] = alike) -> Coalesced:
-    sites = analysed(model, "gated").sites
-    done = coalesce(model.graph_module, sites, pattern)
-    verify_coalesced(done.graph_module, model.graph_module, done.sites, pattern)
-    return done
-
-
-def check_numbers(model: Captured, done: Coalesced) -> None:
-    """Computing gives the model's output, reusing what the single sites give on reuse."""
-    single = [site for site in analysed(model, "gated").sites if site.can_broadcast]
-    assert torch.equal(done.graph_module(*model.args)[0], model.eager()[0])
-    expected = reused(model, model.graph_module, single)
-    assert_different(expected, model.eager()[0])
-    merged = [site for site in done.sites if site.can_broadcast]
-    assert_same(reused(model, done.graph_module, merged), expected)
-    cut = cut_into_pieces(broadcast(done.graph_module, done.sites, lambda site: True)[0])
-    verify(cut, done.graph_module)
-    assert torch.equal(cut(*model.args)[0], model.eager()[0])
-
-
-def parts_of(done: Coalesced) -> list[int]:
-    return [len(site.parts) for site in done.sites if site.can_broadcast]
+from pab_compile.passes.rewrite.coalesce import coalesce, verify_coalesced
 
 
 def test_two_sites_cache_their_sum() -> None:
@@ -91,84 +54,6 @@ def test_what_is_cached_does_not_grow_with_depth(depth: int) -> None:
     assert [site.cache_bytes] == [part.cache_bytes for part in site.parts[:1]]
     if depth == 4:
         check_numbers(model, done)
-
-
-def joint_blocks(
-    latents: torch.Tensor,
-    timestep: torch.Tensor,
-    prompt: torch.Tensor,
-    w_in: torch.Tensor,
-    w_time: torch.Tensor,
-    w_text: torch.Tensor,
-    w_out: torch.Tensor,
-    w_text_out: torch.Tensor,
-    w_up: torch.Tensor,
-    w_down: torch.Tensor,
-) -> torch.Tensor:
-    """Two blocks of joint attention with an MLP on the video, then both streams are joined."""
-    x, text = tokens_of(latents, w_in), linear(prompt, w_text)
-    emb = time_embedding(timestep, w_time)
-    for _ in range(2):
-        both = layer_norm(torch.cat([text, x], 1), [CHANNELS]) * emb
-        text_part, part = attend(both, both, both).split([TEXT, TOKENS], 1)
-        text = text + emb * linear(text_part, w_text_out)
-        x = x + emb * linear(part, w_out)
-        x = x + emb * linear(gelu(linear(x * emb, w_up)), w_down)
-    return latents_of(layer_norm(x + text.mean(1, keepdim=True), [CHANNELS]))
-
-
-def test_two_streams_are_one_site_with_two_sums() -> None:
-    model = captured(joint_blocks)
-    done = coalesced(model)
-    assert parts_of(done) == [4]
-    (site,) = [site for site in done.sites if site.parts]
-    assert [node.meta["val"].shape[1] for node in site.cut] == [TEXT, TOKENS]
-    check_numbers(model, done)
-
-
-def test_streams_that_are_joined_at_the_end_of_their_blocks_go_on_as_one() -> None:
-    def model(latents, timestep, prompt, w_in, w_time, w_text, w_out, w_up, w_down):  # type: ignore[no-untyped-def]
-        x, text = tokens_of(latents, w_in), linear(prompt, w_text)
-        emb = time_embedding(timestep, w_time)
-        both = layer_norm(torch.cat([text, x], 1), [CHANNELS]) * emb
-        text_part, part = attend(both, both, both).split([TEXT, TOKENS], 1)
-        tokens = torch.cat(
-            [text + emb * linear(text_part, w_out), x + emb * linear(part, w_out)], 1
-        )
-        tokens = tokens + emb * linear(gelu(linear(tokens * emb, w_up)), w_down)
-        return latents_of(tokens[:, TEXT:])
-
-    done = coalesced(captured(model))
-    assert parts_of(done) == [2]
-    # Not the video's part alone: that would be a view of the whole.
-    assert [site.cache_bytes for site in done.sites] == [4 * 2 * (TEXT + TOKENS) * CHANNELS]
-    check_numbers(captured(model), done)
-
-
-def two_streams(last_reads_the_end: bool) -> Captured:
-    """Text that attends twice to the video, between its attention and its MLP, or behind both."""
-
-    def model(latents, timestep, prompt, w_in, w_time, w_text, w_out, w_up, w_down):  # type: ignore[no-untyped-def]
-        x, text = tokens_of(latents, w_in), linear(prompt, w_text)
-        emb = time_embedding(timestep, w_time)
-        x = x + emb * linear(attend(x, x, x), w_out)
-        text = text + emb * attend(text, x, x)
-        y = x + emb * linear(gelu(linear(x * emb, w_up)), w_down)
-        x = y if last_reads_the_end else x
-        text = text + emb * attend(text, x, x)
-        return latents_of(layer_norm(y, [CHANNELS]) + torch.tanh(text).mean(1, keepdim=True))
-
-    return captured(model)
-
-
-@pytest.mark.parametrize("last_reads_the_end", [False, True])
-def test_streams_of_which_one_only_reads_the_other_are_merged(last_reads_the_end: bool) -> None:
-    model = two_streams(last_reads_the_end)
-    done = coalesced(model)
-    assert parts_of(done) == [4]
-    (site,) = done.sites
-    assert len(site.cut) == len(site.starts) == 2
-    check_numbers(model, done)
 
 
 def test_sums_of_as_many_bytes_as_their_sites_save_nothing_and_are_not_cached() -> None:
@@ -365,38 +250,3 @@ def test_more_values_than_sites_stay_single_with_the_reason() -> None:
     assert done.graph_module is found.graph_module
     (line,) = done.lines
     assert line.endswith("its sums need more sites than there are")
-
-
-def joint_stream(
-    latents: torch.Tensor,
-    timestep: torch.Tensor,
-    prompt: torch.Tensor,
-    w_in: torch.Tensor,
-    w_time: torch.Tensor,
-    w_text: torch.Tensor,
-    w_out: torch.Tensor,
-    w_up: torch.Tensor,
-    w_down: torch.Tensor,
-) -> torch.Tensor:
-    """Two blocks over text and video, each of which hands on both as tensors of their own."""
-    x, text = tokens_of(latents, w_in), linear(prompt, w_text)
-    emb = time_embedding(timestep, w_time)
-    both = torch.cat([text, x], 1)
-    both = both + linear(attend(both, both, both), w_out)
-    text, x = both[:, :TEXT], both[:, TEXT:]
-    both = torch.cat([text, x], 1)
-    both = both + linear(gelu(linear(both * emb, w_up)), w_down)
-    return latents_of(both[:, TEXT:])
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_blocks_that_hand_on_the_parts_of_one_stream_cache_one_sum(dtype: torch.dtype) -> None:
-    inputs = inspect.signature(joint_stream).parameters
-    weights = {n: torch.nn.Parameter(usual(n).to(dtype), False) for n in inputs if n[:2] == "w_"}
-    others = {name: usual(name).to(dtype) for name in inputs if name not in weights}
-    model = captured(joint_stream, **others, **weights)
-    done = coalesced(model)
-    assert torch.equal(done.graph_module(*model.args)[0], model.eager()[0])
-    assert parts_of(done) == [2]
-    if dtype == torch.float32:
-        check_numbers(model, done)
