@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import sys
+import weakref
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -168,6 +169,34 @@ def test_a_tensor_is_held_from_its_step_to_its_last_reuse(
             assert abs(slack) < 2048, f"step {step}: {slack} bytes beside what the plan needs"
     stats = pab_compile.stats(compiled)  # type: ignore[arg-type]
     assert stats.peak_cache_bytes == max(expected.values())
+
+
+def test_a_step_frees_what_a_piece_returns_at_its_last_use(model: LatteTransformer3DModel) -> None:
+    made: list[weakref.ref[torch.Tensor]] = []
+    living: list[set[int]] = []
+    last_read: dict[int, int] = {}
+
+    def inner(graph_module: torch.fx.GraphModule, _: Any) -> Callable[..., Any]:
+        def run(*args: torch.Tensor) -> Any:
+            known = {n: tensor for n, ref in enumerate(made) if (tensor := ref()) is not None}
+            read = [n for n, tensor in known.items() if any(tensor is arg for arg in args)]
+            last_read.update(dict.fromkeys(read, len(living)))
+            living.append({*known})
+            results = graph_module(*args)
+            made.extend(map(weakref.ref, results))
+            return results
+
+        return run
+
+    steps = Loop(calls_of(compiled_pab(model, inner=inner)), ddim_timesteps(NUM_STEPS)).steps()
+    for _ in range(NUM_STEPS - 1):
+        next(steps)
+    for each in (made, living, last_read):  # what the last step returns is not kept for another one
+        each.clear()
+    next(steps)
+    too_long = [{n for n in now if last_read.get(n, 0) < call} for call, now in enumerate(living)]
+    assert len(living) > 3
+    assert not any(too_long), too_long
 
 
 @pytest.mark.sample("two calls")

@@ -144,7 +144,7 @@ SLOWER = (
         "a tensor within a step stays in memory after its last use",
         "            for register in op.frees:\n                registers[register] = None",
         "            pass",
-        (COSTS, "tests/compile"),
+        (COSTS,),
     ),
     Mutation(
         "passes/parallel/append.py",
