@@ -17,7 +17,7 @@ that casts by itself (autocast): what it is given would be cast here.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import fx
@@ -27,6 +27,9 @@ from .autocast import has_autocast
 from .mapped import mapped_sections, run_node, version_of
 from .tracing import fake, trace_plain
 from .walk import feeding, in_order, results
+
+if TYPE_CHECKING:
+    from torch._subclasses.fake_tensor import FakeTensorMode
 
 
 def unmap(graph_module: fx.GraphModule, tensors: Sequence[torch.Tensor]) -> int:
@@ -40,13 +43,14 @@ def unmap(graph_module: fx.GraphModule, tensors: Sequence[torch.Tensor]) -> int:
         The number of sections that were replaced.
     """
     sections = mapped_sections(graph_module.graph)
-    if not sections:
+    if not (sections and tensors):
         return 0
     casts = has_autocast(graph_module.graph)
-    values = dict(zip(ir.placeholders(graph_module.graph), fake(tensors), strict=True))
+    fakes = fake(tensors)
+    values = dict(zip(ir.placeholders(graph_module.graph), fakes, strict=True))
     replaced = 0
     for section in sections:
-        plain = _plain(section, values)
+        plain = _plain(section, values, fakes[0].fake_mode)
         if plain is not None and not (casts and _has_floats(plain[0])):
             _replace(section, *plain)
             replaced += 1
@@ -56,7 +60,7 @@ def unmap(graph_module: fx.GraphModule, tensors: Sequence[torch.Tensor]) -> int:
 
 
 def _plain(
-    section: Sequence[fx.Node], values: dict[fx.Node, Any]
+    section: Sequence[fx.Node], values: dict[fx.Node, Any], mode: FakeTensorMode
 ) -> tuple[fx.GraphModule, list[fx.Node]] | None:
     """A section as plain ops of its tensors, and these; None if it cannot be made.
 
@@ -64,10 +68,10 @@ def _plain(
         section: its nodes.
         values: fake tensors of the inputs, and of what was run for earlier sections; this adds to
             them.
+        mode: that of the fake tensors.
     """
     before = in_order(feeding(section) - set(section))
     read = [node for node in before if any(user in section for user in node.users)]
-    mode = next(value for value in values.values() if isinstance(value, torch.Tensor)).fake_mode
     try:
         with torch.no_grad(), mode:
             _run([node for node in before if node not in values], values)
