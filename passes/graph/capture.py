@@ -29,7 +29,7 @@ from .rejoin import rejoin
 from .round_trips import round_trips
 from .sizes_only import read_sizes_only
 from .trace import trace
-from .tracing import fake, tracing
+from .tracing import fake
 from .unmapping import unmap
 from .unscatter import unscatter
 from .whole_sums import whole_sums
@@ -76,8 +76,7 @@ def capture(
     fold_mapped_constants(static_graph)
     if inputs.wrapped:
         take_plain(static_graph, inputs.given_tensors(args))
-    with tracing():
-        unmap(static_graph, inputs.tensors(args))
+    unmap(static_graph, inputs.tensors(args))
     try:
         if has_autocast(static_graph.graph):
             static_graph = cast_explicitly(static_graph, fake(inputs.tensors(args)))

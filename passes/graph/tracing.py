@@ -63,7 +63,7 @@ def tracing() -> Iterator[None]:
             # A second trace decomposes foreign ops that consist of plain ops.
             warnings.filterwarnings("ignore", "At pre-dispatch tracing, we assume")
             yield
-    except (RuntimeError, NotImplementedError):
+    except Exception:
         while maybe_current_level() != level:
             _vmap_decrement_nesting()
         raise

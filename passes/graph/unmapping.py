@@ -25,7 +25,7 @@ from torch import fx
 from . import ir
 from .autocast import has_autocast
 from .mapped import mapped_sections, run_node, version_of
-from .tracing import fake, trace_plain
+from .tracing import fake, trace_plain, tracing
 from .walk import feeding, in_order, results
 
 if TYPE_CHECKING:
@@ -73,7 +73,7 @@ def _plain(
     before = in_order(feeding(section) - set(section))
     read = [node for node in before if any(user in section for user in node.users)]
     try:
-        with torch.no_grad(), mode:
+        with tracing(), torch.no_grad(), mode:
             _run([node for node in before if node not in values], values)
             versions = [version_of(values[node]) for node in before]
             _run(section, values)
@@ -86,7 +86,8 @@ def _plain(
             _run(section, inside)
             return [inside[node] for node in results(section)]
 
-        traced = trace_plain(run, [values[node] for node in tensors], mode)
+        with tracing():
+            traced = trace_plain(run, [values[node] for node in tensors], mode)
     except (RuntimeError, NotImplementedError, TypeError, AttributeError):
         return None
     holds_tensors = any(node.op == "get_attr" for node in traced.graph.nodes)

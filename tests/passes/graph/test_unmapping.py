@@ -6,10 +6,12 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from torch._C._functorch import maybe_current_level
 from torch.nn.attention.flex_attention import create_block_mask, create_mask
 
 from helpers.captured import values
 from helpers.mapped import dynamo_graph, num_maps, outer
+from pab_compile.passes.graph import unmapping
 from pab_compile.passes.graph.unmapping import unmap
 
 Function = Callable[[torch.Tensor], torch.Tensor]
@@ -94,6 +96,25 @@ def test_what_writes_to_what_it_is_given_stays() -> None:
     before = str(graph_module.graph)
     assert unmap(graph_module, [values(3, 4)]) == 0
     assert str(graph_module.graph) == before
+
+
+@pytest.mark.parametrize("error", [RuntimeError, TypeError])
+def test_a_section_that_fails_stays_and_its_vmap_is_left(
+    error: type[Exception], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = unmapping.run_node
+
+    def failing(node: torch.fx.Node, known: dict[torch.fx.Node, object]) -> None:
+        if node.target == "sum":
+            raise error("as torch does for what it cannot map")
+        run(node, known)
+
+    monkeypatch.setattr(unmapping, "run_node", failing)
+    graph_module = dynamo_graph(sums)
+    before = str(graph_module.graph)
+    assert unmap(graph_module, [values(3, 4)]) == 0
+    assert str(graph_module.graph) == before
+    assert maybe_current_level() is None
 
 
 @pytest.mark.parametrize(("function", "number"), [(products, 0), (mask_under_autocast, 1)])
