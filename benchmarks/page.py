@@ -184,8 +184,8 @@ These do not depend on the machine, so tests hold them:
 |---|---|---|
 {}
 
-`python -m tests.mutations --costs` takes each of these optimisations out and runs the test that
-holds it. It fails if a test does not notice.
+`python -m tests.mutations --costs` takes optimisations out one by one, and runs the tests that hold
+them. It fails if a test does not notice. `dits/test_kernels.py` has no such fault of its own.
 """
 
 
