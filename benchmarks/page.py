@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -39,30 +40,27 @@ class Section:
         title: its heading.
         benchmark: the benchmark whose result it shows.
         words: what stands above the table.
+        has_grids: whether the names of the measures are ``row: grid: column``.
+        after: what stands below the tables.
     """
 
     title: str
     benchmark: str
     words: str
+    has_grids: bool = False
+    after: str = ""
 
 
 SECTIONS = (
     Section(
         "How near to the limit",
         "efficiency",
-        """A plan leaves blocks out, so it can gain no more than their time. The limit of a step
-that computes is the whole model under stock `torch.compile`. The limit of a step that reuses
-everything is the model without its blocks, compiled likewise. A ratio of 1.00 is the limit.
-`linear3` computes 12 of 30 steps, and `linear5` 8 of 30: with a bare model that took no time, they
-could be 2.5 and 3.75 times as fast as stock `torch.compile`.
-
-The narrow models miss the target. Their steps that reuse take milliseconds, most of it in Python.
-Part of that is Dynamo, which checks its guards on all weights at every call, as under stock
-`torch.compile`: the rows of a call that computes nothing show how much. A backend cannot leave the
-guards out. The rest is this library, which finds the generation, the step and the plan and looks
-whether a weight has changed. Both depend on the number of layers, and not on the size of the
-tensors. So the wider models, which are still far smaller than those that people run, reach the
-target or miss it by a hundredth.""",
+        """A plan leaves parts of the model out, so it can gain no more than their time. The limit of a
+step is the model without the parts that the step reuses, compiled whole by stock `torch.compile`.
+Figures are time of the limit / time of ours. A ratio of 1.00 is the limit. The target is 0.97;
+figures in bold miss it.""",
+        has_grids=True,
+        after="""WORDS""",
     ),
     Section(
         "Beside the operations",
@@ -201,9 +199,7 @@ def page() -> str:
     for section in SECTIONS:
         path = RESULTS_DIR / f"{section.benchmark}.json"
         if path.exists():
-            result = _read(path)
-            shown = equal_quality(result) if "scores" in result else table(result)
-            parts.append(f"## {section.title}\n\n{section.words}\n\n{shown}")
+            parts.append("\n\n".join(filter(None, _shown(section, _read(path)))))
     return "\n".join([*parts, guards()])
 
 
@@ -213,24 +209,63 @@ def equal_quality(result: dict[str, Any]) -> str:
     return f"{markdown(EQUAL_HEADERS, rows)}\n\n{result['settings']}.\n"
 
 
-def table(result: dict[str, Any]) -> str:
-    """A result of a file as a markdown table with its footer."""
+def table(measures: Iterable[Measure]) -> str:
+    """Measures as a markdown table with a row each."""
     lines = ["| | median | from .. to | target | |", "|---|---:|---:|---:|---|"]
-    for raw in result["measures"]:
-        fields = {key: value for key, value in raw.items() if key != "verdict"}
-        target = fields.pop("target")
-        measure = Measure(
-            **{**fields, "samples": tuple(fields["samples"])},
-            target=Target(**target) if target else None,
-        )
-        target_text = str(measure.target or "")
-        cells = (measure.name, measure.text, measure.spread, target_text, measure.verdict)
+    for measure in measures:
+        target = str(measure.target or "")
+        cells = (measure.name, measure.text, measure.spread, target, measure.verdict)
         lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(line.rstrip() for line in lines)
+
+
+def grids(measures: Iterable[Measure]) -> str:
+    """Measures whose names are ``row: grid: column`` as a markdown table per grid.
+
+    A figure in bold misses its target.
+    """
+    found: dict[str, dict[str, dict[str, str]]] = {}
+    for measure in measures:
+        row, grid, column = measure.name.split(": ")
+        stars = "**" if measure.verdict == "MISSED" else ""
+        cell = f"{stars}{measure.value:.2f}{stars} ({measure.spread})"
+        found.setdefault(grid, {}).setdefault(row, {})[column] = cell
+    return "\n\n".join(_grid(name, rows) for name, rows in found.items())
+
+
+def _grid(name: str, rows: dict[str, dict[str, str]]) -> str:
+    columns = list(dict.fromkeys(column for cells in rows.values() for column in cells))
+    lines = [f"| {name} | {' | '.join(columns)} |", f"|---|{'---:|' * len(columns)}"]
+    for row, cells in rows.items():
+        lines.append(f"| {row} | {' | '.join(cells.get(column, '') for column in columns)} |")
+    return "\n".join(lines)
+
+
+def footer(result: dict[str, Any]) -> str:
+    """What stands below the measures: notes, command, versions and settings."""
     versions = ", ".join(f"{name} {number}" for name, number in result["versions"].items())
     settings = ", ".join(f"{name} {value}" for name, value in result["settings"].items())
-    lines += ["", *result["notes"], f"Command: `{result['command']}`. {result.get('date', '')}"]
-    lines += [f"Versions: {versions}. Settings: {settings}.", ""]
+    lines = [*result["notes"], f"Command: `{result['command']}`. {result.get('date', '')}"]
+    lines.append(f"Versions: {versions}. Settings: {settings}.")
     return "\n".join(line.rstrip() for line in lines)
+
+
+def _shown(section: Section, result: dict[str, Any]) -> tuple[str, ...]:
+    """The paragraphs of a section."""
+    head = (f"## {section.title}", section.words)
+    if "scores" in result:
+        return (*head, equal_quality(result))
+    measures = [_measure(raw) for raw in result["measures"]]
+    shown = grids(measures) if section.has_grids else table(measures)
+    return (*head, shown, section.after, footer(result) + "\n")
+
+
+def _measure(raw: dict[str, Any]) -> Measure:
+    """A measure as a file holds it."""
+    fields = {key: value for key, value in raw.items() if key != "verdict"}
+    target = fields.pop("target")
+    samples = tuple(fields["samples"])
+    return Measure(**{**fields, "samples": samples}, target=Target(**target) if target else None)
 
 
 def _read(path: Path) -> dict[str, Any]:

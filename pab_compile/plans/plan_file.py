@@ -14,7 +14,7 @@ from typing import Any
 from pab_compile.errors import PlanError
 from pab_compile.passes.sites.site import CUTS, Site
 
-from .fingerprint import model_fingerprint
+from .fingerprint import is_fingerprint_of, model_fingerprint
 from .plan import COMPUTE, checked_entry
 from .schedule import Moment
 from .step_plan import STEP_PLAN_FORMAT, StepPlan, step_plan_from_json
@@ -101,11 +101,11 @@ class TablePlan:
     def _check_model(self, sites: Sequence[Site]) -> None:
         if self.calibrated is None:
             return
-        found = model_fingerprint(sites, self.calibrated.cut)
-        if found != self.calibrated.fingerprint:
+        made_for, cut = self.calibrated.fingerprint, self.calibrated.cut
+        if not is_fingerprint_of(made_for, sites, cut):
             raise PlanError(
                 f"{self.origin} was calibrated on a model with fingerprint "
-                f"{self.calibrated.fingerprint}, but this one's is {found}: it has other sites "
+                f"{made_for}, but this one's is {model_fingerprint(sites, cut)}: it has other sites "
                 f"({len(sites)} that can be broadcast; the plan names {len(self.entries)}). "
                 "Observe and calibrate this model."
             )
