@@ -103,9 +103,10 @@ class TablePlan:
             return
         made_for, cut = self.calibrated.fingerprint, self.calibrated.cut
         if not is_fingerprint_of(made_for, sites, cut):
+            found = model_fingerprint(sites, cut)
             raise PlanError(
                 f"{self.origin} was calibrated on a model with fingerprint "
-                f"{made_for}, but this one's is {model_fingerprint(sites, cut)}: it has other sites "
+                f"{made_for}, but this one's is {found}: it has other sites "
                 f"({len(sites)} that can be broadcast; the plan names {len(self.entries)}). "
                 "Observe and calibrate this model."
             )

@@ -6,6 +6,20 @@ from .mutation import Mutation
 
 PLANS = (
     Mutation(
+        "pab_compile/plans/fingerprint.py",
+        "a calibrated plan is for sites in one order",
+        "return _hash(sorted(map(_words, sites)), cut)",
+        "return _hash(map(_words, sites), cut)",
+        ("tests/plans/test_plan.py",),
+    ),
+    Mutation(
+        "pab_compile/plans/plan_file.py",
+        "a calibrated plan is used on a model with other sites",
+        "if not is_fingerprint_of(made_for, sites, cut):",
+        "if False:",
+        ("tests/plans/test_plan.py",),
+    ),
+    Mutation(
         "pab_compile/plans/tuned_model.py",
         "a plan that was tuned on another architecture is used",
         "if self.fingerprint == other.fingerprint:",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import tempfile
 from dataclasses import replace
@@ -280,9 +281,26 @@ def calibrated(**changes: Any) -> dict[str, Any]:
 def test_a_calibrated_plan_is_refused_on_another_model() -> None:
     plan = plan_from_json(calibrated(), "The plan file 'p.json'")
     plan.check([site(), site("temporal", "b"), site(name="c", can_broadcast=False)])
-    for others in ([site()], [site(), site("spatial", "b")], [site("temporal", "b"), site()]):
+    for others in ([site()], [site(), site("spatial", "b")], [site("temporal", "c"), site()]):
         with pytest.raises(PlanError, match="was calibrated on a model with fingerprint"):
             plan.check(others)
+
+
+def test_a_calibrated_plan_fits_its_sites_in_any_order() -> None:
+    swapped = [site("temporal", "b"), site()]
+    plan_from_json(calibrated(), "p").check(swapped)
+    assert model_fingerprint(swapped, "gated") == calibrated()["fingerprint"]
+
+
+def test_a_calibrated_plan_of_an_earlier_version_hashed_the_sites_in_model_order() -> None:
+    sites = [site("temporal", "b"), site()]
+    words = ["gated", *([one.name, one.kind, one.module] for one in sites)]
+    before = hashlib.sha256(json.dumps(words).encode()).hexdigest()[:16]
+    assert before != model_fingerprint(sites, "gated")
+    plan = plan_from_json(calibrated(fingerprint=before), "p")
+    plan.check(sites)
+    with pytest.raises(PlanError, match="was calibrated on a model with fingerprint"):
+        plan.check([*sites, site("cross", "c")])
 
 
 def test_a_calibrated_plan_says_what_it_is_for() -> None:
