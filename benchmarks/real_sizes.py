@@ -3,20 +3,18 @@
     python -m benchmarks.real_sizes                    # prints a row per model
     python -m benchmarks.real_sizes Latte-1 "FLUX.1"   # of these models only
     python -m benchmarks.real_sizes --write            # and writes benchmarks/results/real_sizes.md
-    python -m benchmarks.real_sizes --seconds "FLUX.1" # the processor time of `explain` alone
 
 The models are described only: no weights, no run. They are in bfloat16, with one prompt. `explain`
 says what a step that reuses all sites of `linear3` computes, and what a plan keeps in memory.
 Shares are of all operations of a call. The *ideal* is what eager computes outside of the blocks,
 counted by torch's own `FlopCounterMode`. A step may compute less: what depends on the prompt alone
-runs once per generation. A pipeline with guidance keeps the cache twice. The last column is the
-processor time of `explain`, on one thread. With names, the other rows of the file remain.
+runs once per generation. A pipeline with guidance keeps the cache twice. With names, the other rows
+of the file remain. `python -m benchmarks explain_time` measures the time of `explain`.
 """
 
 from __future__ import annotations
 
 import argparse
-import time
 import warnings
 from pathlib import Path
 
@@ -35,43 +33,40 @@ RESULTS = Path(__file__).parent / "results" / "real_sizes.md"
 PLANS = ("linear3", "pab246")
 HEAD = [
     "| model | size | PFLOP per call | linear3: a reuse step | ideal | linear3: cache, GiB "
-    "| PAB246: cache, GiB | seconds |",
-    "|---|---|---|---|---|---|---|---|",
+    "| PAB246: cache, GiB |",
+    "|---|---|---|---|---|---|---|",
 ]
 
 
-def explained(real: RealModel, plan: str) -> tuple[Explanation, float]:
-    """What the compiler finds with a preset, and the processor time of that in seconds.
+def explained(real: RealModel, plan: str) -> Explanation:
+    """What the compiler finds with a preset.
 
     Raises:
         PabError: the model is refused.
     """
     torch.compiler.reset()
     model, inputs = real.build(), real.inputs()
-    start = time.process_time()
-    found = pab_compile.explain(model, options={"ranges": plan}, **inputs)
-    return found, time.process_time() - start
+    return pab_compile.explain(model, options={"ranges": plan}, **inputs)
 
 
 def row(real: RealModel) -> str:
     """A line of the table."""
     try:
-        found, seconds = explained(real, PLANS[0])
+        found = explained(real, PLANS[0])
     except (PabError, RuntimeError) as error:  # torch's own: a value is read, which there is not
         reason = str(error).splitlines()[0].split(". ")[0]
-        return f"| {real.name} | {real.size} | - | not described: {reason} | - | - | - | - |"
+        return f"| {real.name} | {real.size} | - | not described: {reason} | - | - | - |"
     model = real.build()
     with FlopCounterMode(display=False) as counter:
         model(**real.inputs())
     ideal = 1 - Blocks(model).share(counter)
-    as_published, _ = explained(real, PLANS[1])
+    as_published = explained(real, PLANS[1])
     cells = [
         f"{found.total_flops / 1e15:.3f}",
         f"{found.reuse_flops / found.total_flops:.2%}",
         f"{ideal:.2%}",
         f"{found.cache_bytes / 2**30:.2f}",
         f"{as_published.cache_bytes / 2**30:.2f}",
-        f"{seconds:.0f}",
     ]
     return f"| {real.name} | {real.size} | {' | '.join(cells)} |"
 
@@ -86,7 +81,6 @@ def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.real_sizes", description=__doc__)
     parser.add_argument("names", nargs="*", metavar="NAME", help="models; all unless given")
-    parser.add_argument("--seconds", action="store_true", help="only time explain")
     parser.add_argument("--write", action="store_true", help=f"write {RESULTS.name}")
     args = parser.parse_args()
     console = Console()
@@ -94,10 +88,6 @@ def main() -> None:
     torch.set_num_threads(1)
     known = _rows_before() if args.names else {}
     for name in track(args.names or list(REAL_MODELS), description="models", console=console):
-        if args.seconds:
-            found, seconds = explained(REAL_MODELS[name], PLANS[0])
-            console.print(f"{name}: {seconds:.1f} s for {found.num_nodes} nodes")
-            continue
         known[name] = row(REAL_MODELS[name])
         console.print(known[name], markup=False, highlight=False, soft_wrap=True)
         if args.write:  # after every row: a run that is broken off leaves what it found
