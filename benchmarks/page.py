@@ -55,7 +55,7 @@ SECTIONS = (
     Section(
         "How near to the limit",
         "efficiency",
-        """A plan leaves parts of the model out, so it can gain no more than their time. The limit of
+        """A plan leaves parts of a model out and can gain no more than their time. The limit of
 a step is the model without the parts that it reuses, compiled whole by stock `torch.compile`.
 Figures are time of the limit / time of ours. A ratio of 1.00 is the limit. The target is 0.97;
 figures in bold miss it.""",
