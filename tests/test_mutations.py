@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import ast
 from pathlib import Path
 
 import pytest
 
+from helpers.sampling import are_tests_long
 from mutations.catalogue import MUTATIONS
 from mutations.costs import SLOWER
 from mutations.mutation import Mutation
@@ -16,15 +16,8 @@ EVERY = [pytest.param(each, id=f"{each.path}: {each.what}") for each in (*MUTATI
 
 
 def selected(source: str) -> list[str]:
-    """Names of the test functions of a file that are not marked ``long``: a sample has a case."""
-    tree = ast.parse(source)
-    return [
-        node.name
-        for node in tree.body
-        if isinstance(node, ast.FunctionDef)
-        and node.name.startswith("test_")
-        and not any(ast.unparse(mark).endswith("mark.long") for mark in node.decorator_list)
-    ]
+    """Names of the test functions of a file that ``make test`` runs."""
+    return [name for name, is_long in are_tests_long(source).items() if not is_long]
 
 
 def files(name: str) -> list[Path]:
@@ -44,6 +37,7 @@ def test_long_tests_and_helpers_are_not_selected() -> None:
     source = "@pytest.mark.long\n@pytest.mark.slow\ndef test_a(): ...\n\ndef b(): ...\n"
     assert selected(source) == []
     assert selected(source + "\n@pytest.mark.sample('1')\ndef test_c(): ...\n") == ["test_c"]
+    assert selected("pytestmark = [pytest.mark.slow, pytest.mark.long]\ndef test_d(): ...\n") == []
 
 
 def test_what_occurs_twice_or_never_is_stale() -> None:

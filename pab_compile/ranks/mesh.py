@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch.distributed as dist
@@ -19,6 +19,8 @@ from pab_compile.options import GivenOptions, Options, read_options
 from pab_compile.passes.graph import ir
 from pab_compile.passes.graph.wrapped import mesh_of
 from pab_compile.plans.plan import CallablePlan, Plan
+from pab_compile.plans.plan_file import TablePlan
+from pab_compile.plans.step_plan import StepPlan
 
 
 @dataclass(frozen=True)
@@ -187,8 +189,12 @@ def fingerprint(options: Options, plan: Plan, graph: str) -> str:
         plan: the plan that the options describe.
         graph: the captured graph, or its sites, as a text that is the same in every process.
     """
-    # What a function decides is compared in every generation: its closure is not in its code.
-    decider = "a function" if isinstance(plan, CallablePlan) else plan
+    decider: object = plan
+    if isinstance(plan, CallablePlan):
+        # What it decides is compared in every generation: its closure is not in its code.
+        decider = "a function"
+    elif isinstance(plan, StepPlan | TablePlan):
+        decider = replace(plan, origin="")  # each rank may read a file of its own
     inner = options.inner if isinstance(options.inner, str) else _described(options.inner)
     chosen = (
         options.cut,

@@ -377,7 +377,7 @@ class Team:
                     "The ranks of the mesh are at different calls, so they would wait for one "
                     f"another for ever: rank {self.number}: {self.here.last}; rank {number} "
                     f"{answer.words}. Every rank must make the same calls of the model in the same "
-                    "order, with the same inputs and number of steps."
+                    "order, with the same inputs, weights and number of steps."
                 )
             elif is_late and answer.doing is not Doing.COMPILING:
                 waited = f"{self._timeout.total_seconds():.0f} s"

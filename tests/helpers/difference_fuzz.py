@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,17 +12,8 @@ import torch
 import torch.distributed as dist
 
 import pab_compile
-from helpers.latte import (
-    Guidance,
-    Loop,
-    ModelCall,
-    Moment,
-    calls_of,
-    compiled_pab,
-    ddim_timesteps,
-    draw_latents,
-    tiny_latte,
-)
+from helpers.differences import AT_A_STEP, AT_ONCE, Cancelled
+from helpers.latte import Guidance, Loop, calls_of, compiled_pab, ddim_timesteps, tiny_latte
 from helpers.rank_cases import grid_options
 from helpers.world import Mesh, World, meet_beside
 from pab_compile.ranks import team
@@ -31,10 +22,6 @@ STEPS = 5
 SECONDS = 20.0
 TIMEOUT = 8.0
 """The timeout of the process group."""
-
-
-class Cancelled(Exception):
-    """A rank breaks a generation off, outside of the model."""
 
 
 @dataclass(frozen=True)
@@ -54,56 +41,7 @@ class Difference:
     step: int
 
 
-Change = Callable[[Loop, int], None]
-
-
-def _latents(loop: Loop, seed: int) -> None:
-    loop.latents = draw_latents(100 + seed)
-
-
-def _one_element(loop: Loop, seed: int) -> None:
-    loop.latents = loop.latents.clone()
-    flat = loop.latents.view(-1)
-    flat[seed % flat.numel()] += 1e-3
-
-
-def _prompt(loop: Loop, seed: int) -> None:
-    loop.prompt = loop.prompt.clone()
-    loop.prompt.view(-1)[seed % loop.prompt.numel()] += 0.1
-
-
-def _length(loop: Loop, seed: int) -> None:
-    length = 2 + seed % 3
-    loop.prompt, loop.null_prompt = loop.prompt[:, :length], loop.null_prompt[:, :length]
-
-
-def _steps(loop: Loop, seed: int) -> None:
-    loop.timesteps = ddim_timesteps(STEPS + 1 + seed % 3)
-
-
-def _timesteps(loop: Loop, seed: int) -> None:
-    loop.timesteps = loop.timesteps - (loop.timesteps > 0).long() * (1 + seed % 5)
-
-
-def _noise(loop: Loop, seed: int) -> None:
-    loop.update = lambda prediction, _, latents: latents + (0.31 + 0.01 * (seed % 5)) * prediction
-
-
-def _size(loop: Loop, _: int) -> None:
-    loop.latents = draw_latents(size=12)
-
-
-AT_ONCE: dict[str, Change] = {
-    "latents": _latents,
-    "one element": _one_element,
-    "prompt": _prompt,
-    "length": _length,
-    "steps": _steps,
-    "timesteps": _timesteps,
-    "noise": _noise,
-    "size": _size,
-}
-AT_A_STEP = (
+WITHIN = (
     "cancels",
     "begins again",
     "resets",
@@ -113,7 +51,7 @@ AT_A_STEP = (
     "states steps",
     "states a generation",
 )
-KINDS = ("nothing", "weights", "plan", "compiles anew", "does not call", *AT_ONCE, *AT_A_STEP)
+KINDS = ("nothing", "weights", "plan", "compiles anew", "does not call", *AT_ONCE, *WITHIN)
 HARMLESS = ("nothing", "sleeps")
 Outcome = tuple[str, float, torch.Tensor | None]
 """The error or ``""``, after how many seconds, and the predictions."""
@@ -253,41 +191,12 @@ def _outcome(
             raise Cancelled("did not call")
         for step in loop.steps():
             if is_other and step + 1 == difference.step:
-                _change(loop, kind, state)
+                state.fails = kind == "fails inside"
+                if kind in AT_A_STEP:
+                    AT_A_STEP[kind](loop)
     except (pab_compile.PabError, Cancelled, ValueError) as raised:
         error = f"{type(raised).__name__}: {raised}"
     if is_other and kind == "weights":
         weight.div_(2)  # exactly as before
     video = None if error else torch.stack(loop.predictions)
     return error, time.monotonic() - start, video
-
-
-def _change(loop: Loop, kind: str, state: State) -> None:
-    """What a rank does between two steps."""
-    if kind == "cancels":
-        raise Cancelled("was cancelled")
-    if kind == "begins again":
-        Loop(loop.call, loop.timesteps, guidance=loop.guidance).run()
-    elif kind == "resets":
-        pab_compile.reset()
-    elif kind == "sleeps":
-        time.sleep(2.5)
-    elif kind == "fails inside":
-        state.fails = True
-    elif kind == "calls once more":
-        next(Loop(loop.call, loop.timesteps, guidance=loop.guidance).steps())
-    elif kind.startswith("states"):
-        loop.call = _stating(loop.call, kind)
-
-
-def _stating(call: ModelCall, kind: str) -> ModelCall:
-    """Calls from now on state where they belong."""
-
-    def stated(x: torch.Tensor, t: torch.Tensor, prompt: torch.Tensor, moment: Moment) -> Any:
-        if kind == "states steps":
-            with pab_compile.step(moment.step, moment.num_steps, lane=moment.lane):
-                return call(x, t, prompt, moment)
-        with pab_compile.generation(timesteps=ddim_timesteps(STEPS)):
-            return call(x, t, prompt, moment)
-
-    return stated

@@ -15,11 +15,14 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch.distributed.device_mesh import DeviceMesh
 
 import pab_compile
 from helpers.latte import Loop, calls_of, compiled_pab, ddim_timesteps, tiny_latte
 from helpers.world import Mesh, meet_beside
 from pab_compile.ranks import team
+from pab_compile.ranks.groups import timeout_of
+from pab_compile.ranks.mesh import Peers
 
 STEPS, STOP = 5, 3
 Outcome = tuple[str, float, torch.Tensor | None]
@@ -64,18 +67,24 @@ def alone() -> torch.Tensor:
 
 
 def losing(group: dist.ProcessGroup, names: list[str]) -> dict[str, Outcome]:
-    """One generation per name: how rank 1 is lost in it. ``compiles anew`` precedes one."""
+    """One generation per name: how rank 1 is lost in it."""
     lost, found = Lost(), {}
     with hasty():
         model = _compiled(lost, mesh=Mesh(group), shard="t")
         for number, name in enumerate(names):
             meet_beside(group, f"losing {number}")
-            if name.startswith("compiles anew"):
-                torch._dynamo.reset()
-                model = _compiled(lost, mesh=Mesh(group), shard="t")
             found[name] = _outcome(model, lost, name if group.rank() == 1 else "")
             lost.how = ""
     return found
+
+
+def timeouts(group: dist.ProcessGroup) -> list[float]:
+    """Seconds for which a rank waits in the groups that the ranks of a mesh have for themselves."""
+    world = team.team_of(Peers.of(DeviceMesh.from_group(group, "cpu").get_group()))
+    assert world is not None
+    names = [ranks.group for ranks in (world.grid.tokens, world.grid.batch) if ranks.size > 1]
+    groups = map(dist.distributed_c10d._resolve_process_group, names)  # type: ignore[arg-type]
+    return [timeout_of(each).total_seconds() for each in groups]
 
 
 def _compiled(lost: Lost, **options: Any) -> Any:
@@ -86,6 +95,8 @@ def _outcome(model: Any, lost: Lost, how: str) -> Outcome:
     loop, start = Loop(calls_of(model), ddim_timesteps(STEPS)), time.monotonic()
     try:
         if how.startswith("does not call"):
+            if how == "does not call":  # else its first trace would take longer than the other's
+                alone()
             raise Stopped("there was no request")
         for step in loop.steps():
             start = time.monotonic()

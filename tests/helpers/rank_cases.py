@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 from unittest import mock
@@ -262,35 +263,37 @@ def generate_example(
 
 
 def failing(
-    group: dist.ProcessGroup, who: str, patience: float, two_axes: bool = False
-) -> dict[str, Any]:
-    """A generation in which some ranks fail in the third step, and what comes after it.
+    group: dist.ProcessGroup,
+    attempts: Sequence[tuple[str, float]],
+    two_axes: bool = False,
+    anew: bool = False,
+) -> list[dict[str, Any]]:
+    """Generations in which some ranks have no memory in the third step, and what comes after each.
 
-    All of them fail at once, or one after the other (``apart``). With two axes they share the batch
-    and the tokens, else the tokens.
+    Args:
+        group: the ranks.
+        attempts: which rank fails, or ``all`` of them, or all ``apart``, one after the other. And
+            for how many seconds a failed rank waits for the others.
+        two_axes: the ranks share the batch and the tokens, else the tokens.
+        anew: the model is compiled anew before what comes after the last attempt.
 
     Returns:
-        What the failing call raised and after how many seconds; what the next generation raised,
-        or else its last prediction.
+        For each attempt what the failing call raised and after how many seconds; what the next
+        generation raised, or else its last prediction.
     """
-    team.PATIENCE = patience
-    if two_axes:
-        options = grid_options(group, "mesh")
-    else:
-        options = {"mesh": Mesh(group), "shard": "t"}
-    is_any = who in ("all", "apart")
-    fails = {"rank": group.rank() if is_any else int(who), "at": 3}
+    options = grid_options(group, "mesh") if two_axes else {"mesh": Mesh(group), "shard": "t"}
+    fails = {"who": "", "at": 0}
 
     def inner(graph_module: Any, _: Any) -> Any:
         def run(*args: torch.Tensor) -> Any:
-            if fails["rank"] == group.rank() and fails["at"] == 0:
-                time.sleep(2 * patience * group.rank() if who == "apart" else 0)
-                raise ValueError("no memory left")
+            if fails["who"] in (str(group.rank()), "all", "apart") and fails["at"] == 0:
+                time.sleep(2 * team.PATIENCE * group.rank() if fails["who"] == "apart" else 0)
+                raise torch.OutOfMemoryError("no memory left")
             return graph_module.forward(*args)
 
         return run
 
-    def attempt() -> tuple[str, float, torch.Tensor | None]:
+    def attempt(model: Any) -> tuple[str, float, torch.Tensor | None]:
         guidance: Any = "batched" if two_axes else "none"
         loop = Loop(calls_of(model), ddim_timesteps(4), guidance=guidance)
         start = time.monotonic()
@@ -302,12 +305,21 @@ def failing(
             return f"{type(error).__name__}: {error}", time.monotonic() - start, None
         return "", 0.0, loop.predictions[-1]
 
-    plan = PLANS["computes always"]
-    model: Any = compiled_pab(tiny_latte(DEPTH), inner=inner, **plan, **options)
-    raised, seconds, _ = attempt()
-    fails["rank"] = -1
-    after, _, prediction = attempt()
-    return {"raised": raised, "seconds": seconds, "after": after, "prediction": prediction}
+    def compiled() -> Any:
+        torch._dynamo.reset()
+        return compiled_pab(tiny_latte(DEPTH), inner=inner, **PLANS["computes always"], **options)
+
+    found, model = [], compiled()
+    for number, (who, team.PATIENCE) in enumerate(attempts):
+        fails |= {"who": who, "at": 3}
+        raised, seconds, _ = attempt(model)
+        fails["who"] = ""
+        model = compiled() if anew and number == len(attempts) - 1 else model
+        after, _, prediction = attempt(model)
+        found.append(
+            {"raised": raised, "seconds": seconds, "after": after, "prediction": prediction}
+        )
+    return found
 
 
 def context_parallel(

@@ -6,6 +6,7 @@ of every kind, so that ``tests/mutations`` finds with the sample what it finds w
 
 from __future__ import annotations
 
+import ast
 from collections.abc import Iterable, Sequence
 
 import pytest
@@ -50,3 +51,20 @@ def _sample(item: pytest.Item) -> tuple[str, ...]:
 def _case(item: pytest.Item) -> str:
     """The name of a case, without the parameters that it takes from fixtures."""
     return item.callspec.id  # type: ignore[attr-defined]
+
+
+def are_tests_long(source: str) -> dict[str, bool]:
+    """The test functions of a file, and whether each is marked ``long``: a sample has a case."""
+    tree = ast.parse(source)
+    marks = [
+        ast.unparse(node.value)
+        for node in tree.body
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "pytestmark"
+    ]
+    are_long = any("mark.long" in mark for mark in marks)
+    return {
+        node.name: are_long
+        or any(ast.unparse(mark).endswith("mark.long") for mark in node.decorator_list)
+        for node in tree.body
+        if isinstance(node, ast.FunctionDef) and node.name.startswith("test_")
+    }

@@ -176,6 +176,20 @@ RANKS = (
         ("tests/ranks/test_lost.py",),
     ),
     Mutation(
+        "pab_compile/ranks/groups.py",
+        "own groups have the usual timeout, and not the user's",
+        "return dist.new_group(list(ranks), timeout)",
+        "return dist.new_group(list(ranks))",
+        ("tests/ranks/test_lost.py",),
+    ),
+    Mutation(
+        "pab_compile/ranks/mesh.py",
+        "ranks with equal plans in files of their own are refused",
+        'decider = replace(plan, origin="")',
+        "decider = plan",
+        ("tests/ranks/test_guidance.py",),
+    ),
+    Mutation(
         "pab_compile/ranks/team.py",
         "a rank that missed an attempt to begin anew never meets the others again",
         "        while self._store_has([_CLOSED]):",

@@ -177,9 +177,10 @@ def test_calls_that_cannot_be_shared_are_an_error_on_every_rank(world: World, ca
 def test_a_rank_that_fails_ends_those_that_share_the_batch_and_those_that_share_the_tokens(
     world: World,
 ) -> None:
-    ranks = world.run(rank_cases.failing, "3", 1.0, True, ranks=4)
-    assert ranks.pop(3)["raised"] == "ValueError: no memory left"
-    message = "Rank 3 of the mesh failed in a call of the model: ValueError: no memory left"
-    for found in ranks:
+    ranks = world.run(rank_cases.failing, [("3", 1.0)], True, ranks=4)
+    error = "OutOfMemoryError: no memory left"
+    assert ranks.pop(3)[0]["raised"] == error
+    message = f"Rank 3 of the mesh failed in a call of the model: {error}"
+    for (found,) in ranks:
         assert found["raised"] == f"RanksError: {message}"
         assert found["seconds"] < 6

@@ -1,4 +1,4 @@
-"""The time that ``scaling`` predicts is that of two processes whose links are slow."""
+"""The time that ``scaling`` predicts is that of processes whose links are slow."""
 
 from __future__ import annotations
 
@@ -14,10 +14,11 @@ pytestmark = [pytest.mark.xdist_group("ranks"), pytest.mark.long, pytest.mark.sl
 
 
 @pytest.mark.parametrize("plan", slowed.PLANS)
-def test_two_processes_with_slow_links_take_the_time_that_was_foretold(
-    world: World, plan: str
+@pytest.mark.parametrize("num_ranks", [2, 4])
+def test_processes_with_slow_links_take_the_time_that_was_foretold(
+    world: World, num_ranks: int, plan: str
 ) -> None:
-    measured = world.run(slowed.seconds, plan, ranks=2)
+    measured = world.run(slowed.seconds, plan, ranks=num_ranks)
     alone, shared = (max(times) for times in zip(*measured, strict=True))
     timesteps = tuple(map(float, ddim_timesteps(slowed.NUM_STEPS)))
     about = {"schedule": Schedule(slowed.NUM_STEPS, timesteps), **slowed.inputs()}
@@ -26,11 +27,13 @@ def test_two_processes_with_slow_links_take_the_time_that_was_foretold(
     found = pab_compile.scaling(
         model,
         machine=Machine(flops / alone, slowed.LINK),
-        ranks=(2,),
+        ranks=(num_ranks,),
         options={"shard": "t", **slowed.PLANS[plan]},
         **about,  # type: ignore[arg-type]
-    )[2].planned
+    )[num_ranks].planned
     assert found is not None
-    print(f"{plan}: alone {alone:.2f} s, foretold {found}, measured {shared:.2f} s")
+    print(
+        f"{num_ranks} ranks, {plan}: alone {alone:.2f} s, foretold {found}, measured {shared:.2f} s"
+    )
     assert found.exchange > 0.2 * found.seconds  # else the links would not matter
     assert shared == pytest.approx(found.seconds, rel=0.15)
