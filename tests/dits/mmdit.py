@@ -330,10 +330,7 @@ DITS = (
         inputs=_nucleus_loop,
         kinds=_JOINT,
         modality="image",
-        notes="experts in a loop that breaks the model's own forward up: the blocks get what "
-        "Python made, computed at every step",
-        graphs=14,
-        unsupported="Nothing can be broadcast in this forward of 14 graph",
+        notes="experts choose their tokens, and run in a loop over counts that a tensor holds",
     ),
     Dit(
         name="prx",
