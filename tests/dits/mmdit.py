@@ -286,10 +286,7 @@ DITS = (
         kinds=((r"blocks\.\d+\.block\.attn1$", "joint"),),
         modality="image",
         clock="timesteps",
-        notes="mixture of experts that counts tokens on the host; the blocks get what Python made: "
-        "computed at every step",
-        graphs=25,
-        unsupported="Nothing can be broadcast in this forward of 25 graph",
+        notes="mixture of experts that counts tokens on the host: each is kept whole, as one op",
     ),
     Dit(
         name="qwen_image",
