@@ -9,8 +9,8 @@ The op calls the module itself, so hooks, adapters and offloading go on. Its wei
 so all that asks whether a weight changed sees them. Its result is known before it runs: it has the
 shape of one operand. A module that returns anything else is an error.
 
-``run_module`` names a module by a number. A captured graph names it by a tensor (``run_module.placed``), so
-equal blocks remain equal pieces.
+Dynamo's graph names a module by a number. A captured graph names it by a tensor, so equal blocks
+remain equal pieces (``place_modules``).
 """
 
 from __future__ import annotations
