@@ -59,7 +59,8 @@ def given_numbers(tx: Any, node: fx.Node) -> torch.Tensor | None:
 
     table = _table_of(node)
     graph_arg = table.meta.get("grapharg") if table is not None else None
-    source, given = getattr(graph_arg, "source", None), getattr(graph_arg, "example", None)
+    source: Any = getattr(graph_arg, "source", None)
+    given: Any = getattr(graph_arg, "example", None)
     if source is None or not _is_table(given, table):
         return None
     if not _tables.may_be_read(tx.f_code, source.name, given.tolist()):

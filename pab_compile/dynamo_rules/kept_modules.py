@@ -27,6 +27,7 @@ from typing import Any
 import torch
 
 from pab_compile.passes.graph.kept import Kept, keep, named_tensors
+from pab_compile.passes.graph.origin import short_path
 
 from .kept_once import Learnt, learn, shape_of_module
 from .marks import is_marked
@@ -143,7 +144,7 @@ def _emit(module: Any, tx: Any, given: _Given, known: Learnt) -> Any:
     devices = {"cpu", *(t.node.meta["example_value"].device.type for t in tensors)}
     kept = Kept(
         weakref.ref(module.value),
-        module.source.name,
+        short_path(module.source.name),
         tuple(given.weights),
         given.names,
         tuple(

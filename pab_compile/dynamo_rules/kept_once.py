@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import fx
+from torch.fx.node import map_arg
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -101,7 +102,7 @@ def _value(output: Any, node: fx.Node, values: Mapping[fx.Node, Any]) -> Any:
         return _input(node)
     if node.op == "get_attr":
         return output.nn_modules[node.target]
-    args, kwargs = fx.node.map_arg((node.args, node.kwargs), values.__getitem__)
+    args, kwargs = map_arg((node.args, node.kwargs), values.__getitem__)
     if node.op == "call_method":
         return getattr(args[0], str(node.target))(*args[1:], **kwargs)
     target = output.nn_modules[node.target] if node.op == "call_module" else node.target

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import itertools
 import weakref
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
 from typing import Any
@@ -28,6 +28,7 @@ from torch import fx
 from pab_compile.passes.errors import UnsupportedModelError
 
 from . import ir
+from .origin import module_path
 from .tracing import fake
 
 _SCHEMA = (
@@ -103,6 +104,18 @@ def named_tensors(module: torch.nn.Module) -> Iterator[tuple[str, torch.Tensor]]
 def is_kept(node: fx.Node) -> bool:
     """Whether a node calls a kept module."""
     return node.op == "call_function" and ir.op_namespace(node) == "pab_user"
+
+
+def notes_of(graph: fx.Graph) -> list[str]:
+    """What is to be said of the kept modules of a graph."""
+    paths = list(dict.fromkeys(module_path(node) for node in graph.nodes if is_kept(node)))
+    if not paths:
+        return []
+    more = f" and {len(paths) - 1} more" if len(paths) > 1 else ""
+    return [
+        f"{paths[0]}{more}: run as they are, each as one op, since their Python code depends on "
+        "values of tensors"
+    ]
 
 
 def place_modules(graph_module: fx.GraphModule) -> None:
@@ -205,8 +218,3 @@ def _memory(tensor: torch.Tensor) -> int:
 for _name in ("run_module", "run_module.placed"):
     _library.impl(_name, _call, "CompositeExplicitAutograd")
     torch.library.register_fake(f"pab_user::{_name}", _like, lib=_library)
-
-
-def described(graph: fx.Graph) -> Mapping[fx.Node, str]:
-    """The calls of kept modules in a graph that was not placed yet, with their paths."""
-    return {node: _kept[int(node.args[2])].path for node in graph.nodes if is_kept(node)}  # type: ignore[arg-type]

@@ -15,6 +15,7 @@ from helpers.experts import (
     TIMESTEPS,
     WIDTH,
     Attention,
+    Dit,
     Experts,
     Mixture,
     as_oracle,
@@ -23,12 +24,15 @@ from helpers.experts import (
     make,
 )
 from helpers.latte import assert_different, assert_same
+from pab_compile.errors import UnsupportedModelError
+from pab_compile.passes.graph.kept import is_kept
 
 
 def test_the_forward_is_one_graph_and_experts_are_mlps() -> None:
     model = make()
     found = pab_compile.explain(model, *next(calls()))
     assert found.num_graphs == 1
+    assert "mixtures.0.experts and 1 more: run as they are" in str(found)
     assert found.counts() == {"full": 2}
     sites = {site.name: site.kind for site in found.sites}
     assert {name for name, kind in sites.items() if kind == "mlp"} == {
@@ -75,7 +79,9 @@ class InPlace(Experts):
     """It writes to its input, and gives it back."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return x.add_(super().forward(x))
+        out = super().forward(x)
+        x += out
+        return x
 
 
 class Wider(Experts):
@@ -105,8 +111,8 @@ class Holds(nn.Module):
         return (found[..., 0] if found.ndim > x.ndim else found).sum() * x
 
 
-def graphs_of(module: nn.Module) -> int:
-    """How many graphs Dynamo makes of a module."""
+def keeps(module: nn.Module) -> bool:
+    """Whether an inner module is kept. The outer one must return what it returns uncompiled."""
     backend, graphs = collecting(is_marked=True)
     torch._dynamo.reset()
     x = torch.randn(2, 5, WIDTH, generator=torch.Generator().manual_seed(0))
@@ -116,15 +122,18 @@ def graphs_of(module: nn.Module) -> int:
         found = ours(x.clone())
         torch.manual_seed(3)
         assert torch.equal(found, copy.deepcopy(module)(x.clone()))
-    return len(graphs)
+    return any(map(is_kept, (node for graph in graphs for node in graph.graph.nodes)))
 
 
 @pytest.mark.parametrize("experts", [Writing, Remembering, Random, Attending, InPlace, Wider, Pair])
 def test_a_module_that_does_more_than_return_a_tensor_is_not_kept(
     experts: type[nn.Module],
 ) -> None:
-    assert graphs_of(Holds(Experts)) == 1
-    assert graphs_of(Holds(experts)) != 1
+    assert not keeps(Holds(experts))
+
+
+def test_a_module_that_only_returns_a_tensor_is_kept() -> None:
+    assert keeps(Holds(Experts))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -157,3 +166,58 @@ def test_reuse_is_that_of_a_model_that_repeats_itself(
         expected = [oracle(step, *inputs) for step, inputs in enumerate(calls())]
     assert_same(torch.stack(actual), torch.stack(expected))
     assert_different(torch.stack(actual), torch.stack([model(*inputs) for inputs in calls()]))
+
+
+def test_another_result_than_the_first_is_an_error() -> None:
+    class Turns(Experts):
+        is_wide = False
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            found = super().forward(x)
+            return found.double() if Turns.is_wide else found
+
+    model = make(Turns)
+    ours = compiled(model, ranges={})
+    first, second, *_ = calls()
+    ours(*first)
+    Turns.is_wide = True
+    with pytest.raises(UnsupportedModelError, match=r"mixtures.0.experts.*now a tensor.*float64"):
+        ours(*second)
+
+
+def test_what_was_computed_with_other_weights_is_not_reused() -> None:
+    model = make()
+    ours = compiled(model, ranges={"full": 4, "mlp": 4})
+    with pab_compile.generation(timesteps=TIMESTEPS):
+        first, second, third, *_ = calls()
+        ours(*first)
+        experts = model.mixtures[0].experts
+        experts.gate.weight.mul_(-1)  # type: ignore[union-attr]
+        assert torch.equal(ours(*second), model(*second))
+        experts.experts[1] = nn.Linear(WIDTH, WIDTH).requires_grad_(False)  # type: ignore[index]
+        assert torch.equal(ours(*third), model(*third))
+
+
+def test_hooks_and_weights_in_the_place_of_others_go_on() -> None:
+    model = make()
+    ours = compiled(model, ranges={})
+    first, second, *_ = calls()
+    ours(*first)
+    seen: list[int] = []
+    expert = model.mixtures[1].experts.experts[0]  # type: ignore[union-attr, index]
+    hook = expert.register_forward_hook(lambda *_: seen.append(1))
+    assert torch.equal(ours(*second), model(*second))
+    assert len(seen) == 2
+    hook.remove()
+
+
+def test_equal_blocks_share_a_piece() -> None:
+    torch.manual_seed(0)
+    counts = []
+    for depth in (2, 4):
+        torch._dynamo.reset()
+        model = Dit(depth=depth).requires_grad_(False).eval()
+        ours = compiled(model, ranges={"full": 2, "mlp": 2})
+        ours(*next(calls()))
+        counts.append(pab_compile.stats(ours).num_pieces)
+    assert counts[0] == counts[1]
