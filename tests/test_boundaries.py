@@ -52,7 +52,9 @@ MAY_USE = {
     "passes/graph/tracing.py": ("torch._C", "torch._dynamo", "torch._functorch"),
     "pab_compile/compile/lower.py": PRIVATE_APIS,
     "pab_compile/dynamo.py": PRIVATE_APIS,
-    "pab_compile/dynamo_rules/known_numbers.py": ("torch._dynamo",),
+    "pab_compile/dynamo_rules/given_numbers.py": ("torch._dynamo",),
+    "pab_compile/dynamo_rules/kept_modules.py": ("torch._dynamo",),
+    "pab_compile/dynamo_rules/known_numbers.py": ("torch._C", "torch._dynamo"),
     "pab_compile/dynamo_rules/sdp_kernel.py": ("torch._dynamo",),
     "pab_compile/dynamo_rules/transformer_layers.py": ("torch._dynamo",),
 }

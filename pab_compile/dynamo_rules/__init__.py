@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from . import known_numbers, sdp_kernel, transformer_layers
+from . import kept_modules, known_numbers, sdp_kernel, transformer_layers
 from .known_numbers import state_sizes
 from .marks import mark
 
@@ -23,6 +23,6 @@ def follows_more(backend: Callable[..., Any]) -> Callable[..., Any]:
         backend: a function that Dynamo gives its graphs to. It is marked, and returned.
     """
     mark(backend)
-    for rule in (known_numbers, sdp_kernel, transformer_layers):
+    for rule in (kept_modules, known_numbers, sdp_kernel, transformer_layers):
         rule.extend_dynamo()
     return backend

@@ -7,7 +7,8 @@
 
 The numbers are known while Dynamo traces, yet Dynamo breaks the graph there. In a loop over blocks
 it then does not compile the forward at all. FakeTensors of one element remember their constant, and
-ops on such tensors are computed. Traces for the backend remember up to ``_MAX_ELEMENTS`` elements.
+ops on such tensors are computed. Traces for the backend remember up to ``_MAX_ELEMENTS`` elements,
+also of whole numbers that ``torch.full`` and its like make.
 torch itself forgets a constant that is written to. A size that is left open has no constant.
 """
 
@@ -19,11 +20,13 @@ from typing import Any
 import torch
 from torch import fx
 
+from .given_numbers import given_numbers
 from .marks import is_marked
 
 _MAX_ELEMENTS = 256
 _TAKE_SIZES = ("view", "reshape", "expand", "repeat")
 _READS = ("item", "tolist")
+_MAKERS = (torch.full, torch.zeros, torch.ones, torch.arange)
 
 
 @functools.cache
@@ -32,6 +35,7 @@ def extend_dynamo() -> None:
     try:
         from torch._dynamo.output_graph import OutputGraph
         from torch._dynamo.variables.tensor import TensorVariable
+        from torch._dynamo.variables.torch import TorchInGraphFunctionVariable
     except ImportError:
         return
     if not all(hasattr(TensorVariable, f"method_{name}") for name in _READS):
@@ -48,6 +52,40 @@ def extend_dynamo() -> None:
     OutputGraph.__init__ = start  # type: ignore[method-assign]
     for name in _READS:
         _read_constants(TensorVariable, name)
+    _remember_made(TorchInGraphFunctionVariable)
+
+
+def _remember_made(variable_class: Any) -> None:
+    """Let the whole numbers that a function makes of Python numbers alone be known."""
+    call = variable_class.call_function
+
+    @functools.wraps(call)
+    def call_function(self: Any, tx: Any, args: Any, kwargs: Any) -> Any:
+        result = call(self, tx, args, kwargs)
+        if self.value in _MAKERS and is_marked(tx.output.compiler_fn):
+            _remember(result, tx.fake_mode)
+        return result
+
+    variable_class.call_function = call_function
+
+
+def _remember(made: Any, mode: Any) -> None:
+    """Remember whole numbers that a call made, if it was given Python numbers alone."""
+    if not hasattr(made, "as_proxy") or made.is_python_constant():
+        return
+    node = made.as_proxy().node
+    fake = node.meta.get("example_value")
+    if (
+        node.target not in _MAKERS
+        or node.all_input_nodes
+        or getattr(fake, "constant", 0) is not None
+    ):
+        return
+    if fake.numel() > _MAX_ELEMENTS or fake.is_floating_point() or fake.is_complex():
+        return
+    with torch._C._DisableTorchDispatch(), torch._C.DisableTorchFunction():
+        fake.constant = node.target(*node.args, **(node.kwargs | {"device": fake.device}))
+    mode.fake_tensor_converter.add_constant_storage_mapping(fake)
 
 
 def _read_constants(variable_class: Any, name: str) -> None:
@@ -58,13 +96,20 @@ def _read_constants(variable_class: Any, name: str) -> None:
 
     @functools.wraps(read)
     def method(self: Any, tx: Any, *args: Any, **kwargs: Any) -> Any:
-        example = self.as_proxy().node.meta.get("example_value")
-        constant = getattr(example, "constant", None)
-        if constant is None or not is_marked(tx.output.compiler_fn):
+        constant = _numbers(tx, self.as_proxy().node)
+        if constant is None:
             return read(self, tx, *args, **kwargs)
         return VariableTracker.build(tx, getattr(constant, name)())
 
     setattr(variable_class, f"method_{name}", method)
+
+
+def _numbers(tx: Any, node: fx.Node) -> torch.Tensor | None:
+    """The numbers of a node; None if they are not known."""
+    if not is_marked(tx.output.compiler_fn):
+        return None
+    constant = getattr(node.meta.get("example_value"), "constant", None)
+    return given_numbers(tx, node) if constant is None else constant
 
 
 def _may_turn_constant(mode: Any, tensor: torch.Tensor) -> bool:

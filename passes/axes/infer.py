@@ -14,6 +14,7 @@ import torch
 from torch import fx
 
 from pab_compile.passes.graph import ir
+from pab_compile.passes.graph.kept import notes_of
 from pab_compile.passes.graph.origin import source_line
 
 from .atoms import seed, size
@@ -54,7 +55,8 @@ def infer_axes(graph_module: fx.GraphModule, stated: Mapping[str, str] | None = 
     naming = InputNaming(inputs, main, given, latents, trace)
     naming.name_all()
     siblings = find_siblings(inputs, main, latents, outputs, trace)
-    notes = dict.fromkeys((*naming.notes, *_open_questions(trace, naming.namer)))
+    questions = _open_questions(trace, naming.namer)
+    notes = dict.fromkeys((*naming.notes, *notes_of(graph), *questions))
     table = naming.token_axes, tuple(notes), trace.dims, naming.namer
     return AxisTable(inputs[latents], siblings, *table)
 

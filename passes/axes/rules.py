@@ -112,6 +112,12 @@ def _broadcasts(dims: Dims, shape: tuple[int, ...]) -> bool:
     )
 
 
+def run_module(trace: Trace, node: fx.Node) -> Dims:
+    """A module that is kept whole: the axes of the operand whose shape its result has."""
+    tensors: list[fx.Node] = node.args[0]  # type: ignore[assignment]
+    return trace.of(tensors[int(node.args[3])])  # type: ignore[arg-type]
+
+
 def alike(trace: Trace, node: fx.Node) -> Dims | Outputs:
     """Norms: the axes of the first operand. Scales and statistics have no influence."""
     val = ir.value(node)
@@ -146,6 +152,7 @@ RULES = _table(
         ),
         axis_shapes.unbind: "unbind",
         axis_shapes.select: "select",
+        run_module: "run_module",
         axis_shapes.slice_: "slice",
         axis_shapes.narrow: "narrow",
         axis_shapes.pad_sequence: "pad_sequence",

@@ -23,6 +23,7 @@ from .folding import fold_mapped_constants
 from .fused import take_apart
 from .inlining import inline_calls
 from .inputs import Inputs, with_constant_numbers
+from .kept import place_modules
 from .noise import remove_noise
 from .refusals import mapped_line, refuse_loops, refuse_other_memory, refuse_shared_weights
 from .rejoin import rejoin
@@ -101,6 +102,7 @@ def capture(
     rejoin(captured)
     whole_sums(captured)
     take_apart(captured)
+    place_modules(captured)
     if not any(map(is_fake, inputs.tensors(args))):  # of a fake model, constants are fake too
         check_constants(captured)
     return captured

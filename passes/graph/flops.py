@@ -9,6 +9,7 @@ from torch import fx
 
 from . import ir
 from .contractions import contraction
+from .kept import is_kept
 
 
 def count_flops(nodes: Iterable[fx.Node]) -> int:
@@ -26,6 +27,8 @@ def node_flops(node: fx.Node) -> int:
     out = _numbers(node)
     if out is None:
         return 0
+    if is_kept(node):
+        return int(node.args[5]) * math.prod(out)  # type: ignore[arg-type]
     if name.startswith("conv") and len(node.args) > 1:
         weight = _shape_of(node, 1) or ()
         return 2 * math.prod(out) * math.prod(weight[1:])

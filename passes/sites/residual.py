@@ -23,6 +23,7 @@ from torch import fx
 
 from pab_compile.passes.graph import ir
 from pab_compile.passes.graph.contractions import contraction
+from pab_compile.passes.graph.kept import is_kept
 from pab_compile.passes.graph.walk import feeding, positions, reached
 
 from .adds import (
@@ -170,7 +171,8 @@ def _is_mlp(branch: Branch, mixer_nodes: frozenset[fx.Node]) -> bool:
 
 
 def _is_product(node: fx.Node) -> bool:
-    return contraction(node) is not None or ir.is_call(node, *_CONVOLUTIONS)
+    is_known = contraction(node) is not None or ir.is_call(node, *_CONVOLUTIONS)
+    return is_known or is_kept(node)
 
 
 def _branch(end: fx.Node, stream: fx.Node, walks: _Walks) -> Branch | None:

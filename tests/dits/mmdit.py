@@ -286,10 +286,7 @@ DITS = (
         kinds=((r"blocks\.\d+\.block\.attn1$", "joint"),),
         modality="image",
         clock="timesteps",
-        notes="mixture of experts that counts tokens on the host; the blocks get what Python made: "
-        "computed at every step",
-        graphs=25,
-        unsupported="Nothing can be broadcast in this forward of 25 graph",
+        notes="mixture of experts that counts tokens on the host: each is kept whole, as one op",
     ),
     Dit(
         name="qwen_image",
@@ -330,10 +327,7 @@ DITS = (
         inputs=_nucleus_loop,
         kinds=_JOINT,
         modality="image",
-        notes="experts in a loop that breaks the model's own forward up: the blocks get what "
-        "Python made, computed at every step",
-        graphs=14,
-        unsupported="Nothing can be broadcast in this forward of 14 graph",
+        notes="experts choose their tokens, and run in a loop over counts that a tensor holds",
     ),
     Dit(
         name="prx",

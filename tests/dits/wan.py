@@ -180,12 +180,10 @@ DITS = (
             "num_layers": 1,
         },
         inputs_of(_animate2),
-        ((r"^blocks\.\d+\.self_attn$", "joint"), (r"^blocks\.\d+\.cross_attn$", "cross")),
+        ((r"^blocks\.\d+\.self_attn$", "full"), (r"^blocks\.\d+\.cross_attn$", "cross")),
         "video",
-        notes="reads the sizes of its grids from tensors in every block, which get what Python "
-        "made",
-        graphs=18,
+        notes="attends to a reference picture too, in one buffer; reads sizes of grids from "
+        "tensors in every block, one of them the caller's",
         prepare=_make_mask,
-        unsupported="Nothing can be broadcast in this forward of 18 graph",
     ),
 )

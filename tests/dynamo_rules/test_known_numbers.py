@@ -26,6 +26,18 @@ def of_sizes(x: torch.Tensor) -> torch.Tensor:
     return x[: torch.tensor([2, 1])[0]]
 
 
+def of_counts(x: torch.Tensor) -> torch.Tensor:
+    counts = torch.full((3,), x.shape[0], dtype=torch.long)
+    first, second, third = (counts * torch.arange(3)).tolist()
+    return x.sum() * first + x.mean() * second + x.max() * third
+
+
+def written_after(x: torch.Tensor, n: torch.Tensor) -> torch.Tensor:
+    counts = torch.zeros(2, dtype=torch.long)
+    counts[1:] += n
+    return x * counts.tolist()[1]
+
+
 def written(x: torch.Tensor, n: torch.Tensor) -> torch.Tensor:
     grid = torch.tensor([1, 2])
     alias = grid[:1]
@@ -46,6 +58,14 @@ def test_numbers_of_sizes_do_not_break_the_graph() -> None:
     assert torch.equal(function(other), of_sizes(other))
 
 
+def test_numbers_that_a_function_makes_of_numbers_do_not_break_the_graph() -> None:
+    function, graphs = compiled(of_counts)
+    for size in (3, 4):
+        x = torch.randn(size, 4)
+        assert torch.equal(function(x), of_counts(x))
+    assert len(graphs) == 2
+
+
 def test_other_backends_see_no_difference() -> None:
     compiled(of_sizes)
     function, graphs = compiled(of_sizes, is_marked=False)
@@ -53,7 +73,7 @@ def test_other_backends_see_no_difference() -> None:
     assert len(graphs) > 1
 
 
-@pytest.mark.parametrize("function", [written, given])
+@pytest.mark.parametrize("function", [written, written_after, given])
 def test_numbers_that_are_written_or_given_are_not_known(function: Callable[..., Any]) -> None:
     ours, _ = compiled(function)
     x = torch.ones(2)

@@ -19,7 +19,8 @@ GRID = FRAMES, HEIGHT, COLUMNS
 class ReadGrids(ListLatents):
     """Lists of videos; the grid of each is in a tensor, which every attention reads numbers from.
 
-    Videos are padded to one length. The positions of each are made from its own grid.
+    Videos are padded to one length. The positions of each are made from its own grid. The grids are
+    one row: a table would be read in the trace (``dynamo_rules/given_numbers.py``).
     """
 
     ROOM = TOKENS + 3
@@ -29,7 +30,7 @@ class ReadGrids(ListLatents):
         self.embedding = nn.Conv3d(4, WIDTH, 1)
 
     def inputs(self, step: int, num_steps: int) -> dict[str, Any]:
-        return {**super().inputs(step, num_steps), "grids": torch.tensor([GRID, GRID])}
+        return {**super().inputs(step, num_steps), "grids": torch.tensor(GRID * 2)}
 
     def forward(  # type: ignore[override]
         self,
@@ -47,7 +48,7 @@ class ReadGrids(ListLatents):
         out = self.last(self.blocks(torch.cat(padded) + self.embed(timestep), text))
         return [
             video[: t * h * w].view(t, h, w, 4).permute(3, 0, 1, 2)
-            for video, (t, h, w) in zip(out, grids.tolist(), strict=True)
+            for video, (t, h, w) in zip(out, grids.view(-1, 3).tolist(), strict=True)
         ]
 
     def self_attention(self, number: int, x: torch.Tensor) -> torch.Tensor:
@@ -58,7 +59,7 @@ class ReadGrids(ListLatents):
 
     def turned(self, x: torch.Tensor) -> torch.Tensor:
         made = []
-        for number, (t, h, w) in enumerate(self.grids.tolist()):
+        for number, (t, h, w) in enumerate(self.grids.view(-1, 3).tolist()):
             length = t * h * w
             pairs = torch.view_as_complex(x[number, :, :length].double().unflatten(-1, (-1, 2)))
             angles = torch.outer(torch.arange(length), 1 / torch.arange(1, 1 + pairs.shape[-1]))
@@ -147,7 +148,7 @@ class SharedFrequencies(LoopInForward):
     def turned(self, x: torch.Tensor) -> torch.Tensor:
         parts = self.frequencies.split([2, WIDTH // HEADS // 2 - 2], 1)
         made = []
-        for number, (t, h, w) in enumerate(self.grids.tolist()):
+        for number, (t, h, w) in enumerate(self.grids.view(-1, 3).tolist()):
             pairs = torch.view_as_complex(x[number, :, : t * h * w].unflatten(-1, (-1, 2)))
             turn = torch.cat([part[: t * h * w] for part in parts], 1)
             made.append(torch.view_as_real(pairs * turn).flatten(-2))
