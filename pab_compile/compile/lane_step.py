@@ -35,8 +35,6 @@ if TYPE_CHECKING:
     from .executor import Executor
 
 _AHEAD = 2  # sites whose cache entries are read from the host before they are needed
-
-
 _MISSING = (
     "some steps computed although the plan combines earlier outputs there, since not all of them "
     "were cached: the first generation of a size is compiled while it runs"
@@ -128,8 +126,7 @@ class LaneStep:
                 self._shorten(op, decision.history)
             return loaded
         length = None if decision.reuses else self._length_to_keep(op, decision)
-        if length is not None:
-            self._make_room(op, max(length - 1, 0))
+        self._make_room(op, length)
         results = self._computed(op, registers)
         if length:
             self._store(op, length, self._kept_of(op, tuple(results), registers))
@@ -150,8 +147,7 @@ class LaneStep:
         """The outputs of a site that guidance answers. They are cached as computed ones are."""
         assert self._guidance is not None
         length = self._length_to_keep(op, self._decisions[op.site])
-        if length is not None:
-            self._make_room(op, max(length - 1, 0))
+        self._make_room(op, length)
         answer = self._guidance.answer(op.site)
         if length:
             kept = [self._executor.kept(x, is_new=True, is_narrow=self._is_narrow) for x in answer]
@@ -385,9 +381,10 @@ class LaneStep:
         assert value is not None, "a start was freed or not computed"
         return value
 
-    def _make_room(self, op: Op, length: int) -> None:
+    def _make_room(self, op: Op, length: int | None) -> None:
         """Keep only the newest outputs of earlier steps: the user may repeat a call of a step."""
-        self._shorten(op, length, before=self._generation.step)
+        if length is not None:
+            self._shorten(op, max(length - 1, 0), before=self._generation.step)
 
     def _shorten(self, op: Op, length: int, before: int | None = None) -> None:
         """Keep only the newest outputs of a site, and none from a step on if one is given."""

@@ -14,6 +14,7 @@ import torch
 from torch import fx
 
 from pab_compile.passes.graph import ir
+from pab_compile.passes.graph.measured import unknown_sizes
 
 from .algebra import unify
 from .atoms import Atom, Dim, fresh, leaves, show, size, sources
@@ -112,7 +113,7 @@ def output_shapes(node: fx.Node) -> list[tuple[int, ...] | None]:
     layouts = iter(ir.layouts(node))
     sizes = [next(layouts).sizes if isinstance(v, torch.Tensor) else None for v in vals]
     return [
-        None if size is None or ir.unknown_sizes(v) else size
+        None if size is None or unknown_sizes(v) else size
         for size, v in zip(sizes, vals, strict=True)
     ]
 

@@ -79,7 +79,7 @@ def _inline_body(graph_module: fx.GraphModule, node: fx.Node) -> int:
     inner = inline_calls(body)
     with graph_module.graph.inserting_before(node):
         results = _copy_body(graph_module, body, str(body_node.target), node.args[own:])
-    for user in ir.users(node):
+    for user in list(node.users):
         assert user.target is operator.getitem, f"{user} does not pick one of several results"
         user.replace_all_uses_with(results[int(str(user.args[1]))])
         graph_module.graph.erase_node(user)

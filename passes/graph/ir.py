@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import math
 import operator
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -392,20 +392,6 @@ def set_sends(node: fx.Node, what: Any) -> None:
     node.meta[_SENDS] = what
 
 
-def users(node: fx.Node) -> Sequence[fx.Node]:
-    """Users of a node in graph order of insertion (deterministic)."""
-    return list(node.users)
-
-
 def calls(graph: fx.Graph) -> Iterator[fx.Node]:
     """All op calls of a graph in order."""
     return (node for node in graph.nodes if node.op == "call_function")
-
-
-def unknown_sizes(example: Any) -> set[Any]:
-    """Symbols of sizes that depend on values, in the example of a node."""
-    if isinstance(example, torch.Tensor) and all(type(size) is int for size in example.shape):
-        return set()
-    from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
-
-    return set(free_unbacked_symbols(example))

@@ -100,7 +100,7 @@ def find_measured(graph: fx.Graph) -> list[fx.Node]:
 def _symbols(node: fx.Node) -> set[Any]:
     example = ir.example(node)
     known = (torch.Tensor, torch.SymInt, torch.SymFloat, torch.SymBool, list, tuple)
-    return ir.unknown_sizes(example) if isinstance(example, known) else set()
+    return unknown_sizes(example) if isinstance(example, known) else set()
 
 
 def _is_number(node: fx.Node) -> bool:
@@ -179,3 +179,12 @@ def _graph_of_rest(
 
 def _is_only_described(value: Any) -> bool:
     return isinstance(value, torch.Tensor) and (value.is_meta or hasattr(value, "fake_mode"))
+
+
+def unknown_sizes(example: Any) -> set[Any]:
+    """Symbols of sizes that depend on values, in the example of a node."""
+    if isinstance(example, torch.Tensor) and all(type(size) is int for size in example.shape):
+        return set()
+    from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
+
+    return set(free_unbacked_symbols(example))

@@ -68,7 +68,7 @@ def refuse_shared_weights(args: Iterable[Any], wrapped: Mapping[int, str]) -> No
     if shared:
         raise NotTracedError(
             f"Ranks share {len(shared)} tensor(s) of the model, as parallelize_module does "
-            f"({shared[0]}). What they exchange happens inside of such tensors, so the graph does "
-            "not show it. Give each rank whole weights and let the ranks share the tokens: "
-            'options={"mesh": mesh}. To save memory too, call fully_shard on its layers.'
+            f"({shared[0]}), so the graph does not show what they exchange. Give each rank whole "
+            'weights and let the ranks share the tokens: options={"mesh": mesh}. To save memory '
+            "too, call fully_shard on its layers."
         )

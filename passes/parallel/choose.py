@@ -26,8 +26,8 @@ ALL_TOKENS = "s"
 _AS_GOOD = Fraction(11, 10)
 _LEAST_SHARED = 0.25
 _ONE_RANK = (
-    "Run the model on one rank. Ranks can still share the rows of the batch, or the two calls of "
-    "guidance (batch_parallel)."
+    "Run the model on one rank. If its batch has several rows, or guidance makes two calls, try "
+    "batch_parallel."
 )
 
 
@@ -108,23 +108,26 @@ def choose(
         found = ((PACKED, packed),)
     names = [name for name, _ in found]
     if wanted is not None and wanted not in names:
-        raise ShardingError(
-            f"The latents have no axis {wanted!r} that can be sharded: they have "
-            f"{', '.join(names) or 'none'}."
-        )
+        advice = f"Leave shard out, or choose one of {', '.join(names)}." if names else _ONE_RANK
+        raise ShardingError(f"The latents have no axis {wanted!r} that can be sharded. {advice}")
     flops = _step_flops(program.graph_module.graph)
     every = {
-        name: functools.partial(_look_at, name, axis, program, num_ranks, share, flops, ring)
+        name: functools.partial(
+            _look_at, name, axis, program, share=share, flops=flops, ring=ring, num_ranks=num_ranks
+        )
         for name, axis in found
     }
     looked_at = tuple(look() for name, look in every.items() if wanted in (None, name))
     possible = [option for option in looked_at if option.layout is not None]
     if not possible and wanted is None and packed is not None:
-        looked_at += (_look_at(PACKED, packed, program, num_ranks, share, flops, ring),)
+        looked_at += (
+            _look_at(PACKED, packed, program, num_ranks, share=share, flops=flops, ring=ring),
+        )
         possible = [option for option in looked_at if option.layout is not None]
     if not possible:
         others = [look() for name, look in every.items() if wanted not in (None, name)]
-        raise ShardingError(_refusal(looked_at, others, num_ranks))
+        alike = [each for each in found if wanted in (None, each[0])]
+        raise ShardingError(_refusal(looked_at, others, num_ranks, _fewer(alike, every, num_ranks)))
     rest = {option: 1 - option.shared * (1 - 1 / num_ranks) for option in possible}
     possible = [option for option in possible if rest[option] <= min(rest.values()) * _AS_GOOD]
     least = min(option.step_bytes for option in possible)
@@ -132,7 +135,20 @@ def choose(
     return Choice(min(as_good, key=lambda option: (option.balance, option.step_bytes)), looked_at)
 
 
-def _refusal(looked_at: Sequence[Option], others: Sequence[Option], num_ranks: int) -> str:
+def _fewer(
+    found: Sequence[tuple[str, Axis]], every: Mapping[str, Callable[..., Option]], num_ranks: int
+) -> tuple[str, int]:
+    """An axis that fewer ranks can share, and how many; ``("", 1)`` if there is none."""
+    short = [(axis.size, name) for name, axis in found if 1 < axis.size < num_ranks]
+    for size, name in sorted(short, key=lambda each: -each[0]):
+        if every[name](num_ranks=size).layout is not None:
+            return name, size
+    return "", 1
+
+
+def _refusal(
+    looked_at: Sequence[Option], others: Sequence[Option], num_ranks: int, fewer: tuple[str, int]
+) -> str:
     """Why no axis can be sharded, and what to do, in three lines."""
     if not looked_at:
         return f"The latents have no token axis that {num_ranks} ranks could share. {_ONE_RANK}"
@@ -140,7 +156,12 @@ def _refusal(looked_at: Sequence[Option], others: Sequence[Option], num_ranks: i
     reasons = list(dict.fromkeys(option.reason for option in looked_at))
     more = f" ({len(reasons) - 1} more reasons for other axes)" if len(reasons) > 1 else ""
     works = [option.name for option in others if option.layout is not None]
-    advice = f"Leave shard out, or set it to {' or '.join(works)}." if works else _ONE_RANK
+    if works:
+        advice = f"Leave shard out, or set it to {' or '.join(works)}."
+    elif fewer[0]:
+        advice = f"Take fewer ranks: {fewer[1]} can share the axis {fewer[0]!r}."
+    else:
+        advice = _ONE_RANK
     return (
         f"No axis of the latents ({names}) can be sharded over {num_ranks} ranks.\n"
         f"{reasons[0]}{more}\n{advice}"
@@ -157,6 +178,7 @@ def _look_at(
     axis: Axis,
     program: Program,
     num_ranks: int,
+    *,
     share: Callable[[Site], float],
     flops: Mapping[fx.Node, int],
     ring: int | None,

@@ -112,9 +112,15 @@ def lay_out_batch(program: Program, num_ranks: int) -> Layout:
     axes = program.inferred_axes
     rows = rows_of(axes)
     if rows.size < num_ranks:
+        fewer = (
+            f"Let {rows.size} of them share it."
+            if rows.size > 1
+            else "If guidance makes two calls per step, two ranks can share them."
+        )
         raise ShardingError(
             f"A call has {rows.size} row(s) in its batch, fewer than the {num_ranks} ranks that "
-            f"share them. Two ranks could share the two calls of guidance instead. {_ADVICE}"
+            f"share them. {fewer} Or leave batch_mesh and batch_parallel out, and let the ranks "
+            "share the tokens."
         )
     try:
         graph = program.graph_module.graph

@@ -157,7 +157,7 @@ def _ends(
 
     readers: dict[fx.Node, fx.Node] = {}
     for node in carried:
-        reader = next((u for u in ir.users(node) if u in live and u not in carried), None)
+        reader = next((u for u in list(node.users) if u in live and u not in carried), None)
         if reader is not None:
             *_, end = chain(node, only_source)
             readers.setdefault(end, reader)

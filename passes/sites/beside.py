@@ -104,7 +104,7 @@ def why_not(
         return f"it holds {_said(effects[0])}"
     stops: set[fx.Node] = set()
     for end in region.frontier:
-        for user in ir.users(end):
+        for user in list(end.users):
             if user in inside:
                 continue
             found = streams.of(user)

@@ -22,6 +22,7 @@ STATED_CLOCK = "clock"  # what this library states of a graph whose clock it kno
 STATED_STEP = "step"
 STATED_PROMPT = ("prompt", "held")  # "held" is the older word
 _CLOCK_OPS = ("sin", "cos", "embedding")
+_SHOWN = 4  # inputs that an error names
 
 
 class Binding(enum.IntEnum):
@@ -130,14 +131,19 @@ def find_clock(graph: fx.Graph, latents: fx.Node, stated: Mapping[str, str]) -> 
                 f"The timestep is ambiguous: the inputs {names} all look like one. State which one "
                 f'changes at every step: options={{"axes": {{"<input>": "step"}}}}.'
             )
-    seen = ", ".join(f"{ir.source(n)}{list(ir.shape(n) or ())}" for n in inputs) or "none"
+    name, whole = repr(ir.source(latents)), "pab_compile.enable(pipe) does"
+    if not inputs:
+        raise NoTimestepError(
+            f"No timestep was found: the graph has no input besides the latents {name}, so nothing "
+            f"tells the step. If it is a part of a larger model, compile that model, as {whole}."
+        )
+    seen = [f"{ir.source(n)}{list(ir.shape(n) or ())}" for n in inputs]
+    more = f" and {len(seen) - _SHOWN} more" if len(seen) > _SHOWN else ""
     raise NoTimestepError(
         "No timestep was found: no input is one number (or one per batch row) that is embedded. "
-        f"Inputs besides the latents {ir.source(latents)!r}: {seen}. If this is one block of a "
-        "larger model (regional compilation), compile the whole model instead, as "
-        "pab_compile.enable(pipe) does: equal blocks are compiled only once anyway, and what a "
-        "block's axes mean is unknown inside it. Otherwise "
-        'state the clock: options={"axes": {"<input>": "step"}}.'
+        f"Inputs besides the latents {name}: {', '.join(seen[:_SHOWN])}{more}.\n"
+        f"If this is one block of a larger model, compile the whole model, as {whole}. "
+        'Otherwise state the clock: options={"axes": {"<input>": "step"}}.'
     )
 
 

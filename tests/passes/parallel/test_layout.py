@@ -244,8 +244,15 @@ def test_a_refusal_says_why_and_what_to_do_in_three_lines() -> None:
     why, what, advice = str(caught.value).splitlines()
     assert why == "No axis of the latents (t, h, w, s) can be sharded over 2 ranks."
     assert "draws random numbers" in what and advice.startswith("Run the model on one rank.")
+    program = analysed(captured(temporal_block))  # 3 frames of 2 x 5
     with pytest.raises(ShardingError, match=r"Leave shard out, or set it to w\.$"):
-        choose(analysed(captured(temporal_block)), 4, lambda _: 1.0, "t")
+        choose(program, 4, lambda _: 1.0, "t")
+    with pytest.raises(ShardingError, match=r"fewer ranks: 5 can share the axis 'w'\.$"):
+        choose(program, 40, lambda _: 1.0)
+    with pytest.raises(ShardingError, match=r"fewer ranks: 3 can share the axis 't'\.$"):
+        choose(program, 40, lambda _: 1.0, "t")
+    with pytest.raises(ShardingError, match=r"no axis 'x'.*or choose one of t, h, w"):
+        choose(program, 2, lambda _: 1.0, "x")
 
 
 def chosen(shares: Mapping[str, float], num_ranks: int = 2, axis: str | None = None) -> Choice:

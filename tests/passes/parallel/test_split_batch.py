@@ -28,7 +28,9 @@ from helpers.lockstep import run_ranks
 from pab_compile.passes.axes.atoms import size
 from pab_compile.passes.errors import InvariantError, ShardingError
 from pab_compile.passes.graph import ir
+from pab_compile.passes.parallel import split_batch
 from pab_compile.passes.parallel.check import check_sharded, collectives
+from pab_compile.passes.parallel.placement import Axis
 from pab_compile.passes.parallel.shard import Ranks
 from pab_compile.passes.parallel.shard_tokens import ShardTokens, refuse_own_exchanges
 from pab_compile.passes.parallel.split_batch import SplitBatch, first_part
@@ -114,7 +116,13 @@ def test_rows_are_gathered_for_an_op_that_mixes_them_behind_the_last_attention()
 
 
 def test_fewer_rows_than_ranks_are_refused() -> None:
-    with pytest.raises(ShardingError, match=r"2 row\(s\).*fewer than the 3 ranks.*two calls"):
+    with pytest.raises(ShardingError, match=r"2 row\(s\).*3 ranks.*Let 2 of them share it"):
+        run_passes(analysed(blocks()), (SplitBatch(Ranks(3)),))
+
+
+def test_three_ranks_cannot_share_the_one_row_of_a_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(split_batch, "rows_of", lambda _: Axis("b", 1, lambda _: True))
+    with pytest.raises(ShardingError, match=r"1 row\(s\).*3 ranks.*two calls.*Or leave batch_mesh"):
         run_passes(analysed(blocks()), (SplitBatch(Ranks(3)),))
 
 

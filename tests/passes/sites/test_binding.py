@@ -249,6 +249,12 @@ def test_of_two_times_the_clock_is_the_one_named_after_the_latents() -> None:
         clock_of(scalar_model("one_time other_time"))
 
 
+def test_a_model_of_latents_alone_is_not_asked_to_state_its_clock() -> None:
+    with pytest.raises(UnsupportedModelError, match="no input besides the latents") as caught:
+        clock_of(captured(lambda latents, w_in: latents_of(tokens_of(latents, w_in))))
+    assert "options=" not in str(caught.value)
+
+
 def test_without_a_clock_the_error_lists_what_was_seen_and_speaks_of_single_blocks() -> None:
     def block(latents, prompt, w_in):
         return latents_of(tokens_of(latents, w_in) + linear(prompt, w_in).mean(1, keepdim=True))
@@ -258,7 +264,7 @@ def test_without_a_clock_the_error_lists_what_was_seen_and_speaks_of_single_bloc
     message = str(caught.value)
     assert "No timestep was found" in message
     assert re.search(r"latents 'latents': prompt\[2, 7, 4\]", message)
-    assert "compile the whole model" in message
+    assert "compile the whole model" in message and len(message) < 400
     assert '{"axes": {"<input>": "step"}}' in message
 
 
