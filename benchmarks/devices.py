@@ -140,7 +140,7 @@ class Described:
         parsed = parse_options({**options, "shard": None})
         if (key := (parsed.cut, blocks)) not in self._programs:
             model = self.video.build(blocks)
-            self._programs[key] = look_at(model, (), self.video.inputs, parsed)
+            (self._programs[key],) = look_at(model, (), self.video.inputs, parsed)
         return self._programs[key]
 
     def report(self, options: Mapping[str, Any], blocks: int, num_ranks: int) -> CommReport:
@@ -246,7 +246,7 @@ def published() -> Iterator[str]:
     import traffic
 
     found, blocks = traffic.describe(1), 28
-    program = look_at(found.model, (), found.inputs, parse_options(traffic.OPTIONS))
+    (program,) = look_at(found.model, (), found.inputs, parse_options(traffic.OPTIONS))
     plans = {_PUBLISHED: dict(traffic.OPTIONS)}
     for plan in as_many_sites(program, found.schedule, "open-sora"):
         ranges = ", ".join(f"{kind} {num}" for kind, num in plan["ranges"].items())

@@ -41,7 +41,7 @@ def main() -> None:
         arguments = (latents, torch.empty(2), prompt, torch.ones(2, 300, dtype=torch.int64))
         inputs = {name: torch.empty(1) for name in ("fps", "height", "width")}
     start = time.process_time()
-    program = look_at(model.requires_grad_(False), arguments, inputs, parse_options({}))
+    (program,) = look_at(model.requires_grad_(False), arguments, inputs, parse_options({}))
     analysed = time.process_time() - start
     gc.disable()  # as a compilation does
     shard = ShardTokens(Ranks(8, 0, "ranks"), lambda site: 1.0)
