@@ -152,7 +152,7 @@ def _emit(module: Any, tx: Any, given: _Given, known: Learnt) -> Any:
         ),
     )
     weights = [each.as_proxy() for each in given.weights.values()]
-    args = (tensors, weights, keep(kept), known.like, dtype, known.flops)
+    args = (tensors, weights, keep(kept), known.like, dtype, known.flops, known.apart)
     place = module.get_nn_module_stack_source()
     with record_nn_module_stack(str(id(module.value)), place, tx, module.value):
         op = torch.ops.pab_user.run_module.default

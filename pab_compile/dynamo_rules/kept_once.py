@@ -34,11 +34,13 @@ class Learnt:
         like: the position of the argument whose shape its result has.
         dtype: the type of its result; None: that of this argument.
         flops: its floating point operations per number of the result.
+        apart: whether it seems to keep tokens apart: parts of them give parts of the result.
     """
 
     like: int
     dtype: torch.dtype | None
     flops: int
+    apart: bool
 
 
 def learn(
@@ -148,7 +150,36 @@ def _tried(
     if like is None:
         return None
     dtype = None if values[like].dtype == result.dtype else result.dtype
-    return Learnt(like, dtype, counter.get_total_flops() // max(1, result.numel()))
+    flops = counter.get_total_flops() // max(1, result.numel())
+    return Learnt(
+        like, dtype, flops, len(values) == 1 and _keeps_apart(module, names[0], values[0])
+    )
+
+
+def _keeps_apart(module: torch.nn.Module, name: str, tokens: torch.Tensor) -> bool:
+    """Whether parts of the tokens give parts of the result, as tried on real and on equal tokens.
+
+    Equal tokens all go to one expert, which may have room for some of them only.
+    """
+
+    def run(given: torch.Tensor) -> torch.Tensor:
+        return module(**{name: given}) if name else module(given)
+
+    if tokens.ndim < 3:
+        return False
+    most = 1e-4 if tokens.dtype in (torch.float32, torch.float64) else 3e-2
+    for dim in range(tokens.ndim - 1):
+        size = tokens.shape[dim]
+        equal = tokens.narrow(dim, 0, 1).expand_as(tokens).contiguous()
+        for given in (tokens, equal) if size > 1 else ():
+            whole = run(given)
+            first, second = given.split([size // 3 + 1, size - size // 3 - 1], dim)
+            by_parts = torch.cat([run(first.contiguous()), run(second.contiguous())], dim)
+            turned = run(given.roll(1, dim)).roll(-1, dim)
+            for other in (by_parts, turned):
+                if (other - whole).abs().max() > most * whole.abs().max():
+                    return False
+    return True
 
 
 def _held(module: torch.nn.Module) -> Iterator[torch.Tensor]:

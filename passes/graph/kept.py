@@ -32,8 +32,8 @@ from .origin import module_path
 from .tracing import fake
 
 _SCHEMA = (
-    "(Tensor[] tensors, Tensor[] weights, {} module, int like, ScalarType dtype, int flops) "
-    "-> Tensor"
+    "(Tensor[] tensors, Tensor[] weights, {} module, int like, ScalarType dtype, int flops, "
+    "bool apart) -> Tensor"
 )
 _TAGS = ("needs_exact_strides", "cudagraph_unsafe")
 _library = torch.library.Library("pab_user", "DEF")
@@ -149,9 +149,14 @@ def _call(
     like: int,
     dtype: torch.dtype,
     flops: int,
+    apart: bool,
 ) -> torch.Tensor:
-    """Run a kept module. ``flops`` are its operations per number of the result."""
-    del flops
+    """Run a kept module.
+
+    ``flops`` are its operations per number of the result. It is ``apart`` if parts of the tokens
+    give parts of the result.
+    """
+    del flops, apart
     kept = _kept.get(int(module))
     if kept is None:
         raise UnsupportedModelError("A module of a compiled model is gone.")
@@ -171,9 +176,10 @@ def _like(
     like: int,
     dtype: torch.dtype,
     flops: int,
+    apart: bool,
 ) -> torch.Tensor:
     """What is known of the result of a kept module."""
-    del weights, module, flops
+    del weights, module, flops, apart
     return tensors[like].new_empty(tensors[like].shape, dtype=dtype)
 
 

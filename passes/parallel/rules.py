@@ -14,6 +14,7 @@ from torch import fx
 from pab_compile.passes.axes.attention_call import attention_call
 from pab_compile.passes.graph import ir
 from pab_compile.passes.graph.contractions import contraction
+from pab_compile.passes.graph.kept import is_kept
 
 from . import view_rules
 from .attention_rules import attention
@@ -50,6 +51,8 @@ def judge(node: fx.Node, shards: Shards) -> Answer:
         return attention(node, shards, call)
     if contraction(node) is not None:
         return _product(node, shards)
+    if is_kept(node):
+        return _module(node, shards)
     if (rule := RULES.get(name)) is not None:
         found = next((n for n in others(node, shards)), None)
         if found is not None and rule not in _OF_SEVERAL:
@@ -58,6 +61,16 @@ def judge(node: fx.Node, shards: Shards) -> Answer:
     if name in _POINTWISE or torch.Tag.pointwise in getattr(node.target, "tags", ()):
         return _elementwise(node, shards)
     return "no rule says what it does to an axis"
+
+
+def _module(node: fx.Node, shards: Shards) -> Answer:
+    """A module of the user that was tried: it keeps the tokens of its one input apart."""
+    (tokens, *further), is_apart = node.args[0], node.args[6]  # type: ignore[misc]
+    if not is_apart or further or tokens not in shards:
+        return "it is a module of the model, and not known to keep tokens apart"
+    if shards[tokens].dim == len(shape_of(node)) - 1:
+        return "it is a module of the model, which reads whole tokens"
+    return Verdict((shards[tokens],), {})
 
 
 def _elementwise(node: fx.Node, shards: Shards) -> Answer:

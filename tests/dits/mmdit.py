@@ -286,7 +286,9 @@ DITS = (
         kinds=((r"blocks\.\d+\.block\.attn1$", "joint"),),
         modality="image",
         clock="timesteps",
-        notes="mixture of experts that counts tokens on the host: each is kept whole, as one op",
+        notes="mixture of experts that counts tokens on the host: each is kept whole, as one op; "
+        "reads its sizes from tensors: needs one compilation per size",
+        switches={"automatic_dynamic_shapes": False},
     ),
     Dit(
         name="qwen_image",

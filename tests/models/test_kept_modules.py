@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import fx, nn
 
 import pab_compile
 from helpers.collecting import collecting
@@ -111,8 +111,8 @@ class Holds(nn.Module):
         return (found[..., 0] if found.ndim > x.ndim else found).sum() * x
 
 
-def keeps(module: nn.Module) -> bool:
-    """Whether an inner module is kept. The outer one must return what it returns uncompiled."""
+def kept_nodes(module: nn.Module) -> list[fx.Node]:
+    """The calls of modules that are kept. The outer one must return what it does uncompiled."""
     backend, graphs = collecting(is_marked=True)
     torch._dynamo.reset()
     x = torch.randn(2, 5, WIDTH, generator=torch.Generator().manual_seed(0))
@@ -122,18 +122,14 @@ def keeps(module: nn.Module) -> bool:
         found = ours(x.clone())
         torch.manual_seed(3)
         assert torch.equal(found, copy.deepcopy(module)(x.clone()))
-    return any(map(is_kept, (node for graph in graphs for node in graph.graph.nodes)))
+    return [node for graph in graphs for node in graph.graph.nodes if is_kept(node)]
 
 
 @pytest.mark.parametrize("experts", [Writing, Remembering, Random, Attending, InPlace, Wider, Pair])
 def test_a_module_that_does_more_than_return_a_tensor_is_not_kept(
     experts: type[nn.Module],
 ) -> None:
-    assert not keeps(Holds(experts))
-
-
-def test_a_module_that_only_returns_a_tensor_is_kept() -> None:
-    assert keeps(Holds(Experts))
+    assert not kept_nodes(Holds(experts))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -221,3 +217,23 @@ def test_equal_blocks_share_a_piece() -> None:
         ours(*next(calls()))
         counts.append(pab_compile.stats(ours).num_pieces)
     assert counts[0] == counts[1]
+
+
+class Capped(Experts):
+    """Its experts have room for half of the tokens, so tokens are not apart."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        rows = x.flatten(0, -2)
+        chosen = self.gate(rows).argmax(-1)
+        out = torch.zeros_like(rows)
+        for number, expert in enumerate(self.experts):
+            mine = (chosen == number).nonzero()[: len(rows) // 2, 0]
+            if mine.numel():
+                out[mine] = expert(rows[mine])
+        return out.view_as(x)
+
+
+@pytest.mark.parametrize("experts", [Experts, Capped])
+def test_what_was_tried_to_keep_tokens_apart_is_known(experts: type[nn.Module]) -> None:
+    nodes = kept_nodes(Holds(experts))
+    assert [node.args[6] for node in nodes] == [experts is Experts]

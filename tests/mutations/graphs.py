@@ -83,6 +83,13 @@ GRAPHS = (
         ("tests/models/test_kept_modules.py",),
     ),
     Mutation(
+        "pab_compile/dynamo_rules/kept_once.py",
+        "a kept module whose experts have limited room counts as keeping tokens apart",
+        "                if (other - whole).abs().max() > most * whole.abs().max():",
+        "                if other.shape != whole.shape:",
+        ("tests/models/test_kept_modules.py",),
+    ),
+    Mutation(
         "pab_compile/dynamo_rules/kept_modules.py",
         "a kept module that got other layers runs with the weights of before",
         "    install_guard(module.source.make_guard(guard))\n",
