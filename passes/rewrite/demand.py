@@ -57,9 +57,14 @@ def on_demand(
     large = {
         parts.leader(node)
         for node in inside
-        if is_collective(node) or (node_flops(node) and _is_of_tokens(node))
+        if gathers_weights(node) or (node_flops(node) and _is_of_tokens(node))
     }
     return {node: needed[node] for node in inside if parts.leader(node) in large}
+
+
+def gathers_weights(node: fx.Node) -> bool:
+    """Whether the op gathers weights of other ranks."""
+    return is_collective(node) and ir.binding(node) == Binding.CONSTANT
 
 
 def _is_of_tokens(node: fx.Node) -> bool:

@@ -43,7 +43,7 @@ RANKS = (
     Mutation(
         "passes/rewrite/demand.py",
         "weights are gathered at steps at which nothing reads what they compute",
-        "if is_collective(node) or (node_flops(node) and _is_of_tokens(node))",
+        "if gathers_weights(node) or (node_flops(node) and _is_of_tokens(node))",
         "if node_flops(node) and _is_of_tokens(node)",
         ("tests/passes/rewrite/test_demand.py",),
     ),
