@@ -362,6 +362,13 @@ def reason_of(error: PabError, part: Part | None) -> str:
     return f"{error} ({made}: made by Python code between two graphs, so its meaning is unknown)"
 
 
+_GIVEN_UP = (
+    "Dynamo names no reason for the breaks. It gives a forward up whose loop runs code that it "
+    "cannot trace, such as a hook of a layer, and compiles only what that forward calls. "
+    "TORCH_LOGS=graph_breaks shows such code. "
+)
+
+
 def nothing_found(findings: Sequence[Finding], breaks: Sequence[str]) -> UnsupportedModelError:
     """The error for a forward of several graphs in which nothing can be broadcast.
 
@@ -375,7 +382,7 @@ def nothing_found(findings: Sequence[Finding], breaks: Sequence[str]) -> Unsuppo
     offer = f" {OFFER}" if any(finding.takes_whole for finding in findings) else ""
     return UnsupportedModelError(
         f"Nothing can be broadcast in this forward of {len(findings)} graph(s): {found}. "
-        + (f"Dynamo broke it up because of: {why}. " if why else "")
+        + (f"Dynamo broke it up because of: {why}. " if why else _GIVEN_UP)
         + "Remove the breaks between the model's inputs and its attentions, or compile the "
         f"module that holds both.{offer}"
     )

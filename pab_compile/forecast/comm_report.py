@@ -17,7 +17,7 @@ class CommRow:
     """What equal sites exchange in a generation.
 
     Attributes:
-        what: the kind of the sites, or another name.
+        what: the kind of the sites, or another name. ``weights`` for gathers of weights.
         along: the axis that is sharded in the sites.
         num_sites: number of such sites.
         collectives: number of all-to-alls (or gathers) of one site at a step that computes it.

@@ -33,6 +33,7 @@ from pab_compile.plans.share import computed_share, share_of_any
 
 from .comm_report import CommReport, CommRow, Work
 from .comm_rows import Often, Runs, at_the_end, exchange_of_calls, rows_of, runs_in
+from .weights import rows_of_weights
 
 
 def options_for(options: Mapping[str, Any] | None, num_ranks: int) -> Options:
@@ -97,10 +98,14 @@ def predict(program: Program, options: Options, num_ranks: int, schedule: Schedu
     found = sites_of_calls(part.graph_module.graph, reusable)
     needed_by = {node.name: names for node, names in found.items()}
 
-    def rows(often: Often) -> tuple[CommRow, ...]:
-        if not is_shared or choice is None:
-            return last
-        return (*rows_of(program, choice, ranks, num_steps, often, runs), *last)
+    def rows(often: Often, runs_for: Mapping[str, frozenset[str]]) -> tuple[CommRow, ...]:
+        def once(node: fx.Node) -> bool:
+            return runs_for.get(node.name) == frozenset()
+
+        weights = rows_of_weights(part.graph_module.graph, num_steps, often, once)
+        if ranks.size == 1 or choice is None:
+            return (*last, *weights)
+        return (*rows_of(program, choice, ranks, num_steps, often, runs), *last, *weights)
 
     @functools.cache
     def times(names: frozenset[str] | None) -> float:
@@ -119,9 +124,9 @@ def predict(program: Program, options: Options, num_ranks: int, schedule: Schedu
         num_ranks=ranks.size,
         num_batch_ranks=num_batch,
         num_steps=num_steps,
-        rows=rows(planned),
-        always=rows(lambda _: 1.0),
-        never=rows(without),
+        rows=rows(planned, exchanged_for),
+        always=rows(lambda _: 1.0, needed_by),
+        never=rows(without, needed_by),
         work=_work(program, choice, ranks, num_steps, lambda n: times(runs_for.get(n.name))),
         work_always=_work(program, choice, ranks, num_steps, lambda _: 1.0),
         computed=round(sum(num_steps * share(site) for site in program.sites), 6),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 from pab_compile.errors import ShardingError
 from pab_compile.options import Options
@@ -12,10 +13,15 @@ from pab_compile.plans.schedule import Schedule
 
 from .comm_report import CommReport, CommRow, Work
 from .predict import predict
+from .weights import GatheredAround
 
 
 def predict_all(
-    programs: Sequence[Program], options: Options, num_ranks: int, schedule: Schedule
+    programs: Sequence[Program],
+    options: Options,
+    num_ranks: int,
+    schedule: Schedule,
+    around: Sequence[GatheredAround] = (),
 ) -> CommReport:
     """What ranks would exchange and compute for all graphs of a forward.
 
@@ -24,6 +30,7 @@ def predict_all(
         options: they say how many ranks share the batch.
         num_ranks: number of all ranks.
         schedule: the steps of a generation.
+        around: weights that are gathered before the forward.
 
     Raises:
         ShardingError: no axis of a graph can be sharded over so many ranks. Or the ranks would
@@ -35,7 +42,14 @@ def predict_all(
             "two calls of guidance for a forward of one graph only. Leave batch_parallel and "
             "batch_mesh out, and let the ranks share the tokens."
         )
-    return joined([predict(program, options, num_ranks, schedule) for program in programs])
+    found = joined([predict(program, options, num_ranks, schedule) for program in programs])
+    weights = tuple(each.row(found.num_steps) for each in around)
+    return replace(
+        found,
+        rows=(*found.rows, *weights),
+        always=(*found.always, *weights),
+        never=(*found.never, *weights),
+    )
 
 
 def joined(reports: Sequence[CommReport]) -> CommReport:

@@ -24,6 +24,7 @@ from pab_compile.report.text import ShownAsText
 from .predict import options_for
 from .seconds import Generation, generation_of
 from .several import predict_all
+from .weights import GatheredAround
 
 RANK_OPTIONS = (
     "mesh",
@@ -129,6 +130,7 @@ def ways_to_share(
     machine: Machine,
     calls: int,
     alone: bool = True,
+    around: Sequence[GatheredAround] = (),
 ) -> Splits:
     """Predict the time of every way in which ranks can share a forward.
 
@@ -143,11 +145,12 @@ def ways_to_share(
         machine: the devices.
         calls: calls of the model per step.
         alone: whether the one graph is the whole forward. Only then halves can share two calls.
+        around: weights that are gathered before the forward.
     """
 
     def predicted(ways: Iterator[Split]) -> list[Split]:
         return [
-            _split(programs, {**options, **way.options}, way, schedule, machine, calls)
+            _split(programs, {**options, **way.options}, way, schedule, machine, calls, around)
             for way in ways
         ]
 
@@ -199,11 +202,13 @@ def _split(
     schedule: Schedule,
     machine: Machine,
     calls: int,
+    around: Sequence[GatheredAround],
 ) -> Split:
     num_batch = way.num_batch_ranks
     num_ranks = num_batch * way.num_token_ranks
     try:
-        report = predict_all(programs, options_for(options, num_ranks), num_ranks, schedule)
+        parsed = options_for(options, num_ranks)
+        report = predict_all(programs, parsed, num_ranks, schedule, around)
     except (ShardingError, OptionError) as error:
         return replace(way, reason=str(error))
     each = 1 if num_batch > 1 and shares_calls(programs[0], num_batch) else calls

@@ -62,7 +62,7 @@ from pab_compile.report.dump import Dumper
 from pab_compile.report.explanation import Explanation, Finding
 from pab_compile.runtime.forward import Forward, Forwards
 from pab_compile.runtime.last_runs import last_generation, last_runs
-from pab_compile.runtime.layer_hooks import with_cause
+from pab_compile.runtime.layer_hooks import whole_weights, with_cause
 from pab_compile.runtime.misplaced import not_a_denoiser
 
 _MUCH = 2**30  # bytes that matter on a device of which nothing is known
@@ -118,7 +118,7 @@ def explain(
     if owner is not None and "forward" in vars(owner):  # a hook is around it
         forward = owner._call_impl
     try:
-        with torch.no_grad(), collector_paused():
+        with torch.no_grad(), collector_paused(), whole_weights(owner):
             trace_once(forward, *arguments, survey.run)
         found = survey.explanation()
         return replace(found, notes=(*found.notes, note)) if note else found

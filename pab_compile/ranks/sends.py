@@ -48,6 +48,16 @@ def _collectives(graph_module: fx.GraphModule) -> list[fx.Node]:
     return found
 
 
+def own_exchange(node: fx.Node) -> tuple[int, int]:
+    """What a collective sends that the model had before its tokens were shared.
+
+    Returns:
+        The bytes that this rank sends to the others, and the number of all these ranks.
+    """
+    sends = _own(node)
+    return _exchanged(node, sends, "").sent_bytes, sends.size
+
+
 def _own(node: fx.Node) -> Sends:
     """A collective that is no part of sharding, such as one of the model's own."""
     name: Any = node.kwargs.get("group_name", node.args[-1])

@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,6 +33,7 @@ _GATHER = (
     "After fully_shard call pab_compile.gather_weights(model): each layer then gathers its weights "
     "inside the graph. With FullyShardedDataParallel use fully_shard instead."
 )
+_SHOWN = 2  # hooks that an error names
 _FROM_DISK = "Weights that are not in memory cannot be brought inside the graph."
 
 
@@ -120,6 +122,23 @@ def sharding_state(layer: torch.nn.Module) -> Any:
     return state if any(owner is state for owner in hooks) else None
 
 
+@contextmanager
+def whole_weights(model: torch.nn.Module | None) -> Iterator[None]:
+    """Gather what the hooks around a whole model would gather, for one that is not called itself.
+
+    All ranks that share the weights must do it.
+    """
+    if model is None or sharding_state(model) is None:
+        yield
+        return
+    sharded: Any = model
+    sharded.unshard()
+    try:
+        yield
+    finally:
+        sharded.reshard()
+
+
 def _is_sharded(layer: torch.nn.Module) -> bool:
     """Whether ranks gather the weights of a layer just before it runs."""
     library = sys.modules.get("torch.distributed.fsdp")
@@ -133,6 +152,8 @@ def with_cause(
 ) -> UnsupportedModelError:
     """An error that a model cannot be broadcast, with its layer hooks as the cause if it has any.
 
+    If it has none, the cause may be what Dynamo was told not to trace.
+
     Args:
         error: the error.
         model: the model; None if a function was compiled.
@@ -142,11 +163,45 @@ def with_cause(
     way_out = _FROM_DISK if FROM_DISK in features else _WAY_OUT
     if model is not None and any(map(_is_sharded, list(model.modules())[1:])):
         features, way_out = {SHARDED: None, **features}, _GATHER
+    if not features and model is not None and (untraced := _untraced(model)):
+        shown = ", ".join(untraced[:_SHOWN])
+        more = f" and {len(untraced) - _SHOWN} more" if len(untraced) > _SHOWN else ""
+        return _caused(
+            error,
+            f"Dynamo must not trace {shown}{more} of this model (torch.compiler.disable), so the "
+            "forward is broken there. Take the hook off, or let Dynamo trace it. What was found "
+            "so: ",
+        )
     if not features:
         return error
-    caused = UnsupportedModelError(
+    return _caused(
+        error,
         f"Hooks around the layers of this model ({', '.join(features)}) break the forward at every "
-        f"layer. {way_out} What was found so: {error}"
+        f"layer. {way_out} What was found so: ",
     )
+
+
+def _caused(error: UnsupportedModelError, before: str) -> UnsupportedModelError:
+    """An error with its cause in front of it."""
+    caused = UnsupportedModelError(f"{before}{error}")
     caused.__cause__ = error.__cause__
     return caused
+
+
+def _untraced(model: torch.nn.Module) -> list[str]:
+    """The hooks and forwards of layers that Dynamo was told not to trace."""
+    found = []
+    for name, layer in model.named_modules():
+        if layer is model:
+            continue
+        hooks = [*layer._forward_pre_hooks.values(), *layer._forward_hooks.values()]
+        if any(map(_is_disabled, hooks)):
+            found.append(f"a hook of {name!r}")
+        if _is_disabled(layer.forward):
+            found.append(f"the forward of {name!r}")
+    return found
+
+
+def _is_disabled(function: Any) -> bool:
+    """Whether ``torch.compiler.disable`` made a function."""
+    return bool(getattr(function, "_torchdynamo_disable", False))

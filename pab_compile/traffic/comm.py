@@ -15,10 +15,12 @@ from pab_compile.errors import OptionError, UnsupportedModelError
 from pab_compile.forecast.comm_report import CommReport
 from pab_compile.forecast.predict import options_for
 from pab_compile.forecast.several import predict_all
+from pab_compile.forecast.weights import gathered_around
 from pab_compile.inspect.explain import Survey, by_name
 from pab_compile.options import Options, parse_options
 from pab_compile.passes.program import Program
 from pab_compile.plans.schedule import Schedule
+from pab_compile.runtime.layer_hooks import whole_weights, with_cause
 
 _PARALLEL = ("mesh", "sequence_parallel", "batch_mesh", "batch_parallel", "shard")
 
@@ -36,6 +38,9 @@ def comm(
 
     Inputs may be real, ``meta`` or fake tensors. No process group is needed.
 
+    Gathers of weights count too if ranks share those of the given model: after ``gather_weights``,
+    or with ``fully_shard`` around the model as a whole. Then all these ranks must call this.
+
     Args:
         model: a module. If its forward breaks into graphs, those with attentions count.
         *args: inputs of the model.
@@ -52,7 +57,8 @@ def comm(
     if num_ranks is None:
         num_ranks = _num_ranks(options)
     parsed = options_for(options, num_ranks)
-    return predict_all(look_at(model, args, kwargs, parsed), parsed, num_ranks, schedule)
+    programs = look_at(model, args, kwargs, parsed)
+    return predict_all(programs, parsed, num_ranks, schedule, gathered_around(model))
 
 
 def _num_ranks(options: Mapping[str, Any] | None) -> int:
@@ -80,13 +86,19 @@ def look_at(
     """
     alone = replace(options, **dict.fromkeys(_PARALLEL), coalesce=False)
     survey = Survey(alone, options.make_plan())
-    with torch.no_grad(), collector_paused():
-        trace_once(model.forward, *by_name(model.forward, args, kwargs), survey.run)
+    try:
+        with torch.no_grad(), collector_paused(), whole_weights(model):
+            trace_once(model.forward, *by_name(model.forward, args, kwargs), survey.run)
+    except UnsupportedModelError as error:
+        if (named := with_cause(error, model)) is error:
+            raise
+        raise named from error
     programs = survey.programs
     if len(programs) > 1:
         programs = [program for program in programs if holds_attention(program)]
     if not programs:
-        raise UnsupportedModelError(
+        error = UnsupportedModelError(
             "No graph of the forward holds an attention that can be reused, and so none is shared."
         )
+        raise with_cause(error, model)
     return tuple(programs)

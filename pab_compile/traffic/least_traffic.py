@@ -16,6 +16,7 @@ from pab_compile.errors import CalibrationError
 from pab_compile.forecast.comm_report import CommReport
 from pab_compile.forecast.predict import options_for
 from pab_compile.forecast.several import predict_all
+from pab_compile.forecast.weights import gathered_around
 from pab_compile.passes.program import Program
 from pab_compile.plans.schedule import Schedule
 
@@ -62,7 +63,9 @@ def least_traffic(
             programs[key] = look_at(model, args, kwargs, options)
         sites = [site for program in programs[key] for site in program.sites]
         options.make_plan().check(sites)
-        reports[name] = predict_all(programs[key], options, num_ranks, schedule)
+        reports[name] = predict_all(
+            programs[key], options, num_ranks, schedule, gathered_around(model)
+        )
     if len({report.computed for report in reports.values()}) > 1:
         counts = ", ".join(f"{name} {report.computed:g}" for name, report in reports.items())
         raise CalibrationError(

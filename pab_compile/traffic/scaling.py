@@ -19,6 +19,7 @@ from pab_compile.errors import OptionError, ShardingError
 from pab_compile.forecast.predict import options_for
 from pab_compile.forecast.seconds import Generation, generation_of
 from pab_compile.forecast.several import predict_all
+from pab_compile.forecast.weights import gathered_around
 from pab_compile.machine import Machine
 from pab_compile.plans.schedule import Schedule
 from pab_compile.report.table import table_lines
@@ -102,7 +103,8 @@ def scaling(
 ) -> Scaling:
     """Predict how long a generation takes on several numbers of devices, from the graph.
 
-    Inputs may be real, ``meta`` or fake tensors. No process group is needed.
+    Inputs may be real, ``meta`` or fake tensors. No process group is needed. One device has all
+    weights. More of them gather weights as ``comm`` says, among the ranks that share them now.
 
     Args:
         model: a module. If its forward breaks into graphs, those with attentions count.
@@ -125,13 +127,16 @@ def scaling(
     if not isinstance(machine, Machine):
         machine = Machine(one.work_always.flops / machine)
     rows = []
+    around = gathered_around(model)
     for num_ranks in ranks:
         try:
-            found = predict_all(programs, options_for(options, num_ranks), num_ranks, schedule)
+            parsed = options_for(options, num_ranks)
+            found = predict_all(programs, parsed, num_ranks, schedule, around)
         except (ShardingError, OptionError) as error:
             rows.append(ScalingRow(num_ranks, "", None, None, str(error)))
             continue
-        always = generation_of(machine, found, found.work_always, found.always)
-        planned = generation_of(machine, found, found.work, found.rows)
+        of_all, of_plan = (found.always, found.rows) if num_ranks > 1 else ((), ())
+        always = generation_of(machine, found, found.work_always, of_all)
+        planned = generation_of(machine, found, found.work, of_plan)
         rows.append(ScalingRow(num_ranks, found.axis, always, planned))
-    return Scaling(tuple(rows), generation_of(machine, one, one.work_always, one.always))
+    return Scaling(tuple(rows), generation_of(machine, one, one.work_always, ()))

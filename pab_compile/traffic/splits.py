@@ -11,6 +11,7 @@ from pab_compile.errors import OptionError
 from pab_compile.forecast.predict import options_for
 from pab_compile.forecast.several import predict_all
 from pab_compile.forecast.ways import RANK_OPTIONS, Splits, ways_to_share
+from pab_compile.forecast.weights import gathered_around
 from pab_compile.machine import Machine
 from pab_compile.plans.schedule import Schedule
 
@@ -56,4 +57,5 @@ def splits(
     if not isinstance(machine, Machine):
         one = predict_all(programs, alone, 1, schedule)
         machine = Machine(calls * one.work_always.flops / machine)
-    return ways_to_share(programs, given, num_ranks, schedule, machine, calls)
+    around = gathered_around(model)
+    return ways_to_share(programs, given, num_ranks, schedule, machine, calls, around=around)

@@ -10,8 +10,8 @@ If a step reuses both branches, nothing needs ``%h``. The same is true of a stre
 only attentions read.
 
 A part of the graph runs on demand if it contains a contraction of values that depend on the
-latents, or of a timestep per token. Smaller parts run at every step, since more pieces would cost
-more than they save.
+latents, or of a timestep per token, or if it gathers weights of other ranks. Smaller parts run at
+every step, since more pieces would cost more than they save.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from torch import fx
 from pab_compile.passes.graph import ir
 from pab_compile.passes.graph.flops import node_flops
 from pab_compile.passes.graph.groups import Groups
+from pab_compile.passes.graph.ops import is_collective
 from pab_compile.passes.sites.binding import Binding
 from pab_compile.passes.sites.hoisting import hoisted_nodes
 from pab_compile.passes.sites.site import Site
@@ -53,8 +54,17 @@ def on_demand(
     parts = Groups(inside)
     for node in inside:
         parts.merge([node, *(n for n in node.all_input_nodes if n in known)])
-    large = {parts.leader(node) for node in inside if node_flops(node) and _is_of_tokens(node)}
+    large = {
+        parts.leader(node)
+        for node in inside
+        if gathers_weights(node) or (node_flops(node) and _is_of_tokens(node))
+    }
     return {node: needed[node] for node in inside if parts.leader(node) in large}
+
+
+def gathers_weights(node: fx.Node) -> bool:
+    """Whether the op gathers weights of other ranks."""
+    return is_collective(node) and ir.binding(node) == Binding.CONSTANT
 
 
 def _is_of_tokens(node: fx.Node) -> bool:

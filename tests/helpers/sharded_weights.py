@@ -18,7 +18,15 @@ from torch.distributed.tensor.parallel import (
 )
 
 import pab_compile
-from helpers.latte import Loop, calls_of, compiled_pab, ddim_timesteps, tiny_latte
+from helpers.latte import (
+    Loop,
+    calls_of,
+    compiled_pab,
+    ddim_timesteps,
+    draw_latents,
+    draw_prompt,
+    tiny_latte,
+)
 from helpers.world import Counter, Mesh
 from pab_compile.report.exchanges import Exchanges
 
@@ -69,6 +77,52 @@ def generate(group: dist.ProcessGroup | None, how: str, options: dict[str, Any])
     rows = Exchanges(stats.timeline).rows
     said = sum(row.collectives for row in rows if row.how == "all-gather")
     return Found("", found, reused, counter.gathers, said)
+
+
+@dataclass(frozen=True)
+class Traffic:
+    """What a generation exchanges.
+
+    Attributes:
+        collectives: how many.
+        gathered: bytes that this rank sends in those of them that gather equal parts.
+    """
+
+    collectives: float
+    gathered: float
+
+
+def foretold_and_counted(
+    group: dist.ProcessGroup, how: str, options: dict[str, Any]
+) -> tuple[Traffic, Traffic]:
+    """What ``comm`` says of a generation, and what torch's profiler and statistics counted."""
+    torch._dynamo.reset()
+    model = tiny_latte(1)
+    _share(model, how, DeviceMesh.from_group(group, "cpu"))
+    shared: dict[str, Any] = {"shard": "t"} if "with tokens" in how else {}
+    report = pab_compile.comm(
+        model,
+        hidden_states=draw_latents(batch=1),
+        timestep=torch.tensor([500]),
+        encoder_hidden_states=draw_prompt(batch=1),
+        schedule=pab_compile.Schedule(STEPS, tuple(ddim_timesteps(STEPS))),
+        num_ranks=group.size() if shared else 1,
+        options=options | shared,
+    )
+    gathers = [row for row in report.rows if row.what in ("weights", "gather at the end")]
+    foretold = Traffic(report.num_collectives, sum(row.wire_bytes for row in gathers))
+    if shared:
+        shared["mesh"] = Mesh(group)
+    compiled = compiled_pab(model, inner="eager", **options, **shared)
+    with torch.profiler.profile(record_shapes=True) as profile:
+        Loop(calls_of(compiled), ddim_timesteps(STEPS)).run()
+    made = [event for event in profile.events() if event.name.startswith("c10d::")]
+    rows = Exchanges(pab_compile.stats(compiled).timeline).rows
+    sent = sum(row.sent_bytes for row in rows if row.how == "all-gather")
+    for event in made:
+        if event.name == "c10d::_allgather_base_":  # by hooks, which the statistics do not know
+            sent += 4 * torch.Size(event.input_shapes[1]).numel() * (group.size() - 1)
+    return foretold, Traffic(len(made), sent)
 
 
 def parallel_by_diffusers(group: dist.ProcessGroup) -> str:

@@ -93,3 +93,20 @@ def test_with_hooks_around_every_layer_a_model_is_computed_and_says_why(
     said = [str(entry.message) for entry in caught if "without reuse" in str(entry.message)]
     assert len(said) == 1
     assert re.search(REASONS, said[0]), said[0]
+
+
+def test_code_that_dynamo_must_not_trace_around_the_blocks_is_named() -> None:
+    model = tiny_latte(depth=1)
+    block = model.transformer_blocks[0]
+    block.register_forward_pre_hook(torch.compiler.disable(lambda *_: None))
+    temporal = model.temporal_transformer_blocks[0]
+    temporal.forward = torch.compiler.disable(temporal.forward)  # type: ignore[method-assign]
+    with pytest.raises(UnsupportedModelError) as caught:
+        Loop(calls_of(compiled_pab(model, inner="eager")), ddim_timesteps(3)).run()
+    cause, found = str(caught.value).split("What was found so: ")
+    assert cause == (
+        "Dynamo must not trace a hook of 'transformer_blocks.0', the forward of "
+        "'temporal_transformer_blocks.0' of this model (torch.compiler.disable), so the forward is "
+        "broken there. Take the hook off, or let Dynamo trace it. "
+    )
+    assert "Dynamo names no reason for the breaks" in found and "graph_breaks shows" in found

@@ -41,6 +41,27 @@ RANKS = (
         ("tests/ranks/test_sharded_weights.py",),
     ),
     Mutation(
+        "passes/rewrite/demand.py",
+        "weights are gathered at steps at which nothing reads what they compute",
+        "if gathers_weights(node) or (node_flops(node) and _is_of_tokens(node))",
+        "if node_flops(node) and _is_of_tokens(node)",
+        ("tests/passes/rewrite/test_demand.py",),
+    ),
+    Mutation(
+        "pab_compile/forecast/weights.py",
+        "gathers of weights are foretold for steps that reuse their site",
+        "round(num_steps * often([node]), 6)",
+        "num_steps",
+        ("tests/ranks/test_sharded_weights.py",),
+    ),
+    Mutation(
+        "passes/parallel/choose.py",
+        "a refusal offers a number of ranks that cannot share the model either",
+        "if every[name](num_ranks=size).layout is not None:",
+        "if True:",
+        ("tests/passes/parallel/test_layout.py",),
+    ),
+    Mutation(
         "passes/sites/hoisting.py",
         "gathered weights are stored for the whole generation",
         "CASTS | _GATHERS |",

@@ -45,6 +45,17 @@ def test_layers_gather_weights_inside_the_graph_and_none_for_what_is_reused(
     assert one_reused.said - all_reused.said == more  # and those of pieces that run once
 
 
+@pytest.mark.sample("layers gathered with tokens-2")
+@pytest.mark.parametrize("spatial", [2, 1])
+@pytest.mark.parametrize(
+    "how", ["layers gathered with tokens", "layers gathered", "whole with tokens"]
+)
+def test_gathers_of_weights_are_foretold(world: World, how: str, spatial: int) -> None:
+    options = {"ranges": {**cases.RANGES, "spatial": spatial}}
+    for foretold, counted in world.run(cases.foretold_and_counted, how, options, ranks=2):
+        assert foretold == counted
+
+
 def check_exact(world: World, how: str) -> cases.Found:
     """Compare with one process."""
     found = world.run(cases.generate, how, {"ranges": cases.RANGES}, ranks=2)

@@ -23,6 +23,7 @@ from helpers.captured import (
     tokens_of,
 )
 from pab_compile.passes.graph import ir
+from pab_compile.passes.graph.ops import is_collective
 from pab_compile.passes.rewrite.broadcast import broadcast
 from pab_compile.passes.rewrite.coalesce import coalesce
 from pab_compile.passes.rewrite.demand import sites_of_calls
@@ -101,6 +102,27 @@ def test_a_modulation_per_token_runs_on_demand_and_one_per_sample_at_every_step(
         found = captured(modulated, timestep=timestep)
         pieces = demanded(found, analysed(found).sites, lambda site: True)
         assert [ops(piece.compute).count("linear") for piece in pieces] == [2] * expected
+
+
+def gathered(latents, timestep, w_in, w_time, w_part):  # type: ignore[no-untyped-def]
+    """Two attentions that are modulated by a projection whose weight is gathered from two ranks."""
+    x = tokens_of(latents, w_in)
+    ops = torch.ops._c10d_functional
+    whole = ops.wait_tensor.default(ops.all_gather_into_tensor.default(w_part, 2, "ranks"))
+    emb = linear(time_embedding(timestep, w_time), whole)
+    for _ in range(2):
+        y = layer_norm(x, [CHANNELS]) * emb
+        x = x + attend(y, y, y)
+    return latents_of(x)
+
+
+def test_a_modulation_whose_weights_are_gathered_runs_on_demand() -> None:
+    part = torch.nn.Parameter(torch.rand(CHANNELS // 2, CHANNELS), requires_grad=False)
+    model = captured(gathered, w_part=part)
+    sites = analysed(model).sites
+    found = sites_of_calls(model.graph_module.graph, sites)
+    (gather,) = (n for n in model.graph_module.graph.nodes if is_collective(n))
+    assert found[gather] == {site.name for site in sites}
 
 
 def shared(latents, timestep, w_in, w_time, w_q):  # type: ignore[no-untyped-def]
