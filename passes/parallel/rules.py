@@ -7,6 +7,7 @@ unknown op is an error, never a silent wrong result.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import cast
 
 import torch
 from torch import fx
@@ -65,7 +66,8 @@ def judge(node: fx.Node, shards: Shards) -> Answer:
 
 def _module(node: fx.Node, shards: Shards) -> Answer:
     """A module of the user that was tried: it keeps the tokens of its one input apart."""
-    (tokens, *further), is_apart = node.args[0], node.args[6]  # type: ignore[misc]
+    given, is_apart = cast("list[fx.Node]", node.args[0]), node.args[6]
+    tokens, *further = given
     if not is_apart or further or tokens not in shards:
         return "it is a module of the model, and not known to keep tokens apart"
     if shards[tokens].dim == len(shape_of(node)) - 1:

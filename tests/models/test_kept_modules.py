@@ -194,6 +194,26 @@ def test_what_was_computed_with_other_weights_is_not_reused() -> None:
         assert torch.equal(ours(*third), model(*third))
 
 
+class Adapted(Experts):
+    """An adapter may be attached, which no code that Dynamo traced reads."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        found = super().forward(x)
+        adapter = self._modules.get("adapter")
+        return found if adapter is None else found + adapter(x)
+
+
+def test_an_adapter_that_is_attached_is_noticed() -> None:
+    model = make(Adapted)
+    ours = compiled(model, ranges={"mlp": 4})
+    with pab_compile.generation(timesteps=TIMESTEPS):
+        first, second, *_ = calls()
+        ours(*first)
+        experts: Any = model.mixtures[0].experts
+        experts.add_module("adapter", nn.Linear(WIDTH, WIDTH).requires_grad_(False))
+        assert torch.equal(ours(*second), model(*second))
+
+
 def test_hooks_and_weights_in_the_place_of_others_go_on() -> None:
     model = make()
     ours = compiled(model, ranges={})

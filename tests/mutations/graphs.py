@@ -91,7 +91,7 @@ GRAPHS = (
     ),
     Mutation(
         "pab_compile/dynamo_rules/kept_modules.py",
-        "a kept module that got other layers runs with the weights of before",
+        "what a kept module computed before it got an adapter is reused",
         "    install_guard(module.source.make_guard(guard))\n",
         "",
         ("tests/models/test_kept_modules.py",),
