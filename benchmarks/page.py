@@ -60,14 +60,15 @@ a step is the model without the parts that it reuses, compiled whole by stock `t
 Figures are time of the limit / time of ours. A ratio of 1.00 is the limit. The target is 0.97;
 figures in bold miss it.""",
         has_grids=True,
-        after="""The narrow models miss the target. Their steps take milliseconds, and Python's time
-comes on top. Part of that is Dynamo, which checks its guards on all weights at every call, as under
-stock `torch.compile`. A backend cannot leave them out. The last column compares a call that does nothing
-else with ours. The rest is this library: it finds the generation, the step and the plan, looks
-whether a weight has changed, and calls pieces one by one where a plan reuses attention only. All of
-this grows with the number of layers, and not with the size of the tensors. So the wider Latte,
-which is still far smaller than the models that people run, meets the target in most columns and
-misses it by a hundredth in the others. Other programs used the second core during this run.""",
+        after="""The narrow models miss the target. Their steps take milliseconds, and Python's
+time comes on top. Part of that is Dynamo, which checks its guards on all weights at every call,
+as under stock `torch.compile`. A backend cannot leave them out. The last column compares a call
+that does nothing else with ours. The rest is this library: it finds the generation, the step and
+the plan, looks whether a weight has changed, and calls pieces one by one where a plan reuses
+attention only. All of this grows with the number of layers, and not with the size of the tensors.
+So the wider Latte, which is still far smaller than the models that people run, meets the target
+in most columns and misses it by a hundredth in the others. Other programs used the second core
+during this run.""",
     ),
     Section(
         "Beside the operations",
