@@ -182,8 +182,8 @@ DITS = (
         inputs_of(_animate2),
         ((r"^blocks\.\d+\.self_attn$", "full"), (r"^blocks\.\d+\.cross_attn$", "cross")),
         "video",
-        notes="attends to a reference picture too, in one buffer; reads sizes of grids from "
-        "tensors in every block, one of them the caller's",
+        notes="attends to a reference picture too, in one buffer; reads the sizes of its "
+        "grids from tensors in every block, one of them the caller's",
         prepare=_make_mask,
     ),
 )
