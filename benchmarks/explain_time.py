@@ -29,6 +29,7 @@ def run(result: Result, quick: bool, progress: Progress) -> None:
     names = [name for name in REAL_MODELS if name not in NOT_ON_META]
     names = names[:1] if quick else names
     threads = torch.get_num_threads()
+    result.settings = {"threads": 1, "plan": "linear3", "runs": 1}
     torch.set_num_threads(1)
     task = progress.add_task("explain", total=len(names))
     for name in names:
