@@ -200,7 +200,7 @@ These do not depend on the machine, so tests hold them:
 {}
 
 `python -m tests.mutations --costs` takes optimisations out one by one, and runs the tests that hold
-them. It fails if a test does not notice. `dits/test_kernels.py` has no such fault of its own.
+them. It fails if a test does not notice.
 """
 
 

@@ -31,6 +31,13 @@ SLOWER = (
     ),
     Mutation(
         "pab_compile/compile/build.py",
+        "a step that reuses adds the output of every site",
+        "coalesces = options.coalesce and not request.is_observed",
+        "coalesces = False",
+        ("tests/dits/test_kernels.py",),
+    ),
+    Mutation(
+        "pab_compile/compile/build.py",
         "sites that are always reused together keep a tensor each",
         "coalesces = options.coalesce and not request.is_observed",
         "coalesces = False",
