@@ -133,8 +133,8 @@ def _summary(lines: dict[str, list[str]]) -> str:
     worst = max((float(cells[4]) for cells in shared), default=0.0)
     told = sum(cells[7].startswith("yes") for cells in shared)
     found = (
-        f"{len(lines) - len(refused)} of {len(lines)} models are shared, and {len(refused)} are "
-        f"refused ({', '.join(refused) or 'none'}).\nThe largest difference is {worst:.1e}. "
+        f"{len(lines) - len(refused)} of {len(lines)} models are shared. "
+        f"Refused: {', '.join(refused) or 'none'}.\nThe largest difference is {worst:.1e}. "
         f"`comm` foretold {told} of {len(shared)} rows."
     )
     reasons = [f"- {name}: {CATALOGUE[name].notes}." for name in refused]
